@@ -1,0 +1,1 @@
+"""From queued events to the API: batches, verdicts, decisions, and the worker that performs them."""

@@ -1,0 +1,54 @@
+"""Every error that the agent raises on purpose, and the exit code that the command line gives it.
+
+    AgentError                    1   something this package can name went wrong
+    ├── DeadlineError             3   a deadline passed before the work was done
+    ├── NotRunningError           4   no daemon answers on the control socket
+    ├── QueueLockedError          5   another daemon owns the queue directory
+    ├── ListenError               6   a socket cannot be opened (too long, taken, not writable)
+    ├── StorageError              7   the queue directory cannot be read or written
+    └── ConfigError              78   configuration or token is wrong (EX_CONFIG of sysexits.h)
+
+Messages are for people: they say what is wrong, where, and what would be right, in one line, and never carry a secret.
+"""
+
+
+class AgentError(Exception):
+    """The root: everything below has a message fit for an operator and an `exit_code`."""
+
+    exit_code = 1
+
+
+class DeadlineError(AgentError):
+    """A deadline passed before the work was done; nothing is lost by it."""
+
+    exit_code = 3
+
+
+class NotRunningError(AgentError):
+    """No daemon answers on the control socket."""
+
+    exit_code = 4
+
+
+class QueueLockedError(AgentError):
+    """Another daemon owns the queue directory."""
+
+    exit_code = 5
+
+
+class ListenError(AgentError):
+    """A socket cannot be opened: its path is too long, taken by a live process, or not writable."""
+
+    exit_code = 6
+
+
+class StorageError(AgentError):
+    """A queue file could not be read or written; the operating system's error is the cause."""
+
+    exit_code = 7
+
+
+class ConfigError(AgentError):
+    """The configuration or the token is wrong."""
+
+    exit_code = 78

@@ -1,0 +1,1 @@
+"""Bytes in, lines out: pure protocol framing, one module per protocol."""

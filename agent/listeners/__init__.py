@@ -1,0 +1,1 @@
+"""Socket loops that read bytes and hand them on; they decide nothing."""

@@ -1,0 +1,1 @@
+"""The file queue of one destination: records, segments, cursor, log and group commit."""

@@ -1,0 +1,175 @@
+"""The seam between the queue and the disk: a small Protocol, and its only implementation on a real operating system.
+
+It knows files, directories and locks. It must never know what the bytes mean. Every method may raise OSError, which the
+callers translate: a path's meaning (segment, cursor, dead letter) is theirs. Nothing here retries, above all not a sync.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+from pathlib import Path
+from typing import Protocol
+
+DIRECTORY_MODE = 0o700
+FILE_MODE = 0o600
+
+
+class File(Protocol):
+    """One open file. Offsets and sizes are in bytes."""
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """Return up to `size` bytes from `offset`; fewer only at the end of the file."""
+
+    def pwrite(self, data: bytes, offset: int) -> None:
+        """Write all of `data` at `offset`, or raise; after an error any part of it may have been written."""
+
+    def truncate(self, size: int) -> None:
+        """Cut the file to `size` bytes."""
+
+    def sync(self) -> None:
+        """Make the contents durable (fdatasync). A failure is final for this file: do not call it again."""
+
+    def size(self) -> int:
+        """Return the file's length."""
+
+    def close(self) -> None:
+        """Release the descriptor; never reports a failed write (sync did)."""
+
+
+class Lock(Protocol):
+    """An exclusive advisory lock on a file, held until released or until the process ends."""
+
+    def release(self) -> None:
+        """Give the lock up."""
+
+
+class Filesystem(Protocol):
+    """What the queue asks of a disk. A name created, renamed or removed is durable only after `sync_directory`."""
+
+    def create(self, path: Path) -> File:
+        """Create a file that must not exist yet, mode 0600, for reading and writing."""
+
+    def open(self, path: Path, *, writable: bool = False) -> File:
+        """Open an existing regular file."""
+
+    def make_directory(self, path: Path) -> None:
+        """Create a directory, mode 0700, with its parents; one that exists already is fine. Durable on return."""
+
+    def names(self, directory: Path) -> list[str]:
+        """Return the names in a directory, sorted."""
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Move a file, replacing the target atomically."""
+
+    def unlink(self, path: Path) -> None:
+        """Remove a file; one that is gone already is fine."""
+
+    def sync_directory(self, path: Path) -> None:
+        """Make the directory's names durable."""
+
+    def free_bytes(self, directory: Path) -> int:
+        """Return how many bytes this process could still write there."""
+
+    def lock(self, path: Path) -> Lock | None:
+        """Lock the file at `path`, creating it where needed; None if another process holds it."""
+
+
+class OsFile:
+    """A File on a real descriptor."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def pread(self, size: int, offset: int) -> bytes:
+        data = os.pread(self._fd, size, offset)
+        while data and len(data) < size and (more := os.pread(self._fd, size - len(data), offset + len(data))):
+            data += more
+        return data
+
+    def pwrite(self, data: bytes, offset: int) -> None:
+        written = os.pwrite(self._fd, data, offset)
+        while written < len(data):
+            count = os.pwrite(self._fd, memoryview(data)[written:], offset + written)
+            if count == 0:  # POSIX allows it for regular files; looping on it would hang
+                raise OSError(errno.EIO, "a write of more than 0 bytes wrote none")
+            written += count
+
+    def truncate(self, size: int) -> None:
+        os.ftruncate(self._fd, size)
+
+    def sync(self) -> None:
+        os.fdatasync(self._fd)
+
+    def size(self) -> int:
+        return os.fstat(self._fd).st_size
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class OsLock:
+    """A flock; the kernel releases it with the process, so it can never be stale."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def release(self) -> None:
+        os.close(self._fd)
+
+
+class OsFilesystem:
+    """The operating system's files."""
+
+    def create(self, path: Path) -> File:
+        return OsFile(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE))
+
+    def open(self, path: Path, *, writable: bool = False) -> File:
+        # O_NOFOLLOW and O_NONBLOCK: a planted link or FIFO must not redirect or hang the daemon.
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        return OsFile(os.open(path, flags))
+
+    def make_directory(self, path: Path) -> None:
+        if path.is_dir():
+            return
+        if path.parent != path:
+            self.make_directory(path.parent)
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=DIRECTORY_MODE)
+        self.sync_directory(path.parent)
+
+    def names(self, directory: Path) -> list[str]:
+        return sorted(os.listdir(directory))  # noqa: PTH208 - names are wanted, not paths
+
+    def rename(self, source: Path, target: Path) -> None:
+        source.rename(target)
+
+    def unlink(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+
+    def sync_directory(self, path: Path) -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def free_bytes(self, directory: Path) -> int:
+        stat = os.statvfs(directory)
+        return stat.f_bavail * stat.f_frsize
+
+    def lock(self, path: Path) -> Lock | None:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        except OSError:
+            os.close(fd)
+            raise
+        return OsLock(fd)
