@@ -4,7 +4,6 @@ It knows files, directories and locks. It must never know what the bytes mean. E
 callers translate: a path's meaning (segment, cursor, dead letter) is theirs. Nothing here retries, above all not a sync.
 """
 
-import contextlib
 import errno
 import fcntl
 import os
@@ -134,13 +133,11 @@ class OsFilesystem:
         return OsFile(os.open(path, flags))
 
     def make_directory(self, path: Path) -> None:
-        if path.is_dir():
-            return
-        if path.parent != path:
-            self.make_directory(path.parent)
-        with contextlib.suppress(FileExistsError):
+        if not path.is_dir():
+            if not path.parent.is_dir():
+                self.make_directory(path.parent)
             path.mkdir(mode=DIRECTORY_MODE)
-        self.sync_directory(path.parent)
+        self.sync_directory(path.parent)  # even if it was there: whoever made it may have been killed before this
 
     def names(self, directory: Path) -> list[str]:
         return sorted(os.listdir(directory))  # noqa: PTH208 - names are wanted, not paths
@@ -163,7 +160,7 @@ class OsFilesystem:
         return stat.f_bavail * stat.f_frsize
 
     def lock(self, path: Path) -> Lock | None:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

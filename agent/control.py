@@ -1,0 +1,153 @@
+"""What the control socket is asked, and what it answers.
+
+    GET  /status                     JSON: see `Report`
+    GET  /metrics                    Prometheus text
+    GET  /healthz                    200 only if events can be accepted and persisted, else 503
+    POST /flush?deadline=SECONDS     200 when everything written before the call has left the queue, 504 if the deadline passed
+    POST /pause, POST /resume        200
+
+It knows requests and the surface of what it controls. It must never know internals, or which socket it is served on.
+"""
+
+import datetime as dt
+import math
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Protocol
+
+import anyio
+import msgspec
+import structlog
+
+from agent import __version__
+from agent.http_server import Request, Response
+from agent.intake import Intake
+from agent.pipeline import Pipeline, Status
+
+HEALTH_SECONDS = 5.0
+DEFAULT_DEADLINE = 30.0
+MAX_DEADLINE = 86_400.0
+
+
+class Listener(Protocol):
+    """What control needs of a listener."""
+
+    async def catch_up(self) -> None:
+        """Return when everything that had been written before the call has been taken."""
+
+
+class Control:
+    """Answers requests about the pipelines, by destination."""
+
+    def __init__(
+        self,
+        pipelines: Mapping[str, Pipeline],
+        intake: Intake,
+        listeners: Sequence[Listener],
+        connections: Callable[[], int],
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self._pipelines = pipelines
+        self._intake = intake
+        self._listeners = listeners
+        self._connections = connections
+        self._wall_clock = wall_clock
+        self._started_at = wall_clock()
+        self._log = structlog.get_logger("agent.control")
+        self._routes: dict[tuple[str, str], Callable[[Request], Awaitable[Response]]] = {
+            ("GET", "/status"): self._status,
+            ("GET", "/metrics"): self._metrics,
+            ("GET", "/healthz"): self._healthz,
+            ("POST", "/flush"): self._flush,
+            ("POST", "/pause"): self._pause,
+            ("POST", "/resume"): self._resume,
+        }
+
+    async def handle(self, request: Request) -> Response:
+        """Answer one request."""
+        route = self._routes.get((request.method, request.path))
+        if route is not None:
+            return await route(request)
+        allowed = [method for method, path in self._routes if path == request.path]
+        if allowed:
+            return Response.error(405, "method_not_allowed", f"{request.path} takes {' and '.join(allowed)}")
+        paths = ", ".join(sorted({path for _, path in self._routes}))
+        return Response.error(404, "not_found", f"there is no {request.path}, only {paths}")
+
+    async def _status(self, _: Request) -> Response:
+        now = self._wall_clock()
+        destinations = {name: _report(await pipeline.status(), now) for name, pipeline in self._pipelines.items()}
+        return Response.json(
+            {
+                "version": __version__,
+                "pid": os.getpid(),
+                "uptime": round(now - self._started_at, 3),
+                "rejected": self._intake.rejected,
+                "connections": self._connections(),
+                "destinations": destinations,
+            }
+        )
+
+    async def _metrics(self, _: Request) -> Response:
+        from agent import metrics  # here: a daemon that nobody scrapes does not pay for the import
+
+        statuses = {name: await pipeline.status() for name, pipeline in self._pipelines.items()}
+        text = metrics.render(statuses, self._intake.rejected, self._connections(), self._wall_clock())
+        return Response(200, text, metrics.CONTENT_TYPE)
+
+    async def _healthz(self, _: Request) -> Response:
+        healthy = False
+        with anyio.move_on_after(HEALTH_SECONDS):
+            healthy = all([await pipeline.healthy() for pipeline in self._pipelines.values()])
+        return Response.json({"healthy": healthy}, 200 if healthy else 503)
+
+    async def _flush(self, request: Request) -> Response:
+        try:
+            deadline = float(request.query.get("deadline", DEFAULT_DEADLINE))
+        except ValueError:
+            deadline = math.nan
+        if not 0 <= deadline <= MAX_DEADLINE:
+            return Response.error(400, "bad_deadline", f"deadline is a number of seconds from 0 to {MAX_DEADLINE:g}")
+        with anyio.move_on_after(deadline) as scope:
+            for listener in self._listeners:
+                await listener.catch_up()
+            async with anyio.create_task_group() as tasks:
+                for pipeline in self._pipelines.values():
+                    tasks.start_soon(pipeline.flush)
+        queued = {name: pipeline.ledger().queued for name, pipeline in self._pipelines.items()}
+        flushed = not scope.cancelled_caught
+        return Response.json({"flushed": flushed, "queued": queued}, 200 if flushed else 504)
+
+    async def _pause(self, _: Request) -> Response:
+        for pipeline in self._pipelines.values():
+            pipeline.pause()
+        return Response.json({"state": "paused"})
+
+    async def _resume(self, _: Request) -> Response:
+        for pipeline in self._pipelines.values():
+            pipeline.resume()
+        return Response.json({"state": "running"})
+
+
+def _report(status: Status, now: float) -> dict[str, object]:
+    """Return a destination's part of the status: times are ISO 8601 in UTC, ages in seconds, sizes in bytes."""
+    return {
+        "state": status.state,
+        "reason": status.reason,
+        "since": _iso(status.since),
+        "until": _iso(status.until),
+        "ledger": msgspec.to_builtins(status.ledger),
+        "oldest_event_age": None
+        if status.oldest_event_at is None
+        else round(max(now - status.oldest_event_at, 0.0), 3),
+        "last_delivery_at": _iso(status.last_delivery_at),
+        "requests": status.requests,
+        "queue": {"bytes": status.queue_bytes, "segments": status.segments, "quarantined": status.quarantined},
+        "storage_error": status.storage_error,
+    }
+
+
+def _iso(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    return dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

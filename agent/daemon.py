@@ -1,0 +1,293 @@
+"""The composition root: builds every part from a configuration, and runs them from start-up to shutdown.
+
+It knows all parts, signals and their order. It must never know an algorithm: whatever decides or computes is elsewhere.
+"""
+
+import errno
+import os
+import random
+import resource
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import anyio
+import anyio.abc
+import structlog
+
+from agent import __version__, config, http_server, logs
+from agent.config import Config
+from agent.control import Control
+from agent.delivery import policy, source
+from agent.delivery.http import Endpoint, HttpTransport
+from agent.errors import ConfigError, ListenError, QueueLockedError, StorageError
+from agent.intake import Intake
+from agent.listeners import sockets
+from agent.listeners.datagram import DatagramListener
+from agent.listeners.sockets import Bound
+from agent.listeners.stream import StreamListener
+from agent.pipeline import Delivery, Pipeline
+from agent.queue.committer import run_in_thread
+from agent.queue.filesystem import Filesystem, Lock, OsFilesystem
+from agent.queue.store import Limits
+from agent.systemd import Notifier
+
+DESTINATION = "default"
+CONTROL_MODE = 0o600
+TOKEN_POLL_SECONDS = 5.0
+SEAMS = source.Seams(run_blocking=run_in_thread, wall_clock=time.time, random=random.random)
+
+
+def run(load: Callable[[], Config], environ: Mapping[str, str]) -> None:
+    """Run a daemon in this process until SIGTERM or SIGINT; `load` is called again on SIGHUP.
+
+    Raises an AgentError if it cannot start, or cannot go on.
+    """
+    anyio.run(_run, load, environ, backend="asyncio", backend_options={"use_uvloop": True})
+
+
+async def _run(load: Callable[[], Config], environ: Mapping[str, str]) -> None:
+    await Daemon(load, environ).run()
+
+
+class Daemon:
+    """One daemon: the queue's only owner."""
+
+    def __init__(self, load: Callable[[], Config], environ: Mapping[str, str]) -> None:
+        """Read the configuration and the token. Raises ConfigError."""
+        self._load = load
+        self._environ = environ
+        self._config = load()
+        self._delivery = _delivery(self._config, environ)
+        self._token = _fingerprint(self._config, environ)
+        self._notifier = Notifier(environ)
+        self._stop = anyio.Event()
+        self._hurry = anyio.CancelScope()
+        logs.configure(self._config.log.level, self._config.log.format)
+        self._log = structlog.get_logger("agent.daemon")
+
+    async def run(self) -> None:
+        """Serve until a signal says stop. Raises StorageError, QueueLockedError or ListenError if it cannot start."""
+        _raise_file_limit()
+        fs = OsFilesystem()
+        lock = lock_queue(fs, self._config.queue.directory)
+        try:
+            pipeline = Pipeline(
+                fs, self._config.queue.directory / DESTINATION, _limits(self._config), self._delivery, SEAMS
+            )
+            try:
+                await self._serve(pipeline)
+            finally:
+                await pipeline.close()
+        finally:
+            lock.release()
+        self._log.info("stopped", ledger=pipeline.ledger())
+
+    async def _serve(self, pipeline: Pipeline) -> None:
+        intake = Intake(pipeline)
+        bound = _open_sockets(self._config, self._environ)
+        stream, listeners = _listeners(bound, intake, self._config)
+        control = Control(
+            {DESTINATION: pipeline}, intake, listeners, lambda: stream.connections if stream else 0, SEAMS.wall_clock
+        )
+        control_listener = await anyio.abc.SocketListener.from_socket(bound["control"].socket)
+        self._resume_if_token_is_newer(pipeline)
+        try:
+            async with anyio.create_task_group() as background:
+                background.start_soon(pipeline.run)
+                background.start_soon(http_server.serve, control_listener, control.handle)
+                background.start_soon(self._watch_signals, pipeline)
+                background.start_soon(self._watch_token, pipeline)
+                background.start_soon(self._feed_watchdog, pipeline)
+                await self._listen(listeners)
+                await self._drain(pipeline)
+                background.cancel_scope.cancel()
+        finally:
+            bound["control"].release()
+
+    async def _listen(self, listeners: Sequence[StreamListener | DatagramListener]) -> None:
+        """Take events until told to stop; then let no more in, and take what has been written."""
+        async with anyio.create_task_group() as listening:
+            for listener in listeners:
+                listening.start_soon(listener.serve)
+            self._notifier.notify("READY=1", "STATUS=Taking events")
+            self._log.info("started", version=__version__, pid=os.getpid(), api=self._config.api.url)
+            await self._stop.wait()
+            self._notifier.notify("STOPPING=1", "STATUS=Draining")
+            self._log.info("stopping", deadline=self._config.shutdown.deadline)
+            listening.cancel_scope.deadline = anyio.current_time() + self._config.shutdown.deadline
+            for listener in listeners:
+                await listener.close()
+
+    async def _drain(self, pipeline: Pipeline) -> None:
+        with self._hurry:
+            await pipeline.drain(self._config.shutdown.deadline)
+
+    # Signals and reload
+
+    async def _watch_signals(self, pipeline: Pipeline) -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    self._reload(pipeline)
+                elif self._stop.is_set():
+                    self._hurry.cancel()  # asked twice: what is not delivered stays in the queue
+                else:
+                    self._stop.set()
+
+    async def _watch_token(self, pipeline: Pipeline) -> None:
+        while True:
+            await anyio.sleep(TOKEN_POLL_SECONDS)
+            token = _fingerprint(self._config, self._environ)
+            if token is not None and token != self._token:
+                self._token = token
+                self._reload(pipeline)
+
+    def _reload(self, pipeline: Pipeline) -> None:
+        """Take over a new configuration and token; a wrong one is refused as a whole, and the old one stays."""
+        self._notifier.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            new = self._load()
+            delivery = _delivery(new, self._environ)
+        except ConfigError as error:
+            self._log.error("reload_refused", error=str(error))
+        else:
+            for key in config.needs_restart(self._config, new):
+                self._log.warning("restart_needed", key=key)
+            changed = config.differences(self._config, new)
+            self._config = new.model_copy(update={"listen": self._config.listen, "queue": self._config.queue})
+            logs.configure(new.log.level, new.log.format)
+            self._log.info("reloaded", changed=changed)
+            pipeline.reconfigure(delivery)
+        self._notifier.notify("READY=1")
+
+    def _resume_if_token_is_newer(self, pipeline: Pipeline) -> None:
+        if (
+            self._token is not None
+            and pipeline.paused_since is not None
+            and self._token.changed_at > pipeline.paused_since
+        ):
+            pipeline.resume()
+
+    async def _feed_watchdog(self, pipeline: Pipeline) -> None:
+        """Tell systemd that the daemon is alive, but only as long as its write path answers."""
+        if self._notifier.watchdog_seconds is None:
+            return
+        while True:
+            await pipeline.commit_once()
+            self._notifier.notify("WATCHDOG=1")
+            await anyio.sleep(self._notifier.watchdog_seconds / 3)
+
+
+class _Fingerprint(NamedTuple):
+    """What changes when a file does; `changed_at` is in seconds since the epoch."""
+
+    changed_at: float
+    inode: int
+    size: int
+
+
+def lock_queue(fs: Filesystem, directory: Path) -> Lock:
+    """Become the queue directory's only user. Raises QueueLockedError if another process is, StorageError if it cannot."""
+    try:
+        fs.make_directory(directory)
+        lock = fs.lock(directory / "lock")
+    except OSError as error:
+        reason = f"{directory}: the queue directory cannot be used: {error.strerror or error}"
+        if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
+            reason += ": make it writable for this user, or set queue.directory"
+        raise StorageError(reason) from error
+    if lock is None:
+        raise QueueLockedError(f"{directory}: another daemon uses this queue: stop it, or set another queue.directory")
+    return lock
+
+
+def _open_sockets(settings: Config, environ: Mapping[str, str]) -> dict[str, Bound]:
+    """Open every socket that is configured, by role; those that systemd passed come first. Raises ListenError."""
+    listen = settings.listen
+    bound = {role: Bound(passed, None) for role, passed in sockets.passed_by_systemd(environ, os.getpid()).items()}
+    try:
+        if listen.stream is not None and "stream" not in bound:
+            bound["stream"] = sockets.bind(listen.stream, sockets.STREAM, mode=listen.mode, group=listen.group)
+        if listen.datagram is not None and "datagram" not in bound:
+            bound["datagram"] = sockets.bind(listen.datagram, sockets.DATAGRAM, mode=listen.mode, group=listen.group)
+        if "control" not in bound:
+            bound["control"] = sockets.bind(listen.control, sockets.STREAM, mode=CONTROL_MODE)
+    except ListenError:
+        for each in bound.values():
+            each.release()
+        raise
+    return bound
+
+
+def _listeners(
+    bound: Mapping[str, Bound], intake: Intake, settings: Config
+) -> tuple[StreamListener | None, list[StreamListener | DatagramListener]]:
+    stream = StreamListener(bound["stream"], intake, settings.listen.max_connections) if "stream" in bound else None
+    listeners: list[StreamListener | DatagramListener] = [stream] if stream else []
+    if "datagram" in bound:
+        listeners.append(DatagramListener(bound["datagram"], intake))
+    return stream, listeners
+
+
+def _limits(settings: Config) -> Limits:
+    queue = settings.queue
+    return Limits(
+        segment_bytes=min(queue.segment_bytes, queue.max_bytes // 4),  # room is made by whole segments
+        max_bytes=queue.max_bytes,
+        max_age=queue.max_age,
+        overflow=queue.overflow,
+        min_free_bytes=queue.min_free_bytes,
+        sync=queue.sync,
+    )
+
+
+def _delivery(settings: Config, environ: Mapping[str, str]) -> Delivery:
+    api, batch = settings.api, settings.batch
+    token = config.read_token(settings, environ)
+    endpoint = Endpoint(
+        url=api.url,
+        token=token.get_secret_value() if token is not None else None,
+        team_id=api.team_id,
+        slug=api.slug,
+        timeout=api.timeout,
+    )
+    return Delivery(
+        transport=HttpTransport(endpoint, wall_clock=SEAMS.wall_clock, connections=batch.concurrency),
+        settings=policy.Settings(
+            max_events=batch.max_events,
+            concurrency=batch.concurrency,
+            initial_delay=settings.retry.initial_delay,
+            max_delay=settings.retry.max_delay,
+            probe_interval=settings.pause.probe_interval,
+            max_probe_interval=settings.pause.max_probe_interval,
+            rejections_in_a_row=settings.pause.rejections_in_a_row,
+            requests_per_minute=api.max_requests_per_minute,
+        ),
+        options=source.Options(
+            max_bytes=batch.max_bytes,
+            max_delay=batch.max_delay,
+            max_age=settings.queue.max_age,
+            split_sessions=batch.split_sessions,
+        ),
+    )
+
+
+def _fingerprint(settings: Config, environ: Mapping[str, str]) -> _Fingerprint | None:
+    """Return what the token file looks like; None if the token comes from elsewhere, or the file is being replaced."""
+    path = config.token_source(settings, environ)
+    if not isinstance(path, Path):
+        return None
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return _Fingerprint(status.st_mtime, status.st_ino, status.st_size)
+
+
+def _raise_file_limit() -> None:
+    """Allow as many open files as the system lets this process have: each connection is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,228 @@
+"""The Transport that speaks HTTP, and the one table that turns answers into verdicts.
+
+It knows httpx, headers and status codes. It must never know retries, pauses or queues. No other module of delivery imports
+httpx; its exceptions end here.
+"""
+
+import datetime as dt
+import email.utils
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import anyio
+import httpx
+import msgspec
+
+from agent import __version__
+from agent.delivery.transport import Kind, Verdict
+from agent.events import Context, Event
+
+EVENTS_PATH = "/v8/artifacts/events"
+STATUS_PATH = "/v8/artifacts/status"
+
+MAX_ANSWER_BYTES = 64 * 1024
+MAX_MESSAGE_CHARACTERS = 300
+
+_KINDS = {
+    400: Kind.REJECTED,
+    401: Kind.BLOCKED,
+    402: Kind.BLOCKED,
+    403: Kind.BLOCKED,
+    408: Kind.TRANSIENT,
+    413: Kind.TOO_LARGE,
+    422: Kind.REJECTED,
+    425: Kind.TRANSIENT,
+    429: Kind.TRANSIENT,
+}
+
+_encode_json = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where and as whom to send. `timeout` is for a whole request, in seconds."""
+
+    url: str
+    token: str | None
+    team_id: str | None = None
+    slug: str | None = None
+    timeout: float = 10.0
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.url!r})"
+
+
+def classify(status: int, headers: Mapping[str, str], body: bytes, *, now: float) -> Verdict:
+    """Return what an answer means. `headers` has lower-case names; `now` is in seconds since the epoch."""
+    message = _describe(status, body)
+    if 200 <= status < 300:
+        return Verdict(Kind.ACCEPTED, message, status)
+    kind = _KINDS.get(status) or (Kind.TRANSIENT if status >= 500 else Kind.MISCONFIGURED)
+    if kind is Kind.MISCONFIGURED and 300 <= status < 400:
+        message += "; redirects are not followed, since they would carry the token: correct api.url"
+    return Verdict(kind, message, status, _retry_after(headers, now) if kind is Kind.TRANSIENT else None)
+
+
+def _retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """Read `Retry-After` (seconds or a date, RFC 9110) or `X-RateLimit-Reset` (seconds since the epoch, or from now)."""
+    waits = [wait for wait in (_after(headers.get("retry-after"), now), _reset(headers, now)) if wait is not None]
+    return max(waits, default=None)
+
+
+def _after(value: str | None, now: float) -> float | None:
+    if value is None:
+        return None
+    seconds = _number(value)
+    if seconds is not None:
+        return max(seconds, 0.0)
+    try:
+        date = email.utils.parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=dt.UTC)
+    return max(date.timestamp() - now, 0.0)
+
+
+def _reset(headers: Mapping[str, str], now: float) -> float | None:
+    seconds = _number(headers.get("x-ratelimit-reset", ""))
+    if seconds is None or _number(headers.get("x-ratelimit-remaining", "0")) != 0:
+        return None
+    if seconds > 1e11:  # milliseconds since the epoch
+        seconds /= 1000
+    return max(seconds - now if seconds > 1e9 else seconds, 0.0)
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _describe(status: int, body: bytes) -> str:
+    return f"{status} {httpx.codes.get_reason_phrase(status)}: {_message(body)}".strip().removesuffix(":")
+
+
+def _message(body: bytes) -> str:
+    """Find the message in an answer: the API's `{"error": {"message"}}`, other servers' `{"message"}`, or plain text."""
+    text = body.decode(errors="replace")
+    try:
+        answer = json.loads(text)
+    except (ValueError, RecursionError):
+        answer = None
+    if isinstance(answer, dict):
+        error = answer.get("error")
+        found = error.get("message") if isinstance(error, dict) else answer.get("message") or error
+        text = found if isinstance(found, str) else text
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(printable.split())[:MAX_MESSAGE_CHARACTERS]
+
+
+class HttpTransport:
+    """Sends batches with one pooled client. `wall_clock` returns seconds since the epoch; `client` is for tests."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        wall_clock: Callable[[], float],
+        connections: int = 4,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._endpoint = endpoint
+        self._wall_clock = wall_clock
+        headers = {"user-agent": f"artifacts-agent/{__version__}", "accept-encoding": "identity"}
+        if endpoint.token:
+            headers["authorization"] = f"Bearer {endpoint.token}"
+        self._params = {k: v for k, v in (("teamId", endpoint.team_id), ("slug", endpoint.slug)) if v}
+        self._client = httpx.AsyncClient(
+            headers=headers,
+            timeout=httpx.Timeout(endpoint.timeout),
+            limits=httpx.Limits(
+                max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=60
+            ),
+            follow_redirects=False,
+            trust_env=True,
+            transport=transport,
+        )
+
+    async def send(self, context: Context, events: Sequence[Event]) -> Verdict:
+        """See `Transport`."""
+        headers = {"content-type": "application/json"}
+        if context.ci is not None:
+            headers["x-artifact-client-ci"] = context.ci
+        if context.interactive is not None:
+            headers["x-artifact-client-interactive"] = str(context.interactive)
+        return await self._request("POST", EVENTS_PATH, headers, _encode_json(events))
+
+    async def probe(self) -> Verdict | None:
+        """See `Transport`: `GET /v8/artifacts/status` says enabled, disabled, over_limit or paused, where there is one.
+
+        Some servers say "enabled" without a look at the token, so it is a permission to try and no more.
+        """
+        verdict = await self._request("GET", STATUS_PATH, {}, b"")
+        return None if verdict.status in {404, 405, 501} else verdict
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def _request(self, method: str, path: str, headers: dict[str, str], content: bytes) -> Verdict:
+        """Make one request; an answer counts only when it is whole."""
+        url = self._endpoint.url + path
+        try:
+            with anyio.fail_after(self._endpoint.timeout):
+                async with self._client.stream(
+                    method, url, params=self._params, headers=headers, content=content
+                ) as response:
+                    body = await _read_some(response)
+        except TimeoutError:
+            return Verdict(Kind.TRANSIENT, f"no whole answer within {self._endpoint.timeout:g} s")
+        except (httpx.ConnectError, httpx.TimeoutException, httpx.ProxyError) as error:
+            return Verdict(Kind.TRANSIENT, self._clean(f"cannot reach {self._endpoint.url}: {_reason(error)}"))
+        except httpx.UnsupportedProtocol as error:
+            return Verdict(Kind.MISCONFIGURED, self._clean(_reason(error)))
+        except httpx.TransportError as error:
+            return Verdict(Kind.CUT_OFF, self._clean(f"the connection broke: {_reason(error)}"))
+        except httpx.DecodingError as error:
+            return Verdict(Kind.TRANSIENT, self._clean(f"the answer cannot be decoded: {_reason(error)}"))
+        verdict = classify(response.status_code, response.headers, body, now=self._wall_clock())
+        if path == STATUS_PATH and verdict.kind is Kind.ACCEPTED:
+            verdict = _account_status(body)
+        return verdict._replace(message=self._clean(verdict.message))
+
+    def _clean(self, message: str) -> str:
+        """Take the token out of a message: a server, or a proxy, may have echoed it."""
+        token = self._endpoint.token
+        return message.replace(token, "[token]") if token else message
+
+
+async def _read_some(response: httpx.Response) -> bytes:
+    """Read the answer, but not more than is worth reading."""
+    body = bytearray()
+    async for chunk in response.aiter_raw():
+        body += chunk
+        if len(body) >= MAX_ANSWER_BYTES:
+            break
+    return bytes(body)
+
+
+def _account_status(body: bytes) -> Verdict:
+    """Read the body of `GET /v8/artifacts/status`."""
+    try:
+        status = json.loads(body)["status"]
+    except (ValueError, RecursionError, LookupError, TypeError):
+        return Verdict(Kind.ACCEPTED, "the server's status cannot be read", 200)
+    if status == "enabled":
+        return Verdict(Kind.ACCEPTED, "enabled", 200)
+    return Verdict(
+        Kind.BLOCKED, f"the account's Remote Caching status is {str(status)[:MAX_MESSAGE_CHARACTERS]!r}", 200
+    )
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__

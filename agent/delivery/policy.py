@@ -1,0 +1,213 @@
+"""What to do about an answer: (state, verdict, events, now) → (decision, state), all frozen values.
+
+It knows verdicts, counts and delays. It must never know status codes, clocks or batches. Times are in seconds: `now` is the
+steady clock's, delays are relative.
+
+The table of the design, as code:
+
+    ACCEPTED       settle as delivered; the streak of rejections ends; concurrency steps up, a reduced size grows again
+    TRANSIENT      try the same batch again, after a full-jitter exponential delay, never sooner than the server said
+    REJECTED       split; a single event is the one that earned it: dead letter. Too many in a row: pause
+    TOO_LARGE      split, and send no more than half as many from now on; a single event: dead letter
+    CUT_OFF        as TRANSIENT, with half as many events for a while: a single event is never dropped for it
+    BLOCKED        pause, and probe until it is over
+    MISCONFIGURED  pause, and probe: a wrong URL must not cost events
+"""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from agent.delivery.transport import Kind, Verdict
+
+MAX_RETRY_AFTER = 86_400.0
+
+
+class Action(StrEnum):
+    """What to do with a batch."""
+
+    SETTLE = "settle"
+    RETRY = "retry"
+    SPLIT = "split"
+    DEAD_LETTER = "dead_letter"
+    RETURN = "return"  # leave it in the queue: delivery pauses
+
+
+class Reason(StrEnum):
+    """Why delivery is paused."""
+
+    BLOCKED = "blocked"
+    MISCONFIGURED = "misconfigured"
+    REJECTIONS = "rejections"
+    OPERATOR = "operator"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The configuration that decisions depend on. Delays are in seconds."""
+
+    max_events: int = 1000
+    concurrency: int = 4
+    initial_delay: float = 1.0
+    max_delay: float = 300.0
+    probe_interval: float = 300.0
+    max_probe_interval: float = 3600.0
+    rejections_in_a_row: int = 20
+    requests_per_minute: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """Delivery stands still. `until` is when to probe, on the steady clock; an operator's pause is never probed."""
+
+    reason: Reason
+    message: str
+    until: float = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How delivery is doing. Nothing is sent before `retry_at`; `not_before` is the part of it that the server asked for."""
+
+    failures: int = 0
+    retry_at: float = float("-inf")
+    not_before: float = float("-inf")
+    last_failure: str = ""
+    rejections: int = 0
+    probes: int = 0
+    slots: int = 1
+    size: int = 1_000_000
+    ceiling: int = 1_000_000
+    paused: Paused | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A decision about one batch, and the state after it."""
+
+    action: Action
+    state: State
+
+
+def decide(state: State, verdict: Verdict, events: int, *, now: float, jitter: float, settings: Settings) -> Step:
+    """Decide about a batch of `events` events. `jitter` is a random number in [0, 1).
+
+    An answer that comes in after delivery has paused changes nothing of the pause.
+    """
+    if state.paused is not None:
+        return Step(Action.SETTLE if verdict.kind is Kind.ACCEPTED else Action.RETURN, state)
+    match verdict.kind:
+        case Kind.ACCEPTED:
+            return Step(Action.SETTLE, _after_success(state, settings))
+        case Kind.TRANSIENT:
+            return Step(Action.RETRY, back_off(state, verdict, now=now, jitter=jitter, settings=settings))
+        case Kind.CUT_OFF:
+            smaller = replace(state, size=max(events // 2, 1))
+            action = Action.SPLIT if events > 1 else Action.RETRY
+            return Step(action, back_off(smaller, verdict, now=now, jitter=jitter, settings=settings))
+        case Kind.TOO_LARGE:
+            half = max(events // 2, 1)
+            smaller = replace(state, size=min(state.size, half), ceiling=min(state.ceiling, half))
+            return Step(Action.SPLIT if events > 1 else Action.DEAD_LETTER, smaller)
+        case Kind.REJECTED:
+            return _after_rejection(state, verdict, events, now=now, jitter=jitter, settings=settings)
+        case Kind.BLOCKED:
+            return Step(
+                Action.RETURN, pause(state, Reason.BLOCKED, verdict.message, now=now, jitter=jitter, settings=settings)
+            )
+        case Kind.MISCONFIGURED:
+            reason = Reason.MISCONFIGURED
+            return Step(Action.RETURN, pause(state, reason, verdict.message, now=now, jitter=jitter, settings=settings))
+
+
+def decide_probe(state: State, verdict: Verdict | None, *, now: float, jitter: float, settings: Settings) -> Step:
+    """Decide what a probe of a paused destination means; `verdict` is about one event, or None for an answer without one.
+
+    An account that may send again is not told by a transient failure. A rejected event shows that the block is over, unless
+    rejections were the reason for it: then this one is dropped, slowly enough to leave time for a person to look.
+    """
+    paused = state.paused
+    if paused is None:
+        raise ValueError("only a paused destination is probed")
+    if verdict is not None and verdict.kind is Kind.ACCEPTED:
+        return Step(Action.SETTLE, _after_success(resume(state), settings))
+    if verdict is not None and verdict.kind in {Kind.BLOCKED, Kind.MISCONFIGURED}:
+        reason = Reason.BLOCKED if verdict.kind is Kind.BLOCKED else Reason.MISCONFIGURED
+        return Step(Action.RETURN, pause(state, reason, verdict.message, now=now, jitter=jitter, settings=settings))
+    if verdict is not None and verdict.kind in {Kind.REJECTED, Kind.TOO_LARGE}:
+        if paused.reason is not Reason.REJECTIONS:
+            return Step(Action.RETURN, resume(state))
+        longer = pause(state, Reason.REJECTIONS, verdict.message, now=now, jitter=jitter, settings=settings)
+        return Step(Action.DEAD_LETTER, longer)
+    again = pause(state, paused.reason, paused.message, now=now, jitter=jitter, settings=settings)
+    return Step(Action.RETURN, again)
+
+
+def pause(state: State, reason: Reason, message: str, *, now: float, jitter: float, settings: Settings) -> State:
+    """Return the paused state; each pause without a success between waits twice as long for its probe, with ± 10 %."""
+    wait = min(settings.probe_interval * 2.0 ** min(state.probes, 30), settings.max_probe_interval)
+    paused = Paused(reason, message, now + wait * (0.9 + 0.2 * jitter))
+    return replace(state, paused=paused, probes=state.probes + 1, slots=1, failures=0)
+
+
+def pause_by_operator(state: State) -> State:
+    """Return the state in which nothing is sent until an operator resumes delivery."""
+    return replace(state, paused=Paused(Reason.OPERATOR, "paused by an operator"), slots=1, failures=0)
+
+
+def resume(state: State) -> State:
+    """Return the state after a pause that has ended by itself: the next rejection in a row pauses at once."""
+    return replace(state, paused=None, slots=1)
+
+
+def fresh_start(state: State) -> State:
+    """Return the state after an operator's resume or a new configuration: all but the server's own delay is forgotten."""
+    return State(retry_at=state.not_before, not_before=state.not_before)
+
+
+def back_off(state: State, verdict: Verdict, *, now: float, jitter: float, settings: Settings) -> State:
+    """Return the state after a transient failure; the delay is exponential with full jitter, or what the server asked for."""
+    delay = jitter * min(settings.initial_delay * 2.0 ** min(state.failures, 60), settings.max_delay)
+    asked = now + min(verdict.retry_after, MAX_RETRY_AFTER) if verdict.retry_after is not None else state.not_before
+    return replace(
+        state,
+        failures=state.failures + (now >= state.retry_at),  # batches that fail together are one failure
+        retry_at=max(state.retry_at, now + delay, asked),
+        not_before=max(state.not_before, asked),
+        last_failure=verdict.message,
+        slots=1,
+    )
+
+
+def hurry(state: State) -> State:
+    """Return the state in which the next try does not wait for jitter, only for what the server asked."""
+    return replace(state, retry_at=state.not_before)
+
+
+def batch_limit(state: State, settings: Settings) -> int:
+    """Return how many events a batch may have now."""
+    return min(settings.max_events, state.size, state.ceiling)
+
+
+def _after_success(state: State, settings: Settings) -> State:
+    return replace(
+        state,
+        failures=0,
+        rejections=0,
+        probes=0,
+        retry_at=state.not_before,
+        last_failure="",
+        slots=min(state.slots + 1, settings.concurrency) if state.failures == 0 else 1,
+        size=min(state.size * 2, state.ceiling),
+    )
+
+
+def _after_rejection(
+    state: State, verdict: Verdict, events: int, *, now: float, jitter: float, settings: Settings
+) -> Step:
+    if events > 1:
+        return Step(Action.SPLIT, state)
+    counted = replace(state, rejections=state.rejections + 1)
+    if counted.rejections < settings.rejections_in_a_row:
+        return Step(Action.DEAD_LETTER, counted)
+    message = f"{counted.rejections} events in a row were rejected, the last one with: {verdict.message}"
+    return Step(Action.RETURN, pause(counted, Reason.REJECTIONS, message, now=now, jitter=jitter, settings=settings))

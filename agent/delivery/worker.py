@@ -1,0 +1,298 @@
+"""The delivery worker: read → batch → send → decide → perform, for one destination.
+
+It performs decisions; `agent.delivery.policy` makes them. It must never know status codes, byte layout or clients.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import anyio
+import anyio.abc
+import structlog
+
+from agent.delivery import policy
+from agent.delivery.batch import Batch
+from agent.delivery.dead_letter import DeadLetter, DeadLetters
+from agent.delivery.policy import Action, Paused, Reason, Settings, State
+from agent.delivery.source import Seams, Source
+from agent.delivery.transport import Kind, Transport, Verdict
+from agent.errors import StorageError
+from agent.queue.committer import Committer
+from agent.queue.cursor import Outcome, Pause
+from agent.queue.store import Store
+from agent.wakeup import Wakeup
+
+STORAGE_RETRY_SECONDS = 1.0
+
+# What a probe's answer must be for an event to be tried: "enabled", or no clear answer at all.
+_WORTH_A_TRY = {Kind.ACCEPTED, Kind.REJECTED, Kind.TOO_LARGE}
+
+
+@dataclass
+class Stats:
+    """What a queue's workers have done since the start; `last_delivery_at` is in seconds since the epoch."""
+
+    requests: int = 0
+    last_delivery_at: float | None = None
+
+
+class Worker:
+    """Delivers what the queue holds for as long as `run` runs; `state` says how it is doing."""
+
+    def __init__(
+        self,
+        store: Store,
+        committer: Committer,
+        transport: Transport,
+        dead_letters: DeadLetters,
+        source: Source,
+        settings: Settings,
+        seams: Seams,
+        stats: Stats,
+        state: State | None = None,
+    ) -> None:
+        """`state` is what another worker of the same queue left; a pause that the cursor remembers comes before it."""
+        self._store = store
+        self._committer = committer
+        self._transport = transport
+        self._dead_letters = dead_letters
+        self._source = source
+        self._settings = settings
+        self._seams = seams
+        self._log = structlog.get_logger("agent.delivery")
+        self._wakeup = Wakeup()
+        self._settled = anyio.Event()
+        self._in_flight = 0
+        self._rewind = False
+        self._dead_letter_lock = anyio.Lock()
+        self._next_request_at = float("-inf")
+        self._barrier = 0
+        self._stopping = False
+        self._stats = stats
+        self.state = self._restored_state(state or State())
+
+    # What others ask of it
+
+    def wake(self) -> None:
+        """Say that there was a commit: there may be more to read, or less to wait for."""
+        self._wakeup.set()
+        self._settled.set()
+        self._settled = anyio.Event()
+
+    def pause(self) -> None:
+        """Stop sending until `resume`."""
+        self._enter(policy.pause_by_operator(self.state))
+
+    def resume(self) -> None:
+        """Send again now, whatever the reason for the pause was; only what the server asked for still counts."""
+        self._enter(policy.fresh_start(self.state))
+
+    async def flush(self) -> None:
+        """Return when all that is durable now is settled, waiting for no batch timer and no jitter."""
+        barrier = self._store.cursor.next_seq
+        self._barrier = max(self._barrier, barrier)
+        self.state = policy.hurry(self.state)
+        self._wakeup.set()
+        while self._store.cursor.position < barrier:
+            await self._settled.wait()
+
+    def stop(self) -> None:
+        """Let `run` return when the requests that are under way have been answered."""
+        self._stopping = True
+        self._wakeup.set()
+
+    async def aclose(self) -> None:
+        """Close the transport, once `run` has returned."""
+        await self._transport.aclose()
+
+    # The loop
+
+    async def run(self) -> None:
+        """Deliver until `stop`."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                while not self._stopping:
+                    await self._step(tasks)
+        finally:
+            self._source.forget()
+
+    async def _step(self, tasks: anyio.abc.TaskGroup) -> None:
+        now = anyio.current_time()
+        if self._in_flight and (self._rewind or self._in_flight >= self.state.slots):
+            await self._wakeup.wait()
+        elif self.state.paused is not None:
+            await self._while_paused(self.state.paused, now)
+        elif (wait := max(self.state.retry_at, self._next_request_at) - now) > 0:
+            await self._wakeup.wait(wait)
+        elif not await self._send_next(tasks):
+            await self._wakeup.wait(self._source.due_at - now)
+
+    async def _send_next(self, tasks: anyio.abc.TaskGroup) -> bool:
+        """Send a batch, or read towards one; False if there is nothing to do for now."""
+        if self._rewind:
+            self._source.forget()
+            self._rewind = False
+        limit = policy.batch_limit(self.state, self._settings)
+        batch = self._source.next_batch(limit)
+        if batch is None:
+            hurry = self._store.cursor.position < self._barrier
+            return await self._read(limit) or self._source.close_due(anyio.current_time(), hurry=hurry)
+        self._in_flight += 1
+        tasks.start_soon(self._deliver, batch)
+        return True
+
+    async def _read(self, limit: int) -> bool:
+        queued = self._store.cursor.queued
+        more = await self._source.read(limit)
+        if self._store.cursor.queued < queued:  # what has expired or is corrupt was settled
+            self._committer.request()
+        return more
+
+    async def _deliver(self, batch: Batch) -> None:
+        verdict = await self._send(batch)
+        await self._perform(self._decide(batch, verdict), batch, verdict)
+        self._in_flight -= 1
+        self._wakeup.set()
+
+    async def _send(self, batch: Batch) -> Verdict:
+        self._pace()
+        verdict = await self._transport.send(batch.context, batch.events)
+        self._log.debug("request", events=len(batch.events), verdict=verdict.kind, status=verdict.status)
+        return verdict
+
+    def _pace(self) -> None:
+        self._stats.requests += 1
+        if self._settings.requests_per_minute is not None:
+            now = anyio.current_time()
+            self._next_request_at = max(self._next_request_at, now) + 60 / self._settings.requests_per_minute
+
+    # While paused
+
+    async def _while_paused(self, paused: Paused, now: float) -> None:
+        if now < paused.until:
+            await self._wakeup.wait(paused.until - now)
+        else:
+            await self._probe()
+
+    async def _probe(self) -> None:
+        """Find out whether the pause is over, with the server's status and then, if that allows it, with one event."""
+        verdict = await self._transport.probe()
+        if self.state.paused is None:  # an operator was faster
+            return
+        batch = None
+        if verdict is None or verdict.kind in _WORTH_A_TRY:
+            batch = await self._first_event()
+            if batch is None:
+                self._enter(policy.resume(self.state))
+                return
+            verdict = await self._send(batch)
+        action = self._decide(batch, verdict)
+        if batch is not None:
+            await self._perform(action, batch, verdict)
+
+    async def _first_event(self) -> Batch | None:
+        self._source.forget()
+        batch = None
+        while batch is None and await self._read(1):
+            batch = self._source.next_batch(1)
+        self._source.forget()
+        return batch
+
+    # Deciding and performing
+
+    def _decide(self, batch: Batch | None, verdict: Verdict) -> Action:
+        """Decide, and enter the new state before anything else can happen."""
+        now, jitter, settings = anyio.current_time(), self._seams.random(), self._settings
+        if batch is None or (self.state.paused is not None and self._in_flight == 0):
+            step = policy.decide_probe(self.state, verdict, now=now, jitter=jitter, settings=settings)
+        else:
+            step = policy.decide(self.state, verdict, len(batch.events), now=now, jitter=jitter, settings=settings)
+        self._enter(step.state)
+        return step.action
+
+    async def _perform(self, action: Action, batch: Batch, verdict: Verdict) -> None:
+        match action:
+            case Action.SETTLE:
+                self._stats.last_delivery_at = self._seams.wall_clock()
+                await self._settle(batch, Outcome.DELIVERED)
+            case Action.RETRY:
+                self._source.put_back(batch)
+            case Action.SPLIT:
+                self._source.put_back(*batch.split())
+            case Action.DEAD_LETTER:
+                await self._keep_dead_letter(batch, verdict)
+                await self._settle(batch, Outcome.DEAD_LETTERED)
+            case Action.RETURN:
+                pass  # it is still in the queue
+
+    async def _settle(self, batch: Batch, outcome: Outcome) -> None:
+        self._store.cursor.settle(batch.spans, outcome)
+        await self._checkpoint()
+
+    async def _checkpoint(self) -> None:
+        """Return when the cursor is written; a disk that refuses it holds delivery up, or a crash would repeat too much."""
+        while (await self._committer.request().wait()).checkpoint_error is not None:  # noqa: ASYNC110 - a retry, not a poll
+            await anyio.sleep(STORAGE_RETRY_SECONDS)
+
+    async def _keep_dead_letter(self, batch: Batch, verdict: Verdict) -> None:
+        now = self._seams.wall_clock()
+        letter = DeadLetter(batch.spans[0].start, now, verdict.status, verdict.message, batch.context, batch.events[0])
+        self._log.warning("event_dead_lettered", seq=letter.seq, hash=letter.event.hash, message=verdict.message)
+        async with self._dead_letter_lock:
+            while (error := await self._try_to_keep(letter, now)) is not None:
+                self._log.error("dead_letter_not_kept", error=error)
+                await anyio.sleep(STORAGE_RETRY_SECONDS)
+
+    async def _try_to_keep(self, letter: DeadLetter, now: float) -> str | None:
+        try:
+            await self._seams.run_blocking(partial(self._dead_letters.append, letter, now))
+        except StorageError as error:
+            return str(error)
+        return None
+
+    # State
+
+    def _enter(self, new: State) -> None:
+        old, self.state = self.state, new
+        if old.paused != new.paused:
+            self._rewind = True
+            self._remember_pause(new)
+        self._log_change(old, new)
+        self._wakeup.set()
+
+    def _remember_pause(self, state: State) -> None:
+        """Let the next checkpoint, which is asked for, hold the pause: it survives a restart."""
+        paused, now, before = state.paused, self._seams.wall_clock(), self._store.cursor.pause
+        if paused is None:
+            self._store.cursor.pause = None
+        else:
+            probe_at = now + paused.until - anyio.current_time()
+            since = before.since if before is not None else now
+            self._store.cursor.pause = Pause(paused.reason, paused.message, since, probe_at, state.probes)
+        self._committer.request()
+
+    def _restored_state(self, state: State) -> State:
+        pause = self._store.cursor.pause
+        if pause is None:
+            return state
+        wait = pause.probe_at - self._seams.wall_clock()
+        if (
+            pause.reason != Reason.OPERATOR
+        ):  # a clock that was set back must not make it wait longer than it ever should
+            wait = min(max(wait, 0.0), self._settings.max_probe_interval)
+        paused = Paused(Reason(pause.reason), pause.message, anyio.current_time() + wait)
+        return replace(state, paused=paused, probes=pause.probes)
+
+    def _log_change(self, old: State, new: State) -> None:
+        now = anyio.current_time()
+        if new.paused is not None and new.paused != old.paused:
+            wait = round(new.paused.until - now, 1) if new.paused.until != float("inf") else None
+            self._log.warning("delivery_paused", reason=new.paused.reason, message=new.paused.message, probe_in=wait)
+        elif old.paused is not None and new.paused is None:
+            self._log.info("delivery_resumed", after=old.paused.reason)
+        elif new.failures and not old.failures:
+            self._log.warning("delivery_backing_off", error=new.last_failure, retry_in=round(new.retry_at - now, 1))
+        elif old.failures and not new.failures:
+            self._log.info("delivery_recovered", failures=old.failures)
+        if new.ceiling < old.ceiling:
+            self._log.warning("batches_too_large", max_events=new.ceiling)

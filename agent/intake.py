@@ -1,0 +1,106 @@
+"""Intake: validates a block of lines, queues what is valid, and says what became of it.
+
+It knows events and the pipeline. It must never know which socket the block came from, or how an answer travels.
+"""
+
+from dataclasses import dataclass, field
+
+import anyio
+import msgspec
+import structlog
+
+from agent.events import MAX_LINE_BYTES, Decoded, Reject, Session, decode_block
+from agent.framing.ndjson import Lines
+from agent.logs import Throttle
+from agent.pipeline import Pipeline
+from agent.queue.committer import Group
+
+NAMED_REJECTS = 5
+MAX_REASON_CHARACTERS = 200
+LOG_INTERVAL = 10.0
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Who is at the other end of a socket, as the kernel says."""
+
+    pid: int
+    uid: int
+
+
+@dataclass
+class Conversation:
+    """What one client has set, and what became of the lines that it sent; `errors` names the first few rejects."""
+
+    peer: Peer
+    session: Session = field(default_factory=Session)
+    lines: int = 0
+    durable: int = 0
+    rejected: int = 0
+    dropped: int = 0
+    errors: list[Reject] = field(default_factory=list)
+    _answered: tuple[int, int, int] = (0, 0, 0)
+
+    def answer(self) -> bytes | None:
+        """Return the cumulative counts as a line for the client; None if it asked for none or they have not changed."""
+        counts = (self.durable, self.rejected, self.dropped)
+        if not self.session.durable_acks or counts == self._answered:
+            return None
+        answer: dict[str, object] = {"durable": self.durable, "rejected": self.rejected}
+        if self.dropped:
+            answer["dropped"] = self.dropped
+        if self.rejected != self._answered[1] and self.errors:
+            answer["errors"] = [{"line": line, "reason": reason} for line, reason in self.errors]
+        self._answered = counts
+        return msgspec.json.encode(answer) + b"\n"
+
+
+class Intake:
+    """Takes blocks of lines for one pipeline; `rejected` counts the lines that were refused since the start."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._log = structlog.get_logger("agent.intake")
+        self._throttle = Throttle(LOG_INTERVAL)
+        self.rejected = 0
+
+    async def take(self, lines: Lines, conversation: Conversation) -> None:
+        """Validate and queue what a read brought; with durable acks, return when its fate is known.
+
+        Waits for room before it queues anything, so that a client is slowed down rather than memory filled.
+        """
+        decoded = decode_block(lines.block, conversation.session)
+        conversation.session = decoded.session
+        self._reject(lines, decoded, conversation)
+        waiting: list[tuple[int, Group]] = []
+        for context, events in decoded.groups:
+            if await self._pipeline.room():
+                waiting.append((len(events), self._pipeline.submit(context, events)))
+            else:
+                self._pipeline.shed(len(events))
+                conversation.dropped += len(events)
+        if conversation.session.durable_acks:
+            for count, group in waiting:
+                refused = (await group.wait()).refused
+                conversation.durable += 0 if refused else count
+                conversation.dropped += count if refused else 0
+
+    def _reject(self, lines: Lines, decoded: Decoded, conversation: Conversation) -> None:
+        too_long = Reject(0, f"Line is longer than {MAX_LINE_BYTES:,} bytes")
+        rejects = [too_long] * lines.oversized + decoded.rejects
+        first = conversation.lines + lines.oversized
+        conversation.lines = first + lines.block.count(b"\n")
+        if not rejects:
+            return
+        self.rejected += len(rejects)
+        conversation.rejected += len(rejects)
+        for line, reason in rejects[: NAMED_REJECTS - len(conversation.errors)]:
+            conversation.errors.append(Reject(first + line, reason[:MAX_REASON_CHARACTERS]))
+        self._complain(rejects[0], conversation.peer, len(rejects))
+
+    def _complain(self, reject: Reject, peer: Peer, count: int) -> None:
+        held_back = self._throttle.allow("rejected", anyio.current_time())
+        if held_back is not None:
+            reason = reject.reason[:MAX_REASON_CHARACTERS]
+            facts = {"reason": reason, "lines": count, "uid": peer.uid, "pid": peer.pid, "suppressed": held_back}
+            self._log.warning("lines_rejected", **facts)

@@ -1,0 +1,160 @@
+"""Opening Unix sockets: bound here, or handed over by systemd. A stale socket file is replaced, a live one never.
+
+It knows paths, permissions and descriptors. It must never know what is said on a socket.
+"""
+
+import errno
+import fcntl
+import grp
+import os
+import socket
+import stat
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.errors import ListenError
+
+STREAM = socket.SOCK_STREAM
+DATAGRAM = socket.SOCK_DGRAM
+BACKLOG = 4096
+MAX_PATH_BYTES = 107
+FIRST_PASSED_FD = 3
+
+_CREDENTIALS = struct.Struct("iII")  # pid, uid, gid: struct ucred of unix(7)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """An open socket. `path` is None for one that systemd passed and keeps: it outlives this process."""
+
+    socket: socket.socket
+    path: Path | None
+
+    def release(self) -> None:
+        """Close the socket, and remove its file if it is still this one's."""
+        self.socket.close()
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def bind(path: Path, kind: socket.SocketKind, *, mode: int, group: str | None = None) -> Bound:
+    """Open a socket of `kind` at `path`. Raises ListenError, which says what is in the way."""
+    if len(os.fsencode(path)) > MAX_PATH_BYTES:
+        raise ListenError(f"{path}: a socket's path may have {MAX_PATH_BYTES} bytes: choose a shorter one")
+    try:
+        path.parent.mkdir(mode=0o755, exist_ok=True)
+        with _locked(path.parent):
+            _remove_stale(path, kind)
+            return Bound(_bind(path, kind, mode, group), path)
+    except OSError as error:
+        raise ListenError(f"{path}: the socket cannot be opened: {error.strerror or error}") from error
+
+
+def passed_by_systemd(environ: Mapping[str, str], pid: int) -> dict[str, socket.socket]:
+    """Return the sockets that systemd passed, by role: "control" by its name, "stream" and "datagram" by their type.
+
+    The protocol is that of sd_listen_fds(3). Raises ListenError for a descriptor that is none of them.
+    """
+    if environ.get("LISTEN_PID") != str(pid):
+        return {}
+    count = int(environ.get("LISTEN_FDS", "0"))
+    names = environ.get("LISTEN_FDNAMES", "").split(":")
+    found: dict[str, socket.socket] = {}
+    for index in range(count):
+        fd = FIRST_PASSED_FD + index
+        role, passed = _adopt(fd, names[index] if index < len(names) else "")
+        if role in found:
+            raise ListenError(f"systemd passed more than one {role} socket (descriptor {fd}): give one of each")
+        found[role] = passed
+    return found
+
+
+def peer_of(connection: socket.socket) -> tuple[int, int]:
+    """Return the (pid, uid) of the process that connected."""
+    return read_credentials(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+
+
+def read_credentials(data: bytes) -> tuple[int, int]:
+    """Return (pid, uid) out of a `struct ucred`."""
+    pid, uid, _ = _CREDENTIALS.unpack_from(data)
+    return pid, uid
+
+
+CREDENTIALS_SPACE = socket.CMSG_SPACE(_CREDENTIALS.size)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Keep other daemons from opening sockets in `directory` meanwhile: a look at a socket and its removal are one step."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _remove_stale(path: Path, kind: socket.SocketKind) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ListenError(f"{path}: exists and is no socket: move it away, or choose another path")
+    if _is_live(path, kind):
+        raise ListenError(f"{path}: another process listens there: stop it, or choose another path")
+    path.unlink()
+
+
+def _is_live(path: Path, kind: socket.SocketKind) -> bool:
+    with socket.socket(socket.AF_UNIX, kind) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(os.fspath(path))
+        except OSError as error:
+            # Anything but a refusal (a full backlog, another type of socket) shows that somebody is there.
+            return error.errno != errno.ECONNREFUSED
+    return True
+
+
+def _bind(path: Path, kind: socket.SocketKind, mode: int, group: str | None) -> socket.socket:
+    bound = socket.socket(socket.AF_UNIX, kind)
+    umask = os.umask(0o177)  # nobody else may connect before the mode and group are right
+    try:
+        bound.bind(os.fspath(path))
+        if group is not None:
+            os.chown(path, -1, _group_id(path, group))
+        path.chmod(mode)
+        if kind is socket.SOCK_STREAM:
+            bound.listen(BACKLOG)
+        bound.setblocking(False)
+    except (OSError, ListenError):
+        bound.close()
+        raise
+    finally:
+        os.umask(umask)
+    return bound
+
+
+def _group_id(path: Path, group: str) -> int:
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise ListenError(f"{path}: there is no group {group!r}: create it, or correct listen.group") from None
+
+
+def _adopt(fd: int, name: str) -> tuple[str, socket.socket]:
+    try:
+        passed = socket.socket(fileno=fd)
+    except OSError as error:
+        raise ListenError(f"descriptor {fd} from systemd is no socket: {error.strerror}") from error
+    os.set_inheritable(fd, False)
+    passed.setblocking(False)
+    if passed.family != socket.AF_UNIX:
+        raise ListenError(f"descriptor {fd} from systemd is no Unix socket")
+    if passed.type == socket.SOCK_DGRAM:
+        return "datagram", passed
+    return ("control" if name == "control" else "stream"), passed

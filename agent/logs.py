@@ -1,0 +1,45 @@
+"""Logging for people and for machines, and the throttle that keeps a repeated failure from filling the disk.
+
+It knows structlog. It must never know what is logged. Lines go to standard error, where systemd and containers pick them up.
+"""
+
+import logging
+import sys
+from typing import Literal
+
+import structlog
+
+
+def configure(level: str, form: Literal["console", "json"]) -> None:
+    """Send every log line of this process to standard error, from `level` on."""
+    renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
+    if form == "console":
+        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+class Throttle:
+    """Lets one line in `interval` seconds through for each key, and counts those that it held back."""
+
+    def __init__(self, interval: float) -> None:
+        self._interval = interval
+        self._seen: dict[str, tuple[float, int]] = {}
+
+    def allow(self, key: str, now: float) -> int | None:
+        """Return how many lines were held back since the last one, or None to hold this one back too."""
+        last, held_back = self._seen.get(key, (float("-inf"), 0))
+        if now - last < self._interval:
+            self._seen[key] = (last, held_back + 1)
+            return None
+        self._seen[key] = (now, 0)
+        return held_back

@@ -1,0 +1,74 @@
+"""The counters as Prometheus text. It knows names and units; it must never know sockets or where the numbers come from."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from agent.pipeline import Status
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_STATES = ("running", "backing_off", "paused")
+_PREFIX = "artifacts_agent_"
+
+
+def render(statuses: Mapping[str, Status], rejected: int, connections: int, now: float) -> bytes:
+    """Return every counter and gauge; `now` is in seconds since the epoch."""
+    families = [
+        CounterMetricFamily(_PREFIX + "lines_rejected", "Lines that were not valid, since the start.", value=rejected),
+        GaugeMetricFamily(_PREFIX + "connections", "Open connections on the stream socket.", value=connections),
+        *_ledgers(statuses),
+        *_gauges(statuses, now),
+    ]
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Fixed(families))
+    return generate_latest(registry)
+
+
+class _Fixed(Collector):
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def _ledgers(statuses: Mapping[str, Status]) -> Iterator[Metric]:
+    accepted = _counter("events_accepted", "Events taken from clients.")
+    delivered = _counter("events_delivered", "Events the API took.")
+    dead = _counter("events_dead_lettered", "Events the API refused one by one.")
+    dropped = _counter("events_dropped", "Events dropped, by reason.", "reason")
+    queued = _gauge("events_queued", "Events on disk that wait for delivery.")
+    requests = _counter("requests", "Requests to the API since the start.")
+    for name, status in statuses.items():
+        accepted.add_metric([name], status.ledger.accepted)
+        delivered.add_metric([name], status.ledger.delivered)
+        dead.add_metric([name], status.ledger.dead_lettered)
+        queued.add_metric([name], status.ledger.queued)
+        requests.add_metric([name], status.requests)
+        for reason, count in status.ledger.dropped.items():
+            dropped.add_metric([name, reason], count)
+    yield from (accepted, delivered, dead, dropped, queued, requests)
+
+
+def _gauges(statuses: Mapping[str, Status], now: float) -> Iterator[Metric]:
+    size = _gauge("queue_bytes", "Bytes of the queue's segments.")
+    age = _gauge("oldest_event_age_seconds", "Age of the oldest queued event; 0 when nothing is queued.")
+    state = _gauge("delivery_state", "1 for the state that delivery is in.", "state")
+    failing = _gauge("storage_failing", "1 while the queue cannot be written.")
+    for name, status in statuses.items():
+        size.add_metric([name], status.queue_bytes)
+        age.add_metric([name], max(now - status.oldest_event_at, 0.0) if status.oldest_event_at else 0.0)
+        failing.add_metric([name], status.storage_error is not None)
+        for each in _STATES:
+            state.add_metric([name, each], each == status.state)
+    yield from (size, age, state, failing)
+
+
+def _counter(name: str, text: str, *labels: str) -> CounterMetricFamily:
+    return CounterMetricFamily(_PREFIX + name, text, labels=["destination", *labels])
+
+
+def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(_PREFIX + name, text, labels=["destination", *labels])

@@ -1,0 +1,253 @@
+"""One destination, whole: its queue, its delivery worker and its ledger, from opening to drain.
+
+It knows how the parts are put together and in which order they start and stop. It must never know sockets or configuration
+files.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import anyio
+import structlog
+
+from agent.delivery import policy
+from agent.delivery.dead_letter import DeadLetters
+from agent.delivery.policy import State
+from agent.delivery.source import Options, Seams, Source
+from agent.delivery.transport import Transport
+from agent.delivery.worker import Stats, Worker
+from agent.errors import StorageError
+from agent.events import Context, Event
+from agent.logs import Throttle
+from agent.queue.committer import Committer, Group
+from agent.queue.cursor import Ledger, Outcome
+from agent.queue.filesystem import Filesystem
+from agent.queue.log import Entry
+from agent.queue.record import Record, encode_record
+from agent.queue.store import Committed, Limits, Store
+
+HOUSEKEEPING_SECONDS = 30.0
+SYNC_SECONDS = 1.0
+LOG_INTERVAL = 60.0
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """How to deliver: everything about it that can be changed while the queue stays open."""
+
+    transport: Transport
+    settings: policy.Settings = field(default_factory=policy.Settings)
+    options: Options = field(default_factory=Options)
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a pipeline is doing. Times are in seconds since the epoch, sizes in bytes."""
+
+    state: Literal["running", "backing_off", "paused"]
+    reason: str | None
+    until: float | None
+    since: float | None
+    ledger: Ledger
+    oldest_event_at: float | None
+    last_delivery_at: float | None
+    requests: int
+    queue_bytes: int
+    segments: int
+    quarantined: int
+    storage_error: str | None
+
+
+class Pipeline:
+    """The way of an event from a validated line to the API. Open it, `run` it, `submit` to it, `drain` it."""
+
+    def __init__(self, fs: Filesystem, directory: Path, limits: Limits, delivery: Delivery, seams: Seams) -> None:
+        """Open the queue in `directory` and recover it. Raises StorageError."""
+        self._log = structlog.get_logger("agent.pipeline")
+        self._seams = seams
+        self._limits = limits
+        self._delivery = delivery
+        self._throttle = Throttle(LOG_INTERVAL)
+        self._storage_error: str | None = None
+        self._stats = Stats()
+        self._store = Store(fs, directory, limits)
+        self._dead_letters = DeadLetters(
+            fs, directory / "dead-letters", segment_bytes=limits.segment_bytes // 8, max_bytes=limits.max_bytes // 8
+        )
+        self._committer = Committer(
+            self._store, run_blocking=seams.run_blocking, wall_clock=seams.wall_clock, on_commit=self._committed
+        )
+        self._worker = self._new_worker(delivery)
+
+    # Intake
+
+    async def room(self) -> bool:
+        """Wait until more may be submitted; False if the disk does not answer, so that events should be shed."""
+        return await self._committer.room()
+
+    def submit(self, context: Context, events: list[Event]) -> Group:
+        """Queue `events`; the group's `wait` returns when they are durable, or says why they were dropped."""
+        record = Record(self._seams.wall_clock(), context, events)
+        return self._committer.submit(Entry(len(events), encode_record(record)))
+
+    def shed(self, count: int) -> None:
+        """Drop events that there was no room for, and count them."""
+        self._store.cursor.shed(count, Outcome.STALLED)
+        self._complain("storage_stalled", events=count)
+
+    # Operation
+
+    def ledger(self) -> Ledger:
+        """Return the counts of promise 3, which hold at every moment."""
+        return self._store.cursor.ledger()
+
+    async def status(self) -> Status:
+        """Return how the pipeline is doing; reads the queue for the age of its oldest event."""
+        oldest = None
+        if self._store.cursor.queued:
+            oldest = await self._seams.run_blocking(self._store.oldest_enqueued_at)
+        state, pause = self._worker.state, self._store.cursor.pause
+        now, steady = self._seams.wall_clock(), anyio.current_time()
+        view = self._store.log.view
+        name, reason, until = _describe(state, steady)
+        return Status(
+            state=name,
+            reason=reason,
+            until=None if until is None else now + until - steady,
+            since=pause.since if pause is not None else None,
+            ledger=self.ledger(),
+            oldest_event_at=oldest,
+            last_delivery_at=self._stats.last_delivery_at,
+            requests=self._stats.requests,
+            queue_bytes=view.size,
+            segments=len(view.segments),
+            quarantined=self._store.quarantine.kept,
+            storage_error="the disk does not answer" if self._committer.stalled else self._storage_error,
+        )
+
+    async def commit_once(self) -> Committed:
+        """Go through the write path once, and return when it has answered."""
+        return await self._committer.request().wait()
+
+    async def healthy(self) -> bool:
+        """Go through the write path once; False if events could not be persisted now."""
+        committed = await self.commit_once()
+        return committed.checkpoint_error is None and self._storage_error is None
+
+    async def flush(self) -> None:
+        """Return when everything submitted before the call has left the queue."""
+        await self._committer.request().wait()
+        await self._worker.flush()
+
+    def pause(self) -> None:
+        """Stop delivering until `resume`; the queue goes on."""
+        self._worker.pause()
+
+    def resume(self) -> None:
+        """Deliver again, whatever the reason for a pause was."""
+        self._worker.resume()
+
+    @property
+    def paused_since(self) -> float | None:
+        """Since when delivery has been paused by something other than an operator, in seconds since the epoch."""
+        pause = self._store.cursor.pause
+        return pause.since if pause is not None and pause.reason != policy.Reason.OPERATOR else None
+
+    def reconfigure(self, delivery: Delivery) -> None:
+        """Deliver with new settings from now on; requests that are under way end with the old ones.
+
+        Ends a pause, which the new settings may have made pointless, unless an operator wanted it.
+        """
+        self._delivery = delivery
+        if self.paused_since is not None:
+            self._worker.resume()
+        self._worker.stop()
+
+    # Life
+
+    async def run(self) -> None:
+        """Run until `drain` has ended it. An error that is not handled here stops the daemon."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._keep_house)
+            if self._limits.sync == "interval":
+                tasks.start_soon(self._keep_syncing)
+            tasks.start_soon(self._deliver)
+            await self._committer.run()
+            tasks.cancel_scope.cancel()
+
+    async def drain(self, seconds: float) -> None:
+        """Commit what is pending, deliver what can be delivered within `seconds`, and end `run`."""
+        with anyio.move_on_after(seconds):
+            await self._committer.request().wait()
+            if self._worker.state.paused is None:
+                await self._worker.flush()
+        self._committer.close()
+
+    async def close(self) -> None:
+        """Close the files and the transport. Raises StorageError if the cursor could not be made durable."""
+        await self._worker.aclose()
+        await self._delivery.transport.aclose()
+        self._dead_letters.close()
+        self._store.close()
+
+    async def _deliver(self) -> None:
+        """Run one worker after another: each new configuration gets a new one, which begins at the cursor."""
+        while True:
+            await self._worker.run()
+            old = self._worker
+            self._worker = self._new_worker(self._delivery, policy.fresh_start(old.state))
+            await old.aclose()
+
+    async def _keep_house(self) -> None:
+        """Let expired events go even when nothing else happens."""
+        while True:
+            await anyio.sleep(HOUSEKEEPING_SECONDS)
+            self._committer.request()
+
+    async def _keep_syncing(self) -> None:
+        while True:
+            await anyio.sleep(SYNC_SECONDS)
+            try:
+                await self._seams.run_blocking(self._store.sync)
+            except StorageError as error:
+                self._complain("storage_failing", error=str(error))
+
+    def _new_worker(self, delivery: Delivery, state: State | None = None) -> Worker:
+        return Worker(
+            self._store,
+            self._committer,
+            delivery.transport,
+            self._dead_letters,
+            Source(self._store, delivery.options, self._seams),
+            delivery.settings,
+            self._seams,
+            self._stats,
+            state,
+        )
+
+    def _committed(self, committed: Committed) -> None:
+        self._worker.wake()
+        error = committed.append_error or committed.checkpoint_error
+        if error is not None:
+            self._complain("storage_failing", error=error)
+        elif committed.refused is not None:
+            self._complain("queue_full", dropped=committed.refused)
+        elif self._storage_error is not None:
+            self._log.info("storage_recovered")
+        self._storage_error = error
+
+    def _complain(self, event: str, **facts: object) -> None:
+        held_back = self._throttle.allow(event, anyio.current_time())
+        if held_back is not None:
+            self._log.error(event, **facts, ledger_dropped=self.ledger().dropped, suppressed=held_back)
+
+
+def _describe(state: State, now: float) -> tuple[Literal["running", "backing_off", "paused"], str | None, float | None]:
+    """Return the state's name, the reason for it, and until when it lasts on the steady clock, where that is known."""
+    if state.paused is not None:
+        until = state.paused.until
+        return "paused", f"{state.paused.reason}: {state.paused.message}", None if until == float("inf") else until
+    if state.failures:
+        return "backing_off", state.last_failure, max(state.retry_at, now)
+    return "running", None, None

@@ -1,0 +1,137 @@
+"""Group commit: everything that is waiting goes to the disk in one write and one sync, without a fixed delay.
+
+It knows who waits and how much is pending. It must never know byte layout. Blocking calls go through `run_blocking`: a thread in
+production, inline in tests.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from agent.queue.log import Entry
+from agent.queue.store import Committed, Store
+from agent.wakeup import Wakeup
+
+T = TypeVar("T")
+
+MAX_PENDING_BYTES = 4 * 1024 * 1024
+STALL_SECONDS = 2.0
+
+
+class RunBlocking(Protocol):
+    """Runs a blocking call without blocking the event loop, and returns what it returns."""
+
+    async def __call__(self, call: Callable[[], T], /) -> T:
+        """Run `call`; an exception passes through."""
+
+
+async def run_in_thread(call: Callable[[], T]) -> T:
+    """The RunBlocking of production: a worker thread; cancellation waits for the call to end."""
+    return await anyio.to_thread.run_sync(call)
+
+
+class Group:
+    """The entries of one commit, as those who wait for it see them."""
+
+    __slots__ = ("_committed", "_done")
+
+    def __init__(self) -> None:
+        self._done = anyio.Event()
+        self._committed = Committed(None, None, None)
+
+    def finish(self, committed: Committed) -> None:
+        """Say what became of the commit."""
+        self._committed = committed
+        self._done.set()
+
+    async def wait(self) -> Committed:
+        """Return when the commit is over: the entries are durable, unless it says why they were refused."""
+        await self._done.wait()
+        return self._committed
+
+
+class Committer:
+    """Commits what is submitted, one group after another, for as long as `run` runs.
+
+    `on_commit` is called after each commit with what became of it.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        run_blocking: RunBlocking,
+        wall_clock: Callable[[], float],
+        on_commit: Callable[[Committed], None],
+    ) -> None:
+        self._store = store
+        self._run_blocking = run_blocking
+        self._wall_clock = wall_clock
+        self._on_commit = on_commit
+        self._wakeup = Wakeup()
+        self._entries: list[Entry] = []
+        self._group = Group()
+        self._requested = False
+        self._pending_bytes = 0
+        self._room = anyio.Event()
+        self._started_at: float | None = None
+        self._closing = False
+
+    def submit(self, entry: Entry) -> Group:
+        """Add `entry` to the next commit; wait for the group to know that it is durable. Call `room` before."""
+        self._entries.append(entry)
+        self._pending_bytes += len(entry.payload)
+        return self.request()
+
+    def request(self) -> Group:
+        """Ask for a commit even if nothing is pending: it writes the cursor's checkpoint."""
+        self._requested = True
+        self._wakeup.set()
+        return self._group
+
+    async def room(self) -> bool:
+        """Wait until more may be submitted; False if the disk has not answered for STALL_SECONDS, so that it should be shed."""
+        while self._pending_bytes >= MAX_PENDING_BYTES:
+            if self.stalled:
+                return False
+            with anyio.move_on_after(STALL_SECONDS):
+                await self._room.wait()
+        return True
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the commit that is under way has taken longer than STALL_SECONDS."""
+        return self._started_at is not None and anyio.current_time() - self._started_at >= STALL_SECONDS
+
+    async def run(self) -> None:
+        """Commit until `close` is called and nothing is pending."""
+        while not (self._closing and not self._requested):
+            await self._wakeup.wait()
+            if self._requested:
+                await self._commit()
+
+    def close(self) -> None:
+        """Let `run` return once all that is pending is committed."""
+        self._closing = True
+        self._wakeup.set()
+
+    async def _commit(self) -> None:
+        entries, self._entries = self._entries, []
+        group, self._group = self._group, Group()
+        size, self._requested = self._pending_bytes, False
+        now = self._wall_clock()
+        plan = self._store.plan(entries, now)
+        self._started_at = anyio.current_time()
+        committed = await self._run_blocking(partial(self._store.commit, plan, now))
+        self._started_at = None
+        self._store.published()
+        if committed.refused is not None:
+            self._store.cursor.shed(sum(entry.item_count for entry in entries), committed.refused)
+        self._pending_bytes -= size
+        self._room.set()
+        self._room = anyio.Event()
+        self._on_commit(committed)
+        group.finish(committed)

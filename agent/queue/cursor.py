@@ -1,0 +1,215 @@
+"""How far a queue is settled, and the ledger: what has become of every event, exactly.
+
+It knows sequence numbers and counts. It must never know delivery or files.
+
+Events are numbered from 1 as they become durable. `position` is the first one that is not settled; batches settle out of order,
+so spans beyond it may be settled too. An event is settled once, by whatever comes first, which makes every count exact:
+
+    accepted = delivered + dead_lettered + Σ dropped[reason] + queued
+"""
+
+import struct
+import zlib
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import NamedTuple
+
+import msgspec
+
+
+class Outcome(StrEnum):
+    """What settles an event. All but the first two are reasons for a drop."""
+
+    DELIVERED = "delivered"
+    DEAD_LETTERED = "dead_lettered"
+    OVERFLOW = "overflow"  # queue.max_bytes was reached
+    EXPIRED = "expired"  # older than queue.max_age
+    CORRUPT = "corrupt"  # its bytes on disk are damaged or gone
+    DISK_FULL = "disk_full"  # no room, or less than queue.min_free_bytes
+    DISK_ERROR = "disk_error"  # the disk refused the write twice
+    STALLED = "stalled"  # the disk did not answer, and the buffer before it was full
+
+
+class Span(NamedTuple):
+    """The sequence numbers from `start` up to, not including, `stop`."""
+
+    start: int
+    stop: int
+
+    @property
+    def length(self) -> int:
+        """How many events the span has."""
+        return self.stop - self.start
+
+
+class Pause(msgspec.Struct, frozen=True, array_like=True):
+    """Why delivery is paused, since when, when to probe (seconds since the epoch), and how many probes there were."""
+
+    reason: str
+    message: str
+    since: float
+    probe_at: float
+    probes: int
+
+
+class Ledger(msgspec.Struct, frozen=True):
+    """The counts of promise 3. `dropped` has only reasons that occurred."""
+
+    accepted: int
+    delivered: int
+    dead_lettered: int
+    dropped: dict[str, int]
+    queued: int
+
+
+class State(msgspec.Struct, frozen=True, array_like=True):
+    """What a checkpoint holds. `shed` counts events that were dropped before they had a number."""
+
+    position: int
+    next_seq: int
+    origin: int
+    settled: list[Span]
+    counts: dict[str, int]
+    shed: dict[str, int]
+    pause: Pause | None
+
+
+class Cursor:
+    """The settled part of one queue. `next_seq` is the number that the next event to become durable will get."""
+
+    __slots__ = ("_counts", "_origin", "_settled", "_shed", "next_seq", "pause", "position")
+
+    def __init__(self, first_seq: int = 1) -> None:
+        """Begin at `first_seq`, as for a new queue or one whose cursor was lost."""
+        self.position = first_seq
+        self.next_seq = first_seq
+        self.pause: Pause | None = None
+        self._origin = first_seq
+        self._settled: list[Span] = []
+        self._counts: dict[str, int] = {}
+        self._shed: dict[str, int] = {}
+
+    @classmethod
+    def from_state(cls, state: State) -> "Cursor":
+        """Continue from a checkpoint."""
+        cursor = cls(state.origin)
+        cursor.position = state.position
+        cursor.next_seq = state.next_seq
+        cursor.pause = state.pause
+        cursor._settled = list(state.settled)
+        cursor._counts = dict(state.counts)
+        cursor._shed = dict(state.shed)
+        return cursor
+
+    def state(self) -> State:
+        """Return a checkpoint of everything."""
+        return State(
+            self.position,
+            self.next_seq,
+            self._origin,
+            self._settled.copy(),
+            self._counts.copy(),
+            self._shed.copy(),
+            self.pause,
+        )
+
+    def settle(self, spans: Sequence[Span], outcome: Outcome) -> int:
+        """Settle what of `spans` is not settled yet; return how many events that was."""
+        fresh = [part for span in spans for part in self.unsettled(span)]
+        count = sum(part.length for part in fresh)
+        if count:
+            self._counts[outcome] = self._counts.get(outcome, 0) + count
+            self._merge(fresh)
+        return count
+
+    def shed(self, count: int, outcome: Outcome) -> None:
+        """Count events that were accepted from a client and dropped before they reached the disk."""
+        self._shed[outcome] = self._shed.get(outcome, 0) + count
+
+    def unsettled(self, span: Span) -> list[Span]:
+        """Return the parts of `span` that nothing has settled yet."""
+        start, parts = max(span.start, self.position), []
+        for done in self._settled:
+            if done.start >= span.stop:
+                break
+            if start < done.start:
+                parts.append(Span(start, done.start))
+            start = max(start, done.stop)
+        if start < span.stop:
+            parts.append(Span(start, span.stop))
+        return parts
+
+    @property
+    def settled_beyond(self) -> int:
+        """How many spans beyond `position` are settled: what a checkpoint has to list."""
+        return len(self._settled)
+
+    @property
+    def queued(self) -> int:
+        """How many durable events are not settled."""
+        return self.next_seq - self.position - sum(span.length for span in self._settled)
+
+    def ledger(self) -> Ledger:
+        """Return the counts as they are now."""
+        delivered = self._counts.get(Outcome.DELIVERED, 0)
+        dead_lettered = self._counts.get(Outcome.DEAD_LETTERED, 0)
+        dropped = self._shed.copy()
+        for reason, count in self._counts.items():
+            if reason not in {Outcome.DELIVERED, Outcome.DEAD_LETTERED}:
+                dropped[reason] = dropped.get(reason, 0) + count
+        accepted = self.next_seq - self._origin + sum(self._shed.values())
+        return Ledger(accepted, delivered, dead_lettered, dropped, self.queued)
+
+    def _merge(self, fresh: list[Span]) -> None:
+        merged: list[Span] = []
+        for span in sorted([*self._settled, *fresh]):
+            if merged and span.start <= merged[-1].stop:
+                merged[-1] = Span(merged[-1].start, max(merged[-1].stop, span.stop))
+            else:
+                merged.append(span)
+        if merged and merged[0].start <= self.position:
+            self.position = merged.pop(0).stop
+        self._settled = merged
+
+
+# A cursor file has two slots. A checkpoint goes to the slot that does not hold the newest durable one, so that whatever a crash
+# does to it, the other is still there. A slot is: marker, length, CRC over the rest, generation, State as msgpack.
+SLOT_BYTES = 32 * 1024
+SLOTS = 2
+_SLOT_MARKER = b"AAQC"
+_SLOT_VERSION = 1
+_PREFIX = struct.Struct("<4sHII")
+_GENERATION = struct.Struct("<Q")
+
+_encode_state = msgspec.msgpack.Encoder().encode
+_decode_state = msgspec.msgpack.Decoder(State).decode
+
+
+class Checkpoint(NamedTuple):
+    """A decoded slot; the higher generation is the newer one."""
+
+    generation: int
+    state: State
+
+
+def encode_slot(generation: int, state: State) -> bytes:
+    """Return a slot's bytes; raises ValueError if the state has outgrown a slot."""
+    body = _GENERATION.pack(generation) + _encode_state(state)
+    slot = _PREFIX.pack(_SLOT_MARKER, _SLOT_VERSION, len(body), zlib.crc32(body)) + body
+    if len(slot) > SLOT_BYTES:
+        raise ValueError(f"a checkpoint has {len(slot)} bytes; a slot takes {SLOT_BYTES}")
+    return slot
+
+
+def decode_slot(data: bytes) -> Checkpoint | None:
+    """Return the checkpoint in a slot; None if it is empty, torn, damaged or of another version."""
+    if len(data) < _PREFIX.size + _GENERATION.size:
+        return None
+    marker, version, length, crc = _PREFIX.unpack_from(data)
+    body = data[_PREFIX.size : _PREFIX.size + length]
+    if marker != _SLOT_MARKER or version != _SLOT_VERSION or len(body) != length or zlib.crc32(body) != crc:
+        return None
+    try:
+        return Checkpoint(_GENERATION.unpack_from(body)[0], _decode_state(body[_GENERATION.size :]))
+    except (msgspec.DecodeError, struct.error):  # a CRC that holds over something that is no state
+        return None

@@ -1,0 +1,258 @@
+"""An append-only log of numbered items in segment files: recover, append, delete. Synchronous.
+
+It knows which bytes are where and which calls must be durable before which. It must never know async, threads or what
+an item means. One thread appends and deletes; another may read (`agent.queue.reader`), since `view` is replaced, never
+changed.
+
+Invariants
+1. `view` covers only what a checked sync has made durable (with `durable=False`: what has been written).
+2. A segment whose write or sync failed is never written or synced again; its items go, once, into a new segment.
+3. A segment's name is durable before an item in it is acknowledged.
+4. The number of an item is never given to another one: names carry it across a restart, and so does the cursor.
+"""
+
+import contextlib
+import errno
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from agent.errors import StorageError
+from agent.queue import segment
+from agent.queue.filesystem import File, Filesystem
+from agent.queue.quarantine import Quarantine
+from agent.queue.record import encode_frame
+from agent.queue.segment import Segment
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class Entry(NamedTuple):
+    """What is appended as one frame: `item_count` items, encoded in `payload`."""
+
+    item_count: int
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class View:
+    """The log at one moment: its segments, oldest first, and the number that the next item will get."""
+
+    segments: tuple[Segment, ...]
+    next_seq: int
+
+    @property
+    def size(self) -> int:
+        """The bytes of all segments."""
+        return sum(s.size for s in self.segments)
+
+
+class _Active(NamedTuple):
+    file: File
+    path: Path
+
+
+class AppendError(StorageError):
+    """Nothing of the append is in the log. `full` tells a full disk from a broken one."""
+
+    def __init__(self, directory: Path, error: OSError) -> None:
+        super().__init__(f"{directory}: cannot append to the queue: {error.strerror or error}")
+        self.full = error.errno in _FULL
+
+
+class Log:
+    """The segments of one directory. Open it with `recover`."""
+
+    def __init__(self, fs: Filesystem, directory: Path, *, segment_bytes: int, durable: bool, view: View) -> None:
+        """Use `recover` instead: it finds out what `view` is."""
+        self._fs = fs
+        self._directory = directory
+        self._segment_bytes = segment_bytes
+        self._durable = durable
+        self._active: _Active | None = None
+        self.view = view
+
+    @classmethod
+    def recover(
+        cls,
+        fs: Filesystem,
+        directory: Path,
+        quarantine: Quarantine,
+        *,
+        segment_bytes: int,
+        durable: bool = True,
+        next_seq: int = 1,
+    ) -> Self:
+        """Open the log, creating its directory; `next_seq` is what the cursor remembers.
+
+        Reads every segment's header and the last segment's frames, so the time does not grow with the backlog. A torn
+        tail is cut off. New items always go to a new segment. Raises StorageError if the directory cannot be used at
+        all.
+        """
+        try:
+            fs.make_directory(directory)
+            first_seqs = [seq for text in fs.names(directory) if (seq := segment.parse_name(text)) is not None]
+        except OSError as error:
+            raise StorageError(f"{directory}: the queue directory cannot be used: {error.strerror or error}") from error
+        segments = [_describe(fs, directory, seq) for seq in first_seqs]
+        if segments:
+            end = _recover_tail(fs, directory, segments[-1], quarantine)
+            segments[-1] = segments[-1]._replace(size=end.size)
+            next_seq = max(next_seq, end.next_seq)
+        return cls(fs, directory, segment_bytes=segment_bytes, durable=durable, view=View(tuple(segments), next_seq))
+
+    @property
+    def directory(self) -> Path:
+        """Where the segments are."""
+        return self._directory
+
+    def path(self, first_seq: int) -> Path:
+        """Return where the segment that begins with `first_seq` is."""
+        return self._directory / segment.name(first_seq)
+
+    def append(self, entries: Sequence[Entry], now: float) -> int:
+        """Write all of `entries`, make them durable, and return the number of the first item.
+
+        `now` is in seconds since the epoch. Raises AppendError if two segments in a row refused; then none is in the
+        log.
+        """
+        first_seq = self.view.next_seq
+        try:
+            self._write(entries, now)
+        except OSError:
+            self._abandon()
+            self._write_again(entries, now)
+        return first_seq
+
+    def sync(self) -> None:
+        """Make durable what `durable=False` left in memory. Raises AppendError; the segment is then closed for good."""
+        if self._active is None:
+            return
+        try:
+            self._active.file.sync()
+        except OSError as error:
+            self._abandon()
+            raise AppendError(self._directory, error) from error
+
+    def delete_before(self, position: int) -> int:
+        """Delete the segments that hold nothing from `position` on; return how many. Raises StorageError.
+
+        The caller has made the position durable: an item may go only when nobody will ask for it again.
+        """
+        count = segment.deletable(self.view.segments, position)
+        if not count:
+            return 0
+        try:
+            for old in self.view.segments[:count]:
+                self._fs.unlink(self.path(old.first_seq))
+            self._fs.sync_directory(self._directory)
+        except OSError as error:
+            raise StorageError(f"{self._directory}: cannot delete old segments: {error.strerror or error}") from error
+        self.view = replace(self.view, segments=self.view.segments[count:])
+        return count
+
+    def seal(self) -> None:
+        """End the active segment, syncing what is not durable yet; the next item begins a new one. Raises AppendError."""
+        if self._active is None:
+            return
+        if not self._durable:
+            self.sync()
+        self._abandon()
+
+    def _write_again(self, entries: Sequence[Entry], now: float) -> None:
+        try:
+            self._write(entries, now)
+        except OSError as error:
+            self._abandon()
+            raise AppendError(self._directory, error) from error
+
+    def _write(self, entries: Sequence[Entry], now: float) -> None:
+        seq, frames = self.view.next_seq, []
+        for entry in entries:
+            frames.append(encode_frame(seq, entry.item_count, entry.payload))
+            seq += entry.item_count
+        data = b"".join(frames)
+        active = self._room_for(len(data), now)
+        *older, current = self.view.segments
+        active.file.pwrite(data, current.size)
+        if self._durable:
+            active.file.sync()
+        self.view = View((*older, current._replace(size=current.size + len(data))), seq)
+
+    def _room_for(self, size: int, now: float) -> _Active:
+        if self._active is not None:
+            if self.view.segments[-1].size + size <= self._segment_bytes:
+                return self._active
+            self.seal()
+        return self._begin_segment(now)
+
+    def _begin_segment(self, now: float) -> _Active:
+        """Create a segment named by the next number, durable before anything is in it."""
+        first_seq = self.view.next_seq
+        path = self.path(first_seq)
+        self._fs.unlink(path)  # a segment of this name holds no item that was ever acknowledged
+        file = self._fs.create(path)
+        try:
+            header = segment.encode_header(first_seq, now)
+            file.pwrite(header, 0)
+            file.sync()
+            self._fs.sync_directory(self._directory)
+        except OSError:
+            file.close()
+            with contextlib.suppress(OSError):  # left behind it is harmless: it holds nothing, and the name is reused
+                self._fs.unlink(path)
+            raise
+        older = tuple(s for s in self.view.segments if s.first_seq != first_seq)
+        self.view = replace(self.view, segments=(*older, Segment(first_seq, len(header), now)))
+        self._active = _Active(file, path)
+        return self._active
+
+    def _abandon(self) -> None:
+        if self._active is not None:
+            self._active.file.close()
+            self._active = None
+
+
+class _End(NamedTuple):
+    size: int
+    next_seq: int
+
+
+def _describe(fs: Filesystem, directory: Path, first_seq: int) -> Segment:
+    """Read a segment's header; one that cannot be read is still there, and the reader will account for it."""
+    try:
+        file = fs.open(directory / segment.name(first_seq))
+    except OSError:
+        return Segment(first_seq, 0, None)
+    try:
+        return Segment(first_seq, file.size(), segment.decode_header(file.pread(segment.HEADER_BYTES, 0)))
+    except OSError:
+        return Segment(first_seq, 0, None)
+    finally:
+        file.close()
+
+
+def _recover_tail(fs: Filesystem, directory: Path, last: Segment, quarantine: Quarantine) -> _End:
+    """Find where the last segment's frames end and what number comes next; cut off what no frame can be made of."""
+    try:
+        file = fs.open(directory / segment.name(last.first_seq), writable=True)
+    except OSError:
+        return _End(last.size, last.first_seq + 1)
+    try:
+        data = file.pread(last.size, 0)
+        found = segment.scan(data, segment.HEADER_BYTES, whole=True)
+        next_seq = found.frames[-1].next_seq if found.frames else last.first_seq
+        tail = data[found.end :]
+        claimed = segment.claimed_count(tail, next_seq)
+        if not tail or claimed:  # the reader accounts for a damaged frame that still tells its count
+            return _End(len(data), next_seq + claimed)
+        if not segment.is_torn(tail):
+            quarantine.keep(last.first_seq, found.end, tail)
+        file.truncate(found.end)
+        file.sync()
+        return _End(found.end, next_seq)
+    except OSError:
+        return _End(last.size, last.first_seq + 1)
+    finally:
+        file.close()

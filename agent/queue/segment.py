@@ -1,0 +1,154 @@
+"""Segments as names and bytes: the file header, the scan that survives damage, and which segments may go.
+
+It knows layout and arithmetic. It must never know files.
+
+A segment's name is the number of its first item, and a segment ends where the next one's name begins: frames numbered beyond
+that are leftovers of a write whose sync failed, and were written again into the next segment.
+"""
+
+import struct
+import zlib
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from agent.queue import record
+from agent.queue.record import Corrupt, Frame, Torn
+
+SUFFIX = ".seg"
+MAGIC = b"AAQSEG"
+VERSION = 1
+
+_FIELDS = struct.Struct("<6sHQQ")  # magic, version, first_seq, created_at in ms since the epoch
+_CRC = struct.Struct("<I")
+HEADER_BYTES = _FIELDS.size + _CRC.size
+
+
+class Segment(NamedTuple):
+    """A segment as the log sees it: `size` in bytes (of the active one: as far as committed), `created_at` in seconds."""
+
+    first_seq: int
+    size: int
+    created_at: float | None
+
+
+class Damage(NamedTuple):
+    """Bytes [start, end) of a segment that hold no valid frame."""
+
+    start: int
+    end: int
+
+
+class Scan(NamedTuple):
+    """What a stretch of a segment holds; `end` is the offset up to which it has been understood."""
+
+    frames: list[Frame]
+    damage: list[Damage]
+    end: int
+
+
+def name(first_seq: int) -> str:
+    """Return the file name of the segment that begins with `first_seq`."""
+    return f"{first_seq:020d}{SUFFIX}"
+
+
+def parse_name(text: str) -> int | None:
+    """Return the first sequence number of a segment's name; None for a file that is none."""
+    stem = text.removesuffix(SUFFIX)
+    if stem == text or len(stem) != 20 or not (stem.isascii() and stem.isdigit()):
+        return None
+    return int(stem)
+
+
+def encode_header(first_seq: int, created_at: float) -> bytes:
+    """Return the bytes that a segment begins with."""
+    fields = _FIELDS.pack(MAGIC, VERSION, first_seq, int(created_at * 1000))
+    return fields + _CRC.pack(zlib.crc32(fields))
+
+
+def decode_header(data: bytes) -> float | None:
+    """Return when the segment was created, in seconds since the epoch; None for a header that is damaged or foreign."""
+    if len(data) < HEADER_BYTES:
+        return None
+    magic, version, _, created_at = _FIELDS.unpack_from(data)
+    (crc,) = _CRC.unpack_from(data, _FIELDS.size)
+    if magic != MAGIC or version != VERSION or crc != zlib.crc32(data[: _FIELDS.size]):
+        return None
+    return float(created_at) / 1000
+
+
+def scan(data: bytes, offset: int, *, whole: bool) -> Scan:
+    """Walk the frames from `offset`; after damage, go on at the next frame whose CRC holds.
+
+    `whole` says that `data` goes to the segment's end. Without it, bytes that are no frame yet are left for a longer read.
+    """
+    frames: list[Frame] = []
+    damage: list[Damage] = []
+    while offset < len(data):
+        match record.decode_frame(data, offset):
+            case Frame() as frame:
+                frames.append(frame)
+                offset = frame.end
+            case Torn() | Corrupt():
+                if not whole:
+                    break
+                found = _next_frame(data, offset + 1)
+                if found is None:
+                    break
+                damage.append(Damage(offset, found))
+                offset = found
+    return Scan(frames, damage, offset)
+
+
+def _next_frame(data: bytes, offset: int) -> int | None:
+    while (offset := data.find(record.MARKER, offset)) >= 0:
+        if isinstance(record.decode_frame(data, offset), Frame):
+            return offset
+        offset += 1
+    return None
+
+
+def is_torn(tail: bytes) -> bool:
+    """Tell whether the bytes after a segment's last frame are a write that was cut short: it was never acknowledged."""
+    return not tail.strip(b"\0") or isinstance(record.decode_frame(tail, 0), Torn)
+
+
+def claimed_count(tail: bytes, expected_seq: int) -> int:
+    """Return how many items the damaged frame at a segment's end held; 0 if it was torn or does not say.
+
+    A complete frame may have been acknowledged before it was damaged, so its items are to be accounted for. It is complete
+    if its CRC holds for the number that it should have and all the bytes there are, or if it is as long as it says.
+    """
+    claim = record.claimed_numbers(tail, 0)
+    if claim is None:
+        return 0
+    first_seq, count = claim
+    if record.holds(tail, expected_seq, count):
+        return count
+    plausible = first_seq == expected_seq and 0 < count <= len(tail)
+    return count if plausible and not is_torn(tail) else 0
+
+
+def deletable(segments: Sequence[Segment], position: int) -> int:
+    """Return how many of the oldest segments hold nothing from `position` on; the last one is never among them."""
+    return sum(following.first_seq <= position for following in segments[1:])
+
+
+def expired_before(segments: Sequence[Segment], created_before: float) -> int:
+    """Return the position below which every item was enqueued before `created_before`.
+
+    Nothing in a segment is younger than the segment that follows it.
+    """
+    ends = [s.first_seq for s in segments[1:] if s.created_at is not None and s.created_at <= created_before]
+    return max(ends, default=0)
+
+
+def overflow_before(segments: Sequence[Segment], excess: int) -> int:
+    """Return the position below which the oldest segments must go to free `excess` bytes; the last one stays."""
+    position = 0
+    for segment, following in pairwise(segments):
+        if excess <= 0:
+            break
+        excess -= segment.size
+        position = following.first_seq
+    return position

@@ -1,0 +1,172 @@
+"""The queue of one destination on disk: its log, its cursor, and what the limits say must go.
+
+It knows in which order log and cursor must become durable. It must never know delivery, or who runs it in which thread:
+`plan`, `published` and everything on `cursor` belong to one thread, `commit` and reading to another.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from agent.errors import StorageError
+from agent.queue import segment
+from agent.queue.cursor import Cursor, Outcome, Span, State
+from agent.queue.cursor_file import CursorFile
+from agent.queue.filesystem import Filesystem
+from agent.queue.log import AppendError, Entry, Log
+from agent.queue.quarantine import Quarantine
+from agent.queue.reader import Reader
+from agent.queue.record import Frame, decode_record
+
+_READ_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds a queue: sizes in bytes, ages in seconds.
+
+    `sync` says when what is written becomes durable: at each commit, at each `Store.sync`, or when the system likes.
+    """
+
+    segment_bytes: int = 8 * 1024**2
+    max_bytes: int = 1024**3
+    max_age: float = 7 * 86400
+    overflow: Literal["drop-oldest", "drop-newest"] = "drop-oldest"
+    min_free_bytes: int = 0
+    sync: Literal["commit", "interval", "off"] = "commit"
+
+
+class Plan(NamedTuple):
+    """What the next commit writes: the cursor's checkpoint, and the entries unless `refused` says why not."""
+
+    entries: Sequence[Entry]
+    checkpoint: State
+    refused: Outcome | None
+
+
+class Committed(NamedTuple):
+    """What became of a plan. A refused append lost its entries; a failed checkpoint is to be tried again."""
+
+    refused: Outcome | None
+    append_error: str | None
+    checkpoint_error: str | None
+
+
+class Store:
+    """An open queue. `cursor` says what is settled; `log` holds the rest."""
+
+    def __init__(self, fs: Filesystem, directory: Path, limits: Limits) -> None:
+        """Open or create the queue in `directory` and recover what a crash left. Raises StorageError."""
+        self._fs = fs
+        self._directory = directory
+        self._limits = limits
+        try:
+            fs.make_directory(directory)
+        except OSError as error:
+            raise StorageError(f"{directory}: the queue directory cannot be used: {error.strerror or error}") from error
+        self._cursor_file = CursorFile(fs, directory / "cursor")
+        self.quarantine = Quarantine(fs, directory / "quarantine")
+        state = self._cursor_file.recovered
+        self.log = Log.recover(
+            fs,
+            directory / "segments",
+            self.quarantine,
+            segment_bytes=limits.segment_bytes,
+            durable=limits.sync == "commit",
+            next_seq=state.next_seq if state else 1,
+        )
+        self.cursor = self._recover_cursor(state)
+
+    def _recover_cursor(self, state: State | None) -> Cursor:
+        view = self.log.view
+        oldest = view.segments[0].first_seq if view.segments else view.next_seq
+        cursor = Cursor.from_state(state) if state else Cursor(oldest)
+        cursor.next_seq = view.next_seq
+        return cursor
+
+    def plan(self, entries: Sequence[Entry], now: float) -> Plan:
+        """Settle what is too old or must make room for `entries`, and say what the next commit has to write."""
+        view = self.log.view
+        self._drop_before(segment.expired_before(view.segments, now - self._limits.max_age), Outcome.EXPIRED)
+        excess = view.size + sum(len(entry.payload) for entry in entries) - self._limits.max_bytes
+        refused = None
+        if excess > 0 and entries:
+            if self._limits.overflow == "drop-oldest":
+                self._drop_before(segment.overflow_before(view.segments, excess), Outcome.OVERFLOW)
+            elif not segment.deletable(view.segments, self.cursor.position):
+                refused = Outcome.OVERFLOW
+        return Plan(() if refused else entries, self.cursor.state(), refused)
+
+    def commit(self, plan: Plan, now: float) -> Committed:
+        """Write and sync what `plan` says; what a full or broken disk refuses is reported, never raised."""
+        checkpoint_error = self._checkpoint(plan.checkpoint)
+        if not plan.entries:
+            return Committed(plan.refused, None, checkpoint_error)
+        free = self._free_bytes()
+        if free < self._limits.min_free_bytes:
+            message = f"{self._directory}: {free} bytes are free, queue.min_free_bytes is {self._limits.min_free_bytes}"
+            return Committed(Outcome.DISK_FULL, message, checkpoint_error)
+        try:
+            self.log.append(plan.entries, now)
+        except AppendError as error:
+            return Committed(Outcome.DISK_FULL if error.full else Outcome.DISK_ERROR, str(error), checkpoint_error)
+        return Committed(None, None, checkpoint_error)
+
+    def published(self) -> None:
+        """Count what the last commit made durable as queued."""
+        self.cursor.next_seq = self.log.view.next_seq
+
+    def sync(self) -> None:
+        """Make the log and the last checkpoint durable. Raises StorageError."""
+        self.log.sync()
+        self._cursor_file.sync()
+
+    def reader(self) -> Reader:
+        """Return a reader that begins at the first event that is not settled."""
+        return Reader(self._fs, self.log, self.quarantine, self.cursor.position)
+
+    def oldest_enqueued_at(self) -> float | None:
+        """Read when the oldest queued event was enqueued, in seconds since the epoch; None if nothing readable is queued."""
+        reader = self.reader()
+        try:
+            while items := reader.read(_READ_BYTES):
+                for item in items:
+                    if isinstance(item, Frame):
+                        return decode_record(item.payload).enqueued_at
+        except (StorageError, msgspec.DecodeError):  # the worker meets the same bytes and accounts for them
+            return None
+        finally:
+            reader.close()
+        return None
+
+    def close(self) -> None:
+        """Make everything durable and close the files. Raises StorageError."""
+        try:
+            self._cursor_file.write(self.cursor.state())
+            self._cursor_file.sync()
+            self.log.seal()
+        finally:
+            self._cursor_file.close()
+
+    def _checkpoint(self, state: State) -> str | None:
+        try:
+            self._cursor_file.write(state)
+            if segment.deletable(self.log.view.segments, state.position):
+                self._cursor_file.sync()  # delivered, then durable cursor, then unlink
+                self.log.delete_before(state.position)
+        except StorageError as error:
+            return str(error)
+        return None
+
+    def _drop_before(self, position: int, outcome: Outcome) -> None:
+        if position > self.cursor.position:
+            self.cursor.settle([Span(self.cursor.position, position)], outcome)
+
+    def _free_bytes(self) -> int:
+        try:
+            return self._fs.free_bytes(self._directory)
+        except OSError:  # the append will say what is wrong
+            return self._limits.min_free_bytes

@@ -1,0 +1,30 @@
+"""Telling systemd how the daemon is doing: the protocol of sd_notify(3) and sd_watchdog_enabled(3).
+
+It knows one datagram socket. It must never know why the daemon is ready, stopping or alive.
+"""
+
+import os
+import socket
+from collections.abc import Mapping
+
+
+class Notifier:
+    """Sends notifications to `$NOTIFY_SOCKET`; does nothing where there is none."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        path = environ.get("NOTIFY_SOCKET", "")
+        self._address = "\0" + path[1:] if path.startswith("@") else path
+        for_us = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        microseconds = environ.get("WATCHDOG_USEC", "")
+        self.watchdog_seconds = int(microseconds) / 1e6 if for_us and microseconds.isdigit() else None
+
+    def notify(self, *assignments: str) -> None:
+        """Send assignments such as `READY=1`. A supervisor that is gone or busy must not stop the daemon: OSError is ignored."""
+        if not self._address:
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            sender.setblocking(False)
+            try:
+                sender.sendto("\n".join(assignments).encode(), self._address)
+            except OSError:  # the watchdog tells systemd what a lost notification would have
+                return

@@ -1,0 +1,45 @@
+"""Every gate, in order, up to the first that fails: `python -m tests`. Its exit code is the failing gate's."""
+
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PURE = [
+    "agent/events.py",
+    "agent/framing/*.py",
+    "agent/queue/record.py",
+    "agent/queue/segment.py",
+    "agent/queue/cursor.py",
+    "agent/delivery/batch.py",
+    "agent/delivery/policy.py",
+    "agent/delivery/transport.py",
+]
+_PURE = ",".join(PURE)
+_PYTHON = [sys.executable, "-m"]
+GATES = [
+    ("ruff check", [*_PYTHON, "ruff", "check"]),
+    ("ruff format", [*_PYTHON, "ruff", "format", "--check"]),
+    ("mypy", [*_PYTHON, "mypy"]),
+    ("import contracts", [str(Path(sysconfig.get_path("scripts"), "lint-imports"))]),
+    ("pytest", [*_PYTHON, "pytest", "--cov", "--cov-report="]),
+    ("coverage of the pure modules", [*_PYTHON, "coverage", "report", "-m", "--fail-under=100", f"--include={_PURE}"]),
+    ("coverage in total", [*_PYTHON, "coverage", "report"]),
+]
+
+
+def main() -> int:
+    """Run the gates; return 0 or the exit code of the first that failed."""
+    for name, command in GATES:
+        sys.stdout.write(f"\n== {name}\n")
+        sys.stdout.flush()
+        code = subprocess.run(command, cwd=ROOT).returncode
+        if code:
+            sys.stdout.write(f"\n== {name}: failed ({code})\n")
+            return code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""Fixtures that every kind of test may use."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.api_server import ApiServer
+from tests.support.recordings import Recorded, load
+from tests.support.turborepo import TurborepoServer, turborepo_server
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(("asyncio", {"use_uvloop": True}), id="asyncio"),
+        pytest.param(("trio", {}), id="trio"),
+    ],
+)
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    """Every async test runs on both backends, asyncio with uvloop as in production."""
+    backend: tuple[str, dict[str, Any]] = request.param
+    return backend
+
+
+@pytest.fixture(scope="session")
+def recorded_requests() -> list[Recorded]:
+    """The 72 requests that turbo 2.11.11 sent."""
+    requests = load()
+    assert len(requests) == 72
+    assert sum(len(request.events) for request in requests) == 2539
+    return requests
+
+
+@pytest.fixture
+def api_server() -> Iterator[ApiServer]:
+    """An API that accepts everything until the test says otherwise; fails the test on a request against the schema."""
+    with ApiServer() as server:
+        yield server
+    assert server.violations == []
+
+
+@pytest.fixture
+def turborepo_remote_cache(tmp_path: Path) -> Iterator[TurborepoServer]:
+    """The real server, with a body limit of 1 MiB."""
+    with turborepo_server(tmp_path / "turborepo-storage") as server:
+        yield server

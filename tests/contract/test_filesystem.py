@@ -1,0 +1,386 @@
+"""What the queue may rely on from any Filesystem: the same promises held by the real disk and by the fake."""
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.queue.filesystem import File, Filesystem, OsFilesystem
+from tests.support.fault_filesystem import FaultFilesystem
+
+FILESYSTEMS: tuple[Callable[[], Filesystem], ...] = (OsFilesystem, FaultFilesystem)
+HOLD_LOCK = """
+import fcntl, sys
+lock = open(sys.argv[1], "a")
+fcntl.flock(lock, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A filesystem and an empty directory on it."""
+
+    filesystem: Filesystem
+    root: Path
+
+    def put(self, name: str, data: bytes) -> Path:
+        """Create a file of that name and contents."""
+        path = self.root / name
+        file = self.filesystem.create(path)
+        file.pwrite(data, 0)
+        file.close()
+        return path
+
+    def get(self, path: Path) -> bytes:
+        """Read a whole file."""
+        file = self.filesystem.open(path)
+        data = file.pread(file.size(), 0)
+        file.close()
+        return data
+
+
+@pytest.fixture(params=FILESYSTEMS)
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Disk:
+    filesystem: Filesystem = request.param()
+    filesystem.make_directory(tmp_path)
+    return Disk(filesystem, tmp_path)
+
+
+@pytest.fixture
+def file(disk: Disk) -> Iterator[File]:
+    file = disk.filesystem.create(disk.root / "file")
+    yield file
+    file.close()
+
+
+class TestFiles:
+    def test_create_makes_an_empty_file(self, file: File) -> None:
+        assert (file.size(), file.pread(10, 0)) == (0, b"")
+
+    def test_create_refuses_a_name_that_is_taken(self, disk: Disk) -> None:
+        path = disk.put("taken", b"mine")
+        with pytest.raises(FileExistsError):
+            disk.filesystem.create(path)
+        assert disk.get(path) == b"mine"
+
+    def test_open_refuses_a_missing_name(self, disk: Disk) -> None:
+        with pytest.raises(FileNotFoundError):
+            disk.filesystem.open(disk.root / "missing")
+
+    @pytest.mark.parametrize("operation", ["create", "open", "lock"])
+    def test_a_missing_directory_is_an_error(self, disk: Disk, operation: str) -> None:
+        with pytest.raises(FileNotFoundError):
+            getattr(disk.filesystem, operation)(disk.root / "missing" / "file")
+
+    def test_a_file_is_read_only_unless_opened_writable(self, disk: Disk) -> None:
+        path = disk.put("file", b"before")
+        file = disk.filesystem.open(path)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            file.pwrite(b"after", 0)
+        with pytest.raises(OSError, match="Invalid argument"):
+            file.truncate(0)
+        file.close()
+        assert disk.get(path) == b"before"
+
+    def test_a_file_opened_writable_is_changed_in_place(self, disk: Disk) -> None:
+        path = disk.put("file", b"before")
+        file = disk.filesystem.open(path, writable=True)
+        file.pwrite(b"AF", 1)
+        file.close()
+        assert disk.get(path) == b"bAFore"
+
+    def test_handles_of_one_file_see_each_other(self, disk: Disk, file: File) -> None:
+        reader = disk.filesystem.open(disk.root / "file")
+        file.pwrite(b"seen", 0)
+        assert reader.pread(4, 0) == b"seen"
+        reader.close()
+
+    @pytest.mark.parametrize(("size", "offset", "data"), [(3, 0, b"abc"), (3, 4, b"ef"), (3, 6, b""), (0, 0, b"")])
+    def test_pread_is_short_only_at_the_end(self, file: File, size: int, offset: int, data: bytes) -> None:
+        file.pwrite(b"abcdef", 0)
+        assert file.pread(size, offset) == data
+
+    def test_pwrite_fills_holes_with_zeros(self, file: File) -> None:
+        file.pwrite(b"end", 4)
+        assert (file.size(), file.pread(10, 0)) == (7, b"\0\0\0\0end")
+
+    def test_pwrite_of_nothing_changes_nothing(self, file: File) -> None:
+        file.pwrite(b"", 100)
+        assert file.size() == 0
+
+    @pytest.mark.parametrize(("size", "data"), [(0, b""), (2, b"ab"), (3, b"abc"), (5, b"abc\0\0")])
+    def test_truncate_sets_the_size(self, file: File, size: int, data: bytes) -> None:
+        file.pwrite(b"abc", 0)
+        file.truncate(size)
+        assert (file.size(), file.pread(10, 0)) == (size, data)
+
+    def test_sync_keeps_what_was_written(self, disk: Disk, file: File) -> None:
+        file.pwrite(b"kept", 0)
+        file.sync()
+        assert disk.get(disk.root / "file") == b"kept"
+
+    def test_a_closed_file_is_of_no_use(self, disk: Disk) -> None:
+        file = disk.filesystem.create(disk.root / "closed")
+        file.close()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            file.size()
+
+
+class TestNames:
+    def test_names_are_sorted_and_include_directories(self, disk: Disk) -> None:
+        disk.put("c", b"")
+        disk.put("a", b"")
+        disk.filesystem.make_directory(disk.root / "b")
+        assert disk.filesystem.names(disk.root) == ["a", "b", "c"]
+
+    @pytest.mark.parametrize("operation", ["names", "sync_directory", "free_bytes"])
+    def test_a_missing_directory_is_an_error(self, disk: Disk, operation: str) -> None:
+        with pytest.raises(FileNotFoundError):
+            getattr(disk.filesystem, operation)(disk.root / "missing")
+
+    @pytest.mark.parametrize("operation", ["names", "sync_directory"])
+    def test_a_file_is_no_directory(self, disk: Disk, operation: str) -> None:
+        path = disk.put("file", b"")
+        with pytest.raises(NotADirectoryError):
+            getattr(disk.filesystem, operation)(path)
+
+    def test_make_directory_is_nested_and_idempotent(self, disk: Disk) -> None:
+        nested = disk.root / "one" / "two"
+        disk.filesystem.make_directory(nested)
+        disk.put("one/two/file", b"stays")
+        disk.filesystem.make_directory(nested)
+        assert disk.filesystem.names(nested) == ["file"]
+
+    def test_rename_moves_a_file_between_directories(self, disk: Disk) -> None:
+        disk.filesystem.make_directory(disk.root / "other")
+        source, target = disk.put("source", b"moved"), disk.root / "other" / "target"
+        disk.filesystem.rename(source, target)
+        assert disk.filesystem.names(disk.root) == ["other"]
+        assert disk.get(target) == b"moved"
+
+    def test_rename_replaces_the_target(self, disk: Disk) -> None:
+        source, target = disk.put("source", b"new"), disk.put("target", b"old")
+        disk.filesystem.rename(source, target)
+        assert disk.filesystem.names(disk.root) == ["target"]
+        assert disk.get(target) == b"new"
+
+    def test_rename_onto_itself_changes_nothing(self, disk: Disk) -> None:
+        path = disk.put("file", b"same")
+        disk.filesystem.rename(path, path)
+        assert disk.get(path) == b"same"
+
+    def test_rename_of_a_missing_file_is_an_error(self, disk: Disk) -> None:
+        target = disk.put("target", b"stays")
+        with pytest.raises(FileNotFoundError):
+            disk.filesystem.rename(disk.root / "missing", target)
+        assert disk.get(target) == b"stays"
+
+    def test_rename_looks_for_both_directories_first(self, disk: Disk) -> None:
+        file = disk.put("file", b"")
+        with pytest.raises(NotADirectoryError):
+            disk.filesystem.rename(disk.root / "missing", file / "target")
+
+    @pytest.mark.parametrize(("source", "code"), [("file", errno.EISDIR), ("sub/file", errno.ENOTEMPTY)])
+    def test_rename_replaces_no_directory(self, disk: Disk, source: str, code: int) -> None:
+        disk.filesystem.make_directory(disk.root / "sub")
+        path = disk.put(source, b"stays")
+        with pytest.raises(OSError, match=r"directory|empty") as refusal:
+            disk.filesystem.rename(path, disk.root / "sub")
+        assert refusal.value.errno == code
+        assert disk.get(path) == b"stays"
+
+    def test_an_open_file_outlives_its_name(self, disk: Disk, file: File) -> None:
+        disk.filesystem.unlink(disk.root / "file")
+        file.pwrite(b"still here", 0)
+        assert file.pread(10, 0) == b"still here"
+        assert disk.filesystem.names(disk.root) == []
+
+    def test_unlink_of_a_missing_file_is_fine(self, disk: Disk) -> None:
+        disk.filesystem.unlink(disk.root / "missing")
+
+    def test_sync_directory_keeps_the_names(self, disk: Disk) -> None:
+        disk.put("file", b"")
+        disk.filesystem.sync_directory(disk.root)
+        assert disk.filesystem.names(disk.root) == ["file"]
+
+    def test_free_bytes_are_there(self, disk: Disk) -> None:
+        assert disk.filesystem.free_bytes(disk.root) > 0
+
+
+class TestLocks:
+    def test_a_lock_is_exclusive_until_released(self, disk: Disk) -> None:
+        path = disk.root / "lock"
+        first = disk.filesystem.lock(path)
+        assert first is not None
+        assert disk.filesystem.lock(path) is None
+        first.release()
+        second = disk.filesystem.lock(path)
+        assert second is not None
+        second.release()
+
+    def test_the_lock_file_stays_and_keeps_its_contents(self, disk: Disk) -> None:
+        path = disk.put("lock", b"pid")
+        lock = disk.filesystem.lock(path)
+        assert lock is not None
+        lock.release()
+        assert disk.get(path) == b"pid"
+
+    def test_locks_on_different_files_do_not_meet(self, disk: Disk) -> None:
+        locks = [disk.filesystem.lock(disk.root / name) for name in ("one", "two")]
+        for lock in locks:
+            assert lock is not None
+            lock.release()
+
+
+class TestOperatingSystem:
+    """Promises that only a real disk can hold."""
+
+    def test_files_and_directories_are_private(self, tmp_path: Path) -> None:
+        filesystem = OsFilesystem()
+        filesystem.make_directory(tmp_path / "one" / "two")
+        filesystem.create(tmp_path / "one" / "file").close()
+        lock = filesystem.lock(tmp_path / "one" / "lock")
+        assert lock is not None
+        lock.release()
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+        assert modes == {"one": 0o700, "two": 0o700, "file": 0o600, "lock": 0o600}
+
+    @pytest.mark.parametrize("writable", [False, True])
+    def test_open_refuses_a_symbolic_link(self, tmp_path: Path, *, writable: bool) -> None:
+        (tmp_path / "target").write_bytes(b"secret")
+        (tmp_path / "link").symlink_to("target")
+        with pytest.raises(OSError, match="symbolic links") as refusal:
+            OsFilesystem().open(tmp_path / "link", writable=writable)
+        assert refusal.value.errno == errno.ELOOP
+
+    @pytest.mark.parametrize("target", ["existing", "missing"])
+    def test_create_refuses_a_symbolic_link(self, tmp_path: Path, target: str) -> None:
+        (tmp_path / "existing").touch()
+        (tmp_path / "link").symlink_to(target)
+        with pytest.raises(FileExistsError):
+            OsFilesystem().create(tmp_path / "link")
+
+    def test_a_fifo_does_not_hang_the_reader(self, tmp_path: Path) -> None:
+        fifo = tmp_path / "fifo"
+        os.mkfifo(fifo)
+        with pytest.raises(OSError, match=r"Illegal seek|Invalid argument"), closing(OsFilesystem().open(fifo)) as file:
+            file.pread(1, 0)
+
+    def test_a_lock_is_held_against_other_processes_and_dies_with_them(self, tmp_path: Path) -> None:
+        path = tmp_path / "lock"
+        command = [sys.executable, "-c", HOLD_LOCK, str(path)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"held\n"
+            assert OsFilesystem().lock(path) is None
+            holder.kill()
+        lock = OsFilesystem().lock(path)
+        assert lock is not None
+        lock.release()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One action of a random process; each action uses the fields it needs."""
+
+    action: str
+    name: str
+    other: str
+    size: int
+    offset: int
+
+
+@dataclass
+class Process:
+    """A disk and the handles a process has open on it, one for each name it opened."""
+
+    disk: Filesystem
+    root: Path
+    files: dict[str, File] = field(default_factory=dict)
+
+    def hold(self, name: str, file: File) -> None:
+        """Keep the handle, in place of an older one."""
+        self.close(name)
+        self.files[name] = file
+
+    def close(self, name: str) -> None:
+        """Close the handle, if there is one."""
+        if file := self.files.pop(name, None):
+            file.close()
+
+    def do(self, step: Step) -> object:
+        """Return what the step answers: a value, an errno, or that there is no such handle."""
+        try:
+            return ACTIONS[step.action](self, step)
+        except OSError as error:
+            return errno.errorcode[error.errno or 0]
+        except KeyError:
+            return "not open"
+
+    def contents(self) -> dict[str, bytes]:
+        """Return every file by its name."""
+        reader = Disk(self.disk, self.root)
+        return {name: reader.get(self.root / name) for name in NAMES if self.has(name)}
+
+    def has(self, name: str) -> bool:
+        """Tell whether the file is there."""
+        path = self.root / name
+        return path.name in self.disk.names(path.parent)
+
+
+NAMES = ("a", "b", "sub/a", "sub/b")
+ACTIONS: dict[str, Callable[[Process, Step], object]] = {
+    "create": lambda its, step: its.hold(step.name, its.disk.create(its.root / step.name)),
+    "open": lambda its, step: its.hold(step.name, its.disk.open(its.root / step.name)),
+    "open writable": lambda its, step: its.hold(step.name, its.disk.open(its.root / step.name, writable=True)),
+    "close": lambda its, step: its.close(step.name),
+    "pread": lambda its, step: its.files[step.name].pread(step.size, step.offset),
+    "pwrite": lambda its, step: its.files[step.name].pwrite(bytes(range(1, step.size + 1)), step.offset),
+    "truncate": lambda its, step: its.files[step.name].truncate(step.size),
+    "sync": lambda its, step: its.files[step.name].sync(),
+    "size": lambda its, step: its.files[step.name].size(),
+    "names": lambda its, step: its.disk.names((its.root / step.name).parent),
+    "names of a file": lambda its, step: its.disk.names(its.root / step.name),
+    "rename": lambda its, step: its.disk.rename(its.root / step.name, its.root / step.other),
+    "unlink": lambda its, step: its.disk.unlink(its.root / step.name),
+    "sync_directory": lambda its, step: its.disk.sync_directory((its.root / step.name).parent),
+    "make_directory": lambda its, step: its.disk.make_directory((its.root / step.name).parent),
+}
+STEPS = st.builds(
+    Step,
+    action=st.sampled_from(sorted(ACTIONS)),
+    name=st.sampled_from(NAMES),
+    other=st.sampled_from((*NAMES, "missing/a", "a/b", "sub")),
+    size=st.integers(0, 40),
+    offset=st.integers(0, 40),
+)
+
+
+@settings(deadline=None)
+@given(steps=st.lists(STEPS, max_size=40))
+def test_without_crashes_the_fake_cannot_be_told_from_the_real_disk(steps: list[Step]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        processes = [Process(disk(), Path(directory)) for disk in FILESYSTEMS]
+        try:
+            for process in processes:
+                process.disk.make_directory(process.root / "sub")
+            for step in steps:
+                real, fake = (process.do(step) for process in processes)
+                assert fake == real
+            assert processes[1].contents() == processes[0].contents()
+        finally:
+            for process in processes:
+                for name in NAMES:
+                    process.close(name)

@@ -1,0 +1,609 @@
+"""The client against real sockets and processes: listeners that read, do not read, stop, vanish and come back."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.client import MAX_LINE_BYTES, EventClient
+from agent.events import Context, Decoded, Session, decode_block
+from tests.support.recordings import Recorded
+from tests.support.waiting import eventually
+
+if TYPE_CHECKING:
+    from agent.client import EventFields
+
+ROOT = Path(__file__).parents[2]
+# Whatever CI system these tests run on, its variables stay out of the programs that they start.
+ENVIRONMENT = {"PATH": os.environ["PATH"]}
+
+
+@contextmanager
+def listening(path: Path, backlog: int = 16) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(backlog)
+        listener.settimeout(30)
+        try:
+            yield listener
+        finally:
+            path.unlink()
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("client") / "events.sock"
+
+
+@pytest.fixture
+def listener(path: Path) -> Iterator[socket.socket]:
+    """A daemon's socket that nobody reads before the test does."""
+    with listening(path) as listener:
+        yield listener
+
+
+def read_connection(listener: socket.socket) -> bytes:
+    """Accept one connection and read it to its end."""
+    connection, _ = listener.accept()
+    connection.settimeout(30)
+    with connection, connection.makefile("rb") as stream:
+        return stream.read()
+
+
+def decoded(data: bytes) -> Decoded:
+    """Take lines as the daemon takes them."""
+    return decode_block(data, Session())
+
+
+def events_in(data: bytes) -> list[dict[str, Any]]:
+    """Return the events of one connection, all of whose lines have to be whole and valid."""
+    assert data.endswith(b"\n")
+    assert decoded(data).rejects == []
+    context, *events = (json.loads(line) for line in data.splitlines())
+    assert list(context) == ["context"]
+    return events
+
+
+def run(script: str, path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a program that has the socket's path in its environment, with every warning an error."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(script), *arguments],
+        env={**ENVIRONMENT, "ARTIFACTS_AGENT_SOCKET": str(path)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+def output_of(script: str, path: Path, *arguments: str) -> list[str]:
+    """Return the lines that a program wrote; it has to end well and to complain of nothing."""
+    ended = run(script, path, *arguments)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    return ended.stdout.splitlines()
+
+
+# --- What goes over the wire
+
+
+def test_the_context_is_the_first_line_and_keys_are_in_turbos_order(path: Path, listener: socket.socket) -> None:
+    with EventClient(path, ci="GITHUB_ACTIONS", interactive=0, session_id="s-1") as client:
+        assert client.emit("HIT", "LOCAL", "115c7929ab9c479c", duration=514)
+        assert client.emit("MISS", "REMOTE", "ab", "s-2", 0)
+        assert client.emit(event="MISS", source="LOCAL", hash="cd")
+        assert client.emit(event="HIT", source="LOCAL", hash="ef", duration=1.5)
+    assert read_connection(listener) == (
+        b'{"context":{"ci":"GITHUB_ACTIONS","interactive":0}}\n'
+        b'{"sessionId":"s-1","source":"LOCAL","event":"HIT","hash":"115c7929ab9c479c","duration":514}\n'
+        b'{"sessionId":"s-2","source":"REMOTE","event":"MISS","hash":"ab","duration":0}\n'
+        b'{"sessionId":"s-1","source":"LOCAL","event":"MISS","hash":"cd"}\n'
+        b'{"sessionId":"s-1","source":"LOCAL","event":"HIT","hash":"ef","duration":1.5}\n'
+    )
+    assert (client.sent, client.unsent, client.unsent_by_reason) == (4, 0, {})
+
+
+@pytest.mark.parametrize(
+    ("ci", "interactive", "context"),
+    [
+        ("VERCEL", 1, Context("VERCEL", 1)),
+        ('a "b" \\', True, Context('a "b" \\', 1)),
+        (None, None, Context()),
+        ("x" * 51, 0, Context(None, 0)),
+        ("", 2, Context()),
+        (" x", "1", Context()),
+        ("Übersee", 1.0, Context()),
+        (b"VERCEL", [], Context()),
+    ],
+)
+def test_what_the_api_cannot_carry_is_left_out_of_the_context(
+    path: Path, listener: socket.socket, ci: Any, interactive: Any, context: Context
+) -> None:
+    with EventClient(path, ci=ci, interactive=interactive) as client:
+        assert client.emit("HIT", "LOCAL", "ab")
+    [group] = decoded(read_connection(listener)).groups
+    assert group.context == context
+
+
+def test_the_context_is_detected_where_the_program_runs(path: Path, listener: socket.socket) -> None:
+    script = "import os; os.environ['CIRCLECI'] = 'true'; from agent.client import emit; emit('HIT', 'LOCAL', 'ab')"
+    assert output_of(script, path) == []
+    [group] = decoded(read_connection(listener)).groups
+    assert group.context == Context("CIRCLE", 0)
+
+
+@pytest.fixture(scope="module")
+def quiet_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("quiet") / "events.sock"
+
+
+@pytest.fixture(scope="module")
+def quiet_listener(quiet_path: Path) -> Iterator[socket.socket]:
+    with listening(quiet_path) as listener:
+        yield listener
+
+
+numbers = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(session=st.text(), artifact=st.text(), duration=st.none() | numbers)
+def test_any_text_and_number_arrives_as_it_was_given(
+    quiet_path: Path, quiet_listener: socket.socket, session: str, artifact: str, duration: float | None
+) -> None:
+    with EventClient(quiet_path) as client:
+        assert client.emit("HIT", "LOCAL", artifact, session, duration)
+    data = read_connection(quiet_listener)
+    [event] = events_in(data)
+    optional = {} if duration is None else {"duration": duration}
+    assert event == {"sessionId": session, "source": "LOCAL", "event": "HIT", "hash": artifact, **optional}
+    assert type(event.get("duration")) is type(duration)
+
+
+def test_turbos_own_events_leave_as_turbo_wrote_them(path: Path, recorded_requests: list[Recorded]) -> None:
+    events = [event for request in recorded_requests for event in request.events]
+    with listening(path) as listener, ThreadPoolExecutor() as pool, EventClient(path) as client:
+        received = pool.submit(read_connection, listener)
+        for event in events:
+            fields = {"session_id" if key == "sessionId" else key: value for key, value in event.items()}
+            eventually(partial(client.emit, **fields), bool)
+        client.close()
+        assert received.result().partition(b"\n")[2] == b"".join(request.lines for request in recorded_requests)
+
+
+def test_many_events_arrive_in_order(path: Path, listener: socket.socket) -> None:
+    with EventClient(path) as client:
+        sent = client.emit_many({"event": "HIT", "source": "LOCAL", "hash": str(number)} for number in range(1000))
+    assert sent == client.sent == 1000
+    assert [event["hash"] for event in events_in(read_connection(listener))] == [str(number) for number in range(1000)]
+
+
+def test_bad_items_among_many_cost_only_themselves(path: Path, listener: socket.socket) -> None:
+    items: list[Any] = [
+        {"event": "HIT", "source": "LOCAL", "hash": "1"},
+        {"event": "HIT", "source": "LOCAL"},
+        None,
+        {"event": "HIT", "source": "LOCAL", "hash": "x" * MAX_LINE_BYTES},
+        {"event": "MISS", "source": "LOCAL", "hash": "2"},
+    ]
+    with EventClient(path) as client:
+        assert client.emit_many(items) == 2
+    assert client.unsent_by_reason == {"invalid": 2, "too_large": 1}
+    assert [event["hash"] for event in events_in(read_connection(listener))] == ["1", "2"]
+
+
+def test_an_iterable_that_raises_keeps_its_error_and_loses_no_event(path: Path, listener: socket.socket) -> None:
+    def broken() -> Iterator[Any]:
+        yield {"event": "HIT", "source": "LOCAL", "hash": "1"}
+        raise LookupError("the caller's own")
+
+    with EventClient(path) as client, pytest.raises(LookupError, match="the caller's own"):
+        client.emit_many(broken())
+    assert [event["hash"] for event in events_in(read_connection(listener))] == ["1"]
+    assert client.sent == 1
+
+
+# --- Daemons that are absent, closed, stopped or slow
+
+
+@pytest.fixture
+def client(path: Path) -> Iterator[EventClient]:
+    with EventClient(path) as client:
+        yield client
+
+
+def hit(client: EventClient) -> bool:
+    return client.emit("HIT", "LOCAL", "115c7929ab9c479c", duration=514)
+
+
+def test_a_daemon_that_starts_later_gets_the_later_events(path: Path, client: EventClient) -> None:
+    assert not hit(client)
+    with listening(path) as listener:
+        eventually(lambda: hit(client), bool)
+        client.close()
+        assert len(events_in(read_connection(listener))) == client.sent == 1
+    assert set(client.unsent_by_reason) == {"absent"}
+
+
+def test_a_socket_that_nobody_listens_at_counts_as_absent(path: Path, client: EventClient) -> None:
+    with listening(path) as listener:
+        listener.close()
+        assert not hit(client)
+    assert client.unsent_by_reason == {"absent": 1}
+
+
+def test_ten_thousand_events_for_nobody_take_no_time(client: EventClient) -> None:
+    started = time.monotonic()
+    assert not any(hit(client) for _ in range(10_000))
+    assert time.monotonic() - started < 5
+    assert client.unsent_by_reason == {"absent": 10_000}
+
+
+def test_a_forbidden_socket_counts_as_denied(path: Path, listener: socket.socket) -> None:
+    script = """
+        import os
+        from agent.client import EventClient
+        if os.geteuid() == 0:
+            os.setresuid(65534, 65534, 65534)
+        client = EventClient()
+        print(client.emit("HIT", "LOCAL", "ab"), client.unsent_by_reason)
+    """
+    path.chmod(0)
+    assert output_of(script, path) == ["False {'denied': 1}"]
+
+
+STOPPED_DAEMON = """
+import os, signal, socket, sys
+with socket.socket(socket.AF_UNIX) as listener:
+    listener.bind(sys.argv[1])
+    listener.listen(2)
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+@pytest.fixture
+def stopped_daemon(path: Path) -> Iterator[None]:
+    """A daemon that listens, and was stopped before it accepted anything."""
+    with subprocess.Popen([sys.executable, "-c", STOPPED_DAEMON, path]) as daemon:
+        os.waitid(os.P_PID, daemon.pid, os.WSTOPPED)
+        try:
+            yield
+        finally:
+            daemon.kill()
+            path.unlink()
+
+
+@pytest.mark.usefixtures("stopped_daemon")
+def test_a_stopped_daemon_with_a_full_backlog_does_not_block(path: Path) -> None:
+    clients = [EventClient(path) for _ in range(10)]
+    started = time.monotonic()
+    sent = [hit(client) for client in clients for _ in range(100)]
+    assert time.monotonic() - started < 1
+    assert sent.count(True) == sum(client.sent for client in clients) == 300
+    assert [client.unsent_by_reason for client in clients[3:]] == [{"full": 100}] * 7
+
+
+@pytest.mark.usefixtures("stopped_daemon")
+def test_a_stopped_daemon_with_a_full_buffer_does_not_block(client: EventClient) -> None:
+    while hit(client):
+        pass
+    started = time.monotonic()
+    assert not any(hit(client) for _ in range(1000))
+    assert time.monotonic() - started < 1
+    assert client.unsent_by_reason == {"full": 1001}
+
+
+def test_a_slow_daemon_gets_whole_lines_and_all_that_counts_as_sent(
+    client: EventClient, listener: socket.socket
+) -> None:
+    while hit(client):
+        pass
+    with ThreadPoolExecutor() as pool:
+        received = pool.submit(read_connection, listener)
+        eventually(lambda: hit(client), bool)
+        client.close()
+        assert len(events_in(received.result())) == client.sent
+
+
+def test_a_burst_of_500_events_fits_while_the_daemon_does_not_read(
+    client: EventClient, listener: socket.socket
+) -> None:
+    assert all(hit(client) for _ in range(500))
+    client.close()
+    assert len(events_in(read_connection(listener))) == 500
+
+
+def test_many_events_for_a_slow_daemon_are_cut_between_lines(client: EventClient, listener: socket.socket) -> None:
+    events: list[EventFields] = [{"event": "HIT", "source": "LOCAL", "hash": "115c7929ab9c479c"}] * 30_000
+    sent = client.emit_many(events)
+    assert 0 < sent < 30_000
+    assert client.unsent_by_reason == {"full": 30_000 - sent}
+    client.close()
+    assert len(events_in(read_connection(listener))) == sent
+
+
+def fill(client: EventClient, events: int) -> None:
+    for _ in range(events):
+        assert hit(client)
+
+
+@pytest.fixture
+def almost_full(path: Path, listener: socket.socket) -> int:
+    """How many events leave room for one more, and so for the first part of a large one."""
+    with EventClient(path) as client:
+        while hit(client):
+            pass
+    read_connection(listener)
+    return client.sent - 1
+
+
+def test_a_torn_line_is_the_last_of_its_connection_and_not_sent(
+    client: EventClient, listener: socket.socket, almost_full: int
+) -> None:
+    fill(client, almost_full)
+    assert not client.emit("HIT", "LOCAL", "a" * 60_000)
+    data = read_connection(listener)
+    assert 0 < len(data.rpartition(b"\n")[2]) < 60_000
+    assert len(decoded(data).rejects) == 1
+    assert len(decoded(data).groups[0].events) == client.sent == almost_full
+    assert client.unsent_by_reason == {"full": 1}
+    eventually(lambda: hit(client), bool)
+    client.close()
+    assert len(events_in(read_connection(listener))) == 1
+
+
+def test_a_line_that_lacks_only_its_newline_is_the_last_of_its_connection_and_sent(
+    path: Path, client: EventClient, listener: socket.socket, almost_full: int
+) -> None:
+    with EventClient(path, session_id="s") as measure:
+        fill(measure, almost_full)
+        measure.emit("HIT", "LOCAL", "a" * 60_000)
+    taken = len(read_connection(listener).rpartition(b"\n")[2])
+    rest = '{"sessionId":"s","source":"LOCAL","event":"HIT","hash":""}'
+    fill(client, almost_full)
+    assert client.emit("HIT", "LOCAL", "a" * (taken - len(rest)), "s")
+    data = read_connection(listener)
+    assert not data.endswith(b"\n")
+    assert len(events_in(data + b"\n")) == client.sent == almost_full + 1
+
+
+def test_an_evicted_idle_connection_is_replaced_at_once(client: EventClient, listener: socket.socket) -> None:
+    assert hit(client)
+    connection, _ = listener.accept()
+    with connection:
+        connection.shutdown(socket.SHUT_RD)
+        assert hit(client)
+    client.close()
+    assert len(events_in(read_connection(listener))) == 1
+    assert (client.sent, client.unsent) == (2, 0)
+
+
+def test_a_daemon_that_restarts_gets_the_next_event(path: Path, client: EventClient) -> None:
+    with listening(path) as listener:
+        assert hit(client)
+        listener.accept()[0].close()
+    with listening(path) as listener:
+        assert hit(client)
+        client.close()
+        assert len(events_in(read_connection(listener))) == 1
+
+
+def test_a_daemon_that_is_gone_for_good_costs_one_attempt(path: Path, client: EventClient) -> None:
+    with listening(path) as listener:
+        assert hit(client)
+        listener.accept()[0].close()
+    assert not hit(client)
+    assert client.unsent_by_reason == {"absent": 1}
+
+
+def test_a_lost_reader_kills_no_program_that_dies_of_sigpipe(path: Path, listener: socket.socket) -> None:
+    script = """
+        import signal, socket, sys
+        from agent.client import EventClient
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(sys.argv[1])
+        listener.listen()
+        client = EventClient(sys.argv[1])
+        client.emit("HIT", "LOCAL", "ab")
+        listener.accept()[0].close()
+        listener.close()
+        print(client.emit("HIT", "LOCAL", "ab"), client.unsent_by_reason)
+    """
+    assert output_of(script, path, f"{path}.own") == ["False {'absent': 1}"]
+
+
+# --- Threads, forks, signals, event loops, exits
+
+
+def test_threads_never_tear_each_others_lines(client: EventClient, listener: socket.socket) -> None:
+    def hammer(thread: int) -> int:
+        return sum(client.emit("HIT", "LOCAL", f"{thread}-{number}" * 20) for number in range(2000))
+
+    with ThreadPoolExecutor() as reader, ThreadPoolExecutor(8) as threads:
+        received = reader.submit(read_connection, listener)
+        sent = sum(threads.map(hammer, range(8)))
+        client.close()
+        hashes = [event["hash"] for event in events_in(received.result())]
+    assert len(hashes) == len(set(hashes)) == sent == client.sent
+    assert client.sent + client.unsent == 16_000
+    assert set(client.unsent_by_reason) <= {"full"}
+
+
+def test_parent_and_forked_children_write_whole_lines_to_connections_of_their_own(
+    path: Path, listener: socket.socket
+) -> None:
+    script = """
+        import os, sys
+        from agent.client import EventClient
+        client = EventClient()
+        client.emit("HIT", "LOCAL", "before")
+        children = [os.fork() for _ in range(2)]
+        for number in range(100):
+            client.emit("HIT", "LOCAL", f"{children}-{number}")
+        print(client.sent, client.unsent, flush=True)
+        if all(children):
+            while children: os.waitpid(children.pop(), 0)
+    """
+    with ThreadPoolExecutor() as pool:
+        received = [pool.submit(read_connection, listener) for _ in range(4)]
+        assert sorted(output_of(script, path)) == ["100 0", "100 0", "100 0", "101 0"]
+        connections = [events_in(each.result()) for each in received]
+    assert sorted(len(events) for events in connections) == [100, 100, 100, 101]
+    assert len({event["sessionId"] for events in connections for event in events}) == 1
+    for events in connections:
+        hashes = [event["hash"] for event in events if event["hash"] != "before"]
+        assert hashes == [f"{hashes[0].rpartition('-')[0]}-{number}" for number in range(100)]
+
+
+def test_a_fork_amid_other_threads_sends_leaves_no_lock_locked(path: Path, listener: socket.socket) -> None:
+    script = """
+        import os, threading, warnings
+        from agent.client import EventClient
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of just this: to fork amid threads
+        client = EventClient()
+        done = threading.Event()
+        def hammer():
+            while not done.is_set():
+                client.emit("HIT", "LOCAL", "parent")
+        threads = [threading.Thread(target=hammer) for _ in range(4)]
+        for thread in threads: thread.start()
+        codes = []
+        for _ in range(50):
+            child = os.fork()
+            if not child:
+                os._exit(client.emit("HIT", "LOCAL", "child"))
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        done.set()
+        for thread in threads: thread.join()
+        print(set(codes))
+    """
+    with ThreadPoolExecutor(51) as pool:
+        received = [pool.submit(read_connection, listener) for _ in range(51)]
+        assert output_of(script, path) == ["{1}"]
+        connections = [events_in(each.result()) for each in received]
+    assert sum({event["hash"] for event in events} == {"child"} for events in connections) == 50
+
+
+def test_a_daemonizing_program_keeps_the_files_that_it_opens_next(path: Path, listener: socket.socket) -> None:
+    script = """
+        import os, tempfile
+        from agent.client import EventClient
+        client = EventClient()
+        client.emit("HIT", "LOCAL", "ab")
+        if os.fork():
+            os.wait()
+            os._exit(0)
+        os.closerange(3, 256)
+        files = [tempfile.TemporaryFile() for _ in range(10)]
+        print(client.emit("HIT", "LOCAL", "ab"), flush=True)
+        client.close()
+        for file in files: os.fstat(file.fileno()); file.close()
+    """
+    assert output_of(script, path) == ["True"]
+    assert [len(events_in(read_connection(listener))) for _ in range(2)] == [1, 1]
+
+
+def test_a_program_that_closes_all_descriptors_is_connected_anew(path: Path, listener: socket.socket) -> None:
+    script = """
+        import os
+        from agent.client import emit
+        emit("HIT", "LOCAL", "ab")
+        os.closerange(3, 256)
+        print(emit("HIT", "LOCAL", "ab"))
+    """
+    assert output_of(script, path) == ["True"]
+    assert [len(events_in(read_connection(listener))) for _ in range(2)] == [1, 1]
+
+
+def test_a_signal_handler_that_emits_amid_an_emit_neither_hangs_nor_tears(path: Path, listener: socket.socket) -> None:
+    script = """
+        import signal
+        from agent.client import EventClient
+        client = EventClient()
+        calls = 0
+        def handle(*_):
+            global calls
+            calls += 1
+            client.emit("HIT", "LOCAL", "handler")
+        signal.signal(signal.SIGALRM, handle)
+        signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.0001)
+        emitted = 0
+        while calls < 200:
+            client.emit("HIT", "LOCAL", "main")
+            emitted += 1
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        assert client.sent + client.unsent == emitted + calls
+        assert set(client.unsent_by_reason) <= {"full", "reentrant"}
+        print(client.sent)
+    """
+    with ThreadPoolExecutor() as pool:
+        received = pool.submit(read_connection, listener)
+        [sent] = output_of(script, path)
+        assert len(events_in(received.result())) == int(sent)
+
+
+def test_tasks_of_an_event_loop_may_emit(client: EventClient, listener: socket.socket) -> None:
+    async def build(task: int) -> bool:
+        await asyncio.sleep(0)
+        return client.emit("HIT", "LOCAL", str(task))
+
+    async def program() -> list[bool]:
+        return await asyncio.gather(*(build(task) for task in range(100)))
+
+    assert asyncio.run(program(), debug=True) == [True] * 100
+    client.close()
+    assert {event["hash"] for event in events_in(read_connection(listener))} == {str(task) for task in range(100)}
+
+
+def test_a_program_that_just_ends_has_sent_everything_and_warns_of_nothing(path: Path, listener: socket.socket) -> None:
+    script = """
+        import atexit
+        atexit.register(lambda: emit("HIT", "LOCAL", "exit handler"))  # runs after the client's own
+        from agent.client import EventClient, emit
+        class Late:
+            def __del__(self):
+                emit("HIT", "LOCAL", "finalizer")
+        late = Late()
+        emit("HIT", "LOCAL", "main")
+        kept, dropped = EventClient(), EventClient()
+        kept.emit("HIT", "LOCAL", "kept open")
+        dropped.emit("HIT", "LOCAL", "dropped open")
+        del dropped
+    """
+    assert output_of(script, path) == []
+    connections = [[event["hash"] for event in events_in(read_connection(listener))] for _ in range(4)]
+    assert connections == [["main"], ["kept open"], ["dropped open"], ["exit handler", "finalizer"]]
+
+
+def test_a_killed_program_has_sent_everything(path: Path, listener: socket.socket) -> None:
+    script = """
+        import os, signal
+        from agent.client import emit
+        for number in range(100): emit("HIT", "LOCAL", str(number))
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    assert run(script, path).returncode == -signal.SIGKILL
+    assert len(events_in(read_connection(listener))) == 100
+
+
+def test_a_program_that_is_started_does_not_hold_the_connection_open(
+    client: EventClient, listener: socket.socket
+) -> None:
+    assert hit(client)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, close_fds=False):
+        client.close()
+        assert len(events_in(read_connection(listener))) == 1
