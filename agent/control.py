@@ -13,7 +13,7 @@ import datetime as dt
 import math
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import anyio
 import msgspec
@@ -36,6 +36,13 @@ class Listener(Protocol):
         """Return when everything that had been written before the call has been taken."""
 
 
+class Connections(NamedTuple):
+    """How many stream connections are open, and how many had to go since the start because there were too many."""
+
+    open: int = 0
+    evicted: int = 0
+
+
 class Control:
     """Answers requests about the pipelines, by destination."""
 
@@ -44,7 +51,7 @@ class Control:
         pipelines: Mapping[str, Pipeline],
         intake: Intake,
         listeners: Sequence[Listener],
-        connections: Callable[[], int],
+        connections: Callable[[], Connections],
         wall_clock: Callable[[], float],
     ) -> None:
         self._pipelines = pipelines
@@ -75,7 +82,7 @@ class Control:
         return Response.error(404, "not_found", f"there is no {request.path}, only {paths}")
 
     async def _status(self, _: Request) -> Response:
-        now = self._wall_clock()
+        now, connections = self._wall_clock(), self._connections()
         destinations = {name: _report(await pipeline.status(), now) for name, pipeline in self._pipelines.items()}
         return Response.json(
             {
@@ -83,7 +90,8 @@ class Control:
                 "pid": os.getpid(),
                 "uptime": round(now - self._started_at, 3),
                 "rejected": self._intake.rejected,
-                "connections": self._connections(),
+                "connections": connections.open,
+                "evicted": connections.evicted,
                 "destinations": destinations,
             }
         )
@@ -92,7 +100,8 @@ class Control:
         from agent import metrics  # here: a daemon that nobody scrapes does not pay for the import
 
         statuses = {name: await pipeline.status() for name, pipeline in self._pipelines.items()}
-        text = metrics.render(statuses, self._intake.rejected, self._connections(), self._wall_clock())
+        clients = metrics.Clients(self._intake.rejected, *self._connections())
+        text = metrics.render(statuses, clients, self._wall_clock())
         return Response(200, text, metrics.CONTENT_TYPE)
 
     async def _healthz(self, _: Request) -> Response:

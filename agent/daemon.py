@@ -8,18 +8,21 @@ import os
 import random
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import anyio
 import anyio.abc
+import msgspec
 import structlog
 
 from agent import __version__, config, http_server, logs
 from agent.config import Config
-from agent.control import Control
+from agent.control import Connections, Control
 from agent.delivery import policy, source
 from agent.delivery.http import Endpoint, HttpTransport
 from agent.errors import ConfigError, ListenError, QueueLockedError, StorageError
@@ -37,6 +40,9 @@ from agent.systemd import Notifier
 DESTINATION = "default"
 CONTROL_MODE = 0o600
 TOKEN_POLL_SECONDS = 5.0
+READ_OUT_SECONDS = 5.0
+# For the queue's files, the control socket's connections and the requests to the API.
+RESERVED_FILES = 192
 SEAMS = source.Seams(run_blocking=run_in_thread, wall_clock=time.time, random=random.random)
 
 
@@ -70,7 +76,6 @@ class Daemon:
 
     async def run(self) -> None:
         """Serve until a signal says stop. Raises StorageError, QueueLockedError or ListenError if it cannot start."""
-        _raise_file_limit()
         fs = OsFilesystem()
         lock = lock_queue(fs, self._config.queue.directory)
         try:
@@ -83,32 +88,43 @@ class Daemon:
                 await pipeline.close()
         finally:
             lock.release()
-        self._log.info("stopped", ledger=pipeline.ledger())
+        self._log.info("stopped", ledger=msgspec.to_builtins(pipeline.ledger()))
 
     async def _serve(self, pipeline: Pipeline) -> None:
         intake = Intake(pipeline)
         bound = _open_sockets(self._config, self._environ)
-        stream, listeners = _listeners(bound, intake, self._config)
-        control = Control(
-            {DESTINATION: pipeline}, intake, listeners, lambda: stream.connections if stream else 0, SEAMS.wall_clock
-        )
-        control_listener = await anyio.abc.SocketListener.from_socket(bound["control"].socket)
-        self._resume_if_token_is_newer(pipeline)
         try:
+            stream, listeners = _listeners(bound, intake, self._connection_limit())
+            control = Control(
+                {DESTINATION: pipeline}, intake, listeners, partial(_connections, stream), SEAMS.wall_clock
+            )
+            control_listener = http_server.SocketListener(bound["control"].socket)
+            self._resume_if_token_is_newer(pipeline)
             async with anyio.create_task_group() as background:
-                background.start_soon(pipeline.run)
+                await background.start(self._watch_signals, pipeline)
                 background.start_soon(http_server.serve, control_listener, control.handle)
-                background.start_soon(self._watch_signals, pipeline)
                 background.start_soon(self._watch_token, pipeline)
                 background.start_soon(self._feed_watchdog, pipeline)
-                await self._listen(listeners)
-                await self._drain(pipeline)
+                await self._work(pipeline, listeners)
                 background.cancel_scope.cancel()
         finally:
-            bound["control"].release()
+            for each in bound.values():
+                each.release()
 
-    async def _listen(self, listeners: Sequence[StreamListener | DatagramListener]) -> None:
-        """Take events until told to stop; then let no more in, and take what has been written."""
+    async def _work(self, pipeline: Pipeline, listeners: Sequence[StreamListener | DatagramListener]) -> None:
+        """Take events and deliver them until told to stop; return when all that was taken is on disk."""
+        async with anyio.create_task_group() as writing:
+            writing.start_soon(pipeline.run)
+            deadline = await self._listen(listeners)
+            with self._hurry:
+                await pipeline.drain(deadline - anyio.current_time())
+
+    async def _listen(self, listeners: Sequence[StreamListener | DatagramListener]) -> float:
+        """Take events until told to stop; then let no more in, and take what has been written.
+
+        Returns until when the rest of the shutdown may take. Reading what is left may take longer: it is bounded by the
+        sockets' buffers, and what is not read would be lost.
+        """
         async with anyio.create_task_group() as listening:
             for listener in listeners:
                 listening.start_soon(listener.serve)
@@ -117,21 +133,31 @@ class Daemon:
             await self._stop.wait()
             self._notifier.notify("STOPPING=1", "STATUS=Draining")
             self._log.info("stopping", deadline=self._config.shutdown.deadline)
-            listening.cancel_scope.deadline = anyio.current_time() + self._config.shutdown.deadline
+            now, seconds = anyio.current_time(), self._config.shutdown.deadline
+            listening.cancel_scope.deadline = now + max(seconds, READ_OUT_SECONDS)
             for listener in listeners:
                 await listener.close()
+        return now + seconds
 
-    async def _drain(self, pipeline: Pipeline) -> None:
-        with self._hurry:
-            await pipeline.drain(self._config.shutdown.deadline)
+    def _connection_limit(self) -> int:
+        """Return how many connections may be open; the rest of the process needs files too."""
+        wanted, files = self._config.listen.max_connections, _raise_file_limit()
+        limit = min(wanted, max(files - RESERVED_FILES, 1))
+        if limit < wanted:
+            reason = f"the process may open {files} files; raise LimitNOFILE= or ulimit -n"
+            self._log.warning("max_connections_lowered", max_connections=limit, wanted=wanted, reason=reason)
+        return limit
 
     # Signals and reload
 
-    async def _watch_signals(self, pipeline: Pipeline) -> None:
+    async def _watch_signals(
+        self, pipeline: Pipeline, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            task_status.started()
             async for number in signals:
                 if number == signal.SIGHUP:
-                    self._reload(pipeline)
+                    self._reload(pipeline, self._load)
                 elif self._stop.is_set():
                     self._hurry.cancel()  # asked twice: what is not delivered stays in the queue
                 else:
@@ -143,32 +169,35 @@ class Daemon:
             token = _fingerprint(self._config, self._environ)
             if token is not None and token != self._token:
                 self._token = token
-                self._reload(pipeline)
+                self._reload(pipeline, lambda: self._config)
 
-    def _reload(self, pipeline: Pipeline) -> None:
+    def _reload(self, pipeline: Pipeline, load: Callable[[], Config]) -> None:
         """Take over a new configuration and token; a wrong one is refused as a whole, and the old one stays."""
         self._notifier.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
-            new = self._load()
+            new = load()
+            token = _fingerprint(new, self._environ)
             delivery = _delivery(new, self._environ)
         except ConfigError as error:
             self._log.error("reload_refused", error=str(error))
         else:
-            for key in config.needs_restart(self._config, new):
-                self._log.warning("restart_needed", key=key)
-            changed = config.differences(self._config, new)
-            self._config = new.model_copy(update={"listen": self._config.listen, "queue": self._config.queue})
-            logs.configure(new.log.level, new.log.format)
-            self._log.info("reloaded", changed=changed)
+            self._adopt(new)
+            self._token = token
             pipeline.reconfigure(delivery)
         self._notifier.notify("READY=1")
 
+    def _adopt(self, new: Config) -> None:
+        for key in config.needs_restart(self._config, new):
+            self._log.warning("restart_needed", key=key)
+        changed = config.differences(self._config, new)
+        self._config = new.model_copy(update={"listen": self._config.listen, "queue": self._config.queue})
+        logs.configure(new.log.level, new.log.format)
+        self._log.info("reloaded", changed=changed)
+
     def _resume_if_token_is_newer(self, pipeline: Pipeline) -> None:
-        if (
-            self._token is not None
-            and pipeline.paused_since is not None
-            and self._token.changed_at > pipeline.paused_since
-        ):
+        """End a pause if the token was replaced while no daemon ran; of a credential systemd makes a new copy at each start."""
+        since, token = pipeline.paused_since, self._token
+        if since is not None and token is not None and self._config.api.token_file and token.changed_at > since:
             pipeline.resume()
 
     async def _feed_watchdog(self, pipeline: Pipeline) -> None:
@@ -198,6 +227,8 @@ def lock_queue(fs: Filesystem, directory: Path) -> Lock:
         reason = f"{directory}: the queue directory cannot be used: {error.strerror or error}"
         if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
             reason += ": make it writable for this user, or set queue.directory"
+        elif error.errno in {errno.EEXIST, errno.ENOTDIR}:
+            reason += ": move away what is in the way, or set queue.directory"
         raise StorageError(reason) from error
     if lock is None:
         raise QueueLockedError(f"{directory}: another daemon uses this queue: stop it, or set another queue.directory")
@@ -223,13 +254,17 @@ def _open_sockets(settings: Config, environ: Mapping[str, str]) -> dict[str, Bou
 
 
 def _listeners(
-    bound: Mapping[str, Bound], intake: Intake, settings: Config
+    bound: Mapping[str, Bound], intake: Intake, max_connections: int
 ) -> tuple[StreamListener | None, list[StreamListener | DatagramListener]]:
-    stream = StreamListener(bound["stream"], intake, settings.listen.max_connections) if "stream" in bound else None
+    stream = StreamListener(bound["stream"], intake, max_connections) if "stream" in bound else None
     listeners: list[StreamListener | DatagramListener] = [stream] if stream else []
     if "datagram" in bound:
         listeners.append(DatagramListener(bound["datagram"], intake))
     return stream, listeners
+
+
+def _connections(stream: StreamListener | None) -> Connections:
+    return Connections(stream.connections, stream.evicted) if stream is not None else Connections()
 
 
 def _limits(settings: Config) -> Limits:
@@ -287,7 +322,8 @@ def _fingerprint(settings: Config, environ: Mapping[str, str]) -> _Fingerprint |
     return _Fingerprint(status.st_mtime, status.st_ino, status.st_size)
 
 
-def _raise_file_limit() -> None:
-    """Allow as many open files as the system lets this process have: each connection is one."""
+def _raise_file_limit() -> int:
+    """Allow as many open files as the system lets this process have: each connection is one. Returns that limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard if hard != resource.RLIM_INFINITY else sys.maxsize

@@ -4,7 +4,7 @@ It knows JSON and the API's contract. It must never know sockets, files or queue
 description of `POST /v8/artifacts/events`
 (https://vercel.com/docs/rest-api/artifacts/record-an-artifacts-cache-usage-event).
 
-The common case, a block of lines that are all valid events, stays in C: one `decode_lines` for the whole block and two
+The common case, a block of lines that are all valid events, stays in C: one `decode_lines` for the whole block and a few
 cheap counts. Only a block that is not that simple is taken apart line by line.
 """
 
@@ -33,7 +33,7 @@ class Event(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True, r
 
 
 # It becomes a header's value, so no control characters and no blanks at the ends; the API allows 50 characters.
-Ci = Annotated[str, Meta(max_length=50, pattern=r"^[!-~]([ -~]*[!-~])?$")]
+Ci = Annotated[str, Meta(max_length=50, pattern=r"^[!-~]([ -~]*[!-~])?\Z")]  # `$` would let a line end through
 Interactive = Literal[0, 1]
 
 
@@ -96,11 +96,21 @@ def decode_block(block: bytes, session: Session) -> Decoded:
     """
     try:
         events = _decode_events(block)
-    except (ValueError, RecursionError):  # msgspec's errors and UnicodeDecodeError are ValueErrors
+    except ValueError:  # msgspec's errors and UnicodeDecodeError are ValueErrors
         return _decode_each(block, session)
-    if _may_repeat_a_key(block, events):
+    if not _is_one_a_line(block, events) or _may_repeat_a_key(block, events):
         return _decode_each(block, session)
-    return Decoded([Group(session.context, events)] if events else [], [], session)
+    return Decoded([Group(session.context, events)], [], session)
+
+
+def _is_one_a_line(block: bytes, events: list[Event]) -> bool:
+    """Tell whether each line is exactly one of `events`: what a line is must not depend on those that came with it.
+
+    JSON's strings hold no line ends, so a brace before a line end is always the end of an event.
+    """
+    lines = block.count(b"\n") + (not block.endswith(b"\n"))
+    last_braces = block.count(b"}\n") + block.endswith(b"}")
+    return lines == last_braces == len(events)
 
 
 def _may_repeat_a_key(block: bytes, events: list[Event]) -> bool:
@@ -119,11 +129,10 @@ def _decode_each(block: bytes, session: Session) -> Decoded:
             continue
         try:
             if _is_context_line(line):
-                session = _apply(_decode_context(line).context, session)
-                _refuse_repeated_keys(line)
+                session = _apply(_settings_of(line), session)
                 continue
             events = _events_of(line)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             rejects.append(Reject(number, _explain(error)))
             continue
         if groups and groups[-1].context is session.context:
@@ -139,6 +148,12 @@ def _events_of(line: bytes) -> list[Event]:
     if _may_repeat_a_key(line, events):
         _refuse_repeated_keys(line)
     return events
+
+
+def _settings_of(line: bytes) -> _Settings:
+    settings = _decode_context(line).context
+    _refuse_repeated_keys(line)
+    return settings
 
 
 def _apply(settings: _Settings, session: Session) -> Session:
@@ -163,9 +178,5 @@ def _unique(pairs: Iterable[tuple[str, object]]) -> None:
         seen.add(key)
 
 
-def _explain(error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return "JSON is malformed: a string is not UTF-8"
-    if isinstance(error, RecursionError):
-        return "JSON is nested too deeply"
-    return str(error)
+def _explain(error: ValueError) -> str:
+    return "JSON is malformed: a string is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)

@@ -10,6 +10,7 @@ import msgspec
 import structlog
 
 from agent.events import MAX_LINE_BYTES, Decoded, Reject, Session, decode_block
+from agent.events import Group as EventGroup
 from agent.framing.ndjson import Lines
 from agent.logs import Throttle
 from agent.pipeline import Pipeline
@@ -30,9 +31,13 @@ class Peer:
 
 @dataclass
 class Conversation:
-    """What one client has set, and what became of the lines that it sent; `errors` names the first few rejects."""
+    """What one client has set, and what became of the lines that it sent; `errors` names the first few rejects.
+
+    A client that is not `answerable` may ask for acks, but nobody waits with them.
+    """
 
     peer: Peer
+    answerable: bool = True
     session: Session = field(default_factory=Session)
     lines: int = 0
     durable: int = 0
@@ -41,10 +46,15 @@ class Conversation:
     errors: list[Reject] = field(default_factory=list)
     _answered: tuple[int, int, int] = (0, 0, 0)
 
+    @property
+    def wants_acks(self) -> bool:
+        """Whether the client has asked for durable acks, and can be sent them."""
+        return self.answerable and self.session.durable_acks
+
     def answer(self) -> bytes | None:
         """Return the cumulative counts as a line for the client; None if it asked for none or they have not changed."""
         counts = (self.durable, self.rejected, self.dropped)
-        if not self.session.durable_acks or counts == self._answered:
+        if not self.wants_acks or counts == self._answered:
             return None
         answer: dict[str, object] = {"durable": self.durable, "rejected": self.rejected}
         if self.dropped:
@@ -64,26 +74,41 @@ class Intake:
         self._throttle = Throttle(LOG_INTERVAL)
         self.rejected = 0
 
+    async def room(self) -> None:
+        """Wait until there is room for more, so that what clients write stays in their sockets meanwhile.
+
+        Does not wait for a disk that does not answer: then `take` sheds.
+        """
+        await self._pipeline.room()
+
     async def take(self, lines: Lines, conversation: Conversation) -> None:
         """Validate and queue what a read brought; with durable acks, return when its fate is known.
 
         Waits for room before it queues anything, so that a client is slowed down rather than memory filled.
         """
+        waiting = await self._submit(self._validate(lines, conversation), conversation)
+        if conversation.wants_acks:
+            for count, group in waiting:
+                refused = (await group.wait()).refused
+                conversation.durable += 0 if refused else count
+                conversation.dropped += count if refused else 0
+
+    def _validate(self, lines: Lines, conversation: Conversation) -> list[EventGroup]:
+        """Return the events; the rejects, which may be many, are not kept while somebody waits."""
         decoded = decode_block(lines.block, conversation.session)
         conversation.session = decoded.session
         self._reject(lines, decoded, conversation)
+        return decoded.groups
+
+    async def _submit(self, groups: list[EventGroup], conversation: Conversation) -> list[tuple[int, Group]]:
         waiting: list[tuple[int, Group]] = []
-        for context, events in decoded.groups:
+        for context, events in groups:
             if await self._pipeline.room():
                 waiting.append((len(events), self._pipeline.submit(context, events)))
             else:
                 self._pipeline.shed(len(events))
                 conversation.dropped += len(events)
-        if conversation.session.durable_acks:
-            for count, group in waiting:
-                refused = (await group.wait()).refused
-                conversation.durable += 0 if refused else count
-                conversation.dropped += count if refused else 0
+        return waiting
 
     def _reject(self, lines: Lines, decoded: Decoded, conversation: Conversation) -> None:
         too_long = Reject(0, f"Line is longer than {MAX_LINE_BYTES:,} bytes")

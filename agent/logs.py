@@ -3,11 +3,23 @@
 It knows structlog. It must never know what is logged. Lines go to standard error, where systemd and containers pick them up.
 """
 
+import contextlib
+import io
 import logging
 import sys
-from typing import Literal
+from typing import Literal, TextIO, cast
 
 import structlog
+
+
+class _Forgiving(io.TextIOBase):
+    """Standard error whose reader may leave and whose disk may fill: a line that cannot be written is not worth an event."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        return len(text)
 
 
 def configure(level: str, form: Literal["console", "json"]) -> None:
@@ -23,7 +35,7 @@ def configure(level: str, form: Literal["console", "json"]) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Forgiving())),
         cache_logger_on_first_use=False,
     )
 

@@ -1,6 +1,7 @@
 """The counters as Prometheus text. It knows names and units; it must never know sockets or where the numbers come from."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -13,11 +14,26 @@ _STATES = ("running", "backing_off", "paused")
 _PREFIX = "artifacts_agent_"
 
 
-def render(statuses: Mapping[str, Status], rejected: int, connections: int, now: float) -> bytes:
+class Clients(NamedTuple):
+    """What clients did: lines rejected since the start, open connections, and connections evicted since the start."""
+
+    rejected: int
+    connections: int
+    evicted: int
+
+
+def render(statuses: Mapping[str, Status], clients: Clients, now: float) -> bytes:
     """Return every counter and gauge; `now` is in seconds since the epoch."""
     families = [
-        CounterMetricFamily(_PREFIX + "lines_rejected", "Lines that were not valid, since the start.", value=rejected),
-        GaugeMetricFamily(_PREFIX + "connections", "Open connections on the stream socket.", value=connections),
+        CounterMetricFamily(
+            _PREFIX + "lines_rejected", "Lines that were not valid, since the start.", value=clients.rejected
+        ),
+        GaugeMetricFamily(_PREFIX + "connections", "Open connections on the stream socket.", value=clients.connections),
+        CounterMetricFamily(
+            _PREFIX + "connections_evicted",
+            "Connections that had to make room, since the start.",
+            value=clients.evicted,
+        ),
         *_ledgers(statuses),
         *_gauges(statuses, now),
     ]

@@ -79,6 +79,7 @@ class Pipeline:
             self._store, run_blocking=seams.run_blocking, wall_clock=seams.wall_clock, on_commit=self._committed
         )
         self._worker = self._new_worker(delivery)
+        self._dropped = self.ledger().dropped
 
     # Intake
 
@@ -111,9 +112,10 @@ class Pipeline:
         now, steady = self._seams.wall_clock(), anyio.current_time()
         view = self._store.log.view
         name, reason, until = _describe(state, steady)
+        storage_error = "the disk does not answer" if self._committer.stalled else self._storage_error
         return Status(
             state=name,
-            reason=reason,
+            reason=reason or storage_error,
             until=None if until is None else now + until - steady,
             since=pause.since if pause is not None else None,
             ledger=self.ledger(),
@@ -123,7 +125,7 @@ class Pipeline:
             queue_bytes=view.size,
             segments=len(view.segments),
             quarantined=self._store.quarantine.kept,
-            storage_error="the disk does not answer" if self._committer.stalled else self._storage_error,
+            storage_error=storage_error,
         )
 
     async def commit_once(self) -> Committed:
@@ -160,8 +162,6 @@ class Pipeline:
         Ends a pause, which the new settings may have made pointless, unless an operator wanted it.
         """
         self._delivery = delivery
-        if self.paused_since is not None:
-            self._worker.resume()
         self._worker.stop()
 
     # Life
@@ -177,24 +177,31 @@ class Pipeline:
             tasks.cancel_scope.cancel()
 
     async def drain(self, seconds: float) -> None:
-        """Commit what is pending, deliver what can be delivered within `seconds`, and end `run`."""
-        with anyio.move_on_after(seconds):
-            await self._committer.request().wait()
-            if self._worker.state.paused is None:
-                await self._worker.flush()
-        self._committer.close()
+        """Commit what is pending, deliver what can be delivered within `seconds`, and end `run`; a pause ends it at once."""
+        try:
+            with anyio.move_on_after(seconds):
+                await self._committer.request().wait()
+                await self._worker.flush(until_paused=True)
+        finally:
+            self._committer.close()
 
     async def close(self) -> None:
         """Close the files and the transport. Raises StorageError if the cursor could not be made durable."""
-        await self._worker.aclose()
-        await self._delivery.transport.aclose()
-        self._dead_letters.close()
-        self._store.close()
+        try:
+            await self._worker.aclose()
+            await self._delivery.transport.aclose()
+        finally:
+            try:
+                self._dead_letters.close()
+            finally:
+                self._store.close()
 
     async def _deliver(self) -> None:
         """Run one worker after another: each new configuration gets a new one, which begins at the cursor."""
         while True:
             await self._worker.run()
+            if self.paused_since is not None:  # only now: the last answers may have been to the old token
+                self._worker.resume()
             old = self._worker
             self._worker = self._new_worker(self._delivery, policy.fresh_start(old.state))
             await old.aclose()
@@ -231,11 +238,13 @@ class Pipeline:
         error = committed.append_error or committed.checkpoint_error
         if error is not None:
             self._complain("storage_failing", error=error)
-        elif committed.refused is not None:
-            self._complain("queue_full", dropped=committed.refused)
         elif self._storage_error is not None:
             self._log.info("storage_recovered")
         self._storage_error = error
+        dropped = self.ledger().dropped
+        if dropped != self._dropped:
+            self._dropped = dropped
+            self._complain("events_dropped")
 
     def _complain(self, event: str, **facts: object) -> None:
         held_back = self._throttle.allow(event, anyio.current_time())
@@ -248,6 +257,6 @@ def _describe(state: State, now: float) -> tuple[Literal["running", "backing_off
     if state.paused is not None:
         until = state.paused.until
         return "paused", f"{state.paused.reason}: {state.paused.message}", None if until == float("inf") else until
-    if state.failures:
-        return "backing_off", state.last_failure, max(state.retry_at, now)
+    if state.failures or state.retry_at > now:
+        return "backing_off", state.last_failure or "the server asked to wait", max(state.retry_at, now)
     return "running", None, None

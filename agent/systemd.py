@@ -3,6 +3,7 @@
 It knows one datagram socket. It must never know why the daemon is ready, stopping or alive.
 """
 
+import contextlib
 import os
 import socket
 from collections.abc import Mapping
@@ -16,15 +17,16 @@ class Notifier:
         self._address = "\0" + path[1:] if path.startswith("@") else path
         for_us = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         microseconds = environ.get("WATCHDOG_USEC", "")
-        self.watchdog_seconds = int(microseconds) / 1e6 if for_us and microseconds.isdigit() else None
+        self.watchdog_seconds = (int(microseconds) / 1e6 if for_us and microseconds.isdigit() else 0) or None
 
     def notify(self, *assignments: str) -> None:
-        """Send assignments such as `READY=1`. A supervisor that is gone or busy must not stop the daemon: OSError is ignored."""
+        """Send assignments such as `READY=1`. No OSError stops the daemon, be the supervisor gone or the files used up."""
         if not self._address:
             return
+        with contextlib.suppress(OSError):  # the watchdog tells systemd what a lost notification would have
+            self._send("\n".join(assignments).encode())
+
+    def _send(self, message: bytes) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
             sender.setblocking(False)
-            try:
-                sender.sendto("\n".join(assignments).encode(), self._address)
-            except OSError:  # the watchdog tells systemd what a lost notification would have
-                return
+            sender.sendto(message, self._address)

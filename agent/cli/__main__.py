@@ -1,5 +1,7 @@
 """`python -m agent.cli`: the same as the `artifacts-agent` command."""
 
+import sys
+
 from agent.cli.main import main
 
-main()
+sys.exit(main())

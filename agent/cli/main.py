@@ -1,43 +1,116 @@
-"""The commands' group, and the one place where an AgentError becomes a line on standard error and an exit code."""
+"""The group of commands, and the one place where an error becomes lines on standard error and an exit code.
 
-import os
+It knows the commands' names and modules. It must never know what a command does, nor import one that is not asked for:
+`emit` runs in builds, and has to be quick.
+"""
+
 import sys
-from pathlib import Path
+from importlib import import_module
+from io import TextIOWrapper
+from typing import Any
 
 import click
 
 from agent import __version__
+from agent.cli.options import PROGRAM
 from agent.errors import AgentError
 
-config_option = click.option(
-    "--config", "path", type=click.Path(dir_okay=False, path_type=Path), envvar="ARTIFACTS_AGENT_CONFIG"
+INTERRUPTED = 130
+
+_COMMANDS = {
+    "run": "agent.cli.run:run",
+    "emit": "agent.cli.emit:emit",
+    "status": "agent.cli.status:status",
+    "flush": "agent.cli.flush:flush",
+    "pause": "agent.cli.delivery:pause",
+    "resume": "agent.cli.delivery:resume",
+    "check": "agent.cli.check:check",
+    "demo": "agent.cli.demo:demo",
+    "completion": "agent.cli.completion:completion",
+}
+
+_EPILOG = """
+\b
+Exit codes:
+    0  fine
+    1  a problem was found
+    2  usage: the command line is wrong
+    3  a deadline passed before the work was done
+    4  no daemon is running, or none that this user may ask
+    5  another daemon uses the queue directory
+    6  a socket cannot be opened
+    7  the queue directory cannot be read or written
+   78  the configuration or the token is wrong
+  130  interrupted (Ctrl-C)
+  141  whoever read the output has gone
+
+The configuration is --config FILE, else the file that ARTIFACTS_AGENT_CONFIG names, else
+/etc/artifacts-agent/config.toml if there is one, else variables and defaults alone.
+"""
+
+
+class _LazyGroup(click.Group):
+    """Imports a command's module when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, name = _COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(import_module(module), name)
+        return command
+
+
+@click.group(
+    cls=_LazyGroup,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-
-
-@click.group()
-@click.version_option(__version__)
+@click.version_option(__version__, prog_name=PROGRAM)
 def cli() -> None:
-    """Keep Remote Cache usage events safe on disk, and deliver them."""
+    """Keep Remote Cache usage events safe on disk, and deliver them, so that builds never wait.
+
+    `run` is the daemon; `emit` sends it events; the other commands ask it or look after it.
+    """
 
 
-@cli.command()
-@config_option
-def run(path: Path | None) -> None:
-    """Run the daemon."""
-    from functools import partial
+def main() -> int:
+    """Run the command that `sys.argv` names, and return its exit code.
 
-    from agent import config, daemon
-
-    daemon.run(partial(config.load, path, os.environ), os.environ)
-
-
-def main() -> None:
-    """Run a command, and exit with its code."""
+    A command returns its exit code, None for 0. What it raises on purpose is an AgentError.
+    """
+    _write_what_the_encoding_lacks_as_question_marks()
     try:
-        cli(standalone_mode=True)
-    except* AgentError as errors:
-        error = errors.exceptions[0]
-        while isinstance(error, ExceptionGroup):
-            error = error.exceptions[0]
-        click.echo(f"artifacts-agent: {error}", err=True)
-        sys.exit(getattr(error, "exit_code", 1))
+        code: Any = cli.main(prog_name=PROGRAM, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return INTERRUPTED
+    except (AgentError, ExceptionGroup) as error:
+        return _report(error)
+    return int(code or 0)
+
+
+def _report(error: AgentError | ExceptionGroup) -> int:
+    """Say what is wrong, each problem on one line; an error that is not the agent's own is a bug, and goes on up."""
+    problems = list(_leaves(error))
+    ours = [problem for problem in problems if isinstance(problem, AgentError)]
+    for line in dict.fromkeys(line for problem in ours for line in str(problem).splitlines()):
+        click.echo(f"{PROGRAM}: {line}", err=True)
+    if len(ours) < len(problems):
+        raise error
+    return ours[0].exit_code
+
+
+def _leaves(error: Exception) -> list[Exception]:
+    if isinstance(error, ExceptionGroup):
+        return [leaf for each in error.exceptions for leaf in _leaves(each)]
+    return [error]
+
+
+def _write_what_the_encoding_lacks_as_question_marks() -> None:
+    if isinstance(sys.stdout, TextIOWrapper):  # None if it is closed
+        sys.stdout.reconfigure(errors="replace")

@@ -57,9 +57,9 @@ class _Open:
         self.spans: list[Span] = []
         self.size = 0
 
-    def add(self, first_seq: int, events: list[Event], size: int) -> None:
+    def add(self, first_seq: int, events: list[Event], event_size: int) -> None:
         self.events += events
-        self.size += size
+        self.size += event_size * len(events)
         stop = first_seq + len(events)
         if self.spans and self.spans[-1].stop == first_seq:
             self.spans[-1] = Span(self.spans[-1].start, stop)
@@ -83,7 +83,8 @@ class Batcher:
             batch = self._open.get(key) or self._open.setdefault(key, _Open(now))
             fits = (self._max_bytes - batch.size) // event_size
             room = max(min(max_events - len(batch.events), fits), 0 if batch.events else 1)
-            batch.add(first_seq, events[:room], room * event_size) if room else None
+            if room:
+                batch.add(first_seq, events[:room], event_size)
             if room < len(events) or len(batch.events) >= max_events:
                 full.append(self._close(key))
             first_seq, events = first_seq + room, events[room:]

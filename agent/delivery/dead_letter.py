@@ -49,9 +49,9 @@ class DeadLetters:
         log = self._open()
         excess = log.view.size - self.max_bytes
         if excess > 0:
-            position = segment.overflow_before(log.view.segments, excess)
-            self.discarded += max(position - log.view.segments[0].first_seq, 0)
-            log.delete_before(position)
+            before = log.view.segments[0].first_seq
+            log.delete_before(segment.overflow_before(log.view.segments, excess))
+            self.discarded += log.view.segments[0].first_seq - before
         log.append([Entry(1, encode_dead_letter(letter))], now)
 
     def close(self) -> None:

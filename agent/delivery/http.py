@@ -6,10 +6,12 @@ httpx; its exceptions end here.
 
 import datetime as dt
 import email.utils
+import ipaddress
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from http.cookiejar import DefaultCookiePolicy
 
 import anyio
 import httpx
@@ -17,6 +19,7 @@ import msgspec
 
 from agent import __version__
 from agent.delivery.transport import Kind, Verdict
+from agent.errors import ConfigError
 from agent.events import Context, Event
 
 EVENTS_PATH = "/v8/artifacts/events"
@@ -24,6 +27,7 @@ STATUS_PATH = "/v8/artifacts/status"
 
 MAX_ANSWER_BYTES = 64 * 1024
 MAX_MESSAGE_CHARACTERS = 300
+_TELLING = 8  # so many of the token's first characters are told from other text, and are too few to help anyone
 
 _KINDS = {
     400: Kind.REJECTED,
@@ -79,7 +83,7 @@ def _after(value: str | None, now: float) -> float | None:
         return max(seconds, 0.0)
     try:
         date = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # OverflowError: a year or an offset of very many digits
         return None
     if date.tzinfo is None:
         date = date.replace(tzinfo=dt.UTC)
@@ -104,7 +108,9 @@ def _number(text: str) -> float | None:
 
 
 def _describe(status: int, body: bytes) -> str:
-    return f"{status} {httpx.codes.get_reason_phrase(status)}: {_message(body)}".strip().removesuffix(":")
+    summary = f"{status} {httpx.codes.get_reason_phrase(status)}".strip()
+    message = _message(body)
+    return f"{summary}: {message}" if message else summary
 
 
 def _message(body: bytes) -> str:
@@ -123,7 +129,11 @@ def _message(body: bytes) -> str:
 
 
 class HttpTransport:
-    """Sends batches with one pooled client. `wall_clock` returns seconds since the epoch; `client` is for tests."""
+    """Sends batches with one pooled client. `wall_clock` returns seconds since the epoch; `transport` is for tests.
+
+    The environment's proxies and certificates count (HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE), but nothing for this host itself
+    goes through a proxy: plain HTTP would show it the token. Raises ConfigError if what the environment says is unusable.
+    """
 
     def __init__(
         self,
@@ -139,16 +149,23 @@ class HttpTransport:
         if endpoint.token:
             headers["authorization"] = f"Bearer {endpoint.token}"
         self._params = {k: v for k, v in (("teamId", endpoint.team_id), ("slug", endpoint.slug)) if v}
-        self._client = httpx.AsyncClient(
-            headers=headers,
-            timeout=httpx.Timeout(endpoint.timeout),
-            limits=httpx.Limits(
-                max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=60
-            ),
-            follow_redirects=False,
-            trust_env=True,
-            transport=transport,
-        )
+        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=60)
+        try:
+            self._client = httpx.AsyncClient(
+                headers=headers,
+                timeout=endpoint.timeout,
+                limits=limits,
+                verify=httpx.create_ssl_context(),
+                trust_env=not _is_loopback(endpoint.url),
+                transport=transport,
+            )
+        except OSError as error:
+            raise ConfigError(f"SSL_CERT_FILE, SSL_CERT_DIR: the certificates cannot be read: {error}") from error
+        except (ValueError, ImportError, httpx.InvalidURL):  # their messages, and so their cause, may hold a password
+            raise ConfigError(
+                "HTTPS_PROXY, HTTP_PROXY, ALL_PROXY: the proxy cannot be used; it should be http://HOST:PORT or https://HOST:PORT"
+            ) from None
+        self._client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
 
     async def send(self, context: Context, events: Sequence[Event]) -> Verdict:
         """See `Transport`."""
@@ -172,7 +189,7 @@ class HttpTransport:
         await self._client.aclose()
 
     async def _request(self, method: str, path: str, headers: dict[str, str], content: bytes) -> Verdict:
-        """Make one request; an answer counts only when it is whole."""
+        """Make one request; an answer that accepts counts only when it is whole."""
         url = self._endpoint.url + path
         try:
             with anyio.fail_after(self._endpoint.timeout):
@@ -180,34 +197,51 @@ class HttpTransport:
                     method, url, params=self._params, headers=headers, content=content
                 ) as response:
                     body = await _read_some(response)
+        except _CutAnswerError as error:
+            return Verdict(Kind.TRANSIENT, self._clean(f"the answer was cut off: {_reason(error)}"))
         except TimeoutError:
             return Verdict(Kind.TRANSIENT, f"no whole answer within {self._endpoint.timeout:g} s")
         except (httpx.ConnectError, httpx.TimeoutException, httpx.ProxyError) as error:
             return Verdict(Kind.TRANSIENT, self._clean(f"cannot reach {self._endpoint.url}: {_reason(error)}"))
-        except httpx.UnsupportedProtocol as error:
-            return Verdict(Kind.MISCONFIGURED, self._clean(_reason(error)))
+        except (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.InvalidURL, UnicodeError) as error:
+            # UnicodeError: what the resolver says to a name that no host can have
+            return Verdict(Kind.MISCONFIGURED, self._clean(f"cannot ask {self._endpoint.url}: {_reason(error)}"))
         except httpx.TransportError as error:
             return Verdict(Kind.CUT_OFF, self._clean(f"the connection broke: {_reason(error)}"))
-        except httpx.DecodingError as error:
-            return Verdict(Kind.TRANSIENT, self._clean(f"the answer cannot be decoded: {_reason(error)}"))
         verdict = classify(response.status_code, response.headers, body, now=self._wall_clock())
         if path == STATUS_PATH and verdict.kind is Kind.ACCEPTED:
             verdict = _account_status(body)
         return verdict._replace(message=self._clean(verdict.message))
 
     def _clean(self, message: str) -> str:
-        """Take the token out of a message: a server, or a proxy, may have echoed it."""
+        """Take the token out of a message: a server, or a proxy, may have echoed it, and cut it."""
         token = self._endpoint.token
-        return message.replace(token, "[token]") if token else message
+        if not token:
+            return message
+        head, rest = token[:_TELLING], token[_TELLING:]
+        first, *others = message.split(head)
+        return "[token]".join([first, *(part[_shared(part, rest) :] for part in others)])
+
+
+class _CutAnswerError(Exception):
+    """The connection broke in the middle of an answer that would have accepted the batch."""
 
 
 async def _read_some(response: httpx.Response) -> bytes:
-    """Read the answer, but not more than is worth reading."""
+    """Read the answer, but not more than is worth reading; of a refusal the status is enough.
+
+    The rest is given up by cancelling the read: httpx's nested generators end properly in no other way.
+    """
     body = bytearray()
-    async for chunk in response.aiter_raw():
-        body += chunk
-        if len(body) >= MAX_ANSWER_BYTES:
-            break
+    with anyio.CancelScope() as enough:
+        try:
+            async for chunk in response.aiter_raw():
+                body += chunk
+                if len(body) >= MAX_ANSWER_BYTES:
+                    enough.cancel()
+        except httpx.TransportError as error:
+            if response.is_success:
+                raise _CutAnswerError(_reason(error)) from error
     return bytes(body)
 
 
@@ -222,6 +256,20 @@ def _account_status(body: bytes) -> Verdict:
     return Verdict(
         Kind.BLOCKED, f"the account's Remote Caching status is {str(status)[:MAX_MESSAGE_CHARACTERS]!r}", 200
     )
+
+
+def _shared(left: str, right: str) -> int:
+    """Return how many characters two texts begin with alike."""
+    length = min(len(left), len(right))
+    return next((index for index in range(length) if left[index] != right[index]), length)
+
+
+def _is_loopback(url: str) -> bool:
+    host = httpx.URL(url).host
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _reason(error: Exception) -> str:

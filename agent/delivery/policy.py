@@ -8,7 +8,7 @@ The table of the design, as code:
     ACCEPTED       settle as delivered; the streak of rejections ends; concurrency steps up, a reduced size grows again
     TRANSIENT      try the same batch again, after a full-jitter exponential delay, never sooner than the server said
     REJECTED       split; a single event is the one that earned it: dead letter. Too many in a row: pause
-    TOO_LARGE      split, and send no more than half as many from now on; a single event: dead letter
+    TOO_LARGE      as REJECTED, and send no more than half as many from now on; forget that when a single event is too large
     CUT_OFF        as TRANSIENT, with half as many events for a while: a single event is never dropped for it
     BLOCKED        pause, and probe until it is over
     MISCONFIGURED  pause, and probe: a wrong URL must not cost events
@@ -20,6 +20,7 @@ from enum import StrEnum
 from agent.delivery.transport import Kind, Verdict
 
 MAX_RETRY_AFTER = 86_400.0
+_UNBOUNDED = 1_000_000  # events: more than any configuration allows in a batch
 
 
 class Action(StrEnum):
@@ -39,6 +40,9 @@ class Reason(StrEnum):
     MISCONFIGURED = "misconfigured"
     REJECTIONS = "rejections"
     OPERATOR = "operator"
+
+
+_PAUSES = {Kind.BLOCKED: Reason.BLOCKED, Kind.MISCONFIGURED: Reason.MISCONFIGURED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +79,8 @@ class State:
     rejections: int = 0
     probes: int = 0
     slots: int = 1
-    size: int = 1_000_000
-    ceiling: int = 1_000_000
+    size: int = _UNBOUNDED
+    ceiling: int = _UNBOUNDED
     paused: Paused | None = None
 
 
@@ -101,26 +105,20 @@ def decide(state: State, verdict: Verdict, events: int, *, now: float, jitter: f
         case Kind.TRANSIENT:
             return Step(Action.RETRY, back_off(state, verdict, now=now, jitter=jitter, settings=settings))
         case Kind.CUT_OFF:
-            smaller = replace(state, size=max(events // 2, 1))
+            smaller = replace(state, size=min(state.size, max(events // 2, 1)))
             action = Action.SPLIT if events > 1 else Action.RETRY
             return Step(action, back_off(smaller, verdict, now=now, jitter=jitter, settings=settings))
         case Kind.TOO_LARGE:
-            half = max(events // 2, 1)
-            smaller = replace(state, size=min(state.size, half), ceiling=min(state.ceiling, half))
-            return Step(Action.SPLIT if events > 1 else Action.DEAD_LETTER, smaller)
+            sized = _after_too_large(state, events)
+            return _after_rejection(sized, verdict, events, now=now, jitter=jitter, settings=settings)
         case Kind.REJECTED:
             return _after_rejection(state, verdict, events, now=now, jitter=jitter, settings=settings)
-        case Kind.BLOCKED:
-            return Step(
-                Action.RETURN, pause(state, Reason.BLOCKED, verdict.message, now=now, jitter=jitter, settings=settings)
-            )
-        case Kind.MISCONFIGURED:
-            reason = Reason.MISCONFIGURED
-            return Step(Action.RETURN, pause(state, reason, verdict.message, now=now, jitter=jitter, settings=settings))
+    reason = _PAUSES[verdict.kind]
+    return Step(Action.RETURN, pause(state, reason, verdict.message, now=now, jitter=jitter, settings=settings))
 
 
-def decide_probe(state: State, verdict: Verdict | None, *, now: float, jitter: float, settings: Settings) -> Step:
-    """Decide what a probe of a paused destination means; `verdict` is about one event, or None for an answer without one.
+def decide_probe(state: State, verdict: Verdict, *, now: float, jitter: float, settings: Settings) -> Step:
+    """Decide what a probe of a paused destination means; `verdict` is about one event, or about the account.
 
     An account that may send again is not told by a transient failure. A rejected event shows that the block is over, unless
     rejections were the reason for it: then this one is dropped, slowly enough to leave time for a person to look.
@@ -128,24 +126,27 @@ def decide_probe(state: State, verdict: Verdict | None, *, now: float, jitter: f
     paused = state.paused
     if paused is None:
         raise ValueError("only a paused destination is probed")
-    if verdict is not None and verdict.kind is Kind.ACCEPTED:
+    if verdict.kind is Kind.ACCEPTED:
         return Step(Action.SETTLE, _after_success(resume(state), settings))
-    if verdict is not None and verdict.kind in {Kind.BLOCKED, Kind.MISCONFIGURED}:
-        reason = Reason.BLOCKED if verdict.kind is Kind.BLOCKED else Reason.MISCONFIGURED
+    if verdict.kind in _PAUSES:
+        reason = _PAUSES[verdict.kind]
         return Step(Action.RETURN, pause(state, reason, verdict.message, now=now, jitter=jitter, settings=settings))
-    if verdict is not None and verdict.kind in {Kind.REJECTED, Kind.TOO_LARGE}:
+    if verdict.kind in {Kind.REJECTED, Kind.TOO_LARGE}:
         if paused.reason is not Reason.REJECTIONS:
             return Step(Action.RETURN, resume(state))
         longer = pause(state, Reason.REJECTIONS, verdict.message, now=now, jitter=jitter, settings=settings)
         return Step(Action.DEAD_LETTER, longer)
-    again = pause(state, paused.reason, paused.message, now=now, jitter=jitter, settings=settings)
-    return Step(Action.RETURN, again)
+    later = _heed(state, verdict, now)
+    return Step(Action.RETURN, pause(later, paused.reason, paused.message, now=now, jitter=jitter, settings=settings))
 
 
 def pause(state: State, reason: Reason, message: str, *, now: float, jitter: float, settings: Settings) -> State:
-    """Return the paused state; each pause without a success between waits twice as long for its probe, with ± 10 %."""
+    """Return the paused state; each pause without a success between waits twice as long for its probe, with ± 10 %.
+
+    What the server asked for before counts for probes as well.
+    """
     wait = min(settings.probe_interval * 2.0 ** min(state.probes, 30), settings.max_probe_interval)
-    paused = Paused(reason, message, now + wait * (0.9 + 0.2 * jitter))
+    paused = Paused(reason, message, max(now + wait * (0.9 + 0.2 * jitter), state.not_before))
     return replace(state, paused=paused, probes=state.probes + 1, slots=1, failures=0)
 
 
@@ -166,16 +167,11 @@ def fresh_start(state: State) -> State:
 
 def back_off(state: State, verdict: Verdict, *, now: float, jitter: float, settings: Settings) -> State:
     """Return the state after a transient failure; the delay is exponential with full jitter, or what the server asked for."""
+    state = _heed(replace(state, last_failure=verdict.message, slots=1), verdict, now)
+    if now < state.retry_at:  # batches that fail together are one failure
+        return replace(state, retry_at=max(state.retry_at, state.not_before))
     delay = jitter * min(settings.initial_delay * 2.0 ** min(state.failures, 60), settings.max_delay)
-    asked = now + min(verdict.retry_after, MAX_RETRY_AFTER) if verdict.retry_after is not None else state.not_before
-    return replace(
-        state,
-        failures=state.failures + (now >= state.retry_at),  # batches that fail together are one failure
-        retry_at=max(state.retry_at, now + delay, asked),
-        not_before=max(state.not_before, asked),
-        last_failure=verdict.message,
-        slots=1,
-    )
+    return replace(state, failures=state.failures + 1, retry_at=max(now + delay, state.not_before))
 
 
 def hurry(state: State) -> State:
@@ -186,6 +182,13 @@ def hurry(state: State) -> State:
 def batch_limit(state: State, settings: Settings) -> int:
     """Return how many events a batch may have now."""
     return min(settings.max_events, state.size, state.ceiling)
+
+
+def _heed(state: State, verdict: Verdict, now: float) -> State:
+    """Return the state that remembers until when the server does not want to be asked."""
+    if verdict.retry_after is None:
+        return state
+    return replace(state, not_before=max(state.not_before, now + min(verdict.retry_after, MAX_RETRY_AFTER)))
 
 
 def _after_success(state: State, settings: Settings) -> State:
@@ -201,12 +204,21 @@ def _after_success(state: State, settings: Settings) -> State:
     )
 
 
+def _after_too_large(state: State, events: int) -> State:
+    """Return the state that remembers how many were too many, unless it was one: then their number was never the reason."""
+    if events == 1:
+        return replace(state, ceiling=_UNBOUNDED)
+    half = events // 2
+    return replace(state, size=min(state.size, half), ceiling=min(state.ceiling, half))
+
+
 def _after_rejection(
     state: State, verdict: Verdict, events: int, *, now: float, jitter: float, settings: Settings
 ) -> Step:
+    reached = replace(state, failures=0, retry_at=state.not_before, last_failure="")  # whoever answers is there again
     if events > 1:
-        return Step(Action.SPLIT, state)
-    counted = replace(state, rejections=state.rejections + 1)
+        return Step(Action.SPLIT, reached)
+    counted = replace(reached, rejections=state.rejections + 1)
     if counted.rejections < settings.rejections_in_a_row:
         return Step(Action.DEAD_LETTER, counted)
     message = f"{counted.rejections} events in a row were rejected, the last one with: {verdict.message}"

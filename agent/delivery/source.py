@@ -5,12 +5,14 @@ It knows the queue's reader and batches. It must never know answers or pauses.
 Everything it holds in memory is also in the queue, so it can forget: reading then begins again at the cursor.
 """
 
+import errno
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
+from typing import NamedTuple
 
 import anyio
 import msgspec
@@ -19,6 +21,7 @@ import structlog
 from agent.delivery.batch import Batch, Batcher, Piece
 from agent.errors import StorageError
 from agent.events import Event
+from agent.logs import Throttle
 from agent.queue.committer import RunBlocking
 from agent.queue.cursor import Outcome, Span
 from agent.queue.reader import Gap, Reader
@@ -28,7 +31,11 @@ from agent.queue.store import Store
 READ_BYTES = 256 * 1024
 READ_ATTEMPTS = 5
 READ_RETRY_SECONDS = 1.0
-MAX_HELD_SPANS = 1024  # what is settled out of order must fit into a checkpoint
+LOG_INTERVAL = 60.0
+MAX_HELD_SPANS = 500  # what is settled out of order must fit into a checkpoint
+
+# What says that the bytes are gone. After anything else, such as too many open files, they may be readable later.
+_DAMAGED = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})
 
 # What an event takes as JSON, against its part of a record as msgpack.
 _JSON_RATIO = 1.25
@@ -53,8 +60,16 @@ class Seams:
     random: Callable[[], float]
 
 
+class _Block(NamedTuple):
+    """A record that was read: `span` numbers its events, `size` is its payload's, in bytes."""
+
+    span: Span
+    size: int
+    record: Record
+
+
 class Source:
-    """The batches of one queue, from the cursor's position on."""
+    """The batches of one queue, from the cursor's position on; `settled` counts the events it found expired or damaged."""
 
     def __init__(self, store: Store, options: Options, seams: Seams) -> None:
         self._store = store
@@ -65,23 +80,29 @@ class Source:
         self._batcher = Batcher(options.max_bytes)
         self._reader: Reader | None = None
         self._failures = 0
+        self._throttle = Throttle(LOG_INTERVAL)
+        self.settled = 0
 
     def next_batch(self, max_events: int) -> Batch | None:
         """Take the next closed batch, or the first part of it that has at most `max_events` events."""
         while self._ready:
             batch = self._ready.popleft()
-            if len(batch.events) <= max_events:
+            if len(batch.events) <= max_events and len(batch.spans) <= MAX_HELD_SPANS:
                 return batch
             self.put_back(*batch.split())
         return None
 
     def put_back(self, *batches: Batch) -> None:
-        """Let `batches` be the next ones, in their order."""
-        self._ready.extendleft(reversed(batches))
+        """Let `batches` be the next ones; of several that come back one by one, the oldest is the first."""
+        self._ready = deque(sorted([*batches, *self._ready], key=lambda batch: batch.spans[0].start))
 
     def close_due(self, now: float, *, hurry: bool) -> bool:
         """Close the open batches that have waited long enough, or all; tell whether a batch is ready."""
-        self._ready.extend(self._batcher.due(now if hurry else now - self._options.max_delay))
+        if hurry:
+            self._ready.extend(self._batcher.due(now))
+        elif now >= self.due_at:
+            # Compared exactly as others wait for it: a difference that is rounded otherwise would have them ask for ever.
+            self._ready.extend(self._batcher.due(max(now - self._options.max_delay, self._batcher.oldest)))
         return bool(self._ready)
 
     @property
@@ -98,45 +119,55 @@ class Source:
             self._reader = None
 
     async def read(self, max_events: int) -> bool:
-        """Read what comes next into batches of at most `max_events`; False at the end of the queue."""
+        """Read what comes next into batches of at most `max_events`; False only at the end of the queue."""
         if self._reader is None:
             self._reader = self._store.reader()
-        items = await self._read_items(self._reader)
+        try:
+            items = await self._seams.run_blocking(partial(self._read_and_decode, self._reader))
+        except StorageError as error:
+            await self._after_failure(self._reader, error)
+            return True
+        self._failures = 0
         now = anyio.current_time()
         for item in items:
-            match item:
-                case Frame() as frame:
-                    for piece in self._pieces(frame):
-                        self._ready.extend(self._batcher.add(piece, max_events, now))
-                case Gap(span):
-                    self._settle_gap(span)
-        if self._batcher.held_spans > MAX_HELD_SPANS:
-            self.close_due(now, hurry=True)
+            self._take(item, max_events, now)
         return bool(items)
 
-    async def _read_items(self, reader: Reader) -> list[Frame | Gap]:
-        try:
-            items = await self._seams.run_blocking(partial(reader.read, READ_BYTES))
-        except StorageError as error:
-            self._failures += 1
-            self._log.error("queue_unreadable", error=str(error), attempt=self._failures, attempts=READ_ATTEMPTS)
-            if self._failures < READ_ATTEMPTS:
-                await anyio.sleep(READ_RETRY_SECONDS)
-                return []
-            items = reader.skip()
-        self._failures = 0
-        return items
+    def _take(self, item: _Block | Gap, max_events: int, now: float) -> None:
+        if isinstance(item, Gap):
+            self._settle_gap(item.span)
+            return
+        for piece in self._pieces(item):
+            self._ready.extend(self._batcher.add(piece, max_events, now))
+        if self._batcher.held_spans > MAX_HELD_SPANS:
+            self.close_due(now, hurry=True)
 
-    def _pieces(self, frame: Frame) -> Iterator[Piece]:
-        """Yield what of a frame is still to be delivered, by session if that is asked for."""
-        whole = Span(frame.first_seq, frame.next_seq)
-        record = self._decode(frame)
-        if record is None:
-            return
+    async def _after_failure(self, reader: Reader, error: StorageError) -> None:
+        """Let the disk have another try, but not for ever where it says that the bytes are gone."""
+        self._failures += 1
+        held_back = self._throttle.allow("queue_unreadable", anyio.current_time())
+        if held_back is not None:
+            self._log.error("queue_unreadable", error=str(error), suppressed=held_back)
+        cause = error.__cause__
+        if self._failures >= READ_ATTEMPTS and isinstance(cause, OSError) and cause.errno in _DAMAGED:
+            self._failures = 0
+            for item in reader.skip():
+                if isinstance(item, Gap):
+                    self._settle_gap(item.span)
+        else:
+            await anyio.sleep(READ_RETRY_SECONDS)
+
+    def _read_and_decode(self, reader: Reader) -> list[_Block | Gap]:
+        """Do what is to be done in the reading thread."""
+        return [item if isinstance(item, Gap) else self._decode(item) for item in reader.read(READ_BYTES)]
+
+    def _pieces(self, block: _Block) -> Iterator[Piece]:
+        """Yield what of a record is still to be delivered, by session if that is asked for."""
+        whole, record = block.span, block.record
         if record.enqueued_at < self._seams.wall_clock() - self._options.max_age:
-            self._store.cursor.settle([whole], Outcome.EXPIRED)
+            self.settled += self._store.cursor.settle([whole], Outcome.EXPIRED)
             return
-        event_size = int(len(frame.payload) / frame.item_count * _JSON_RATIO)
+        event_size = int(block.size / whole.length * _JSON_RATIO)
         for span in self._store.cursor.unsettled(whole):
             seq = span.start
             for session, events in self._by_session(record.events[seq - whole.start : span.stop - whole.start]):
@@ -148,19 +179,20 @@ class Source:
             return iter([(None, events)])
         return ((session, list(group)) for session, group in groupby(events, attrgetter("session_id")))
 
-    def _decode(self, frame: Frame) -> Record | None:
+    def _decode(self, frame: Frame) -> _Block | Gap:
+        span = Span(frame.first_seq, frame.next_seq)
         try:
             record = decode_record(frame.payload)
         except (msgspec.DecodeError, UnicodeDecodeError):
             record = None
         if record is None or len(record.events) != frame.item_count:
             self._store.quarantine.keep(frame.first_seq, 0, frame.payload)
-            self._settle_gap(Span(frame.first_seq, frame.next_seq))
-            return None
-        return record
+            return Gap(span)
+        return _Block(span, len(frame.payload), record)
 
     def _settle_gap(self, span: Span) -> None:
         lost = self._store.cursor.settle([span], Outcome.CORRUPT)
+        self.settled += lost
         if lost:
             self._log.error(
                 "events_corrupt", events=lost, first=span.start, quarantine=str(self._store.quarantine.directory)

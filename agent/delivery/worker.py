@@ -3,7 +3,7 @@
 It performs decisions; `agent.delivery.policy` makes them. It must never know status codes, byte layout or clients.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import anyio
@@ -24,16 +24,26 @@ from agent.wakeup import Wakeup
 
 STORAGE_RETRY_SECONDS = 1.0
 
+# A checkpoint has to list what is settled beyond the cursor's position, and what is under way may all be settled there.
+MAX_OPEN_SPANS = 1000
+
 # What a probe's answer must be for an event to be tried: "enabled", or no clear answer at all.
-_WORTH_A_TRY = {Kind.ACCEPTED, Kind.REJECTED, Kind.TOO_LARGE}
+_WORTH_A_TRY = {Kind.ACCEPTED, Kind.REJECTED, Kind.TOO_LARGE, Kind.MISCONFIGURED}
 
 
 @dataclass
 class Stats:
-    """What a queue's workers have done since the start; `last_delivery_at` is in seconds since the epoch."""
+    """What the workers of a queue, one after another, have in common.
+
+    `last_delivery_at` is in seconds since the epoch, `next_request_at` on the steady clock. Flushes wait for the events
+    below `barrier`; `settled` is set, and replaced, whenever they should look again.
+    """
 
     requests: int = 0
     last_delivery_at: float | None = None
+    next_request_at: float = float("-inf")
+    barrier: int = 0
+    settled: anyio.Event = field(default_factory=anyio.Event)
 
 
 class Worker:
@@ -61,12 +71,10 @@ class Worker:
         self._seams = seams
         self._log = structlog.get_logger("agent.delivery")
         self._wakeup = Wakeup()
-        self._settled = anyio.Event()
         self._in_flight = 0
+        self._spans_in_flight = 0
         self._rewind = False
         self._dead_letter_lock = anyio.Lock()
-        self._next_request_at = float("-inf")
-        self._barrier = 0
         self._stopping = False
         self._stats = stats
         self.state = self._restored_state(state or State())
@@ -76,8 +84,8 @@ class Worker:
     def wake(self) -> None:
         """Say that there was a commit: there may be more to read, or less to wait for."""
         self._wakeup.set()
-        self._settled.set()
-        self._settled = anyio.Event()
+        self._stats.settled.set()
+        self._stats.settled = anyio.Event()
 
     def pause(self) -> None:
         """Stop sending until `resume`."""
@@ -87,14 +95,21 @@ class Worker:
         """Send again now, whatever the reason for the pause was; only what the server asked for still counts."""
         self._enter(policy.fresh_start(self.state))
 
-    async def flush(self) -> None:
-        """Return when all that is durable now is settled, waiting for no batch timer and no jitter."""
+    async def flush(self, *, until_paused: bool = False) -> None:
+        """Return when all that is durable now is settled, waiting for no batch timer and no jitter.
+
+        `until_paused` also returns when delivery stands still and nothing is under way.
+        """
         barrier = self._store.cursor.next_seq
-        self._barrier = max(self._barrier, barrier)
+        self._stats.barrier = max(self._stats.barrier, barrier)
         self.state = policy.hurry(self.state)
         self._wakeup.set()
-        while self._store.cursor.position < barrier:
-            await self._settled.wait()
+        while self._store.cursor.position < barrier and not (until_paused and self._stands_still):
+            await self._stats.settled.wait()
+
+    @property
+    def _stands_still(self) -> bool:
+        return self.state.paused is not None and self._in_flight == 0
 
     def stop(self) -> None:
         """Let `run` return when the requests that are under way have been answered."""
@@ -118,14 +133,18 @@ class Worker:
 
     async def _step(self, tasks: anyio.abc.TaskGroup) -> None:
         now = anyio.current_time()
-        if self._in_flight and (self._rewind or self._in_flight >= self.state.slots):
+        if self._in_flight and (self._rewind or self._in_flight >= self.state.slots or self._too_scattered):
             await self._wakeup.wait()
         elif self.state.paused is not None:
             await self._while_paused(self.state.paused, now)
-        elif (wait := max(self.state.retry_at, self._next_request_at) - now) > 0:
+        elif (wait := max(self.state.retry_at, self._stats.next_request_at) - now) > 0:
             await self._wakeup.wait(wait)
         elif not await self._send_next(tasks):
-            await self._wakeup.wait(self._source.due_at - now)
+            await self._wakeup.wait(self._source.due_at - anyio.current_time())
+
+    @property
+    def _too_scattered(self) -> bool:
+        return self._spans_in_flight + self._store.cursor.settled_beyond > MAX_OPEN_SPANS
 
     async def _send_next(self, tasks: anyio.abc.TaskGroup) -> bool:
         """Send a batch, or read towards one; False if there is nothing to do for now."""
@@ -135,16 +154,18 @@ class Worker:
         limit = policy.batch_limit(self.state, self._settings)
         batch = self._source.next_batch(limit)
         if batch is None:
-            hurry = self._store.cursor.position < self._barrier
+            hurry = self._store.cursor.position < self._stats.barrier
             return await self._read(limit) or self._source.close_due(anyio.current_time(), hurry=hurry)
         self._in_flight += 1
+        self._spans_in_flight += len(batch.spans)
+        self._pace()
         tasks.start_soon(self._deliver, batch)
         return True
 
     async def _read(self, limit: int) -> bool:
-        queued = self._store.cursor.queued
+        settled = self._source.settled
         more = await self._source.read(limit)
-        if self._store.cursor.queued < queued:  # what has expired or is corrupt was settled
+        if self._source.settled != settled:
             self._committer.request()
         return more
 
@@ -152,19 +173,20 @@ class Worker:
         verdict = await self._send(batch)
         await self._perform(self._decide(batch, verdict), batch, verdict)
         self._in_flight -= 1
-        self._wakeup.set()
+        self._spans_in_flight -= len(batch.spans)
+        self.wake()
 
     async def _send(self, batch: Batch) -> Verdict:
-        self._pace()
         verdict = await self._transport.send(batch.context, batch.events)
         self._log.debug("request", events=len(batch.events), verdict=verdict.kind, status=verdict.status)
         return verdict
 
     def _pace(self) -> None:
+        """Count a request at the moment it is decided on: its task may start only after the next one is decided on."""
         self._stats.requests += 1
         if self._settings.requests_per_minute is not None:
-            now = anyio.current_time()
-            self._next_request_at = max(self._next_request_at, now) + 60 / self._settings.requests_per_minute
+            earliest = max(self._stats.next_request_at, anyio.current_time())
+            self._stats.next_request_at = earliest + 60 / self._settings.requests_per_minute
 
     # While paused
 
@@ -172,23 +194,32 @@ class Worker:
         if now < paused.until:
             await self._wakeup.wait(paused.until - now)
         else:
-            await self._probe()
+            await self._probe(paused)
 
-    async def _probe(self) -> None:
-        """Find out whether the pause is over, with the server's status and then, if that allows it, with one event."""
+    async def _probe(self, paused: Paused) -> None:
+        """Find out whether the pause is over, with the server's status and then, if that allows it, with one event.
+
+        An operator may be faster, and resume or pause: then what a probe finds out changes nothing of that.
+        """
         verdict = await self._transport.probe()
-        if self.state.paused is None:  # an operator was faster
+        if self.state.paused != paused:
             return
-        batch = None
         if verdict is None or verdict.kind in _WORTH_A_TRY:
-            batch = await self._first_event()
-            if batch is None:
-                self._enter(policy.resume(self.state))
-                return
-            verdict = await self._send(batch)
-        action = self._decide(batch, verdict)
-        if batch is not None:
-            await self._perform(action, batch, verdict)
+            await self._try_one_event(paused)
+        else:
+            self._decide_probe(verdict)
+
+    async def _try_one_event(self, paused: Paused) -> None:
+        batch = await self._first_event()
+        if self.state.paused != paused:
+            return
+        if batch is None:
+            self._enter(policy.resume(self.state))
+            return
+        self._pace()
+        verdict = await self._send(batch)
+        still = self.state.paused == paused
+        await self._perform(self._decide_probe(verdict) if still else self._decide(batch, verdict), batch, verdict)
 
     async def _first_event(self) -> Batch | None:
         self._source.forget()
@@ -200,13 +231,16 @@ class Worker:
 
     # Deciding and performing
 
-    def _decide(self, batch: Batch | None, verdict: Verdict) -> Action:
+    def _decide(self, batch: Batch, verdict: Verdict) -> Action:
         """Decide, and enter the new state before anything else can happen."""
-        now, jitter, settings = anyio.current_time(), self._seams.random(), self._settings
-        if batch is None or (self.state.paused is not None and self._in_flight == 0):
-            step = policy.decide_probe(self.state, verdict, now=now, jitter=jitter, settings=settings)
-        else:
-            step = policy.decide(self.state, verdict, len(batch.events), now=now, jitter=jitter, settings=settings)
+        now, jitter, events = anyio.current_time(), self._seams.random(), len(batch.events)
+        step = policy.decide(self.state, verdict, events, now=now, jitter=jitter, settings=self._settings)
+        self._enter(step.state)
+        return step.action
+
+    def _decide_probe(self, verdict: Verdict) -> Action:
+        now, jitter = anyio.current_time(), self._seams.random()
+        step = policy.decide_probe(self.state, verdict, now=now, jitter=jitter, settings=self._settings)
         self._enter(step.state)
         return step.action
 
@@ -276,9 +310,8 @@ class Worker:
         if pause is None:
             return state
         wait = pause.probe_at - self._seams.wall_clock()
-        if (
-            pause.reason != Reason.OPERATOR
-        ):  # a clock that was set back must not make it wait longer than it ever should
+        if pause.reason != Reason.OPERATOR:
+            # A clock that was set back must not make it wait longer than it ever should.
             wait = min(max(wait, 0.0), self._settings.max_probe_interval)
         paused = Paused(Reason(pause.reason), pause.message, anyio.current_time() + wait)
         return replace(state, paused=paused, probes=pause.probes)

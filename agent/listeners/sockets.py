@@ -3,6 +3,7 @@
 It knows paths, permissions and descriptors. It must never know what is said on a socket.
 """
 
+import contextlib
 import errno
 import fcntl
 import grp
@@ -10,8 +11,8 @@ import os
 import socket
 import stat
 import struct
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,22 +23,30 @@ DATAGRAM = socket.SOCK_DGRAM
 BACKLOG = 4096
 MAX_PATH_BYTES = 107
 FIRST_PASSED_FD = 3
+LOCK_SECONDS = 3.0
+LOCK_RETRY_SECONDS = 0.01
 
 _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid: struct ucred of unix(7)
 
 
 @dataclass(frozen=True)
 class Bound:
-    """An open socket. `path` is None for one that systemd passed and keeps: it outlives this process."""
+    """An open socket. `path` is None for one that systemd passed and keeps: it outlives this process.
+
+    `inode` is that of the file at `path`, which may be another daemon's by now; an open socket's number is not used again.
+    """
 
     socket: socket.socket
     path: Path | None
+    inode: int | None = None
 
     def release(self) -> None:
-        """Close the socket, and remove its file if it is still this one's."""
+        """Close the socket, and remove its file if it is still this one's. What is closed already stays as it is."""
+        if self.path is not None and self.socket.fileno() >= 0:
+            with contextlib.suppress(OSError), _locked(self.path.parent):  # a file that stays is stale, not in the way
+                if self.path.lstat().st_ino == self.inode:
+                    self.path.unlink()
         self.socket.close()
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
 
 
 def bind(path: Path, kind: socket.SocketKind, *, mode: int, group: str | None = None) -> Bound:
@@ -48,9 +57,12 @@ def bind(path: Path, kind: socket.SocketKind, *, mode: int, group: str | None = 
         path.parent.mkdir(mode=0o755, exist_ok=True)
         with _locked(path.parent):
             _remove_stale(path, kind)
-            return Bound(_bind(path, kind, mode, group), path)
+            return Bound(_bind(path, kind, mode, group), path, path.lstat().st_ino)
     except OSError as error:
-        raise ListenError(f"{path}: the socket cannot be opened: {error.strerror or error}") from error
+        reason = f"{path}: the socket cannot be opened: {error.strerror or error}"
+        if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+            reason += ": make its directory writable for this user, or choose another path"
+        raise ListenError(reason) from error
 
 
 def passed_by_systemd(environ: Mapping[str, str], pid: int) -> dict[str, socket.socket]:
@@ -60,7 +72,10 @@ def passed_by_systemd(environ: Mapping[str, str], pid: int) -> dict[str, socket.
     """
     if environ.get("LISTEN_PID") != str(pid):
         return {}
-    count = int(environ.get("LISTEN_FDS", "0"))
+    text = environ.get("LISTEN_FDS", "0")
+    if not text.isdecimal():
+        raise ListenError(f"LISTEN_FDS is {text!r}: systemd sets it to the number of sockets")
+    count = int(text)
     names = environ.get("LISTEN_FDNAMES", "").split(":")
     found: dict[str, socket.socket] = {}
     for index in range(count):
@@ -86,15 +101,29 @@ def read_credentials(data: bytes) -> tuple[int, int]:
 CREDENTIALS_SPACE = socket.CMSG_SPACE(_CREDENTIALS.size)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Keep other daemons from opening sockets in `directory` meanwhile: a look at a socket and its removal are one step."""
+    """Keep other daemons from opening sockets in `directory` meanwhile: a look at a socket and its removal are one step.
+
+    Raises OSError if somebody, who need not be a daemon, keeps the directory locked for LOCK_SECONDS.
+    """
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        _lock(fd)
         yield
     finally:
         os.close(fd)
+
+
+def _lock(fd: int) -> None:
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() >= deadline:
+                raise OSError(errno.EAGAIN, "another process keeps its directory locked") from error
+        time.sleep(LOCK_RETRY_SECONDS)
 
 
 def _remove_stale(path: Path, kind: socket.SocketKind) -> None:
@@ -125,12 +154,16 @@ def _bind(path: Path, kind: socket.SocketKind, mode: int, group: str | None) -> 
     umask = os.umask(0o177)  # nobody else may connect before the mode and group are right
     try:
         bound.bind(os.fspath(path))
-        if group is not None:
-            os.chown(path, -1, _group_id(path, group))
-        path.chmod(mode)
-        if kind is socket.SOCK_STREAM:
-            bound.listen(BACKLOG)
-        bound.setblocking(False)
+        try:
+            if group is not None:
+                _give_to_group(path, group)
+            path.chmod(mode)
+            if kind is socket.SOCK_STREAM:
+                bound.listen(BACKLOG)
+            bound.setblocking(False)
+        except (OSError, ListenError):
+            path.unlink()
+            raise
     except (OSError, ListenError):
         bound.close()
         raise
@@ -139,11 +172,14 @@ def _bind(path: Path, kind: socket.SocketKind, mode: int, group: str | None) -> 
     return bound
 
 
-def _group_id(path: Path, group: str) -> int:
+def _give_to_group(path: Path, group: str) -> None:
     try:
-        return grp.getgrnam(group).gr_gid
+        os.chown(path, -1, grp.getgrnam(group).gr_gid)
     except KeyError:
         raise ListenError(f"{path}: there is no group {group!r}: create it, or correct listen.group") from None
+    except PermissionError:
+        reason = f"{path}: this user may not give the socket to the group {group!r}: join it, or correct listen.group"
+        raise ListenError(reason) from None
 
 
 def _adopt(fd: int, name: str) -> tuple[str, socket.socket]:
@@ -157,4 +193,6 @@ def _adopt(fd: int, name: str) -> tuple[str, socket.socket]:
         raise ListenError(f"descriptor {fd} from systemd is no Unix socket")
     if passed.type == socket.SOCK_DGRAM:
         return "datagram", passed
+    if passed.type != socket.SOCK_STREAM or not passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise ListenError(f"descriptor {fd} from systemd is no listening socket: use ListenStream= without Accept=")
     return ("control" if name == "control" else "stream"), passed

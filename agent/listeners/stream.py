@@ -2,8 +2,9 @@
 
 It knows sockets and their limits. It must never know what a line means, or files.
 
-Data that a client's write was told to have taken is never thrown away: to close, the listener first shuts down the receiving
-side, from where on writes fail at the client, and then reads what is left.
+Data that a client's write was told to have taken is never thrown away. To end a connection, the listener first shuts down
+the receiving side, from where on writes fail at the client, and then reads what is left. A client that went away, or
+that does not read its acks, is read to its end like any other.
 """
 
 import array
@@ -26,24 +27,39 @@ from agent.listeners.sockets import Bound, peer_of
 from agent.logs import Throttle
 
 READ_BYTES = MAX_LINE_BYTES
+# Refusing a line costs much more than taking one: who sends bad lines has to share the daemon in smaller turns.
+READ_BYTES_AFTER_REJECTS = 4 * 1024
 ANSWER_SECONDS = 10.0
 ACCEPT_RETRY_SECONDS = 0.1
+EVICTION_SECONDS = 0.1
 LOG_INTERVAL = 60.0
 
 
 class _Connection:
     """One client: its socket, and how many bytes have been received from it and then taken by the intake."""
 
-    __slots__ = ("framer", "open", "progress", "received", "refused", "socket", "taken")
+    __slots__ = ("_patience", "framer", "open", "peer", "progress", "received", "refused", "socket", "taken")
 
     def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
         self.socket = connection
+        self.peer = Peer(*peer_of(connection))
         self.framer = LineFramer(MAX_LINE_BYTES)
         self.received = 0
         self.taken = 0
         self.open = True
         self.refused = False
         self.progress = anyio.Event()
+        self._patience: anyio.CancelScope | None = None
+
+    def receive(self, size: int) -> bytes:
+        """Return what can be read, b"" at the end. Raises BlockingIOError if that is nothing yet."""
+        try:
+            data = self.socket.recv(size)
+        except ConnectionResetError:  # it went away without reading its acks; what it had written was read before
+            return b""
+        self.received += len(data)
+        return data
 
     def advance(self) -> None:
         self.taken = self.received
@@ -55,9 +71,19 @@ class _Connection:
         fcntl.ioctl(self.socket, termios.FIONREAD, size)
         return size[0]
 
+    async def answer(self, data: bytes) -> None:
+        """Send `data` to a client that reads its acks; one that does not is to write no more."""
+        with anyio.move_on_after(0.0 if self.refused else ANSWER_SECONDS) as self._patience:
+            with contextlib.suppress(ConnectionError):
+                await _send(self.socket, data)
+        if self._patience.cancelled_caught:
+            self.refuse_more()
+
     def refuse_more(self) -> None:
         """Let writes fail at the client; what is in the socket can still be read, and then the stream ends."""
         self.refused = True
+        if self._patience is not None:
+            self._patience.cancel()
         with contextlib.suppress(OSError):  # ENOTCONN: the client has gone already
             self.socket.shutdown(socket.SHUT_RD)
 
@@ -68,7 +94,10 @@ class _Connection:
 
 
 class StreamListener:
-    """Serves one listening socket with at most `max_connections`; beyond that the one that was idle longest has to go."""
+    """Serves one listening socket with at most `max_connections`; beyond that the one that was idle longest has to go.
+
+    `evicted` counts those that had to.
+    """
 
     def __init__(self, bound: Bound, intake: Intake, max_connections: int) -> None:
         self._bound = bound
@@ -83,25 +112,20 @@ class StreamListener:
         self.evicted = 0
 
     async def serve(self) -> None:
-        """Accept and read until `close`; returns when every connection has been read to its end."""
+        """Accept and read until `close`; then return when every connection has been read to its end."""
         async with anyio.create_task_group() as self._tasks:
             with self._accepting:
                 while True:
                     await anyio.wait_readable(self._bound.socket)
                     await self._accept_ready()
+            await self._accept_the_last()
 
     async def close(self) -> None:
-        """Accept no more, and let the clients' writes fail from now on; what they have written is still read.
+        """Let `serve` accept no more, and clients write no more; what they have written is still read.
 
         The backlog of a socket that systemd keeps is left to the next daemon.
         """
         self._accepting.cancel()
-        if self._bound.path is not None:
-            self._bound.socket.shutdown(socket.SHUT_RD)
-            await self._accept_ready()
-        self._bound.release()
-        for connection in self._connections:
-            connection.refuse_more()
 
     async def catch_up(self) -> None:
         """Return when everything that clients had written before the call has been taken."""
@@ -116,49 +140,59 @@ class StreamListener:
         return len(self._connections)
 
     async def _accept_ready(self) -> None:
+        """Accept everyone who waits. What is accepted is served, even if this is cancelled."""
         while self._tasks is not None:
             try:
                 accepted, _ = self._bound.socket.accept()
             except BlockingIOError:
                 return
             except OSError as error:
+                if error.errno == errno.EINVAL:  # shut down
+                    return
                 await self._cannot_accept(error)
-                return
-            accepted.setblocking(False)
-            connection = _Connection(accepted)
-            await self._make_room()
-            self._connections[connection] = None
-            self._tasks.start_soon(self._serve_connection, connection)
+            else:
+                connection = _Connection(accepted)
+                self._connections[connection] = None
+                self._tasks.start_soon(self._serve_connection, connection)
+                await self._make_room()
+
+    async def _accept_the_last(self) -> None:
+        if self._bound.path is not None:
+            self._bound.socket.shutdown(socket.SHUT_RD)
+            await self._accept_ready()
+        self._tasks = None
+        self._bound.release()
+        for connection in self._connections:
+            connection.refuse_more()
 
     async def _cannot_accept(self, error: OSError) -> None:
-        """Make room after an error such as too many open files; EINVAL only says that `close` has been called."""
-        if error.errno == errno.EINVAL:
-            return
-        held_back = self._throttle.allow("accept", anyio.current_time())
-        if held_back is not None:
-            self._log.error("cannot_accept", error=error.strerror, connections=self.connections, suppressed=held_back)
-        self._evict()
+        """Make room after an error such as too many open files."""
+        self._complain("cannot_accept", error=error.strerror, connections=self.connections)
+        self._evict(f"a new connection cannot be accepted: {error.strerror}")
         await anyio.sleep(ACCEPT_RETRY_SECONDS)
 
     async def _make_room(self) -> None:
-        while len(self._connections) >= self._max_connections:
-            self._evict()
-            await self._left.wait()
+        while len(self._connections) > self._max_connections:
+            self._evict(f"there are more than {self._max_connections} connections")
+            with anyio.move_on_after(EVICTION_SECONDS):  # one that waits for the disk must not hold up the others
+                await self._left.wait()
 
-    def _evict(self) -> None:
+    def _evict(self, reason: str) -> None:
         """End the connection that was idle longest, once; nothing that it has written is lost by it."""
-        if self._connections:
-            idle = next(iter(self._connections))
-            if not idle.refused:
-                idle.refuse_more()
-                self.evicted += 1
+        idle = next((connection for connection in self._connections if not connection.refused), None)
+        if idle is not None:
+            idle.refuse_more()
+            self.evicted += 1
+            self._complain("connection_evicted", reason=reason, uid=idle.peer.uid, pid=idle.peer.pid)
+
+    def _complain(self, event: str, **facts: object) -> None:
+        held_back = self._throttle.allow(event, anyio.current_time())
+        if held_back is not None:
+            self._log.warning(event, **facts, suppressed=held_back)
 
     async def _serve_connection(self, connection: _Connection) -> None:
-        conversation = Conversation(Peer(*peer_of(connection.socket)))
         try:
-            await self._read_to_end(connection, conversation)
-        except ConnectionError:
-            pass  # the client went away without reading its acks; what it had written was taken
+            await self._read_to_end(connection, Conversation(connection.peer))
         finally:
             del self._connections[connection]
             connection.close()
@@ -166,11 +200,26 @@ class StreamListener:
             self._left = anyio.Event()
 
     async def _read_to_end(self, connection: _Connection, conversation: Conversation) -> None:
-        while chunk := await _receive(connection.socket):
-            connection.received += len(chunk)
+        size = READ_BYTES
+        while chunk := await self._receive(connection, size):
             self._connections.move_to_end(connection)
+            rejected = conversation.rejected
             await self._take(connection.framer.feed(chunk), connection, conversation)
+            size = READ_BYTES if conversation.rejected == rejected else READ_BYTES_AFTER_REJECTS
         await self._take(connection.framer.end(), connection, conversation)
+
+    async def _receive(self, connection: _Connection, size: int) -> bytes:
+        """Return what can be read, b"" at the end of the stream; lets other tasks run first.
+
+        Reads only when there is room: however many clients there are, what they write waits in their sockets.
+        """
+        await anyio.lowlevel.checkpoint()
+        while True:
+            await self._intake.room()
+            try:
+                return connection.receive(size)
+            except BlockingIOError:
+                await anyio.wait_readable(connection.socket)
 
     async def _take(self, lines: Lines, connection: _Connection, conversation: Conversation) -> None:
         if lines.block or lines.oversized:
@@ -178,26 +227,12 @@ class StreamListener:
         connection.advance()
         answer = conversation.answer()
         if answer is not None:
-            await _send(connection.socket, answer)
-
-
-async def _receive(connection: socket.socket) -> bytes:
-    """Return what can be read, b"" at the end of the stream; lets other tasks run first."""
-    await anyio.lowlevel.checkpoint()
-    while True:
-        try:
-            return connection.recv(READ_BYTES)
-        except BlockingIOError:
-            await anyio.wait_readable(connection)
+            await connection.answer(answer)
 
 
 async def _send(connection: socket.socket, data: bytes) -> None:
-    """Send all of `data`; raises BrokenPipeError if the client does not read it in time."""
     while data:
         try:
             data = data[connection.send(data, socket.MSG_NOSIGNAL) :]
         except BlockingIOError:
-            with anyio.move_on_after(ANSWER_SECONDS) as patience:
-                await anyio.wait_writable(connection)
-            if patience.cancelled_caught:
-                raise BrokenPipeError("the client does not read its acks") from None
+            await anyio.wait_writable(connection)

@@ -10,7 +10,7 @@ so spans beyond it may be settled too. An event is settled once, by whatever com
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -115,11 +115,11 @@ class Cursor:
 
     def settle(self, spans: Sequence[Span], outcome: Outcome) -> int:
         """Settle what of `spans` is not settled yet; return how many events that was."""
-        fresh = [part for span in spans for part in self.unsettled(span)]
+        fresh = _union(part for span in spans for part in self.unsettled(span))
         count = sum(part.length for part in fresh)
         if count:
             self._counts[outcome] = self._counts.get(outcome, 0) + count
-            self._merge(fresh)
+            self._add(fresh)
         return count
 
     def shed(self, count: int, outcome: Outcome) -> None:
@@ -160,16 +160,21 @@ class Cursor:
         accepted = self.next_seq - self._origin + sum(self._shed.values())
         return Ledger(accepted, delivered, dead_lettered, dropped, self.queued)
 
-    def _merge(self, fresh: list[Span]) -> None:
-        merged: list[Span] = []
-        for span in sorted([*self._settled, *fresh]):
-            if merged and span.start <= merged[-1].stop:
-                merged[-1] = Span(merged[-1].start, max(merged[-1].stop, span.stop))
-            else:
-                merged.append(span)
-        if merged and merged[0].start <= self.position:
-            self.position = merged.pop(0).stop
-        self._settled = merged
+    def _add(self, fresh: list[Span]) -> None:
+        self._settled = _union([*self._settled, *fresh])
+        if self._settled[0].start <= self.position:
+            self.position = self._settled.pop(0).stop
+
+
+def _union(spans: Iterable[Span]) -> list[Span]:
+    """Return what `spans` cover, in order: spans that meet or overlap become one."""
+    union: list[Span] = []
+    for span in sorted(spans):
+        if union and span.start <= union[-1].stop:
+            union[-1] = Span(union[-1].start, max(union[-1].stop, span.stop))
+        else:
+            union.append(span)
+    return union
 
 
 # A cursor file has two slots. A checkpoint goes to the slot that does not hold the newest durable one, so that whatever a crash
@@ -211,5 +216,5 @@ def decode_slot(data: bytes) -> Checkpoint | None:
         return None
     try:
         return Checkpoint(_GENERATION.unpack_from(body)[0], _decode_state(body[_GENERATION.size :]))
-    except (msgspec.DecodeError, struct.error):  # a CRC that holds over something that is no state
+    except (ValueError, struct.error):  # a CRC that holds over something that is no state
         return None

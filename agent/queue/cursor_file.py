@@ -8,6 +8,7 @@ checkpoints from being written. After a failed sync the file is replaced, never 
 """
 
 import contextlib
+import errno
 from pathlib import Path
 
 from agent.errors import StorageError
@@ -16,27 +17,33 @@ from agent.queue.filesystem import File, Filesystem
 
 _FILE_BYTES = SLOTS * SLOT_BYTES
 
+# What says that this is no file of ours, or one that the disk has lost.
+_UNREADABLE = frozenset({errno.EACCES, errno.EPERM, errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EUCLEAN})
+
 
 class CursorFile:
     """An open cursor file; `recovered` is the newest checkpoint that it held, None if it is new or none was readable."""
 
     def __init__(self, fs: Filesystem, path: Path) -> None:
-        """Open or create the file. Raises StorageError if that fails."""
+        """Open or create the file. Raises StorageError if that fails; a file that cannot be read is replaced."""
         self._fs = fs
         self._path = path
+        self._dirty = False
         self._file: File | None = None
         try:
-            file = self._open_or_create()
-            found = [decode_slot(file.pread(SLOT_BYTES, slot * SLOT_BYTES)) for slot in range(SLOTS)]
-            file.sync()  # what a killed process wrote last may not be durable yet
+            self._file = self._open_or_create()
         except OSError as error:
             raise self._translate(error) from error
+        slots = [_read_slot(self._file, slot) for slot in range(SLOTS)]
+        found = [decode_slot(slot) for slot in slots]
         newest = max((c for c in found if c is not None), key=lambda c: c.generation, default=None)
         self.recovered: State | None = newest.state if newest else None
-        self._file = file
         self._generation = newest.generation if newest else 0
         self._durable_slot = found.index(newest)
-        self._dirty = False
+        try:
+            self._make_durable(self._file, slots[self._durable_slot])
+        except OSError:
+            self.close()  # the next write makes a new file
 
     def write(self, state: State) -> None:
         """Write a checkpoint; it survives the process, but not yet the machine. Raises StorageError."""
@@ -44,9 +51,11 @@ class CursorFile:
             if self._file is None:
                 self._replace(state)
             else:
-                self._file.pwrite(self._next_slot(state), (1 - self._durable_slot) * SLOT_BYTES)
+                slot = self._next_slot(state)
+                self._dirty = False  # if this fails, the slot holds nothing that a sync could make durable
+                self._file.pwrite(slot, (1 - self._durable_slot) * SLOT_BYTES)
                 self._dirty = True
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise self._translate(error) from error
 
     def sync(self) -> None:
@@ -75,14 +84,26 @@ class CursorFile:
 
     def _open_or_create(self) -> File:
         try:
-            file = self._fs.open(self._path, writable=True)
+            return self._fs.open(self._path, writable=True)
         except FileNotFoundError:
-            file = self._fs.create(self._path)
-            self._fs.sync_directory(self._path.parent)
+            return self._fs.create(self._path)
+        except OSError as error:
+            if error.errno not in _UNREADABLE:
+                raise
+        self._fs.rename(self._path, self._path.with_suffix(".unreadable"))
+        return self._fs.create(self._path)
+
+    def _make_durable(self, file: File, slot: bytes) -> None:
+        """Do again what a killed process may not have got to: its last write, the file's full length, its name.
+
+        The slot is written anew, with the bytes that are there: if its sync had failed, another would make nothing durable.
+        """
+        file.pwrite(slot, self._durable_slot * SLOT_BYTES)
         size = file.size()
         if size < _FILE_BYTES:
             file.pwrite(bytes(_FILE_BYTES - size), size)
-        return file
+        file.sync()
+        self._fs.sync_directory(self._path.parent)
 
     def _replace(self, state: State) -> None:
         """Put a new file, with this checkpoint durable in its first slot, in the place of one whose sync failed."""
@@ -101,5 +122,14 @@ class CursorFile:
             raise
         self._file, self._durable_slot, self._dirty = file, 0, False
 
-    def _translate(self, error: OSError) -> StorageError:
-        return StorageError(f"{self._path}: the cursor cannot be kept: {error.strerror or error}")
+    def _translate(self, error: OSError | ValueError) -> StorageError:
+        reason = error.strerror if isinstance(error, OSError) else None
+        return StorageError(f"{self._path}: the cursor cannot be kept: {reason or error}")
+
+
+def _read_slot(file: File, slot: int) -> bytes:
+    """Read a slot; one that the disk does not give back is as good as empty."""
+    try:
+        return file.pread(SLOT_BYTES, slot * SLOT_BYTES)
+    except OSError:
+        return b""

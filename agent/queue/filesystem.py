@@ -12,6 +12,10 @@ from typing import Protocol
 
 DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
+BLOCK_BYTES = 4096
+
+SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""What says nothing of a file: this process or this machine lacks something, and may have it again in a moment."""
 
 
 class File(Protocol):
@@ -106,7 +110,11 @@ class OsFile:
         return os.fstat(self._fd).st_size
 
     def close(self) -> None:
-        os.close(self._fd)
+        try:
+            os.close(self._fd)
+        except OSError as error:
+            if error.errno == errno.EBADF:  # closed twice: a mistake of ours, and perhaps somebody else's file
+                raise
 
 
 class OsLock:
@@ -133,11 +141,16 @@ class OsFilesystem:
         return OsFile(os.open(path, flags))
 
     def make_directory(self, path: Path) -> None:
-        if not path.is_dir():
+        existed = path.is_dir()
+        if not existed:
             if not path.parent.is_dir():
                 self.make_directory(path.parent)
             path.mkdir(mode=DIRECTORY_MODE)
-        self.sync_directory(path.parent)  # even if it was there: whoever made it may have been killed before this
+        try:
+            self.sync_directory(path.parent)  # even if it was there: whoever made it may have been killed before this
+        except PermissionError:  # the parent may be somebody else's, who then made the directory for us
+            if not existed:
+                raise
 
     def names(self, directory: Path) -> list[str]:
         return sorted(os.listdir(directory))  # noqa: PTH208 - names are wanted, not paths
@@ -170,3 +183,18 @@ class OsFilesystem:
             os.close(fd)
             raise
         return OsLock(fd)
+
+
+def read_around(file: File, size: int, offset: int) -> tuple[bytes, int]:
+    """Return what `pread` would, with zeros for the blocks that the disk does not give back, and how many those are."""
+    stop = min(offset + size, file.size())
+    blocks, lost = [], 0
+    while offset < stop:
+        length = min(BLOCK_BYTES, stop - offset)
+        try:
+            blocks.append(file.pread(length, offset))
+        except OSError:
+            blocks.append(bytes(length))
+            lost += 1
+        offset += length
+    return b"".join(blocks), lost

@@ -6,7 +6,8 @@ changed.
 
 Invariants
 1. `view` covers only what a checked sync has made durable (with `durable=False`: what has been written).
-2. A segment whose write or sync failed is never written or synced again; its items go, once, into a new segment.
+2. A segment whose write or sync failed is cut back to what is committed, and never written or synced again; the items go,
+   once, into a new segment.
 3. A segment's name is durable before an item in it is acknowledged.
 4. The number of an item is never given to another one: names carry it across a restart, and so does the cursor.
 """
@@ -20,7 +21,7 @@ from typing import NamedTuple, Self
 
 from agent.errors import StorageError
 from agent.queue import segment
-from agent.queue.filesystem import File, Filesystem
+from agent.queue.filesystem import SHORTAGE, File, Filesystem, read_around
 from agent.queue.quarantine import Quarantine
 from agent.queue.record import encode_frame
 from agent.queue.segment import Segment
@@ -88,18 +89,18 @@ class Log:
 
         Reads every segment's header and the last segment's frames, so the time does not grow with the backlog. A torn
         tail is cut off. New items always go to a new segment. Raises StorageError if the directory cannot be used at
-        all.
+        all; a file that cannot be read is no reason.
         """
         try:
             fs.make_directory(directory)
             first_seqs = [seq for text in fs.names(directory) if (seq := segment.parse_name(text)) is not None]
+            segments = [_describe(fs, directory, seq) for seq in first_seqs]
+            if segments:
+                end = _recover_tail(fs, directory, segments[-1], quarantine)
+                segments[-1] = segments[-1]._replace(size=end.size)
+                next_seq = max(next_seq, end.next_seq)
         except OSError as error:
             raise StorageError(f"{directory}: the queue directory cannot be used: {error.strerror or error}") from error
-        segments = [_describe(fs, directory, seq) for seq in first_seqs]
-        if segments:
-            end = _recover_tail(fs, directory, segments[-1], quarantine)
-            segments[-1] = segments[-1]._replace(size=end.size)
-            next_seq = max(next_seq, end.next_seq)
         return cls(fs, directory, segment_bytes=segment_bytes, durable=durable, view=View(tuple(segments), next_seq))
 
     @property
@@ -120,8 +121,8 @@ class Log:
         first_seq = self.view.next_seq
         try:
             self._write(entries, now)
-        except OSError:
-            self._abandon()
+        except (OSError, AppendError):  # AppendError: the segment before could not be sealed
+            self._give_up()
             self._write_again(entries, now)
         return first_seq
 
@@ -164,7 +165,7 @@ class Log:
         try:
             self._write(entries, now)
         except OSError as error:
-            self._abandon()
+            self._give_up()
             raise AppendError(self._directory, error) from error
 
     def _write(self, entries: Sequence[Entry], now: float) -> None:
@@ -208,10 +209,17 @@ class Log:
         self._active = _Active(file, path)
         return self._active
 
+    def _give_up(self) -> None:
+        """Close the segment after a failure, without what it was not to hold: after a kill that would look appended."""
+        if self._active is not None:
+            with contextlib.suppress(OSError):
+                self._active.file.truncate(self.view.segments[-1].size)
+            self._abandon()
+
     def _abandon(self) -> None:
         if self._active is not None:
-            self._active.file.close()
-            self._active = None
+            active, self._active = self._active, None
+            active.file.close()
 
 
 class _End(NamedTuple):
@@ -220,7 +228,7 @@ class _End(NamedTuple):
 
 
 def _describe(fs: Filesystem, directory: Path, first_seq: int) -> Segment:
-    """Read a segment's header; one that cannot be read is still there, and the reader will account for it."""
+    """Read a segment's header; of one that cannot be read now, the size is 0, and the reader will see."""
     try:
         file = fs.open(directory / segment.name(first_seq))
     except OSError:
@@ -234,25 +242,55 @@ def _describe(fs: Filesystem, directory: Path, first_seq: int) -> Segment:
 
 
 def _recover_tail(fs: Filesystem, directory: Path, last: Segment, quarantine: Quarantine) -> _End:
-    """Find where the last segment's frames end and what number comes next; cut off what no frame can be made of."""
+    """Find where the last segment's frames end and what number comes next; cut off what no frame can be made of.
+
+    Raises OSError for a shortage: to go on without knowing the number would give up what a moment later can be read.
+    """
+    path = directory / segment.name(last.first_seq)
     try:
-        file = fs.open(directory / segment.name(last.first_seq), writable=True)
-    except OSError:
+        data, lost = _contents(fs, path)
+    except OSError as error:
+        if error.errno in SHORTAGE:
+            raise
         return _End(last.size, last.first_seq + 1)
+    found = segment.scan(data, segment.HEADER_BYTES, whole=True)
+    next_seq = found.frames[-1].next_seq if found.frames else last.first_seq
+    tail = data[found.end :]
+    claimed = segment.claimed_count(tail, next_seq)
+    if lost:  # nothing may be cut off that was only not seen
+        return _End(len(data), max(next_seq + claimed, last.first_seq + 1))
+    # A damaged frame that tells its count stays: the reader accounts for it.
+    end = len(data) if claimed else min(found.end, len(data))
+    if end < len(data) and not segment.is_torn(tail):
+        quarantine.keep(last.first_seq, end, tail)
+    _mend(fs, path, end)
+    return _End(end, next_seq + claimed)
+
+
+def _contents(fs: Filesystem, path: Path) -> tuple[bytes, int]:
+    """Read a file, around blocks that cannot be read; the second value is how many those are."""
+    file = fs.open(path)
     try:
-        data = file.pread(last.size, 0)
-        found = segment.scan(data, segment.HEADER_BYTES, whole=True)
-        next_seq = found.frames[-1].next_seq if found.frames else last.first_seq
-        tail = data[found.end :]
-        claimed = segment.claimed_count(tail, next_seq)
-        if not tail or claimed:  # the reader accounts for a damaged frame that still tells its count
-            return _End(len(data), next_seq + claimed)
-        if not segment.is_torn(tail):
-            quarantine.keep(last.first_seq, found.end, tail)
-        file.truncate(found.end)
-        file.sync()
-        return _End(found.end, next_seq)
-    except OSError:
-        return _End(last.size, last.first_seq + 1)
+        size = file.size()
+        try:
+            return file.pread(size, 0), 0
+        except OSError:
+            return read_around(file, size, 0)
     finally:
         file.close()
+
+
+def _mend(fs: Filesystem, path: Path, end: int) -> None:
+    """Cut a segment at `end`, and make durable what a killed process wrote last.
+
+    A disk that refuses it does no harm: the next segment's name says where this one ends, and nothing that was not
+    durable was acknowledged.
+    """
+    with contextlib.suppress(OSError):
+        file = fs.open(path, writable=True)
+        try:
+            if file.size() > end:
+                file.truncate(end)
+            file.sync()
+        finally:
+            file.close()

@@ -5,40 +5,52 @@ must not stop the queue, so a refusal is counted, not raised.
 """
 
 import contextlib
+import threading
+import zlib
 from pathlib import Path
 
 from agent.queue.filesystem import Filesystem
 
 
 class Quarantine:
-    """Copies of damaged stretches, named by segment and offset; `kept` and `lost` count them since the start."""
+    """Copies of damaged stretches, named by segment, offset and CRC; `kept` and `lost` count them since the start.
+
+    Several threads may use it.
+    """
 
     def __init__(self, fs: Filesystem, directory: Path) -> None:
         self._fs = fs
+        self._lock = threading.Lock()
         self.directory = directory
         self.kept = 0
         self.lost = 0
 
     def keep(self, first_seq: int, offset: int, data: bytes) -> None:
         """Copy `data`, which stood at `offset` of the segment that begins with `first_seq`; once, however often it is read."""
-        path = self.directory / f"{first_seq:020d}-{offset:010d}.bin"
-        try:
-            self._fs.make_directory(self.directory)
-            if path.name not in self._fs.names(self.directory):
+        path = self.directory / f"{first_seq:020d}-{offset:010d}-{zlib.crc32(data):08x}.bin"
+        with self._lock:
+            try:
+                self._fs.make_directory(self.directory)
+                if path.name in self._fs.names(self.directory):
+                    return
                 self._write(path, data)
-        except OSError:
-            self.lost += 1
-        else:
-            self.kept += 1
+            except OSError:
+                self.lost += 1
+            else:
+                self.kept += 1
 
     def _write(self, path: Path, data: bytes) -> None:
-        file = self._fs.create(path)
+        """Write under another name first: a copy with its final name is whole."""
+        unfinished = path.with_suffix(".new")
+        self._fs.unlink(unfinished)
+        file = self._fs.create(unfinished)
         try:
             file.pwrite(data, 0)
             file.sync()
+            self._fs.rename(unfinished, path)
         except OSError:
             with contextlib.suppress(OSError):
-                self._fs.unlink(path)
+                self._fs.unlink(unfinished)
             raise
         finally:
             file.close()

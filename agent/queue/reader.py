@@ -5,13 +5,14 @@ one that appends: it reads only what the log's view covers.
 """
 
 from bisect import bisect_right
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import NamedTuple
 
 from agent.errors import StorageError
 from agent.queue import segment
 from agent.queue.cursor import Span
-from agent.queue.filesystem import File, Filesystem
+from agent.queue.filesystem import File, Filesystem, read_around
 from agent.queue.log import Log, View
 from agent.queue.quarantine import Quarantine
 from agent.queue.record import Frame
@@ -31,6 +32,15 @@ class _Place(NamedTuple):
     limit: int
 
 
+@dataclass
+class _Open:
+    """The segment that is being read, and how far it has been."""
+
+    first_seq: int
+    file: File
+    offset: int
+
+
 class Reader:
     """A position in a log that moves forward with every read."""
 
@@ -39,8 +49,9 @@ class Reader:
         self._log = log
         self._quarantine = quarantine
         self._expected = position
-        self._open: tuple[int, File] | None = None
-        self._offset = 0
+        self._open: _Open | None = None
+        self._around: int | None = None
+        self._failed_in: int | None = None
 
     @property
     def position(self) -> int:
@@ -48,56 +59,74 @@ class Reader:
         return self._expected
 
     def read(self, max_bytes: int) -> list[Frame | Gap]:
-        """Return what comes next, in order, reading about `max_bytes`; [] at the end of the log.
+        """Return what comes next, in order, reading about `max_bytes` at a time; [] only at the end of the log.
 
         A frame is returned whole, even where the position lies within it. Raises StorageError if the segment cannot be read;
-        the same read can then be tried again, or the segment given up with `skip`.
+        the same read can then be tried again, or what cannot be read given up with `skip`.
         """
         view = self._log.view
-        if self._expected >= view.next_seq:
-            return []
-        place = _locate(view, self._expected)
-        if place is None:
-            return [self._gap(view.segments[0].first_seq if view.segments else view.next_seq)]
-        try:
-            return self._read(place, max_bytes)
-        except FileNotFoundError:
-            return [self._gap(place.limit)]
-        except OSError as error:
-            self.close()
-            path = self._log.path(place.segment.first_seq)
-            raise StorageError(f"{path}: cannot read the queue: {error.strerror or error}") from error
+        items: list[Frame | Gap] = []
+        while not items and self._expected < view.next_seq:
+            items = self._read_on(view, max_bytes)
+        return items
 
     def skip(self) -> list[Frame | Gap]:
-        """Give up the segment that cannot be read; return the gap that it leaves."""
+        """Give up what cannot be read: read around it from now on. Of a segment that cannot be opened, return the gap."""
         place = _locate(self._log.view, self._expected)
-        return [] if place is None else [self._gap(place.limit)]
+        if place is None or self._expected >= place.limit:
+            return []
+        if self._failed_in == place.segment.first_seq:
+            self._around, self._failed_in = self._failed_in, None
+            return []
+        return [self._gap(place.limit)]
 
     def close(self) -> None:
         """Release the open segment; reading may go on."""
         if self._open is not None:
-            self._open[1].close()
+            self._open.file.close()
             self._open = None
 
-    def _read(self, place: _Place, max_bytes: int) -> list[Frame | Gap]:
-        file, left = self._file(place.segment.first_seq), place.segment.size - self._offset
-        data = file.pread(min(max_bytes, left), self._offset)
-        found = segment.scan(data, 0, whole=len(data) == left)
-        if not found.frames and len(data) < left:  # a frame longer than the read, or damage: look at all that is left
-            data = file.pread(left, self._offset)
+    def _read_on(self, view: View, max_bytes: int) -> list[Frame | Gap]:
+        """Read one stretch of a segment; [] if it holds nothing from the position on."""
+        place = _locate(view, self._expected)
+        if place is None:
+            return [self._gap(view.segments[0].first_seq if view.segments else view.next_seq)]
+        try:
+            return self._read(place, self._opened(place.segment), max_bytes)
+        except FileNotFoundError:
+            return [self._gap(place.limit)]
+        except OSError as error:
+            self._failed_in = self._open.first_seq if self._open is not None else None
+            self.close()
+            path = self._log.path(place.segment.first_seq)
+            raise StorageError(f"{path}: cannot read the queue: {error.strerror or error}") from error
+
+    def _read(self, place: _Place, source: _Open, max_bytes: int) -> list[Frame | Gap]:
+        size = place.segment.size or source.file.size()  # 0: when the log was opened it could not be read
+        left = max(size - source.offset, 0)
+        length = min(max_bytes, left)
+        data = self._bytes(source, length)
+        at_end = length == left or len(data) < length  # a file may have lost its end since the log was opened
+        found = segment.scan(data, 0, whole=at_end)
+        if not found.frames and not at_end:  # a frame longer than the read, or damage: look at all that is left
+            data, at_end = self._bytes(source, left), True
             found = segment.scan(data, 0, whole=True)
-        frames = [frame for frame in found.frames if frame.first_seq < place.limit]
+        # Frames beyond the limit are leftovers, and so is one that reaches beyond it: those numbers are the next segment's.
+        frames = [frame for frame in found.frames if frame.next_seq <= place.limit]
         items = self._collect(frames)
-        end = found.end
-        if len(data) >= left and self._expected < place.limit:
+        if at_end and self._expected < place.limit:
             items.append(self._gap(place.limit))
-            self._keep(place, data, Damage(found.end, len(data)))
-            end = len(data)
+            self._keep(source, data, Damage(found.end, len(data)))
         for damage in found.damage:
             if frames and damage.end <= frames[-1].end:  # what follows the limit was written again elsewhere
-                self._keep(place, data, damage)
-        self._offset += end
+                self._keep(source, data, damage)
+        source.offset += len(data) if at_end else found.end
         return items
+
+    def _bytes(self, source: _Open, length: int) -> bytes:
+        if self._around == source.first_seq:
+            return read_around(source.file, length, source.offset)[0]
+        return source.file.pread(length, source.offset)
 
     def _collect(self, frames: list[Frame]) -> list[Frame | Gap]:
         items: list[Frame | Gap] = []
@@ -115,17 +144,15 @@ class Reader:
         self._expected = stop
         return gap
 
-    def _keep(self, place: _Place, data: bytes, damage: Damage) -> None:
+    def _keep(self, source: _Open, data: bytes, damage: Damage) -> None:
         if damage.start < damage.end:
-            offset = self._offset + damage.start
-            self._quarantine.keep(place.segment.first_seq, offset, data[damage.start : damage.end])
+            self._quarantine.keep(source.first_seq, source.offset + damage.start, data[damage.start : damage.end])
 
-    def _file(self, first_seq: int) -> File:
-        if self._open is None or self._open[0] != first_seq:
+    def _opened(self, wanted: Segment) -> _Open:
+        if self._open is None or self._open.first_seq != wanted.first_seq:
             self.close()
-            self._open = (first_seq, self._fs.open(self._log.path(first_seq)))
-            self._offset = segment.HEADER_BYTES
-        return self._open[1]
+            self._open = _Open(wanted.first_seq, self._fs.open(self._log.path(wanted.first_seq)), segment.HEADER_BYTES)
+        return self._open
 
 
 def _locate(view: View, seq: int) -> _Place | None:

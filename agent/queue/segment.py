@@ -13,11 +13,13 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from agent.queue import record
-from agent.queue.record import Corrupt, Frame, Torn
+from agent.queue.record import Frame, Torn
 
 SUFFIX = ".seg"
 MAGIC = b"AAQSEG"
 VERSION = 1
+
+_MAX_SEQ = 2**63 - 1  # more than any queue gets to; a larger number is no segment of ours, and nothing could follow it
 
 _FIELDS = struct.Struct("<6sHQQ")  # magic, version, first_seq, created_at in ms since the epoch
 _CRC = struct.Struct("<I")
@@ -57,7 +59,8 @@ def parse_name(text: str) -> int | None:
     stem = text.removesuffix(SUFFIX)
     if stem == text or len(stem) != 20 or not (stem.isascii() and stem.isdigit()):
         return None
-    return int(stem)
+    first_seq = int(stem)
+    return first_seq if first_seq <= _MAX_SEQ else None
 
 
 def encode_header(first_seq: int, created_at: float) -> bytes:
@@ -85,18 +88,16 @@ def scan(data: bytes, offset: int, *, whole: bool) -> Scan:
     frames: list[Frame] = []
     damage: list[Damage] = []
     while offset < len(data):
-        match record.decode_frame(data, offset):
-            case Frame() as frame:
-                frames.append(frame)
-                offset = frame.end
-            case Torn() | Corrupt():
-                if not whole:
-                    break
-                found = _next_frame(data, offset + 1)
-                if found is None:
-                    break
-                damage.append(Damage(offset, found))
-                offset = found
+        frame = record.decode_frame(data, offset)
+        if isinstance(frame, Frame):
+            frames.append(frame)
+            offset = frame.end
+            continue
+        found = _next_frame(data, offset + 1) if whole else None
+        if found is None:
+            break
+        damage.append(Damage(offset, found))
+        offset = found
     return Scan(frames, damage, offset)
 
 

@@ -1,9 +1,11 @@
 """The queue of one destination on disk: its log, its cursor, and what the limits say must go.
 
 It knows in which order log and cursor must become durable. It must never know delivery, or who runs it in which thread:
-`plan`, `published` and everything on `cursor` belong to one thread, `commit` and reading to another.
+`plan`, `published` and everything on `cursor` belong to one thread; `commit` and `sync` may run in any, and so may readers,
+each in one at a time.
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +18,11 @@ from agent.queue import segment
 from agent.queue.cursor import Cursor, Outcome, Span, State
 from agent.queue.cursor_file import CursorFile
 from agent.queue.filesystem import Filesystem
-from agent.queue.log import AppendError, Entry, Log
+from agent.queue.log import AppendError, Entry, Log, View
 from agent.queue.quarantine import Quarantine
 from agent.queue.reader import Reader
 from agent.queue.record import Frame, decode_record
+from agent.queue.segment import Segment
 
 _READ_BYTES = 256 * 1024
 
@@ -67,18 +70,26 @@ class Store:
             fs.make_directory(directory)
         except OSError as error:
             raise StorageError(f"{directory}: the queue directory cannot be used: {error.strerror or error}") from error
-        self._cursor_file = CursorFile(fs, directory / "cursor")
+        self._lock = threading.Lock()
         self.quarantine = Quarantine(fs, directory / "quarantine")
+        self._cursor_file = CursorFile(fs, directory / "cursor")
         state = self._cursor_file.recovered
-        self.log = Log.recover(
-            fs,
-            directory / "segments",
+        try:
+            self.log = self._recover_log(state)
+        except StorageError:
+            self._cursor_file.close()
+            raise
+        self.cursor = self._recover_cursor(state)
+
+    def _recover_log(self, state: State | None) -> Log:
+        return Log.recover(
+            self._fs,
+            self._directory / "segments",
             self.quarantine,
-            segment_bytes=limits.segment_bytes,
-            durable=limits.sync == "commit",
+            segment_bytes=self._limits.segment_bytes,
+            durable=self._limits.sync == "commit",
             next_seq=state.next_seq if state else 1,
         )
-        self.cursor = self._recover_cursor(state)
 
     def _recover_cursor(self, state: State | None) -> Cursor:
         view = self.log.view
@@ -91,29 +102,27 @@ class Store:
         """Settle what is too old or must make room for `entries`, and say what the next commit has to write."""
         view = self.log.view
         self._drop_before(segment.expired_before(view.segments, now - self._limits.max_age), Outcome.EXPIRED)
-        excess = view.size + sum(len(entry.payload) for entry in entries) - self._limits.max_bytes
+        segments = self._in_use(view)
+        excess = sum(s.size for s in segments) + sum(len(entry.payload) for entry in entries) - self._limits.max_bytes
         refused = None
         if excess > 0 and entries:
             if self._limits.overflow == "drop-oldest":
-                self._drop_before(segment.overflow_before(view.segments, excess), Outcome.OVERFLOW)
-            elif not segment.deletable(view.segments, self.cursor.position):
+                self._drop_before(segment.overflow_before(segments, excess), Outcome.OVERFLOW)
+            else:
                 refused = Outcome.OVERFLOW
-        return Plan(() if refused else entries, self.cursor.state(), refused)
+        return Plan(entries, self.cursor.state(), refused)
 
     def commit(self, plan: Plan, now: float) -> Committed:
-        """Write and sync what `plan` says; what a full or broken disk refuses is reported, never raised."""
-        checkpoint_error = self._checkpoint(plan.checkpoint)
-        if not plan.entries:
-            return Committed(plan.refused, None, checkpoint_error)
-        free = self._free_bytes()
-        if free < self._limits.min_free_bytes:
-            message = f"{self._directory}: {free} bytes are free, queue.min_free_bytes is {self._limits.min_free_bytes}"
-            return Committed(Outcome.DISK_FULL, message, checkpoint_error)
-        try:
-            self.log.append(plan.entries, now)
-        except AppendError as error:
-            return Committed(Outcome.DISK_FULL if error.full else Outcome.DISK_ERROR, str(error), checkpoint_error)
-        return Committed(None, None, checkpoint_error)
+        """Write and sync what `plan` says; what a full or broken disk refuses is reported, never raised.
+
+        The caller counts refused entries on `cursor`. The checkpoint has them already, or a kill would forget them.
+        """
+        with self._lock:
+            checkpoint_error = self._checkpoint(plan.checkpoint)
+            refused, append_error = self._append(plan, now)
+            if refused is not None:
+                checkpoint_error = self._checkpoint(_with_shed(plan, refused))
+        return Committed(refused, append_error, checkpoint_error)
 
     def published(self) -> None:
         """Count what the last commit made durable as queued."""
@@ -121,8 +130,9 @@ class Store:
 
     def sync(self) -> None:
         """Make the log and the last checkpoint durable. Raises StorageError."""
-        self.log.sync()
-        self._cursor_file.sync()
+        with self._lock:
+            self.log.sync()
+            self._cursor_file.sync()
 
     def reader(self) -> Reader:
         """Return a reader that begins at the first event that is not settled."""
@@ -136,8 +146,8 @@ class Store:
                 for item in items:
                     if isinstance(item, Frame):
                         return decode_record(item.payload).enqueued_at
-        except (StorageError, msgspec.DecodeError):  # the worker meets the same bytes and accounts for them
-            return None
+        except (StorageError, msgspec.DecodeError, UnicodeDecodeError):
+            return None  # the worker meets the same bytes and accounts for them
         finally:
             reader.close()
         return None
@@ -145,11 +155,27 @@ class Store:
     def close(self) -> None:
         """Make everything durable and close the files. Raises StorageError."""
         try:
-            self._cursor_file.write(self.cursor.state())
-            self._cursor_file.sync()
-            self.log.seal()
+            try:
+                self.log.seal()
+            finally:
+                self._cursor_file.write(self.cursor.state())
+                self._cursor_file.sync()
         finally:
             self._cursor_file.close()
+
+    def _append(self, plan: Plan, now: float) -> tuple[Outcome | None, str | None]:
+        """Append the plan's entries; return why they were refused, and what the disk said."""
+        if plan.refused is not None or not plan.entries:
+            return plan.refused, None
+        free = self._free_bytes()
+        if free < self._limits.min_free_bytes:
+            message = f"{self._directory}: {free} bytes are free, queue.min_free_bytes is {self._limits.min_free_bytes}"
+            return Outcome.DISK_FULL, message
+        try:
+            self.log.append(plan.entries, now)
+        except AppendError as error:
+            return Outcome.DISK_FULL if error.full else Outcome.DISK_ERROR, str(error)
+        return None, None
 
     def _checkpoint(self, state: State) -> str | None:
         try:
@@ -161,6 +187,12 @@ class Store:
             return str(error)
         return None
 
+    def _in_use(self, view: View) -> tuple[Segment, ...]:
+        """Return the segments that hold something unsettled. The others can go, the last of them once another one follows."""
+        if self.cursor.position >= view.next_seq:
+            return ()
+        return view.segments[segment.deletable(view.segments, self.cursor.position) :]
+
     def _drop_before(self, position: int, outcome: Outcome) -> None:
         if position > self.cursor.position:
             self.cursor.settle([Span(self.cursor.position, position)], outcome)
@@ -170,3 +202,9 @@ class Store:
             return self._fs.free_bytes(self._directory)
         except OSError:  # the append will say what is wrong
             return self._limits.min_free_bytes
+
+
+def _with_shed(plan: Plan, reason: Outcome) -> State:
+    before = plan.checkpoint.shed
+    count = sum(entry.item_count for entry in plan.entries)
+    return msgspec.structs.replace(plan.checkpoint, shed={**before, reason: before.get(reason, 0) + count})

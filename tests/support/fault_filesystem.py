@@ -117,7 +117,10 @@ class Faults:
         self._failures[call_index] = error
 
     def crash_at(self, call_index: int, when: When) -> None:
-        """Raise Crash in the call with this index: before it does anything, or after all it does, failing included."""
+        """Raise Crash in the call with this index: before it does anything, or after all it does, failing included.
+
+        It is for this process: `crash()` and `kill()` forget it.
+        """
         self._crashes[call_index] = when
 
     def perform(
@@ -266,6 +269,7 @@ class FaultFilesystem(Faults):
         """End the process alone and start a new one: handles and locks die, what was unsynced remains so."""
         self.life += 1
         self._dead = False
+        self._crashes.clear()
         self._locked.clear()
         inodes = self._names.files().values()
         for inode in inodes:

@@ -1,0 +1,152 @@
+"""The checks of `check`: each looks at one thing, changes nothing, and says what it found and what to do about it.
+
+It knows what the daemon needs to start: sockets, directories, a token. It must never open a socket of events, take a lock or
+create a file: a daemon may be running, and systemd may be waiting for the first connection to start one.
+"""
+
+import grp
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from agent import config
+from agent.cli.control_client import ControlClient
+from agent.cli.status_screen import size
+from agent.config import Config
+from agent.errors import AgentError, ConfigError
+from agent.queue.filesystem import OsFilesystem
+
+_BOUND_SOCKETS = Path("/proc/net/unix")
+
+
+class Finding(NamedTuple):
+    """What a check found; a problem's message says what to do."""
+
+    check: str
+    ok: bool
+    message: str
+
+
+def examine(path: Path | None, environ: Mapping[str, str], *, online: bool) -> Iterator[Finding]:
+    """Check everything; without a valid configuration there is nothing else to check."""
+    try:
+        settings = config.load(path, environ)
+    except ConfigError as error:
+        for line in str(error).splitlines():
+            yield Finding("configuration", False, line)
+        return
+    yield Finding("configuration", True, "variables and defaults, no file" if path is None else str(path))
+    yield _token(settings, environ)
+    daemon = _daemon(settings.listen.control)
+    yield daemon
+    yield from _sockets(settings, daemon)
+    yield from _queue(settings)
+    if online:
+        from agent.cli.online_check import ask_server
+
+        yield Finding("server", *ask_server(settings, environ))
+
+
+def _token(settings: Config, environ: Mapping[str, str]) -> Finding:
+    try:
+        token = config.read_token(settings, environ)
+    except ConfigError as error:
+        return Finding("token", False, str(error))
+    if token is None:
+        ways = f"set api.token_file, or {' or '.join(config.TOKEN_VARIABLES)}"
+        return Finding("token", False, f"there is none: {ways} (a systemd credential is seen by the service alone)")
+    source = config.token_source(settings, environ)
+    return Finding("token", True, f"from {source}" if isinstance(source, Path) else f"from the variable {source}")
+
+
+def _daemon(control: Path) -> Finding:
+    """Ask, but only a socket that somebody holds open."""
+    if str(control) not in _bound_paths():
+        return Finding("daemon", True, "not running")
+    try:
+        with ControlClient(control) as client:
+            return Finding("daemon", True, f"running, pid {client.status().value.get('pid')}")
+    except AgentError as error:
+        return Finding("daemon", False, str(error))
+
+
+def _bound_paths() -> set[str]:
+    """Return the paths of all Unix sockets that are open: to connect would be noticed, or start a service."""
+    try:
+        lines = os.fsdecode(_BOUND_SOCKETS.read_bytes()).splitlines()
+    except OSError:
+        return set()
+    return {fields[7] for line in lines if len(fields := line.split(maxsplit=7)) == 8}
+
+
+def _sockets(settings: Config, daemon: Finding) -> Iterator[Finding]:
+    listen, bound = settings.listen, _bound_paths()
+    for role in ("stream", "datagram", "control"):
+        path: Path | None = getattr(listen, role)
+        if path is None:
+            yield Finding(f"{role} socket", True, "turned off")
+        else:
+            problem = _socket_problem(path) or _directory_problem(path.parent, path.parent.parent, f"listen.{role}")
+            running = daemon.message.startswith("running")
+            yield Finding(f"{role} socket", problem is None, problem or _socket_state(path, bound, running=running))
+    if listen.group is not None:
+        yield _group(listen.group)
+
+
+def _socket_problem(path: Path) -> str | None:
+    try:
+        mode = path.lstat().st_mode
+    except OSError:  # what is wrong with the way to it, the directory shows
+        return None
+    return None if stat.S_ISSOCK(mode) else f"{path}: exists and is no socket: move it away, or choose another path"
+
+
+def _socket_state(path: Path, bound: set[str], *, running: bool) -> str:
+    if running:
+        return str(path)
+    if str(path) in bound:
+        return f"{path}: another process listens there: fine if that is systemd, for artifacts-agent.socket"
+    return f"{path}: a stale file, which the daemon will replace" if path.exists() else str(path)
+
+
+def _group(name: str) -> Finding:
+    try:
+        grp.getgrnam(name)
+    except KeyError:
+        return Finding("group", False, f"there is no group {name!r}: create it, or correct listen.group")
+    return Finding("group", True, name)
+
+
+def _queue(settings: Config) -> Iterator[Finding]:
+    directory, floor = settings.queue.directory, settings.queue.min_free_bytes
+    place = _nearest(directory)
+    problem = _directory_problem(directory, place, "queue.directory")
+    state = str(directory) if place == directory else f"{directory}: the daemon will create it"
+    yield Finding("queue directory", problem is None, problem or state)
+    try:
+        free = OsFilesystem().free_bytes(place)
+    except OSError as error:
+        yield Finding("free space", False, f"{place}: cannot find out: {error.strerror}")
+        return
+    facts = f"{size(free)} at {place}, queue.min_free_bytes is {size(floor)}"
+    advice = ": events would be dropped: make room, or lower it"
+    yield Finding("free space", free >= floor, facts if free >= floor else facts + advice)
+
+
+def _nearest(path: Path) -> Path:
+    """Return the path itself, or the nearest of its parents that is there."""
+    return path if os.path.lexists(path) or path == path.parent else _nearest(path.parent)
+
+
+def _directory_problem(directory: Path, parent: Path, key: str) -> str | None:
+    """Say why the daemon could not use or create `directory`; `parent` is where it would be created."""
+    place = directory if os.path.lexists(directory) else parent
+    if not os.path.lexists(place):
+        return f"{place}: does not exist: create it, or set {key}"
+    if not place.is_dir():
+        return f"{place}: is no directory: move it away, or set {key}"
+    if not os.access(place, os.W_OK | os.X_OK):
+        return f"{place}: this user cannot write there: change its permissions, or set {key}"
+    return None

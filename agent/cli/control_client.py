@@ -1,0 +1,108 @@
+"""Asking the daemon: the control socket's requests, as methods.
+
+It knows the requests of `agent.control` and httpx. It must never know what is done with the answers.
+"""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import httpx
+
+from agent.errors import AgentError, NotRunningError
+
+TIMEOUT_SECONDS = 10.0
+# The daemon keeps the deadline; this is for one that does not answer at all.
+GRACE_SECONDS = 2.0
+
+_HOW_TO_START = "start it with `artifacts-agent run`, or `systemctl start artifacts-agent`, or correct listen.control"
+
+
+class Answer(NamedTuple):
+    """What the daemon answered: `text` is the JSON as it came, `value` what it holds."""
+
+    status: int
+    text: str
+    value: dict[str, Any]
+
+
+class ControlClient:
+    """Talks to the daemon behind the control socket at `path`. Every method raises NotRunningError if there is none."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        # No TLS here: reading the system's certificates would take longer than most answers.
+        transport = httpx.HTTPTransport(uds=str(path), verify=False)
+        self._client = httpx.Client(transport=transport, base_url="http://agent", trust_env=False)
+
+    def status(self) -> Answer:
+        """Return how the daemon is doing."""
+        return self._ask("GET", "/status")
+
+    def flush(self, seconds: float) -> Answer | None:
+        """Wait until everything written before has left the queue; status 504, or None for no answer: the deadline passed."""
+        try:
+            return self._ask("POST", f"/flush?deadline={seconds!r}", timeout=seconds + GRACE_SECONDS, also=504)
+        except _SilentError:
+            return None
+
+    def pause(self) -> None:
+        """Stop delivery."""
+        self._ask("POST", "/pause")
+
+    def resume(self) -> None:
+        """Let delivery go on."""
+        self._ask("POST", "/resume")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _type: type[BaseException] | None, _e: BaseException | None, _tb: TracebackType | None) -> None:
+        self._client.close()
+
+    def _ask(self, method: str, target: str, *, timeout: float = TIMEOUT_SECONDS, also: int = 200) -> Answer:
+        response = self._request(method, target, timeout)
+        try:
+            value = response.json()
+        except ValueError:
+            value = None
+        if response.status_code not in {200, also} or not isinstance(value, dict):
+            wanted = f"{method} {target.partition('?')[0]}"
+            raise AgentError(
+                f"{self._path}: {wanted} got {response.status_code}: does listen.control name the right socket?"
+            )
+        return Answer(response.status_code, response.text, value)
+
+    def _request(self, method: str, target: str, timeout: float) -> httpx.Response:
+        try:
+            return self._client.request(method, target, timeout=httpx.Timeout(timeout, connect=TIMEOUT_SECONDS))
+        except httpx.TimeoutException as error:
+            raise _SilentError(
+                f"{self._path}: no answer within {timeout:g} s: the daemon is stopped, or its disk hangs; "
+                "look at its process and its logs"
+            ) from error
+        except httpx.ConnectError as error:
+            raise NotRunningError(f"{self._path}: {_why_not(error)}") from error
+        except httpx.TransportError as error:
+            raise NotRunningError(
+                f"{self._path}: the connection ended before the answer: the daemon has stopped; {_HOW_TO_START}"
+            ) from error
+
+
+class _SilentError(NotRunningError):
+    """Somebody listens, and does not answer in time."""
+
+
+def _why_not(error: httpx.ConnectError) -> str:
+    cause = _system_error(error)
+    if isinstance(cause, PermissionError):
+        return "this user may not ask the daemon (Permission denied): run it as the daemon's user, or as root"
+    reason = cause.strerror if cause is not None and cause.strerror else error
+    return f"no daemon answers there ({reason}): {_HOW_TO_START}"
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """Find the operating system's error that httpx and httpcore have wrapped."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error

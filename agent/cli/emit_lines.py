@@ -1,0 +1,95 @@
+"""The lines of standard input, validated as the daemon would and sent as they come.
+
+It knows the wire protocol through `agent.events`, and `agent.client`. It must never know options or what is printed.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from time import sleep
+
+from msgspec import UNSET
+
+from agent.cli.emit_report import Report
+from agent.client import EventClient
+from agent.errors import AgentError
+from agent.events import MAX_LINE_BYTES, Context, Event, Session, decode_block
+from agent.framing.ndjson import LineFramer, Lines
+
+# How long, in all, to wait for a daemon that does not keep up, before events count as not sent: a pipe can wait, a build
+# that hangs on it cannot for long.
+PATIENCE_SECONDS = 2.0
+_RETRY_SECONDS = 0.002
+
+
+def send_standard_input(report: Report, path: str | None) -> None:
+    """Send what standard input holds, up to its end. Raises AgentError if it cannot be read."""
+    framer, sender = LineFramer(MAX_LINE_BYTES), _Sender(report, path)
+    for chunk in _chunks():
+        sender.take(framer.feed(chunk))
+    sender.take(framer.end())
+
+
+def _chunks() -> Iterator[bytes]:
+    """Give what is there without waiting for more, so that an event of a slow writer is sent when it is written."""
+    try:
+        while chunk := os.read(0, MAX_LINE_BYTES):
+            yield chunk
+    except OSError as error:
+        raise AgentError(f"standard input: cannot read: {error.strerror}") from error
+
+
+class _Sender:
+    """Sends lines to one socket; a change of context takes a new connection, which is what a context is bound to."""
+
+    def __init__(self, report: Report, path: str | None) -> None:
+        self._report = report
+        self._path = path
+        self._session = Session()
+        self._line = 0
+        self._patience = PATIENCE_SECONDS
+        self._context = Context()
+        self._client = EventClient(path)
+        self._failures: Counter[str] = Counter()
+
+    def take(self, lines: Lines) -> None:
+        """Send the events of whole lines, and report those that are not valid."""
+        for _ in range(lines.oversized):
+            self._line += 1
+            self._report.reject(self._line, f"Line is longer than {MAX_LINE_BYTES:,} bytes")
+        decoded = decode_block(lines.block, self._session)
+        self._session = decoded.session
+        for line, reason in decoded.rejects:
+            self._report.reject(self._line + line, reason)
+        self._line += lines.block.count(b"\n")
+        for context, events in decoded.groups:
+            self._use(context)
+            for event in events:
+                self._send(event)
+
+    def _use(self, context: Context) -> None:
+        if context == self._context:
+            return
+        self._client.close()
+        self._context = context
+        if context == Context():
+            self._client = EventClient(self._path)
+        else:
+            self._client = EventClient(self._path, ci=context.ci, interactive=context.interactive)
+        self._failures.clear()
+
+    def _send(self, event: Event) -> None:
+        duration = None if event.duration is UNSET else event.duration
+        while not self._client.emit(event.event, event.source, event.hash, event.session_id, duration):
+            reason = self._last_failure()
+            if reason != "full" or self._patience <= 0:
+                self._report.unsent[reason] += 1
+                return
+            sleep(_RETRY_SECONDS)
+            self._patience -= _RETRY_SECONDS
+
+    def _last_failure(self) -> str:
+        now: Counter[str] = Counter(self._client.unsent_by_reason)
+        (reason,) = now - self._failures
+        self._failures = now
+        return reason

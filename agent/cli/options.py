@@ -1,0 +1,42 @@
+"""What several commands share: the program's name, and the options that say where the configuration is and what to print.
+
+It knows how the configuration file is found. It must never know what is in it.
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from agent.config import Config
+
+PROGRAM = "artifacts-agent"
+SYSTEM_CONFIG = Path("/etc/artifacts-agent/config.toml")
+
+config_option = click.option(
+    "--config",
+    "path",
+    type=click.Path(path_type=Path),
+    envvar="ARTIFACTS_AGENT_CONFIG",
+    show_envvar=True,
+    metavar="FILE",
+    help=f"The configuration file.  [default: {SYSTEM_CONFIG} if there is one]",
+)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+
+
+def find_config(path: Path | None, system: Path = SYSTEM_CONFIG) -> Path | None:
+    """Return the configuration file to read; None if it is variables and defaults alone."""
+    if path is not None:
+        return path
+    return system if os.path.lexists(system) else None
+
+
+def load_config(path: Path | None) -> "Config":
+    """Read the configuration. Raises ConfigError."""
+    from agent import config
+
+    return config.load(find_config(path), os.environ)

@@ -1,0 +1,57 @@
+"""Writing to standard output: text that a terminal shows in colour, and the end of whoever reads it.
+
+It knows streams and terminals. It must never know what the text says.
+"""
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from agent.errors import AgentError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+READER_GONE = 141  # 128 + SIGPIPE, as a shell reports it
+
+
+def say(text: str) -> None:
+    """Write a line, or lines, and flush them. A reader that has gone ends the command; raises AgentError for a full disk."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.write(text if text.endswith("\n") else text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _abandon_stdout()
+        raise SystemExit(READER_GONE) from None
+    except OSError as error:
+        _abandon_stdout()
+        raise AgentError(f"standard output: cannot write: {error.strerror}") from error
+
+
+def show(renderable: "RenderableType") -> None:
+    """Write what rich renders; plain text where standard output is no terminal."""
+    from rich.console import Console
+
+    console = Console(force_terminal=is_terminal(), highlight=False)
+    with console.capture() as capture:
+        console.print(renderable)
+    say(capture.get())
+
+
+def is_terminal() -> bool:
+    """Whether a person looks at standard output."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def has_colours() -> bool:
+    """Whether colours are wanted there (https://no-color.org)."""
+    return is_terminal() and not os.environ.get("NO_COLOR")
+
+
+def _abandon_stdout() -> None:
+    """Let what is still buffered go nowhere: the interpreter flushes it at exit, and would complain."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

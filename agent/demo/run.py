@@ -1,0 +1,107 @@
+"""The demo from start to end: signals, the temporary directory, the server, and whatever happens, an orderly end.
+
+It knows lifetimes and exit codes. It must never know what is shown.
+"""
+
+import signal
+from pathlib import Path
+
+import anyio
+import anyio.abc
+
+from agent.demo import report, script
+from agent.demo.agent_process import TOKEN, AgentProcess, DemoError, short_directory
+from agent.demo.api import DemoApi
+from agent.demo.report import Evidence
+from agent.demo.stage import FAST, FOR_PEOPLE, Pace, Stage
+from agent.demo.view import PanelView, View, for_stdout
+from agent.http_server import serve
+
+NEXT_STEPS = (
+    "Install: the units are in systemd/, every key is in config.example.toml.",
+    "Read on: README.md, for each step, containers, the protocol and operations.",
+)
+
+
+def run(*, fast: bool) -> int:
+    """See `agent.demo.run_demo`."""
+    view = for_stdout()
+    pace = FAST if fast or not isinstance(view, PanelView) else FOR_PEOPLE
+    try:
+        return anyio.run(_run, view, pace)
+    except KeyboardInterrupt:  # before the signals were watched: nothing had been started
+        return 128 + signal.SIGINT
+
+
+async def _run(view: View, pace: Pace) -> int:
+    """Play until the end or a signal; return the exit code."""
+    code = 1
+    with anyio.open_signal_receiver(*_ending_signals()) as signals, view:
+        async with anyio.create_task_group() as tasks:
+
+            async def play() -> None:
+                nonlocal code
+                code = await _play(view, pace)
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(play)
+            async for number in signals:
+                code = 128 + number
+                tasks.cancel_scope.cancel()
+    if code > 128:
+        view.say("Interrupted. All processes have ended, and the temporary directory is gone.")
+    return code
+
+
+def _ending_signals() -> list[signal.Signals]:
+    """Return the signals to end on: not those that the parent wants ignored, as nohup does."""
+    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    return [number for number in ending if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+async def _play(view: View, pace: Pace) -> int:
+    evidence = None
+    try:
+        with short_directory() as directory:
+            evidence = await _perform(view, pace, directory)
+    except* (DemoError, OSError) as errors:
+        view.say(f"The demo failed: {_first(errors)}", "bold red")
+    return _conclude(view, evidence) if evidence is not None else 1
+
+
+def _first(errors: ExceptionGroup) -> Exception:
+    """Return the error that came first: the others are what it led to."""
+    error = errors.exceptions[0]
+    return _first(error) if isinstance(error, ExceptionGroup) else error
+
+
+async def _perform(view: View, pace: Pace, directory: Path) -> Evidence:
+    """Start the server, play the script, and leave no process behind."""
+    api = DemoApi(TOKEN, delay=pace.answer, retry_after=pace.retry_after)
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    port = listener.extra(anyio.abc.SocketAttribute.local_port)  # noqa: S610 - this is not Django
+    agent = AgentProcess(directory, f"http://127.0.0.1:{port}")
+    stage = Stage(agent, api, view, pace, directory)
+    try:
+        async with listener, anyio.create_task_group() as tasks:
+            tasks.start_soon(serve, listener, api.handle)
+            tasks.start_soon(stage.watch)
+            evidence = await script.play(stage)
+            tasks.cancel_scope.cancel()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await agent.kill()
+    return evidence
+
+
+def _conclude(view: View, evidence: Evidence) -> int:
+    view.act("end", "The ledger: every event is accounted for.")
+    for line in report.findings(evidence):
+        view.say(line)
+    problems = report.problems(evidence)
+    for line in problems:
+        view.say(f"Not as promised: {line}", "bold red")
+    if not problems:
+        view.act("next", NEXT_STEPS[0])
+        view.say(NEXT_STEPS[1])
+    return 1 if problems else 0

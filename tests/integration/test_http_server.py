@@ -1,0 +1,291 @@
+"""The small HTTP server over a real Unix socket: whatever clients send or leave out, it goes on."""
+
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import anyio
+import anyio.lowlevel
+import pytest
+from structlog.testing import capture_logs
+
+from agent import http_server
+from agent.http_server import MAX_BODY_BYTES, MAX_CONNECTIONS, Request, Response
+from agent.listeners import sockets
+
+pytestmark = pytest.mark.anyio
+GET = b"GET /ok HTTP/1.1\r\nHost: agent\r\n\r\n"
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The error in the API's shape, which has nothing else in it."""
+        (name, error), *more = json.loads(self.body).items()
+        assert (name, more, error.keys()) == ("error", [], {"code", "message"})
+        assert isinstance(error, dict)
+        return error
+
+
+class Client:
+    def __init__(self, path: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.setblocking(False)
+        self.socket.connect(str(path))
+        self._unread = b""
+
+    async def send(self, data: bytes) -> None:
+        with anyio.fail_after(10):
+            while data:
+                try:
+                    data = data[self.socket.send(data) :]
+                except BlockingIOError:
+                    await anyio.wait_writable(self.socket)
+
+    async def more(self) -> bytes:
+        with anyio.fail_after(10):
+            while True:
+                try:
+                    return self.socket.recv(1 << 16)
+                except BlockingIOError:
+                    await anyio.wait_readable(self.socket)
+
+    async def head(self) -> tuple[int, dict[str, str]]:
+        while b"\r\n\r\n" not in self._unread:
+            more = await self.more()
+            assert more, f"the connection ended in {self._unread!r}"
+            self._unread += more
+        head, _, self._unread = self._unread.partition(b"\r\n\r\n")
+        status, *fields = head.decode().split("\r\n")
+        return int(status.split()[1]), dict(each.split(": ") for each in fields)
+
+    async def answer(self, *, body: bool = True) -> Answer:
+        status, headers = await self.head()
+        length = int(headers["content-length"]) if body else 0
+        while len(self._unread) < length:
+            self._unread += await self.more()
+        content, self._unread = self._unread[:length], self._unread[length:]
+        return Answer(status, headers, content)
+
+    async def ended(self) -> bool:
+        try:
+            return await self.more() == b""
+        except ConnectionResetError:
+            return True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+
+class Server:
+    """A server whose handler keeps the requests, and raises, waits or answers as the path says."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.requests: list[Request] = []
+        self.go_on = anyio.Event()
+
+    def client(self) -> Client:
+        return Client(self.path)
+
+    async def handle(self, request: Request) -> Response:
+        self.requests.append(request)
+        if request.path == "/raise":
+            raise ZeroDivisionError("in the handler")
+        if request.path == "/wait":
+            await self.go_on.wait()
+        return Response.json({"path": request.path})
+
+
+@asynccontextmanager
+async def serving(directory: Path) -> AsyncIterator[Server]:
+    """Serve while the block lasts; afterwards a fresh client must still be answered."""
+    server = Server(directory / "c.sock")
+    bound = sockets.bind(server.path, sockets.STREAM, mode=0o600)
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(http_server.serve, http_server.SocketListener(bound.socket), server.handle)
+            yield server
+            server.go_on.set()
+            with server.client() as client:
+                await client.send(GET)
+                assert (await client.answer()).status == 200
+            tasks.cancel_scope.cancel()
+    finally:
+        bound.release()
+
+
+async def test_a_connection_is_kept_for_request_after_request(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        with server.client() as client:
+            for number in range(3):
+                await client.send(b"GET /ok/%d?a=1&a=2&b HTTP/1.1\r\nHost: agent\r\nX-Thing: 7\r\n\r\n" % number)
+                answer = await client.answer()
+                assert (answer.status, json.loads(answer.body)) == (200, {"path": f"/ok/{number}"})
+                assert answer.headers["content-type"] == "application/json"
+        assert [request.query for request in server.requests[:3]] == [{"a": "2", "b": ""}] * 3
+        assert server.requests[0].headers["x-thing"] == "7"
+
+
+async def test_pipelined_requests_are_answered_in_order(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        with server.client() as client:
+            await client.send(GET.replace(b"ok", b"one") + GET.replace(b"ok", b"two"))
+            assert [json.loads((await client.answer()).body)["path"] for _ in range(2)] == ["/one", "/two"]
+
+
+async def test_a_request_in_single_bytes_and_a_body_in_chunks_are_read(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        with server.client() as client:
+            head = b"POST /ok HTTP/1.1\r\nHost: agent\r\nTransfer-Encoding: chunked\r\n\r\n"
+            for byte in head + b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n":
+                await client.send(bytes([byte]))
+                await anyio.lowlevel.checkpoint()
+            assert (await client.answer()).status == 200
+        assert server.requests[0].body == b"abcde"
+
+
+async def test_a_half_closed_client_still_gets_its_answer(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        with server.client() as client:
+            await client.send(GET)
+            client.socket.shutdown(socket.SHUT_WR)
+            assert (await client.answer()).status == 200
+            assert await client.ended()
+
+
+async def test_a_client_that_asks_to_go_on_is_told_to(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        with server.client() as client:
+            await client.send(b"POST /ok HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
+            assert (await client.head())[0] == 100
+            await client.send(b"hi")
+            assert (await client.answer()).status == 200
+        assert server.requests[0].body == b"hi"
+
+
+async def test_the_answer_to_head_has_a_length_and_no_body(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        with server.client() as client:
+            await client.send(GET.replace(b"GET", b"HEAD"))
+            answer = await client.answer(body=False)
+            assert (answer.status, answer.headers["content-length"]) == (200, "15")
+            await client.send(GET)
+            assert (await client.answer()).body == b'{"path":"/ok"}\n'
+
+
+async def test_an_old_client_is_answered_and_hung_up_on(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        with server.client() as client:
+            await client.send(b"GET /ok HTTP/1.0\r\n\r\n")
+            assert (await client.answer()).status == 200
+            assert await client.ended()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 this is TLS\r\n\r\n",
+        b"GET /\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET //[ HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/x.1\r\nHost: a\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: many\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n",
+        b'{"sessionId":"an event on the wrong socket"}\n\n\n',
+    ],
+)
+async def test_what_is_no_request_gets_400_in_the_apis_shape(tmp_path: Path, data: bytes) -> None:
+    async with serving(tmp_path) as server:
+        with server.client() as client:
+            await client.send(data)
+            answer = await client.answer()
+            assert (answer.status, answer.error["code"]) == (400, "bad_request")
+            assert await client.ended()
+        assert server.requests == []
+
+
+async def test_a_head_without_end_is_refused(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        with server.client() as client:
+            await client.send(b"GET /ok HTTP/1.1\r\n" + b"X: 1\r\n" * 20_000)
+            assert (await client.answer()).status == 431
+            assert await client.ended()
+
+
+@pytest.mark.parametrize("method", [b"POST", b"HEAD"])
+async def test_a_body_that_is_too_large_is_refused(tmp_path: Path, method: bytes) -> None:
+    async with serving(tmp_path) as server:
+        with server.client() as client:
+            await client.send(method + b" /ok HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n")
+            for _ in range(MAX_BODY_BYTES // 1024 + 1):
+                await client.send(b"x" * 1024)
+            answer = await client.answer(body=method == b"POST")
+            assert answer.status == 413
+        assert server.requests == []
+
+
+async def test_a_body_of_the_largest_size_is_taken(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        with server.client() as client:
+            await client.send(b"POST /ok HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % MAX_BODY_BYTES)
+            await client.send(b"x" * MAX_BODY_BYTES)
+            assert (await client.answer()).status == 200
+        assert len(server.requests[0].body) == MAX_BODY_BYTES
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /o", GET[:-2], b"POST /ok HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc", GET]
+)
+async def test_a_client_that_vanishes_at_any_point_is_nobodys_trouble(tmp_path: Path, sent: bytes) -> None:
+    async with serving(tmp_path) as server:
+        for _ in range(3):
+            with server.client() as client:
+                await client.send(sent)
+            await anyio.lowlevel.checkpoint()
+
+
+async def test_a_client_that_vanishes_before_its_answer_is_nobodys_trouble(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        with server.client() as client:
+            await client.send(GET.replace(b"ok", b"wait") * 3)
+            while not server.requests:
+                await anyio.lowlevel.checkpoint()
+        server.go_on.set()
+
+
+async def test_an_exception_in_the_handler_is_a_500_and_a_log_line(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        with server.client() as client, capture_logs() as logged:
+            await client.send(GET.replace(b"ok", b"raise"))
+            answer = await client.answer()
+            assert (answer.status, answer.error["code"]) == (500, "internal_error")
+            assert "ZeroDivisionError" not in answer.body.decode()
+            await client.send(GET)
+            assert (await client.answer()).status == 200
+        (failure,) = [each for each in logged if each["event"] == "request_failed"]
+        assert (failure["path"], failure["exc_info"], failure["log_level"]) == ("/raise", True, "error")
+
+
+async def test_silent_clients_hold_nobody_up_and_there_may_be_only_so_many(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        silent = [server.client() for _ in range(MAX_CONNECTIONS - 1)]
+        await anyio.wait_all_tasks_blocked()
+        with server.client() as client:
+            await client.send(GET)
+            assert (await client.answer()).status == 200
+            with server.client() as one_too_many:
+                assert await one_too_many.ended()
+        for each in silent:
+            each.socket.close()
+        await anyio.wait_all_tasks_blocked()

@@ -1,0 +1,151 @@
+"""A pipeline over a disk and an API in memory, and its life: started, drained, killed, started again.
+
+It knows how a pipeline is built. It must never know what a test expects of it.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import anyio
+import anyio.lowlevel
+from anyio.abc import TaskGroup
+
+from agent.delivery.dead_letter import DeadLetter, decode_dead_letter
+from agent.delivery.policy import Settings
+from agent.delivery.source import Options, Seams
+from agent.delivery.transport import Transport
+from agent.events import Context, Event
+from agent.pipeline import Delivery, Pipeline
+from agent.queue import segment
+from agent.queue.committer import Group
+from agent.queue.store import Limits
+from tests.support.crash_model import Chooser
+from tests.support.fake_transport import FakeTransport
+from tests.support.fault_filesystem import FaultFilesystem
+
+T = TypeVar("T")
+
+DIRECTORY = Path("/queue/default")
+EPOCH = 1_750_000_000.0
+PLAIN = Context()
+MAX_SECONDS = 5 * 86400.0
+
+
+async def inline(call: Callable[[], T]) -> T:
+    """Run a blocking call here, after letting other tasks run, as they would while a thread works."""
+    await anyio.lowlevel.checkpoint()
+    return call()
+
+
+def event(name: str, session: str = "s") -> Event:
+    """Return an event with that hash."""
+    return Event(session, "LOCAL", "HIT", name, 7)
+
+
+def events(*names: str) -> list[Event]:
+    """Return events with these hashes."""
+    return [event(name) for name in names]
+
+
+def numbered(count: int, prefix: str = "h") -> list[str]:
+    """Return `count` different names."""
+    return [f"{prefix}{number}" for number in range(count)]
+
+
+@dataclass
+class Host:
+    """Where pipelines of one queue live, one at a time. What is set here holds from the next `start` on.
+
+    The wall clock goes with the steady one, plus `skew`.
+    """
+
+    tasks: TaskGroup
+    transport: Transport = field(default_factory=FakeTransport)
+    fs: FaultFilesystem = field(default_factory=FaultFilesystem)
+    limits: Limits = field(default_factory=Limits)
+    settings: Settings = field(default_factory=Settings)
+    options: Options = field(default_factory=Options)
+    jitter: float = 0.5
+    skew: float = 0.0
+
+    def wall_clock(self) -> float:
+        """Return the time in seconds since the epoch."""
+        return EPOCH + anyio.current_time() + self.skew
+
+    @property
+    def delivery(self) -> Delivery:
+        """How the next pipeline will deliver."""
+        return Delivery(self.transport, self.settings, self.options)
+
+    @property
+    def seams(self) -> Seams:
+        """What stands for threads, clocks and chance."""
+        return Seams(inline, self.wall_clock, lambda: self.jitter)
+
+    def open(self) -> Pipeline:
+        """Open the queue, without running it."""
+        self.pipeline = Pipeline(self.fs, DIRECTORY, self.limits, self.delivery, self.seams)
+        return self.pipeline
+
+    def start(self) -> Pipeline:
+        """Open the queue and run it."""
+        pipeline = self.open()
+        self._scope, self._ended = anyio.CancelScope(), anyio.Event()
+        self.tasks.start_soon(self._run, pipeline, self._scope, self._ended)
+        return pipeline
+
+    async def stop(self, seconds: float = 0.0) -> None:
+        """Drain, end and close the pipeline, as a daemon does."""
+        await self.pipeline.drain(seconds)
+        await self._ended.wait()
+        await self.pipeline.close()
+
+    async def kill(self, chooser: Chooser | None = None) -> None:
+        """End it as SIGKILL does; with a chooser, as a power cut does."""
+        self._scope.cancel()
+        with anyio.CancelScope(shield=True):
+            await self._ended.wait()
+        if chooser is None:
+            self.fs.kill()
+        else:
+            self.fs.crash(chooser)
+
+    async def _run(self, pipeline: Pipeline, scope: anyio.CancelScope, ended: anyio.Event) -> None:
+        try:
+            with scope:
+                await pipeline.run()
+        finally:
+            ended.set()
+
+
+@asynccontextmanager
+async def host() -> AsyncIterator[Host]:
+    """Yield a host; what still runs at the end is killed. TimeoutError after MAX_SECONDS: something waits for ever."""
+    with anyio.fail_after(MAX_SECONDS):
+        async with anyio.create_task_group() as tasks:
+            yield Host(tasks)
+            tasks.cancel_scope.cancel()
+
+
+def submit(pipeline: Pipeline, names: Iterable[str], context: Context = PLAIN) -> Group:
+    """Submit events with these names as one record."""
+    return pipeline.submit(context, events(*names))
+
+
+def dead_letters(fs: FaultFilesystem) -> list[DeadLetter]:
+    """Read the dead letters from their files, oldest first, as a person's tool would."""
+    paths = [path for path in fs.paths() if path.parent == DIRECTORY / "dead-letters"]
+    frames = [
+        frame for path in paths for frame in segment.scan(fs.read_bytes(path), segment.HEADER_BYTES, whole=True).frames
+    ]
+    return [decode_dead_letter(frame.payload) for frame in frames]
+
+
+def balanced(pipeline: Pipeline) -> bool:
+    """Tell whether the ledger's identity holds."""
+    ledger = pipeline.ledger()
+    dropped = sum(ledger.dropped.values())
+    return ledger.accepted == ledger.delivered + ledger.dead_lettered + dropped + ledger.queued

@@ -1,0 +1,441 @@
+"""What `agent.delivery.policy` promises: the delivery table of the design, row by row, and delays that keep their bounds."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.delivery import policy
+from agent.delivery.policy import MAX_RETRY_AFTER, Action, Paused, Reason, Settings, State, Step
+from agent.delivery.transport import Kind, Verdict
+
+NOW = 1000.0
+NEVER = float("-inf")
+SETTINGS = Settings(rejections_in_a_row=20)
+ANY_SIZE = State().ceiling
+
+RUNNING = State(rejections=5, probes=2, slots=3, size=100, ceiling=400)
+BACKING_OFF = replace(RUNNING, failures=3, retry_at=NOW - 1, last_failure="before", slots=1)
+PAUSED = replace(RUNNING, paused=Paused(Reason.BLOCKED, "402", NOW + 60), slots=1)
+
+
+def verdict(kind: Kind, retry_after: float | None = None) -> Verdict:
+    return Verdict(kind, kind.value, retry_after=retry_after)
+
+
+def decide(
+    state: State,
+    kind: Kind,
+    events: int = 80,
+    *,
+    now: float = NOW,
+    jitter: float = 0.5,
+    retry_after: float | None = None,
+) -> Step:
+    return policy.decide(state, verdict(kind, retry_after), events, now=now, jitter=jitter, settings=SETTINGS)
+
+
+def probe(state: State, kind: Kind, *, jitter: float = 0.5, retry_after: float | None = None) -> Step:
+    return policy.decide_probe(state, verdict(kind, retry_after), now=NOW, jitter=jitter, settings=SETTINGS)
+
+
+def paused_for(reason: Reason, *, probes: int = 1) -> State:
+    return State(probes=probes, rejections=20, paused=Paused(reason, "why", NOW - 1))
+
+
+# --- the table ----------------------------------------------------------------------------------------------------
+
+SUCCESS: dict[str, Any] = {
+    "rejections": 0,
+    "probes": 0,
+    "size": 200,
+    "retry_at": NEVER,
+    "failures": 0,
+    "last_failure": "",
+}
+FAILURE: dict[str, Any] = {"failures": 1, "retry_at": NOW + 0.5, "slots": 1}
+FOURTH_FAILURE: dict[str, Any] = {"failures": 4, "retry_at": NOW + 4, "slots": 1}
+REACHED: dict[str, Any] = {"failures": 0, "retry_at": NEVER, "last_failure": ""}
+PAUSE: dict[str, Any] = {"probes": 3, "slots": 1, "failures": 0}
+
+
+def pause(reason: Reason) -> dict[str, Any]:
+    return PAUSE | {"paused": Paused(reason, reason.value, NOW + 1200)}
+
+
+@pytest.mark.parametrize(
+    ("state", "kind", "events", "action", "changes"),
+    [
+        (RUNNING, Kind.ACCEPTED, 1, Action.SETTLE, SUCCESS | {"slots": 4}),
+        (RUNNING, Kind.ACCEPTED, 80, Action.SETTLE, SUCCESS | {"slots": 4}),
+        (RUNNING, Kind.TRANSIENT, 1, Action.RETRY, FAILURE | {"last_failure": "transient"}),
+        (RUNNING, Kind.TRANSIENT, 80, Action.RETRY, FAILURE | {"last_failure": "transient"}),
+        (RUNNING, Kind.REJECTED, 1, Action.DEAD_LETTER, {"rejections": 6}),
+        (RUNNING, Kind.REJECTED, 80, Action.SPLIT, {}),
+        (RUNNING, Kind.TOO_LARGE, 1, Action.DEAD_LETTER, {"rejections": 6, "ceiling": ANY_SIZE}),
+        (RUNNING, Kind.TOO_LARGE, 80, Action.SPLIT, {"size": 40, "ceiling": 40}),
+        (RUNNING, Kind.CUT_OFF, 1, Action.RETRY, FAILURE | {"last_failure": "cut_off", "size": 1}),
+        (RUNNING, Kind.CUT_OFF, 80, Action.SPLIT, FAILURE | {"last_failure": "cut_off", "size": 40}),
+        (RUNNING, Kind.BLOCKED, 1, Action.RETURN, pause(Reason.BLOCKED)),
+        (RUNNING, Kind.BLOCKED, 80, Action.RETURN, pause(Reason.BLOCKED)),
+        (RUNNING, Kind.MISCONFIGURED, 1, Action.RETURN, pause(Reason.MISCONFIGURED)),
+        (RUNNING, Kind.MISCONFIGURED, 80, Action.RETURN, pause(Reason.MISCONFIGURED)),
+        (BACKING_OFF, Kind.ACCEPTED, 1, Action.SETTLE, SUCCESS | {"slots": 1}),
+        (BACKING_OFF, Kind.ACCEPTED, 80, Action.SETTLE, SUCCESS | {"slots": 1}),
+        (BACKING_OFF, Kind.TRANSIENT, 1, Action.RETRY, FOURTH_FAILURE | {"last_failure": "transient"}),
+        (BACKING_OFF, Kind.TRANSIENT, 80, Action.RETRY, FOURTH_FAILURE | {"last_failure": "transient"}),
+        (BACKING_OFF, Kind.REJECTED, 1, Action.DEAD_LETTER, REACHED | {"rejections": 6}),
+        (BACKING_OFF, Kind.REJECTED, 80, Action.SPLIT, REACHED),
+        (BACKING_OFF, Kind.TOO_LARGE, 1, Action.DEAD_LETTER, REACHED | {"rejections": 6, "ceiling": ANY_SIZE}),
+        (BACKING_OFF, Kind.TOO_LARGE, 80, Action.SPLIT, REACHED | {"size": 40, "ceiling": 40}),
+        (BACKING_OFF, Kind.CUT_OFF, 1, Action.RETRY, FOURTH_FAILURE | {"last_failure": "cut_off", "size": 1}),
+        (BACKING_OFF, Kind.CUT_OFF, 80, Action.SPLIT, FOURTH_FAILURE | {"last_failure": "cut_off", "size": 40}),
+        (BACKING_OFF, Kind.BLOCKED, 1, Action.RETURN, pause(Reason.BLOCKED)),
+        (BACKING_OFF, Kind.BLOCKED, 80, Action.RETURN, pause(Reason.BLOCKED)),
+        (BACKING_OFF, Kind.MISCONFIGURED, 1, Action.RETURN, pause(Reason.MISCONFIGURED)),
+        (BACKING_OFF, Kind.MISCONFIGURED, 80, Action.RETURN, pause(Reason.MISCONFIGURED)),
+    ],
+)
+def test_each_answer_has_its_decision(
+    state: State, kind: Kind, events: int, action: Action, changes: dict[str, Any]
+) -> None:
+    assert decide(state, kind, events) == Step(action, replace(state, **changes))
+
+
+@pytest.mark.parametrize("events", [1, 80])
+@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("reason", Reason)
+def test_an_answer_that_comes_while_paused_changes_nothing(reason: Reason, kind: Kind, events: int) -> None:
+    state = replace(PAUSED, paused=Paused(reason, "why"))
+    action = Action.SETTLE if kind is Kind.ACCEPTED else Action.RETURN
+    assert decide(state, kind, events, retry_after=5.0) == Step(action, state)
+
+
+# --- backing off --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("failures", "longest"), [(0, 1), (1, 2), (2, 4), (3, 8), (8, 256), (9, 300), (50, 300), (10_000, 300)]
+)
+def test_the_delay_is_exponential_with_full_jitter(failures: int, longest: float) -> None:
+    state = State(failures=failures)
+    assert decide(state, Kind.TRANSIENT, jitter=0.0).state.retry_at == NOW
+    assert decide(state, Kind.TRANSIENT, jitter=0.25).state.retry_at == NOW + longest / 4
+    assert NOW < decide(state, Kind.TRANSIENT, jitter=0.999).state.retry_at < NOW + longest
+
+
+@pytest.mark.parametrize("kind", [Kind.TRANSIENT, Kind.CUT_OFF])
+def test_batches_that_fail_together_are_one_failure_with_one_delay(kind: Kind) -> None:
+    first = decide(RUNNING, kind, now=NOW).state
+    second = decide(first, kind, now=NOW + 0.1, jitter=0.999).state
+    assert (second.failures, second.retry_at) == (first.failures, first.retry_at) == (1, NOW + 0.5)
+    third = decide(second, kind, now=second.retry_at).state
+    assert (third.failures, third.retry_at) == (2, second.retry_at + 1)
+
+
+@pytest.mark.parametrize("retry_after", [0.0, 0.1, 5.0, 7200.0])
+def test_nothing_is_sent_sooner_than_the_server_asked(retry_after: float) -> None:
+    state = decide(RUNNING, Kind.TRANSIENT, retry_after=retry_after).state
+    assert state.retry_at == max(NOW + 0.5, NOW + retry_after)
+    assert state.not_before == NOW + retry_after
+
+
+@pytest.mark.parametrize("retry_after", [MAX_RETRY_AFTER, MAX_RETRY_AFTER + 1, 1e300, float("inf")])
+def test_no_server_can_ask_for_more_than_a_day(retry_after: float) -> None:
+    state = decide(RUNNING, Kind.TRANSIENT, retry_after=retry_after).state
+    assert state.retry_at == state.not_before == NOW + 86_400
+
+
+def test_what_the_server_asked_for_outlives_the_success_of_another_batch() -> None:
+    asked = decide(RUNNING, Kind.TRANSIENT, retry_after=60).state
+    succeeded = decide(asked, Kind.ACCEPTED, now=NOW + 1).state
+    assert (succeeded.failures, succeeded.retry_at, succeeded.not_before) == (0, NOW + 60, NOW + 60)
+
+
+def test_of_two_requests_to_wait_the_longer_one_counts() -> None:
+    long = decide(RUNNING, Kind.TRANSIENT, retry_after=60).state
+    both = decide(long, Kind.TRANSIENT, now=NOW + 1, retry_after=5).state
+    assert both.retry_at == both.not_before == NOW + 60
+    short = decide(RUNNING, Kind.TRANSIENT, retry_after=5).state
+    longer = decide(short, Kind.TRANSIENT, now=NOW + 1, retry_after=60).state
+    assert longer.retry_at == longer.not_before == NOW + 61
+
+
+def test_a_success_ends_the_jitter_of_a_failure() -> None:
+    failed = decide(RUNNING, Kind.TRANSIENT).state
+    assert decide(failed, Kind.ACCEPTED, now=NOW + 0.1).state.retry_at == NEVER
+
+
+def test_one_batch_is_in_flight_while_backing_off_and_concurrency_steps_up_after_it() -> None:
+    state = decide(replace(RUNNING, slots=4), Kind.TRANSIENT).state
+    assert state.slots == 1
+    slots = []
+    for _ in range(6):
+        state = decide(state, Kind.ACCEPTED).state
+        slots.append(state.slots)
+    assert slots == [1, 2, 3, 4, 4, 4]
+
+
+def test_a_concurrency_that_was_configured_lower_is_kept_to() -> None:
+    state = policy.decide(
+        replace(RUNNING, slots=9), verdict(Kind.ACCEPTED), 1, now=NOW, jitter=0.5, settings=SETTINGS
+    ).state
+    assert state.slots == SETTINGS.concurrency
+
+
+@pytest.mark.parametrize("kind", [Kind.REJECTED, Kind.TOO_LARGE])
+@pytest.mark.parametrize("events", [1, 8])
+def test_a_refusal_ends_the_back_off_since_the_server_is_there_again(kind: Kind, events: int) -> None:
+    failing = State(failures=3, retry_at=50.0, not_before=20.0, last_failure="503")
+    after = policy.decide(failing, Verdict(kind), events, now=60.0, jitter=0.5, settings=Settings()).state
+    assert (after.failures, after.retry_at, after.not_before, after.last_failure) == (0, 20.0, 20.0, "")
+
+
+def test_hurrying_forgets_jitter_but_not_what_the_server_asked_for() -> None:
+    assert policy.hurry(decide(RUNNING, Kind.TRANSIENT).state).retry_at == NEVER
+    assert policy.hurry(decide(RUNNING, Kind.TRANSIENT, retry_after=60).state).retry_at == NOW + 60
+    assert policy.hurry(RUNNING) == RUNNING
+
+
+# --- sizes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "ceiling", "limit"), [(ANY_SIZE, ANY_SIZE, 1000), (7, ANY_SIZE, 7), (ANY_SIZE, 8, 8), (9, 8, 8), (1, 1, 1)]
+)
+def test_a_batch_has_no_more_events_than_any_limit_allows(size: int, ceiling: int, limit: int) -> None:
+    assert policy.batch_limit(State(size=size, ceiling=ceiling), SETTINGS) == limit
+
+
+def test_batches_that_were_too_large_stay_half_as_large() -> None:
+    state = decide(State(), Kind.TOO_LARGE, 1000).state
+    assert policy.batch_limit(state, SETTINGS) == 500
+    state = decide(state, Kind.TOO_LARGE, 501).state
+    assert policy.batch_limit(state, SETTINGS) == 250
+    for _ in range(10):
+        state = decide(state, Kind.ACCEPTED).state
+        assert policy.batch_limit(state, SETTINGS) == 250
+
+
+def test_a_larger_batch_that_was_still_under_way_does_not_raise_the_limit_again() -> None:
+    for kind in (Kind.TOO_LARGE, Kind.CUT_OFF):
+        state = decide(decide(State(), kind, 100).state, kind, 1000).state
+        assert policy.batch_limit(state, SETTINGS) == 50
+
+
+def test_batches_that_were_cut_off_grow_again_with_each_success() -> None:
+    state = decide(replace(State(), ceiling=300), Kind.CUT_OFF, 80).state
+    limits = []
+    for _ in range(5):
+        limits.append(policy.batch_limit(state, SETTINGS))
+        state = decide(state, Kind.ACCEPTED).state
+    assert limits == [40, 80, 160, 300, 300]
+
+
+def test_one_event_that_is_too_large_by_itself_does_not_leave_batches_of_one_for_ever() -> None:
+    state = State()
+    for events in (8, 4, 2):
+        state = decide(state, Kind.TOO_LARGE, events).state
+    step = decide(state, Kind.TOO_LARGE, 1)
+    state = step.state
+    assert step.action is Action.DEAD_LETTER
+    assert policy.batch_limit(state, SETTINGS) == 1
+    for _ in range(10):
+        state = decide(state, Kind.ACCEPTED).state
+    assert policy.batch_limit(state, SETTINGS) == 1000
+
+
+def test_a_broken_connection_never_costs_an_event() -> None:
+    state = State()
+    for _ in range(100):
+        action, state = (step := decide(state, Kind.CUT_OFF, 1)).action, step.state
+        assert action is Action.RETRY
+    assert state.paused is None
+
+
+# --- rejections in a row ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [Kind.REJECTED, Kind.TOO_LARGE])
+def test_many_single_rejections_in_a_row_pause_instead_of_shredding_the_backlog(kind: Kind) -> None:
+    state, actions = State(), []
+    for _ in range(20):
+        step = decide(state, kind, 1)
+        state = step.state
+        actions.append(step.action)
+    assert actions == [Action.DEAD_LETTER] * 19 + [Action.RETURN]
+    message = f"20 events in a row were rejected, the last one with: {kind}"
+    assert state.paused == Paused(Reason.REJECTIONS, message, NOW + 300)
+
+
+def test_an_accepted_batch_ends_the_streak() -> None:
+    state = State()
+    for kind in [Kind.REJECTED] * 19 + [Kind.ACCEPTED] + [Kind.REJECTED] * 19:
+        state = decide(state, kind, 1).state
+    assert state.paused is None
+    assert decide(state, Kind.REJECTED, 1).action is Action.RETURN
+
+
+@pytest.mark.parametrize("kind", [Kind.TRANSIENT, Kind.CUT_OFF])
+def test_failures_do_not_end_the_streak(kind: Kind) -> None:
+    state = decide(State(rejections=19), kind, 1).state
+    assert decide(state, Kind.REJECTED, 1).action is Action.RETURN
+
+
+def test_halves_that_are_rejected_do_not_count() -> None:
+    state = State(rejections=19)
+    assert decide(state, Kind.REJECTED, 2) == Step(Action.SPLIT, state)
+
+
+def test_after_a_pause_that_ended_by_itself_the_next_rejection_in_a_row_pauses_at_once() -> None:
+    resumed = policy.resume(paused_for(Reason.REJECTIONS))
+    assert decide(resumed, Kind.REJECTED, 1).action is Action.RETURN
+    accepted = decide(resumed, Kind.ACCEPTED, 1).state
+    assert decide(accepted, Kind.REJECTED, 1).action is Action.DEAD_LETTER
+
+
+# --- pauses and probes --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.5, 0.999])
+@pytest.mark.parametrize(
+    ("probes", "wait"), [(0, 300), (1, 600), (2, 1200), (3, 2400), (4, 3600), (5, 3600), (10_000, 3600)]
+)
+def test_probes_come_after_five_minutes_doubling_to_an_hour_give_or_take_a_tenth(
+    probes: int, wait: float, jitter: float
+) -> None:
+    state = decide(State(probes=probes), Kind.BLOCKED, jitter=jitter).state
+    assert state.paused is not None
+    assert state.paused.until - NOW == pytest.approx(wait * (0.9 + 0.2 * jitter))
+    assert state.probes == probes + 1
+
+
+def test_a_probe_comes_no_sooner_than_the_server_asked_before_the_pause() -> None:
+    asked = decide(RUNNING, Kind.TRANSIENT, retry_after=7200).state
+    paused = decide(asked, Kind.BLOCKED).state.paused
+    assert paused is not None
+    assert paused.until == NOW + 7200
+
+
+BLOCKED_AGAIN = Paused(Reason.BLOCKED, "blocked", NOW + 600)
+MISCONFIGURED_AGAIN = Paused(Reason.MISCONFIGURED, "misconfigured", NOW + 600)
+REJECTED_AGAIN = Paused(Reason.REJECTIONS, "rejected", NOW + 600)
+TOO_LARGE_AGAIN = Paused(Reason.REJECTIONS, "too_large", NOW + 600)
+
+
+def as_before(reason: Reason) -> Paused:
+    return Paused(reason, "why", NOW + 600)
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind", "action", "paused"),
+    [
+        (Reason.BLOCKED, Kind.ACCEPTED, Action.SETTLE, None),
+        (Reason.BLOCKED, Kind.TRANSIENT, Action.RETURN, as_before(Reason.BLOCKED)),
+        (Reason.BLOCKED, Kind.CUT_OFF, Action.RETURN, as_before(Reason.BLOCKED)),
+        (Reason.BLOCKED, Kind.REJECTED, Action.RETURN, None),
+        (Reason.BLOCKED, Kind.TOO_LARGE, Action.RETURN, None),
+        (Reason.BLOCKED, Kind.BLOCKED, Action.RETURN, BLOCKED_AGAIN),
+        (Reason.BLOCKED, Kind.MISCONFIGURED, Action.RETURN, MISCONFIGURED_AGAIN),
+        (Reason.MISCONFIGURED, Kind.ACCEPTED, Action.SETTLE, None),
+        (Reason.MISCONFIGURED, Kind.TRANSIENT, Action.RETURN, as_before(Reason.MISCONFIGURED)),
+        (Reason.MISCONFIGURED, Kind.CUT_OFF, Action.RETURN, as_before(Reason.MISCONFIGURED)),
+        (Reason.MISCONFIGURED, Kind.REJECTED, Action.RETURN, None),
+        (Reason.MISCONFIGURED, Kind.TOO_LARGE, Action.RETURN, None),
+        (Reason.MISCONFIGURED, Kind.BLOCKED, Action.RETURN, BLOCKED_AGAIN),
+        (Reason.MISCONFIGURED, Kind.MISCONFIGURED, Action.RETURN, MISCONFIGURED_AGAIN),
+        (Reason.REJECTIONS, Kind.ACCEPTED, Action.SETTLE, None),
+        (Reason.REJECTIONS, Kind.TRANSIENT, Action.RETURN, as_before(Reason.REJECTIONS)),
+        (Reason.REJECTIONS, Kind.CUT_OFF, Action.RETURN, as_before(Reason.REJECTIONS)),
+        (Reason.REJECTIONS, Kind.REJECTED, Action.DEAD_LETTER, REJECTED_AGAIN),
+        (Reason.REJECTIONS, Kind.TOO_LARGE, Action.DEAD_LETTER, TOO_LARGE_AGAIN),
+        (Reason.REJECTIONS, Kind.BLOCKED, Action.RETURN, BLOCKED_AGAIN),
+        (Reason.REJECTIONS, Kind.MISCONFIGURED, Action.RETURN, MISCONFIGURED_AGAIN),
+    ],
+)
+def test_each_answer_to_a_probe_has_its_decision(
+    reason: Reason, kind: Kind, action: Action, paused: Paused | None
+) -> None:
+    step = probe(paused_for(reason), kind)
+    assert (step.action, step.state.paused) == (action, paused)
+    assert step.state.probes == (0 if kind is Kind.ACCEPTED else 1 if paused is None else 2)
+    assert step.state.rejections == (0 if kind is Kind.ACCEPTED else 20)
+    assert step.state.failures == 0
+
+
+def test_an_accepted_probe_begins_to_step_up() -> None:
+    step = probe(replace(paused_for(Reason.BLOCKED), slots=1, size=1), Kind.ACCEPTED)
+    assert (step.state.slots, step.state.size) == (2, 2)
+
+
+def test_the_next_probe_comes_no_sooner_than_the_server_asked() -> None:
+    state = probe(paused_for(Reason.BLOCKED), Kind.TRANSIENT, retry_after=7200).state
+    assert state.not_before == NOW + 7200
+    assert state.paused == Paused(Reason.BLOCKED, "why", NOW + 7200)
+    sooner = probe(paused_for(Reason.BLOCKED), Kind.TRANSIENT, retry_after=5).state.paused
+    assert sooner == as_before(Reason.BLOCKED)
+
+
+def test_only_what_is_paused_can_be_probed() -> None:
+    with pytest.raises(ValueError, match="only a paused destination is probed"):
+        probe(RUNNING, Kind.ACCEPTED)
+
+
+def test_a_pause_by_an_operator_is_never_probed() -> None:
+    state = policy.pause_by_operator(BACKING_OFF)
+    assert state.paused == Paused(Reason.OPERATOR, "paused by an operator", float("inf"))
+    assert (state.failures, state.slots, state.rejections) == (0, 1, 5)
+
+
+def test_a_pause_that_ends_by_itself_forgets_only_itself() -> None:
+    asked = replace(PAUSED, retry_at=NOW + 9, not_before=NOW + 9)
+    assert policy.resume(asked) == replace(asked, paused=None)
+
+
+def test_an_operators_resume_forgets_all_but_what_the_server_asked_for() -> None:
+    state = decide(decide(RUNNING, Kind.TRANSIENT, retry_after=60).state, Kind.BLOCKED).state
+    assert policy.fresh_start(state) == State(retry_at=NOW + 60, not_before=NOW + 60)
+    assert policy.fresh_start(PAUSED) == State()
+
+
+# --- whatever comes -----------------------------------------------------------------------------------------------
+
+steps = st.tuples(
+    st.sampled_from(Kind),
+    st.integers(1, 1000),
+    st.floats(0, 100),
+    st.floats(0, 1, exclude_max=True),
+    st.none() | st.floats(0, 1e6),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(steps, max_size=40))
+def test_whatever_the_answers_only_a_refused_single_event_is_given_up(
+    answers: list[tuple[Kind, int, float, float, float | None]],
+) -> None:
+    state, now, in_a_row = State(), NOW, 0
+    for kind, events, passed, jitter, retry_after in answers:
+        now += passed
+        before = state
+        if state.paused is None:
+            step = decide(state, kind, events, now=now, jitter=jitter, retry_after=retry_after)
+        else:
+            step = policy.decide_probe(state, verdict(kind, retry_after), now=now, jitter=jitter, settings=SETTINGS)
+        state = step.state
+        in_a_row = (
+            0 if kind is Kind.ACCEPTED else in_a_row + (step.action is Action.DEAD_LETTER and before.paused is None)
+        )
+        assert (step.action is Action.SETTLE) == (kind is Kind.ACCEPTED)
+        assert step.action is not Action.DEAD_LETTER or kind in {Kind.REJECTED, Kind.TOO_LARGE}
+        assert step.action is not Action.SPLIT or events > 1
+        assert in_a_row < SETTINGS.rejections_in_a_row
+        assert 1 <= policy.batch_limit(state, SETTINGS) <= SETTINGS.max_events
+        assert 1 <= state.slots <= SETTINGS.concurrency
+        assert state.not_before >= before.not_before
+        assert state.not_before <= now + MAX_RETRY_AFTER
+        assert state.paused is None or state.paused.until >= state.not_before
+        assert kind not in {Kind.TRANSIENT, Kind.CUT_OFF} or state.paused or state.retry_at >= state.not_before
+        assert state.retry_at <= max(state.not_before, now + SETTINGS.max_delay)
