@@ -151,7 +151,13 @@ def _report(status: Status, now: float) -> dict[str, object]:
         else round(max(now - status.oldest_event_at, 0.0), 3),
         "last_delivery_at": _iso(status.last_delivery_at),
         "requests": status.requests,
-        "queue": {"bytes": status.queue_bytes, "segments": status.segments, "quarantined": status.quarantined},
+        "queue": {
+            "bytes": status.queue_bytes,
+            "segments": status.segments,
+            "quarantined": status.quarantined,
+            "quarantine_lost": status.quarantine_lost,
+        },
+        "dead_letters_discarded": status.dead_letters_discarded,
         "storage_error": status.storage_error,
     }
 

@@ -129,6 +129,8 @@ class Daemon:
             for listener in listeners:
                 listening.start_soon(listener.serve)
             self._notifier.notify("READY=1", "STATUS=Taking events")
+            if config.token_source(self._config, self._environ) is None:
+                self._log.warning("no_token", hint="set api.token_file, or requests go out without one")
             self._log.info("started", version=__version__, pid=os.getpid(), api=self._config.api.url)
             await self._stop.wait()
             self._notifier.notify("STOPPING=1", "STATUS=Draining")
@@ -189,7 +191,7 @@ class Daemon:
     def _adopt(self, new: Config) -> None:
         for key in config.needs_restart(self._config, new):
             self._log.warning("restart_needed", key=key)
-        changed = config.differences(self._config, new)
+        changed = [key for key in config.differences(self._config, new) if key not in config.RESTART_KEYS]
         self._config = new.model_copy(update={"listen": self._config.listen, "queue": self._config.queue})
         logs.configure(new.log.level, new.log.format)
         self._log.info("reloaded", changed=changed)

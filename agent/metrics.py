@@ -8,6 +8,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from agent.pipeline import Status
+from agent.queue.cursor import DROP_REASONS
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _STATES = ("running", "backing_off", "paused")
@@ -54,6 +55,7 @@ def _ledgers(statuses: Mapping[str, Status]) -> Iterator[Metric]:
     accepted = _counter("events_accepted", "Events taken from clients.")
     delivered = _counter("events_delivered", "Events the API took.")
     dead = _counter("events_dead_lettered", "Events the API refused one by one.")
+    discarded = _counter("dead_letters_discarded", "Dead letters that made room for younger ones, since the start.")
     dropped = _counter("events_dropped", "Events dropped, by reason.", "reason")
     queued = _gauge("events_queued", "Events on disk that wait for delivery.")
     requests = _counter("requests", "Requests to the API since the start.")
@@ -63,9 +65,10 @@ def _ledgers(statuses: Mapping[str, Status]) -> Iterator[Metric]:
         dead.add_metric([name], status.ledger.dead_lettered)
         queued.add_metric([name], status.ledger.queued)
         requests.add_metric([name], status.requests)
-        for reason, count in status.ledger.dropped.items():
-            dropped.add_metric([name, reason], count)
-    yield from (accepted, delivered, dead, dropped, queued, requests)
+        discarded.add_metric([name], status.dead_letters_discarded)
+        for reason in DROP_REASONS:  # zeros too: an alert on a series that does not exist yet would miss its first drop
+            dropped.add_metric([name, reason], status.ledger.dropped.get(reason, 0))
+    yield from (accepted, delivered, dead, discarded, dropped, queued, requests)
 
 
 def _gauges(statuses: Mapping[str, Status], now: float) -> Iterator[Metric]:

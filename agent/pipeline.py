@@ -56,6 +56,8 @@ class Status:
     queue_bytes: int
     segments: int
     quarantined: int
+    quarantine_lost: int
+    dead_letters_discarded: int
     storage_error: str | None
 
 
@@ -112,7 +114,8 @@ class Pipeline:
         now, steady = self._seams.wall_clock(), anyio.current_time()
         view = self._store.log.view
         name, reason, until = _describe(state, steady)
-        storage_error = "the disk does not answer" if self._committer.stalled else self._storage_error
+        storage_error = "the disk does not answer" if self._committer.stalled else None
+        storage_error = storage_error or self._storage_error or self._worker.read_error
         return Status(
             state=name,
             reason=reason or storage_error,
@@ -125,6 +128,8 @@ class Pipeline:
             queue_bytes=view.size,
             segments=len(view.segments),
             quarantined=self._store.quarantine.kept,
+            quarantine_lost=self._store.quarantine.lost,
+            dead_letters_discarded=self._dead_letters.discarded,
             storage_error=storage_error,
         )
 
@@ -235,7 +240,7 @@ class Pipeline:
 
     def _committed(self, committed: Committed) -> None:
         self._worker.wake()
-        error = committed.append_error or committed.checkpoint_error
+        error = committed.append_error or committed.checkpoint_error or committed.delete_error
         if error is not None:
             self._complain("storage_failing", error=error)
         elif self._storage_error is not None:

@@ -73,7 +73,8 @@ def _what_is_left(answer: "Answer | None", deadline: float) -> str:
     if answer is None:
         return f"{passed}, and the daemon does not answer: look at its process and its logs"
     queued = sum(answer.value["queued"].values())
-    return f"{passed} with {queued:,} events in the queue, where they stay: `artifacts-agent status` says what holds them up"
+    what = "1 event in the queue, where it stays" if queued == 1 else f"{queued:,} events in the queue, where they stay"
+    return f"{passed} with {what}: `artifacts-agent status` says why"
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from agent.errors import AgentError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+_UNWRAPPED = 100_000  # columns: more than any line has
+
 READER_GONE = 141  # 128 + SIGPIPE, as a shell reports it
 
 
@@ -31,13 +33,15 @@ def say(text: str) -> None:
 
 
 def show(renderable: "RenderableType") -> None:
-    """Write what rich renders; plain text where standard output is no terminal."""
+    """Write what rich renders; where standard output is no terminal, plain text whose lines are as long as they are."""
     from rich.console import Console
 
-    console = Console(force_terminal=is_terminal(), highlight=False)
+    terminal = is_terminal()
+    console = Console(force_terminal=terminal, highlight=False, width=None if terminal else _UNWRAPPED)
     with console.capture() as capture:
         console.print(renderable)
-    say(capture.get())
+    text = capture.get()
+    say(text if terminal else "\n".join(line.rstrip() for line in text.splitlines()))
 
 
 def is_terminal() -> bool:

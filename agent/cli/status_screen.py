@@ -70,7 +70,7 @@ def _rows(destination: Mapping[str, Any], rejected: int, now: float) -> Iterator
 def _state(destination: Mapping[str, Any]) -> Text:
     match destination["state"]:
         case "paused":
-            return Text(f"paused: {destination['reason']}", style="bold red")
+            return Text(_paused(destination["reason"]), style="bold red")
         case "backing_off":
             return Text(f"backing off: {destination['reason']}", style="bold yellow")
         case "running" if destination["ledger"]["queued"]:
@@ -79,6 +79,11 @@ def _state(destination: Mapping[str, Any]) -> Text:
             return Text("delivering: nothing waits", style="bold green")
         case other:  # of a daemon newer than this command
             return Text(str(other))
+
+
+def _paused(reason: str) -> str:
+    kind, _, message = reason.partition(": ")
+    return message if kind == "operator" else f"paused: {reason}"
 
 
 def _until(destination: Mapping[str, Any], now: float) -> Text | None:

@@ -100,6 +100,11 @@ class Batcher:
         return min((batch.opened_at for batch in self._open.values()), default=float("inf"))
 
     @property
+    def held_bytes(self) -> int:
+        """About how many bytes the open batches hold."""
+        return sum(batch.size for batch in self._open.values())
+
+    @property
     def held_spans(self) -> int:
         """How many spans the open batches hold."""
         return sum(len(batch.spans) for batch in self._open.values())

@@ -32,6 +32,7 @@ READ_BYTES = 256 * 1024
 READ_ATTEMPTS = 5
 READ_RETRY_SECONDS = 1.0
 LOG_INTERVAL = 60.0
+MAX_HELD_BYTES = 4 * 1024 * 1024
 MAX_HELD_SPANS = 500  # what is settled out of order must fit into a checkpoint
 
 # What says that the bytes are gone. After anything else, such as too many open files, they may be readable later.
@@ -69,7 +70,8 @@ class _Block(NamedTuple):
 
 
 class Source:
-    """The batches of one queue, from the cursor's position on; `settled` counts the events it found expired or damaged."""
+    """The batches of one queue, from the cursor's position on; `settled` counts the events it found expired or damaged,
+    `error` says why the queue cannot be read just now."""
 
     def __init__(self, store: Store, options: Options, seams: Seams) -> None:
         self._store = store
@@ -80,6 +82,7 @@ class Source:
         self._batcher = Batcher(options.max_bytes)
         self._reader: Reader | None = None
         self._failures = 0
+        self.error: str | None = None
         self._throttle = Throttle(LOG_INTERVAL)
         self.settled = 0
 
@@ -127,7 +130,7 @@ class Source:
         except StorageError as error:
             await self._after_failure(self._reader, error)
             return True
-        self._failures = 0
+        self._failures, self.error = 0, None
         now = anyio.current_time()
         for item in items:
             self._take(item, max_events, now)
@@ -139,12 +142,13 @@ class Source:
             return
         for piece in self._pieces(item):
             self._ready.extend(self._batcher.add(piece, max_events, now))
-        if self._batcher.held_spans > MAX_HELD_SPANS:
+        if self._batcher.held_spans > MAX_HELD_SPANS or self._batcher.held_bytes > MAX_HELD_BYTES:
             self.close_due(now, hurry=True)
 
     async def _after_failure(self, reader: Reader, error: StorageError) -> None:
         """Let the disk have another try, but not for ever where it says that the bytes are gone."""
         self._failures += 1
+        self.error = str(error)
         held_back = self._throttle.allow("queue_unreadable", anyio.current_time())
         if held_back is not None:
             self._log.error("queue_unreadable", error=str(error), suppressed=held_back)
@@ -193,7 +197,7 @@ class Source:
     def _settle_gap(self, span: Span) -> None:
         lost = self._store.cursor.settle([span], Outcome.CORRUPT)
         self.settled += lost
-        if lost:
-            self._log.error(
-                "events_corrupt", events=lost, first=span.start, quarantine=str(self._store.quarantine.directory)
-            )
+        held_back = self._throttle.allow("events_corrupt", anyio.current_time()) if lost else None
+        if held_back is not None:
+            kept = str(self._store.quarantine.directory)
+            self._log.error("events_corrupt", events=lost, first=span.start, quarantine=kept, suppressed=held_back)

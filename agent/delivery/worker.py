@@ -17,12 +17,14 @@ from agent.delivery.policy import Action, Paused, Reason, Settings, State
 from agent.delivery.source import Seams, Source
 from agent.delivery.transport import Kind, Transport, Verdict
 from agent.errors import StorageError
+from agent.logs import Throttle
 from agent.queue.committer import Committer
 from agent.queue.cursor import Outcome, Pause
 from agent.queue.store import Store
 from agent.wakeup import Wakeup
 
 STORAGE_RETRY_SECONDS = 1.0
+LOG_INTERVAL = 60.0
 
 # A checkpoint has to list what is settled beyond the cursor's position, and what is under way may all be settled there.
 MAX_OPEN_SPANS = 1000
@@ -70,6 +72,7 @@ class Worker:
         self._settings = settings
         self._seams = seams
         self._log = structlog.get_logger("agent.delivery")
+        self._throttle = Throttle(LOG_INTERVAL)
         self._wakeup = Wakeup()
         self._in_flight = 0
         self._spans_in_flight = 0
@@ -86,6 +89,11 @@ class Worker:
         self._wakeup.set()
         self._stats.settled.set()
         self._stats.settled = anyio.Event()
+
+    @property
+    def read_error(self) -> str | None:
+        """Why the queue cannot be read just now."""
+        return self._source.error
 
     def pause(self) -> None:
         """Stop sending until `resume`."""
@@ -224,7 +232,7 @@ class Worker:
     async def _first_event(self) -> Batch | None:
         self._source.forget()
         batch = None
-        while batch is None and await self._read(1):
+        while batch is None and not self._stopping and await self._read(1):
             batch = self._source.next_batch(1)
         self._source.forget()
         return batch
@@ -274,7 +282,8 @@ class Worker:
         self._log.warning("event_dead_lettered", seq=letter.seq, hash=letter.event.hash, message=verdict.message)
         async with self._dead_letter_lock:
             while (error := await self._try_to_keep(letter, now)) is not None:
-                self._log.error("dead_letter_not_kept", error=error)
+                if (held_back := self._throttle.allow("dead_letter_not_kept", anyio.current_time())) is not None:
+                    self._log.error("dead_letter_not_kept", error=error, suppressed=held_back)
                 await anyio.sleep(STORAGE_RETRY_SECONDS)
 
     async def _try_to_keep(self, letter: DeadLetter, now: float) -> str | None:

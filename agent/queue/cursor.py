@@ -30,6 +30,9 @@ class Outcome(StrEnum):
     STALLED = "stalled"  # the disk did not answer, and the buffer before it was full
 
 
+DROP_REASONS = tuple(outcome for outcome in Outcome if outcome not in {Outcome.DELIVERED, Outcome.DEAD_LETTERED})
+
+
 class Span(NamedTuple):
     """The sequence numbers from `start` up to, not including, `stop`."""
 
@@ -153,10 +156,10 @@ class Cursor:
         """Return the counts as they are now."""
         delivered = self._counts.get(Outcome.DELIVERED, 0)
         dead_lettered = self._counts.get(Outcome.DEAD_LETTERED, 0)
-        dropped = self._shed.copy()
+        dropped = {str(reason): count for reason, count in self._shed.items()}
         for reason, count in self._counts.items():
             if reason not in {Outcome.DELIVERED, Outcome.DEAD_LETTERED}:
-                dropped[reason] = dropped.get(reason, 0) + count
+                dropped[str(reason)] = dropped.get(reason, 0) + count
         accepted = self.next_seq - self._origin + sum(self._shed.values())
         return Ledger(accepted, delivered, dead_lettered, dropped, self.queued)
 

@@ -96,7 +96,7 @@ class Log:
             first_seqs = [seq for text in fs.names(directory) if (seq := segment.parse_name(text)) is not None]
             segments = [_describe(fs, directory, seq) for seq in first_seqs]
             if segments:
-                end = _recover_tail(fs, directory, segments[-1], quarantine)
+                end = _recover_tail(fs, directory, segments[-1], quarantine, next_seq)
                 segments[-1] = segments[-1]._replace(size=end.size)
                 next_seq = max(next_seq, end.next_seq)
         except OSError as error:
@@ -241,9 +241,10 @@ def _describe(fs: Filesystem, directory: Path, first_seq: int) -> Segment:
         file.close()
 
 
-def _recover_tail(fs: Filesystem, directory: Path, last: Segment, quarantine: Quarantine) -> _End:
+def _recover_tail(fs: Filesystem, directory: Path, last: Segment, quarantine: Quarantine, known: int) -> _End:
     """Find where the last segment's frames end and what number comes next; cut off what no frame can be made of.
 
+    `known` is the next number that the cursor remembers: it was written after the last commit, unless a crash came between.
     Raises OSError for a shortage: to go on without knowing the number would give up what a moment later can be read.
     """
     path = directory / segment.name(last.first_seq)
@@ -256,7 +257,7 @@ def _recover_tail(fs: Filesystem, directory: Path, last: Segment, quarantine: Qu
     found = segment.scan(data, segment.HEADER_BYTES, whole=True)
     next_seq = found.frames[-1].next_seq if found.frames else last.first_seq
     tail = data[found.end :]
-    claimed = segment.claimed_count(tail, next_seq)
+    claimed = known - next_seq if known > next_seq else segment.claimed_count(tail, next_seq)
     if lost:  # nothing may be cut off that was only not seen
         return _End(len(data), max(next_seq + claimed, last.first_seq + 1))
     # A damaged frame that tells its count stays: the reader accounts for it.

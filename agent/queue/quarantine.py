@@ -11,33 +11,54 @@ from pathlib import Path
 
 from agent.queue.filesystem import Filesystem
 
+MAX_BYTES = 64 * 1024 * 1024
+
 
 class Quarantine:
     """Copies of damaged stretches, named by segment, offset and CRC; `kept` and `lost` count them since the start.
 
-    Several threads may use it.
+    Beyond MAX_BYTES nothing more is kept. Several threads may use it.
     """
 
     def __init__(self, fs: Filesystem, directory: Path) -> None:
         self._fs = fs
         self._lock = threading.Lock()
+        self._sizes: dict[str, int] | None = None
         self.directory = directory
         self.kept = 0
         self.lost = 0
 
     def keep(self, first_seq: int, offset: int, data: bytes) -> None:
         """Copy `data`, which stood at `offset` of the segment that begins with `first_seq`; once, however often it is read."""
-        path = self.directory / f"{first_seq:020d}-{offset:010d}-{zlib.crc32(data):08x}.bin"
+        name = f"{first_seq:020d}-{offset:010d}-{zlib.crc32(data):08x}.bin"
         with self._lock:
             try:
-                self._fs.make_directory(self.directory)
-                if path.name in self._fs.names(self.directory):
+                sizes = self._look()
+                if name in sizes:
                     return
-                self._write(path, data)
+                if sum(sizes.values()) + len(data) > MAX_BYTES:
+                    self.lost += 1
+                    return
+                self._write(self.directory / name, data)
             except OSError:
                 self.lost += 1
             else:
+                sizes[name] = len(data)
                 self.kept += 1
+
+    def _look(self) -> dict[str, int]:
+        """Return the sizes of what is there, by name; looks only once."""
+        if self._sizes is None:
+            self._fs.make_directory(self.directory)
+            self._sizes = {name: self._size(self.directory / name) for name in self._fs.names(self.directory)}
+        return self._sizes
+
+    def _size(self, path: Path) -> int:
+        file = self._fs.open(path)
+        try:
+            return file.size()
+        finally:
+            file.close()
 
     def _write(self, path: Path, data: bytes) -> None:
         """Write under another name first: a copy with its final name is whole."""

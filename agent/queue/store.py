@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from agent.errors import StorageError
-from agent.queue import segment
+from agent.queue import record, segment
 from agent.queue.cursor import Cursor, Outcome, Span, State
 from agent.queue.cursor_file import CursorFile
 from agent.queue.filesystem import Filesystem
@@ -51,11 +51,15 @@ class Plan(NamedTuple):
 
 
 class Committed(NamedTuple):
-    """What became of a plan. A refused append lost its entries; a failed checkpoint is to be tried again."""
+    """What became of a plan. A refused append lost its entries; a failed checkpoint is to be tried again.
+
+    `append_error` says why events cannot be kept now, even if there were none in the plan.
+    """
 
     refused: Outcome | None
     append_error: str | None
     checkpoint_error: str | None
+    delete_error: str | None = None
 
 
 class Store:
@@ -71,6 +75,7 @@ class Store:
         except OSError as error:
             raise StorageError(f"{directory}: the queue directory cannot be used: {error.strerror or error}") from error
         self._lock = threading.Lock()
+        self._failing = False
         self.quarantine = Quarantine(fs, directory / "quarantine")
         self._cursor_file = CursorFile(fs, directory / "cursor")
         state = self._cursor_file.recovered
@@ -103,7 +108,7 @@ class Store:
         view = self.log.view
         self._drop_before(segment.expired_before(view.segments, now - self._limits.max_age), Outcome.EXPIRED)
         segments = self._in_use(view)
-        excess = sum(s.size for s in segments) + sum(len(entry.payload) for entry in entries) - self._limits.max_bytes
+        excess = sum(s.size for s in segments) + _size_on_disk(entries) - self._limits.max_bytes
         refused = None
         if excess > 0 and entries:
             if self._limits.overflow == "drop-oldest":
@@ -117,12 +122,17 @@ class Store:
 
         The caller counts refused entries on `cursor`. The checkpoint has them already, or a kill would forget them.
         """
+        checkpoint_error = delete_error = None
         with self._lock:
-            checkpoint_error = self._checkpoint(plan.checkpoint)
+            deletable = segment.deletable(self.log.view.segments, plan.checkpoint.position)
+            if deletable or not plan.entries:
+                checkpoint_error = self._checkpoint(plan.checkpoint)
+            if deletable and checkpoint_error is None:
+                delete_error = self._delete_before(plan.checkpoint.position)
             refused, append_error = self._append(plan, now)
-            if refused is not None:
-                checkpoint_error = self._checkpoint(_with_shed(plan, refused))
-        return Committed(refused, append_error, checkpoint_error)
+            if plan.entries:  # only now: it must know the numbers that were given, and what was refused
+                checkpoint_error = self._checkpoint(_outcome(plan, refused, self.log.view.next_seq))
+        return Committed(refused, append_error, checkpoint_error, delete_error)
 
     def published(self) -> None:
         """Count what the last commit made durable as queued."""
@@ -164,25 +174,47 @@ class Store:
             self._cursor_file.close()
 
     def _append(self, plan: Plan, now: float) -> tuple[Outcome | None, str | None]:
-        """Append the plan's entries; return why they were refused, and what the disk said."""
-        if plan.refused is not None or not plan.entries:
+        """Append the plan's entries; return why they were refused, and what is wrong with the disk, entries or not.
+
+        After an error, no entries are the occasion to find out whether the disk is well again.
+        """
+        if plan.refused is not None:
             return plan.refused, None
-        free = self._free_bytes()
-        if free < self._limits.min_free_bytes:
-            message = f"{self._directory}: {free} bytes are free, queue.min_free_bytes is {self._limits.min_free_bytes}"
-            return Outcome.DISK_FULL, message
+        shortage = self._shortage()
+        if shortage is not None:
+            return Outcome.DISK_FULL if plan.entries else None, shortage
+        if not plan.entries and not self._failing:
+            return None, None
         try:
             self.log.append(plan.entries, now)
         except AppendError as error:
-            return Outcome.DISK_FULL if error.full else Outcome.DISK_ERROR, str(error)
+            self._failing = True
+            reason = Outcome.DISK_FULL if error.full else Outcome.DISK_ERROR
+            return reason if plan.entries else None, str(error)
+        self._failing = False
         return None, None
+
+    def _shortage(self) -> str | None:
+        """Return what to say of a disk that is too full to be written to; None if it is not."""
+        try:
+            free, least = self._fs.free_bytes(self._directory), self._limits.min_free_bytes
+        except OSError:  # the append will say what is wrong
+            return None
+        too_little = free < max(least, 1)
+        return f"{self._directory}: {free} bytes are free, queue.min_free_bytes is {least}" if too_little else None
 
     def _checkpoint(self, state: State) -> str | None:
         try:
             self._cursor_file.write(state)
-            if segment.deletable(self.log.view.segments, state.position):
-                self._cursor_file.sync()  # delivered, then durable cursor, then unlink
-                self.log.delete_before(state.position)
+        except StorageError as error:
+            return str(error)
+        return None
+
+    def _delete_before(self, position: int) -> str | None:
+        """Delivered, then durable cursor, then unlink. What cannot be deleted is tried again at the next commit."""
+        try:
+            self._cursor_file.sync()
+            self.log.delete_before(position)
         except StorageError as error:
             return str(error)
         return None
@@ -197,14 +229,15 @@ class Store:
         if position > self.cursor.position:
             self.cursor.settle([Span(self.cursor.position, position)], outcome)
 
-    def _free_bytes(self) -> int:
-        try:
-            return self._fs.free_bytes(self._directory)
-        except OSError:  # the append will say what is wrong
-            return self._limits.min_free_bytes
+
+def _size_on_disk(entries: Sequence[Entry]) -> int:
+    """Return what `entries` add to the log if they begin a new segment."""
+    return segment.HEADER_BYTES + sum(record.HEADER_BYTES + len(entry.payload) for entry in entries)
 
 
-def _with_shed(plan: Plan, reason: Outcome) -> State:
-    before = plan.checkpoint.shed
-    count = sum(entry.item_count for entry in plan.entries)
-    return msgspec.structs.replace(plan.checkpoint, shed={**before, reason: before.get(reason, 0) + count})
+def _outcome(plan: Plan, refused: Outcome | None, next_seq: int) -> State:
+    """Return the plan's checkpoint with what became of its entries."""
+    shed = plan.checkpoint.shed
+    if refused is not None:
+        shed = {**shed, refused: shed.get(refused, 0) + sum(entry.item_count for entry in plan.entries)}
+    return msgspec.structs.replace(plan.checkpoint, next_seq=next_seq, shed=shed)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.queue.filesystem import File, Filesystem, OsFilesystem
+from agent.queue.filesystem import BLOCK_BYTES, File, Filesystem, OsFilesystem, read_around
 from tests.support.fault_filesystem import FaultFilesystem
 
 FILESYSTEMS: tuple[Callable[[], Filesystem], ...] = (OsFilesystem, FaultFilesystem)
@@ -138,6 +138,24 @@ class TestFiles:
             file.size()
 
 
+class TestReadAround:
+    def test_a_healthy_file_is_read_as_it_is(self, file: File) -> None:
+        data = bytes(range(256)) * 40
+        file.pwrite(data, 0)
+        assert read_around(file, 10_000, 100) == (data[100:10_100], 0)
+        assert read_around(file, 20_000, 10_000) == (data[10_000:], 0)
+        assert read_around(file, 5, 20_000) == (b"", 0)
+
+    def test_bad_blocks_read_as_zeros(self) -> None:
+        bad = FaultFilesystem()
+        bad.write_bytes(Path("/file"), b"x" * 3 * BLOCK_BYTES)
+        file = bad.open(Path("/file"))
+        bad.fail_at(bad.calls + 2, OSError(errno.EIO, "bad block"))  # size, one block, and then this one
+        data, lost = read_around(file, 3 * BLOCK_BYTES, 0)
+        assert data == b"x" * BLOCK_BYTES + bytes(BLOCK_BYTES) + b"x" * BLOCK_BYTES
+        assert lost == 1
+
+
 class TestNames:
     def test_names_are_sorted_and_include_directories(self, disk: Disk) -> None:
         disk.put("c", b"")
@@ -256,6 +274,24 @@ class TestOperatingSystem:
         lock.release()
         modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
         assert modes == {"one": 0o700, "two": 0o700, "file": 0o600, "lock": 0o600}
+
+    def test_a_directory_may_be_in_one_that_cannot_be_opened(self, tmp_path: Path) -> None:
+        """Root is refused nothing, so the refusal is said here."""
+
+        class Refused(OsFilesystem):
+            def sync_directory(self, path: Path) -> None:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+        (tmp_path / "ours").mkdir()
+        Refused().make_directory(tmp_path / "ours")
+        with pytest.raises(PermissionError):
+            Refused().make_directory(tmp_path / "new")
+
+    def test_a_descriptor_is_closed_once(self, tmp_path: Path) -> None:
+        file = OsFilesystem().create(tmp_path / "file")
+        file.close()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            file.close()
 
     @pytest.mark.parametrize("writable", [False, True])
     def test_open_refuses_a_symbolic_link(self, tmp_path: Path, *, writable: bool) -> None:

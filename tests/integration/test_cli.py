@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,6 +94,17 @@ def test_status_prints_what_the_terminals_encoding_has(idle_daemon: Daemon) -> N
     done = run_command("status", "--config", idle_daemon.config, env={"PYTHONIOENCODING": "ascii"})
     assert (done.returncode, done.stderr) == (0, "")
     assert "delivering: nothing waits" in done.stdout
+
+
+def test_status_in_a_pipe_neither_wraps_lines_nor_pads_them(daemon: Daemon, api_server: ApiServer) -> None:
+    message = "over its limit " * 12
+    api_server.default = error(402, "payment_required", message)
+    queued(daemon, 1)
+    daemon.wait_status(lambda status: delivery_of(status)[0] == "paused")
+    done = run_command("status", "--config", daemon.config, env={"COLUMNS": "40"})
+    assert f"paused: blocked: 402 Payment Required: {message.strip()}\n" in done.stdout
+    assert "1 event, the oldest is" in done.stdout
+    assert [line for line in done.stdout.splitlines() if line != line.rstrip()] == []
 
 
 # flush
@@ -250,6 +262,29 @@ def test_emit_never_fails_a_build_without_a_daemon_unless_it_is_told_to(
     (problem,) = problems(done.stderr)
     assert problem.startswith(f"1 event was not sent: no daemon listens on {path}: start it")
     assert run_command(*command, "--socket", path, "--strict", stdin=lines(1)).returncode == 4
+
+
+def test_emit_without_permission_for_the_socket_says_so_and_fails_only_if_it_is_told_to() -> None:
+    """Root may do anything, so that the command gives it up when all is imported."""
+    script = (
+        "import os, sys\nfrom agent import client\nfrom agent.cli import emit\nfrom agent.cli.main import main\n"
+        "os.geteuid() or os.setuid(65534)\nsys.exit(main())"
+    )
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory, socket.socket(socket.AF_UNIX) as listening:
+        Path(directory).chmod(0o755)
+        path = Path(directory, "s.sock")
+        listening.bind(str(path))
+        listening.listen()
+        path.chmod(0)
+        command = [sys.executable, "-c", script, *ONE_EVENT, "--socket", str(path)]
+        lenient, strict = (
+            subprocess.run([*command, *more], env=environment(), capture_output=True, text=True, timeout=30)
+            for more in ([], ["--strict"])
+        )
+    assert (lenient.returncode, strict.returncode) == (0, 4)
+    for done in (lenient, strict):
+        (problem,) = problems(done.stderr)
+        assert problem.startswith(f"1 event was not sent: {path}: Permission denied")
 
 
 def test_emit_that_is_turned_off_says_nothing() -> None:

@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -40,11 +41,10 @@ TOKEN = "a-token"
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """The only directory in which a demo that is started here may leave anything."""
-    directory = tmp_path / "t"
-    directory.mkdir()
-    return directory
+def home() -> Iterator[Path]:
+    """The only directory in which a demo that is started here may leave anything; short, or the demo would not use it."""
+    with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as directory:
+        yield Path(directory)
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:

@@ -158,6 +158,7 @@ class FaultFile:
 
     def __init__(self, disk: "FaultFilesystem", path: Path, inode: Inode, *, writable: bool) -> None:
         inode.references += 1
+        disk.open_files += 1
         self._disk, self._path, self._inode, self._writable = disk, path, inode, writable
         self._life: int | None = disk.life
 
@@ -188,6 +189,7 @@ class FaultFile:
 
     def _close(self) -> None:
         self._disk.release(self._alive())
+        self._disk.open_files -= 1
         self._life = None
 
     def _alive(self, *, if_read_only: int | None = None) -> Inode:
@@ -228,6 +230,7 @@ class FaultFilesystem(Faults):
         self.capacity = capacity
         self.partial: Chooser = LoseAll()
         self.used = 0
+        self.open_files = 0
         self.life = 0
         self._names = Names(ordered=ordered_names)
         self._locked: set[Inode] = set()
@@ -270,6 +273,7 @@ class FaultFilesystem(Faults):
         self.life += 1
         self._dead = False
         self._crashes.clear()
+        self.open_files = 0
         self._locked.clear()
         inodes = self._names.files().values()
         for inode in inodes:

@@ -67,6 +67,7 @@ def test_a_pause_shows_the_reason_since_when_and_when_the_server_is_asked_again(
 
 def test_an_operators_pause_says_how_to_end_it() -> None:
     text = shown(status(state="paused", reason="operator: paused by an operator", since="2023-11-14T22:13:10.000Z"))
+    assert "delivery       paused by an operator\n" in text
     assert "for 10 s; until `artifacts-agent resume`" in text
 
 

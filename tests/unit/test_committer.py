@@ -1,0 +1,289 @@
+"""Group commit on both backends: one write for everyone who waits, refusals told and counted, a slow disk felt and survived."""
+
+import errno
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from agent.queue.committer import MAX_PENDING_BYTES, STALL_SECONDS, Committer, Group, RunBlocking, run_in_thread
+from agent.queue.cursor import Outcome, Span
+from agent.queue.filesystem import OsFilesystem
+from agent.queue.log import Entry
+from agent.queue.store import Committed, Limits, Store
+from tests.support.fault_filesystem import FaultFilesystem, failing, no_errors
+from tests.support.queue_files import entry
+
+pytestmark = pytest.mark.anyio
+
+T = TypeVar("T")
+ROOT = Path("/queue")
+FULL = Entry(1, bytes(MAX_PENDING_BYTES // 4))
+
+
+class Gate:
+    """A RunBlocking that runs inline, and only while it is open; `entered` counts those that came."""
+
+    def __init__(self) -> None:
+        self._open = anyio.Event()
+        self._open.set()
+        self.entered = 0
+
+    def shut(self) -> None:
+        """Let the next call wait."""
+        self._open = anyio.Event()
+
+    def open(self) -> None:
+        """Let all calls run."""
+        self._open.set()
+
+    async def __call__(self, call: Callable[[], T], /) -> T:
+        self.entered += 1
+        await self._open.wait()
+        return call()
+
+
+class Setting:
+    """A committer over a fault filesystem, and what became of its commits."""
+
+    def __init__(self, limits: Limits | None = None, run_blocking: RunBlocking | None = None) -> None:
+        self.disk = FaultFilesystem()
+        self.store = Store(self.disk, ROOT, limits or Limits())
+        self.gate = Gate()
+        self.commits: list[Committed] = []
+        self.now = 1000.0
+        self.committer = Committer(
+            self.store,
+            run_blocking=run_blocking or self.gate,
+            wall_clock=lambda: self.now,
+            on_commit=self.commits.append,
+        )
+
+    def writes(self) -> int:
+        """Return how many writes to segments there were, headers apart."""
+        writes = [call.path for call in self.disk.log if call.operation == "pwrite" and call.path.suffix == ".seg"]
+        return len(writes) - len(set(writes))
+
+
+@asynccontextmanager
+async def running(setting: Setting) -> AsyncIterator[Committer]:
+    """Run the committer; at the end close it and wait for it."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(setting.committer.run)
+        yield setting.committer
+        setting.gate.open()
+        setting.committer.close()
+
+
+async def settled(condition: Callable[[], bool]) -> None:
+    """Let the other tasks run until it is so."""
+    with anyio.fail_after(5):
+        while not condition():
+            await anyio.lowlevel.checkpoint()
+
+
+async def outcome(waiting: Awaitable[Committed]) -> Committed:
+    with anyio.fail_after(5):
+        return await waiting
+
+
+class TestGroups:
+    async def test_a_group_is_durable_when_its_wait_returns(self) -> None:
+        setting = Setting()
+        async with running(setting) as committer:
+            committed = await outcome(committer.submit(entry("a", 3)).wait())
+            assert committed == Committed(None, None, None)
+            assert setting.store.cursor.queued == 3
+        assert setting.commits[0] is committed
+
+    async def test_many_that_wait_share_one_write(self) -> None:
+        setting = Setting()
+        groups = [setting.committer.submit(entry(str(number))) for number in range(100)]
+        async with running(setting):
+            for group in groups:
+                assert (await outcome(group.wait())).refused is None
+        assert (len(set(groups)), setting.writes(), setting.store.cursor.queued) == (1, 1, 100)
+
+    async def test_those_who_come_during_a_commit_share_the_next(self) -> None:
+        setting = Setting()
+        setting.gate.shut()
+        async with running(setting) as committer:
+            first = committer.submit(entry("a"))
+            await settled(lambda: setting.gate.entered == 1)
+            later = [committer.submit(entry("b")) for _ in range(10)]
+            assert first not in later
+            setting.gate.open()
+            for group in (first, *later):
+                await outcome(group.wait())
+        assert (setting.writes(), setting.store.cursor.queued) == (2, 11)
+
+    async def test_the_order_of_submission_is_the_order_in_the_queue(self) -> None:
+        setting = Setting()
+        async with running(setting) as committer:
+            for text in "abcdef":
+                committer.submit(entry(text))
+                await anyio.lowlevel.checkpoint()
+        items = setting.store.reader().read(1000)
+        assert [getattr(item, "payload", None) for item in items] == [b"a", b"b", b"c", b"d", b"e", b"f"]
+
+    async def test_everyone_who_waits_for_a_group_is_told(self) -> None:
+        setting = Setting()
+        group, told = setting.committer.submit(entry("a")), []
+
+        async def wait(group: Group) -> None:
+            told.append(await group.wait())
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(5):
+                tasks.start_soon(wait, group)
+            async with running(setting):
+                pass
+        assert told == [Committed(None, None, None)] * 5
+
+    async def test_a_checkpoint_can_be_had_without_entries(self) -> None:
+        setting = Setting()
+        async with running(setting) as committer:
+            await outcome(committer.submit(entry("a", 2)).wait())
+            setting.store.cursor.settle([Span(1, 2)], Outcome.DELIVERED)
+            await outcome(committer.request().wait())
+        setting.disk.kill()
+        assert Store(setting.disk, ROOT, Limits()).cursor.ledger().delivered == 1
+        assert setting.writes() == 1
+
+    async def test_segments_know_the_wall_clocks_time(self) -> None:
+        setting = Setting()
+        async with running(setting) as committer:
+            await outcome(committer.submit(entry("a")).wait())
+        assert setting.store.log.view.segments[0].created_at == 1000.0
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("code", "reason"), [(errno.ENOSPC, Outcome.DISK_FULL), (errno.EIO, Outcome.DISK_ERROR)], ids=["full", "broken"]
+    )
+    async def test_a_refusal_is_told_to_all_and_counted(self, code: int, reason: Outcome) -> None:
+        setting = Setting()
+        setting.disk.errors = failing("create", code)
+        group = setting.committer.submit(entry("a", 3))
+        setting.committer.submit(entry("b", 2))
+        async with running(setting):
+            committed = await outcome(group.wait())
+        assert committed.refused is reason
+        assert committed.append_error is not None
+        ledger = setting.store.cursor.ledger()
+        assert (ledger.accepted, ledger.dropped, ledger.queued) == (5, {reason: 5}, 0)
+
+    async def test_the_next_commit_succeeds_by_itself(self) -> None:
+        setting = Setting()
+        setting.disk.errors = failing("sync", errno.EIO)
+        async with running(setting) as committer:
+            assert (await outcome(committer.submit(entry("a")).wait())).refused is Outcome.DISK_ERROR
+            setting.disk.errors = no_errors
+            assert (await outcome(committer.submit(entry("b")).wait())).refused is None
+        assert setting.store.cursor.ledger().dropped == {Outcome.DISK_ERROR: 1}
+
+    async def test_overflow_is_a_refusal_without_an_error(self) -> None:
+        setting = Setting(Limits(max_bytes=100, overflow="drop-newest"))
+        async with running(setting) as committer:
+            committed = await outcome(committer.submit(entry("x" * 200, 4)).wait())
+        assert committed == Committed(Outcome.OVERFLOW, None, None)
+        assert setting.store.cursor.ledger().dropped == {Outcome.OVERFLOW: 4}
+
+    async def test_a_failed_checkpoint_costs_no_events(self) -> None:
+        setting = Setting()
+        setting.disk.errors = failing("pwrite", errno.EIO, ROOT / "cursor")
+        async with running(setting) as committer:
+            committed = await outcome(committer.submit(entry("a")).wait())
+        assert committed.refused is None
+        assert committed.checkpoint_error is not None
+
+
+class TestRoom:
+    async def test_there_is_room_until_too_much_is_pending(self) -> None:
+        setting = Setting()
+        for _ in range(4):
+            assert await setting.committer.room()
+            setting.committer.submit(FULL)
+        with anyio.move_on_after(0.01) as scope:
+            await setting.committer.room()
+        assert scope.cancelled_caught
+
+    async def test_room_comes_with_the_next_commit(self) -> None:
+        setting = Setting()
+        setting.gate.shut()
+        async with running(setting) as committer, anyio.create_task_group() as tasks:
+            for _ in range(4):
+                committer.submit(FULL)
+            answers: list[bool] = []
+
+            async def wait() -> None:
+                answers.append(await committer.room())
+
+            for _ in range(3):
+                tasks.start_soon(wait)
+            await settled(lambda: setting.gate.entered == 1)
+            assert answers == []
+            setting.gate.open()
+            await settled(lambda: len(answers) == 3)
+            assert answers == [True] * 3
+
+    async def test_a_disk_that_does_not_answer_is_said_to_have_stalled(self) -> None:
+        setting = Setting()
+        setting.gate.shut()
+        async with running(setting) as committer:
+            for _ in range(4):
+                committer.submit(FULL)
+            await settled(lambda: setting.gate.entered == 1)
+            started = anyio.current_time()
+            assert not committer.stalled
+            assert not await committer.room()
+            assert committer.stalled
+            assert STALL_SECONDS <= anyio.current_time() - started < 2 * STALL_SECONDS + 1
+            assert not await committer.room()
+            setting.gate.open()
+            await settled(lambda: not committer.stalled)
+            assert await committer.room()
+
+
+class TestEnd:
+    async def test_what_is_pending_is_committed(self) -> None:
+        setting = Setting()
+        setting.gate.shut()
+        async with running(setting) as committer:
+            committer.submit(entry("a"))
+            await settled(lambda: setting.gate.entered == 1)
+            last = committer.submit(entry("b"))
+            committer.close()
+            setting.gate.open()
+        assert (await outcome(last.wait())).refused is None
+        assert setting.store.cursor.queued == 2
+
+    async def test_nothing_pending_ends_at_once(self) -> None:
+        setting = Setting()
+        async with running(setting):
+            pass
+        assert setting.commits == []
+
+    async def test_closing_before_running_still_commits(self) -> None:
+        setting = Setting()
+        setting.committer.submit(entry("a"))
+        setting.committer.close()
+        with anyio.fail_after(5):
+            await setting.committer.run()
+        assert setting.store.cursor.queued == 1
+
+
+async def test_a_real_disk_and_a_real_thread(tmp_path: Path) -> None:
+    store = Store(OsFilesystem(), tmp_path, Limits())
+    real = Committer(store, run_blocking=run_in_thread, wall_clock=lambda: 0.0, on_commit=lambda _: None)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(real.run)
+        for number in range(20):
+            assert (await outcome(real.submit(entry(str(number))).wait())).refused is None
+        real.close()
+    store.close()
+    assert Store(OsFilesystem(), tmp_path, Limits()).cursor.queued == 20

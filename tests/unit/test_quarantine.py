@@ -1,0 +1,83 @@
+"""Damaged bytes are kept once, whole, and never at the queue's expense."""
+
+import errno
+import threading
+from pathlib import Path
+
+import pytest
+
+from agent.queue.filesystem import OsFilesystem
+from agent.queue.quarantine import Quarantine
+from tests.support.fault_filesystem import Crash, FaultFilesystem, KeepAll, LoseAll, failing, no_errors
+from tests.support.queue_files import QUARANTINE, quarantined
+
+
+@pytest.fixture
+def disk() -> FaultFilesystem:
+    return FaultFilesystem()
+
+
+def test_bytes_are_kept_durably_and_named_by_where_they_were(disk: FaultFilesystem) -> None:
+    Quarantine(disk, QUARANTINE).keep(17, 28, b"rot")
+    disk.crash(LoseAll())
+    [path] = disk.paths()
+    assert path.name.startswith("00000000000000000017-0000000028-")
+    assert quarantined(disk) == [b"rot"]
+
+
+def test_the_same_damage_is_kept_and_counted_once(disk: FaultFilesystem) -> None:
+    for expected in (1, 0):
+        quarantine = Quarantine(disk, QUARANTINE)
+        for _ in range(3):
+            quarantine.keep(1, 28, b"rot")
+        assert (quarantine.kept, quarantine.lost) == (expected, 0)
+    assert quarantined(disk) == [b"rot"]
+
+
+def test_other_damage_at_the_same_place_is_kept_too(disk: FaultFilesystem) -> None:
+    quarantine = Quarantine(disk, QUARANTINE)
+    quarantine.keep(1, 28, b"rot")
+    quarantine.keep(1, 28, b"more rot")
+    assert quarantine.kept == 2
+    assert sorted(quarantined(disk)) == [b"more rot", b"rot"]
+
+
+@pytest.mark.parametrize("operation", ["make_directory", "names", "create", "pwrite", "sync", "rename"])
+def test_a_disk_that_refuses_is_counted_and_leaves_nothing(disk: FaultFilesystem, operation: str) -> None:
+    quarantine = Quarantine(disk, QUARANTINE)
+    disk.errors = failing(operation, errno.ENOSPC)
+    quarantine.keep(1, 28, b"rot")
+    assert (quarantine.kept, quarantine.lost, disk.paths(), disk.open_files) == (0, 1, [], 0)
+    disk.errors = no_errors
+    quarantine.keep(1, 28, b"rot")
+    assert (quarantine.kept, quarantined(disk)) == (1, [b"rot"])
+
+
+@pytest.mark.parametrize("call", range(8))
+def test_a_copy_that_a_crash_cut_short_is_made_again(disk: FaultFilesystem, call: int) -> None:
+    quarantine = Quarantine(disk, QUARANTINE)
+    disk.crash_at(call, "after")
+    with pytest.raises(Crash):
+        quarantine.keep(1, 28, b"rot")
+    disk.crash(KeepAll() if call % 2 else LoseAll())
+    Quarantine(disk, QUARANTINE).keep(1, 28, b"rot")
+    assert quarantined(disk) == [b"rot"]
+
+
+def test_readers_in_several_threads_keep_it_once() -> None:
+    """The worker and a status request may meet the same damage."""
+    disk = FaultFilesystem()
+    quarantine = Quarantine(disk, QUARANTINE)
+    threads = [threading.Thread(target=quarantine.keep, args=(1, 28, b"rot" * 100)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (quarantine.kept, quarantine.lost, len(quarantined(disk))) == (1, 0, 1)
+
+
+def test_it_works_on_a_real_disk(tmp_path: Path) -> None:
+    directory = tmp_path / "quarantine"
+    quarantine = Quarantine(OsFilesystem(), directory)
+    quarantine.keep(1, 28, b"rot")
+    assert [path.read_bytes() for path in directory.iterdir()] == [b"rot"]

@@ -1,0 +1,475 @@
+"""The queue of one destination: limits, sync modes, the order of log and cursor, and what recovery makes of both."""
+
+import errno
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from agent.errors import StorageError
+from agent.events import Context, Event
+from agent.queue.cursor import Outcome, Span
+from agent.queue.filesystem import OsFilesystem
+from agent.queue.log import Entry
+from agent.queue.reader import Gap
+from agent.queue.record import Record, encode_record
+from agent.queue.store import Committed, Limits, Store
+from tests.support.fault_filesystem import Crash, FaultFilesystem, KeepAll, LoseAll, failing, no_errors
+from tests.support.queue_files import entry
+
+ROOT = Path("/queue")
+T = TypeVar("T")
+EVENT = Event("s", "LOCAL", "MISS", "h")
+
+
+@pytest.fixture
+def disk() -> FaultFilesystem:
+    return FaultFilesystem()
+
+
+def commit(store: Store, entries: Sequence[Entry] = (), now: float = 0.0) -> Committed:
+    """Plan and commit, as the committer does."""
+    committed = store.commit(store.plan(entries, now), now)
+    store.published()
+    if committed.refused is not None:
+        store.cursor.shed(sum(each.item_count for each in entries), committed.refused)
+    return committed
+
+
+def deliver(store: Store, start: int, stop: int) -> None:
+    store.cursor.settle([Span(start, stop)], Outcome.DELIVERED)
+
+
+def dropped(store: Store) -> dict[str, int]:
+    return store.cursor.ledger().dropped
+
+
+def numbers(store: Store) -> list[int]:
+    """Return the first number of every frame that is not settled."""
+    reader, found = store.reader(), []
+    while items := reader.read(1000):
+        found += [item.first_seq for item in items if not isinstance(item, Gap)]
+    return found
+
+
+class SlowToReturn(FaultFilesystem):
+    """A disk whose sync of the cursor takes its time to say that it is done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slow = False
+        self.synced = threading.Event()
+        self.go_on = threading.Event()
+
+    def perform(
+        self, operation: str, path: Path, action: Callable[[], T], spoil: Callable[[], None] = lambda: None
+    ) -> T:
+        result = super().perform(operation, path, action, spoil)
+        if self.slow and (operation, path) == ("sync", ROOT / "cursor"):
+            self.slow = False
+            self.synced.set()
+            assert self.go_on.wait(10)
+        return result
+
+
+class Torn:
+    """Of every write a crash leaves a part."""
+
+    def choose(self, n: int) -> int:
+        return n // 2
+
+
+class TestOverflow:
+    def test_the_oldest_segments_make_room(self, disk: FaultFilesystem) -> None:
+        store = Store(disk, ROOT, Limits(segment_bytes=200, max_bytes=600))
+        for _ in range(10):
+            assert commit(store, [entry("x" * 100)]).refused is None
+            assert store.log.view.size <= 600
+        assert dropped(store) == {Outcome.OVERFLOW: store.cursor.position - 1}
+        assert numbers(store) == list(range(store.cursor.position, 11))
+
+    def test_drop_newest_refuses_what_does_not_fit(self, disk: FaultFilesystem) -> None:
+        store = Store(disk, ROOT, Limits(segment_bytes=200, max_bytes=600, overflow="drop-newest"))
+        refusals = [commit(store, [entry("x" * 100)]).refused for _ in range(6)]
+        assert refusals == [None] * 3 + [Outcome.OVERFLOW] * 3
+        assert (numbers(store), dropped(store)) == ([1, 2, 3], {Outcome.OVERFLOW: 3})
+
+    def test_drop_newest_takes_more_once_segments_are_delivered(self, disk: FaultFilesystem) -> None:
+        store = Store(disk, ROOT, Limits(segment_bytes=200, max_bytes=600, overflow="drop-newest"))
+        for _ in range(3):
+            commit(store, [entry("x" * 100)])
+        deliver(store, 1, 2)
+        assert commit(store, [entry("x" * 300)]).refused is Outcome.OVERFLOW
+        assert commit(store, [entry("x" * 100)]).refused is None
+        assert store.log.view.size <= 600
+
+    def test_a_delivered_queue_always_has_room(self, disk: FaultFilesystem) -> None:
+        """The last segment stays on disk though nothing in it is wanted: it must not count against what comes."""
+        store = Store(disk, ROOT, Limits(segment_bytes=200, max_bytes=1000, overflow="drop-newest"))
+        commit(store, [entry("x" * 900)])
+        deliver(store, 1, 2)
+        for number in range(2, 6):
+            assert commit(store, [entry("x" * 500)]).refused is None
+            deliver(store, number, number + 1)
+
+    def test_what_is_larger_than_the_queue_is_refused(self, disk: FaultFilesystem) -> None:
+        store = Store(disk, ROOT, Limits(max_bytes=1000, overflow="drop-newest"))
+        assert commit(store, [entry("x" * 2000)]).refused is Outcome.OVERFLOW
+        assert commit(store, [entry("x" * 500)]).refused is None
+
+    def test_what_was_delivered_is_not_dropped_as_well(self, disk: FaultFilesystem) -> None:
+        store = Store(disk, ROOT, Limits(segment_bytes=1, max_bytes=300))
+        commit(store, [entry("a", 4)])
+        commit(store, [entry("b")])
+        deliver(store, 2, 4)
+        commit(store, [entry("x" * 300)])
+        assert dropped(store) == {Outcome.OVERFLOW: 2}
+        assert store.cursor.ledger().delivered == 2
+
+
+class TestExpiry:
+    def test_segments_go_when_all_in_them_is_too_old(self, disk: FaultFilesystem) -> None:
+        store = Store(disk, ROOT, Limits(segment_bytes=1, max_age=100.0))
+        for now in (0.0, 50.0, 90.0):
+            commit(store, [entry("x")], now)
+        assert [(commit(store, (), now), numbers(store)) for now in (149.0, 150.0, 190.0)] == [
+            (Committed(None, None, None), [1, 2, 3]),
+            (Committed(None, None, None), [2, 3]),
+            (Committed(None, None, None), [3]),
+        ]
+        assert dropped(store) == {Outcome.EXPIRED: 2}
+        assert len(disk.names(ROOT / "segments")) == 1
+
+    def test_the_last_segment_is_left_to_the_reader(self, disk: FaultFilesystem) -> None:
+        store = Store(disk, ROOT, Limits(max_age=100.0))
+        commit(store, [entry("x")], 0.0)
+        commit(store, (), 1e6)
+        assert (numbers(store), dropped(store)) == ([1], {})
+
+    def test_a_segment_of_unknown_age_does_not_expire(self, disk: FaultFilesystem) -> None:
+        store = Store(disk, ROOT, Limits(segment_bytes=1, max_age=100.0))
+        for _ in range(2):
+            commit(store, [entry("x")], 0.0)
+        disk.flip(store.log.path(2), 0, 0)
+        store = Store(disk, ROOT, Limits(segment_bytes=1, max_age=100.0))
+        commit(store, (), 1e6)
+        assert numbers(store) == [1, 2]
+
+
+class TestRoom:
+    def test_a_floor_of_free_space_is_kept(self, disk: FaultFilesystem) -> None:
+        store = Store(disk, ROOT, Limits(min_free_bytes=1000))
+        disk.capacity = disk.used + 1200
+        assert commit(store, [entry("x" * 300)]).refused is None
+        committed = commit(store, [entry("x" * 300, 2)])
+        assert committed.refused is Outcome.DISK_FULL
+        assert committed.append_error is not None
+        assert "queue.min_free_bytes is 1000" in committed.append_error
+        disk.capacity = None
+        assert commit(store, [entry("y")]).refused is None
+        assert (numbers(store), dropped(store)) == ([1, 2], {Outcome.DISK_FULL: 2})
+
+    def test_a_floor_that_cannot_be_measured_stops_nothing(self, disk: FaultFilesystem) -> None:
+        store = Store(disk, ROOT, Limits(min_free_bytes=1000))
+        disk.errors = failing("free_bytes", errno.EIO)
+        assert commit(store, [entry("x")]).refused is None
+
+    @pytest.mark.parametrize(("code", "reason"), [(errno.ENOSPC, "disk_full"), (errno.EIO, "disk_error")])
+    def test_a_refusal_says_whether_the_disk_is_full_or_broken(
+        self, disk: FaultFilesystem, code: int, reason: str
+    ) -> None:
+        store = Store(disk, ROOT, Limits())
+        disk.errors = failing("create", code)
+        committed = commit(store, [entry("x", 3)])
+        assert (committed.refused, committed.checkpoint_error) == (reason, None)
+        assert dropped(store) == {reason: 3}
+
+    def test_without_entries_a_failing_disk_is_tried_again(self, disk: FaultFilesystem) -> None:
+        """Whether events can be kept must be known before the next one comes, and a failure is no failure for ever."""
+        store = Store(disk, ROOT, Limits())
+        commit(store, [entry("a")])
+        disk.errors = failing("sync", errno.EIO)
+        assert commit(store, [entry("b")]).refused is Outcome.DISK_ERROR
+        for _ in range(3):
+            committed = commit(store)
+            assert (committed.refused, committed.append_error is None) == (None, False)
+        disk.errors = no_errors
+        assert commit(store) == Committed(None, None, None)
+        commit(store, [entry("c")])
+        assert (numbers(store), dropped(store)) == ([1, 2], {Outcome.DISK_ERROR: 1})
+
+    @pytest.mark.parametrize(("floor", "room"), [(1000, 900), (0, 0)])
+    def test_without_entries_too_little_room_is_reported(self, disk: FaultFilesystem, floor: int, room: int) -> None:
+        store = Store(disk, ROOT, Limits(min_free_bytes=floor))
+        disk.capacity = disk.used + room
+        committed = commit(store)
+        assert committed.append_error == f"/queue: {room} bytes are free, queue.min_free_bytes is {floor}"
+        assert (committed.refused, dropped(store)) == (None, {})
+
+    def test_a_kill_does_not_forget_what_was_refused(self, disk: FaultFilesystem) -> None:
+        store = Store(disk, ROOT, Limits(segment_bytes=200, max_bytes=300, overflow="drop-newest"))
+        commit(store, [entry("x" * 200)])
+        commit(store, [entry("x" * 200, 5)])
+        disk.errors = failing("create", errno.EIO)
+        deliver(store, 1, 2)
+        commit(store, [entry("x" * 200, 2)])
+        disk.errors = no_errors
+        ledger = store.cursor.ledger()
+        disk.kill()
+        assert Store(disk, ROOT, Limits()).cursor.ledger() == ledger
+        assert ledger.dropped == {Outcome.OVERFLOW: 5, Outcome.DISK_ERROR: 2}
+
+    def test_segments_are_deleted_on_a_full_disk(self, disk: FaultFilesystem) -> None:
+        store = Store(disk, ROOT, Limits(segment_bytes=1))
+        commit(store, [entry("x" * 500)])
+        commit(store, [entry("x")])
+        deliver(store, 1, 2)
+        disk.capacity = disk.used
+        assert commit(store, [entry("y" * 100)]).refused is None
+        assert numbers(store) == [2, 3]
+
+
+class TestCheckpoints:
+    def test_the_cursor_is_durable_before_a_segment_goes(self, disk: FaultFilesystem) -> None:
+        store = Store(disk, ROOT, Limits(segment_bytes=1))
+        commit(store, [entry("a")])
+        commit(store, [entry("b")])
+        deliver(store, 1, 2)
+        before = disk.calls
+        commit(store)
+        calls = [(call.operation, call.path.name) for call in disk.log[before:]]
+        assert calls == [
+            ("pwrite", "cursor"),
+            ("sync", "cursor"),
+            ("unlink", "00000000000000000001.seg"),
+            ("sync_directory", "segments"),
+            ("free_bytes", "queue"),
+        ]
+
+    def test_no_segment_goes_while_the_cursor_cannot_be_synced(self, disk: FaultFilesystem) -> None:
+        store = Store(disk, ROOT, Limits(segment_bytes=1))
+        commit(store, [entry("a")])
+        commit(store, [entry("b")])
+        deliver(store, 1, 2)
+        disk.errors = failing("sync", errno.EIO)
+        committed = commit(store)
+        assert committed.delete_error is not None
+        assert "the cursor cannot be kept" in committed.delete_error
+        assert len(disk.names(ROOT / "segments")) == 2
+        disk.errors = no_errors
+        assert commit(store).delete_error is None
+        assert len(disk.names(ROOT / "segments")) == 1
+
+    def test_events_are_kept_while_the_cursor_cannot_be_written(self, disk: FaultFilesystem) -> None:
+        store = Store(disk, ROOT, Limits())
+        disk.errors = failing("pwrite", errno.EIO, ROOT / "cursor")
+        committed = commit(store, [entry("a")])
+        assert committed.refused is None
+        assert committed.checkpoint_error is not None
+        disk.crash(LoseAll())
+        assert numbers(Store(disk, ROOT, Limits())) == [1]
+
+    def test_closing_makes_everything_durable(self, disk: FaultFilesystem) -> None:
+        store = Store(disk, ROOT, Limits(sync="off"))
+        commit(store, [entry("a", 5)])
+        deliver(store, 1, 4)
+        ledger = store.cursor.ledger()
+        store.close()
+        assert disk.open_files == 0
+        disk.crash(LoseAll())
+        store = Store(disk, ROOT, Limits())
+        assert (store.cursor.ledger(), store.cursor.position) == (ledger, 4)
+
+    @pytest.mark.parametrize("path", [ROOT / "cursor", ROOT / "segments" / "00000000000000000001.seg"])
+    def test_closing_reports_what_it_could_not_make_durable(self, disk: FaultFilesystem, path: Path) -> None:
+        store = Store(disk, ROOT, Limits(sync="off"))
+        commit(store, [entry("a")])
+        disk.errors = failing("sync", errno.EIO, path)
+        with pytest.raises(StorageError):
+            store.close()
+        assert disk.open_files == 0
+
+    @pytest.mark.parametrize("operation", ["make_directory", "create", "names"])
+    def test_a_queue_that_cannot_be_opened_leaves_nothing_open(self, disk: FaultFilesystem, operation: str) -> None:
+        disk.errors = failing(operation, errno.EACCES)
+        with pytest.raises(StorageError, match="/queue"):
+            Store(disk, ROOT, Limits())
+        assert disk.open_files == 0
+
+
+class TestSyncModes:
+    def test_off_survives_a_kill(self, disk: FaultFilesystem) -> None:
+        commit(Store(disk, ROOT, Limits(sync="off")), [entry("a")])
+        disk.kill()
+        assert numbers(Store(disk, ROOT, Limits())) == [1]
+
+    def test_off_syncs_nothing_by_itself(self, disk: FaultFilesystem) -> None:
+        store = Store(disk, ROOT, Limits(sync="off"))
+        commit(store, [entry("a")])
+        before = disk.calls
+        commit(store, [entry("b")])
+        assert [call.operation for call in disk.log[before:]] == ["free_bytes", "pwrite", "pwrite"]
+
+    def test_interval_keeps_what_was_there_at_the_last_sync(self, disk: FaultFilesystem) -> None:
+        store = Store(disk, ROOT, Limits(sync="interval"))
+        commit(store, [entry("a")])
+        deliver(store, 1, 2)
+        commit(store, [entry("b")])
+        store.sync()
+        commit(store, [entry("c")])
+        disk.crash(LoseAll())
+        store = Store(disk, ROOT, Limits())
+        assert numbers(store) == [2]
+        assert store.cursor.ledger().delivered == 1
+
+    def test_what_a_power_loss_took_from_a_lazy_queue_is_accounted_for(self, disk: FaultFilesystem) -> None:
+        """The cursor may reach the disk and the events may not."""
+        store = Store(disk, ROOT, Limits(sync="off"))
+        commit(store, [entry("a", 3)])
+        commit(store)
+        disk.errors = failing("sync", errno.EIO, store.log.path(1))
+        with pytest.raises(StorageError):
+            store.close()
+        disk.errors = no_errors
+        disk.crash(LoseAll())
+        store = Store(disk, ROOT, Limits())
+        assert store.cursor.next_seq == 4
+        assert store.reader().read(100) == [Gap(Span(1, 4))]
+        assert commit(store, [entry("b")]).refused is None
+        assert store.log.view.segments[-1].first_seq == 4
+
+    def test_a_failed_interval_sync_is_reported(self, disk: FaultFilesystem) -> None:
+        store = Store(disk, ROOT, Limits(sync="interval"))
+        commit(store, [entry("a")])
+        disk.errors = failing("sync", errno.EIO)
+        with pytest.raises(StorageError):
+            store.sync()
+
+    def test_a_commit_during_a_sync_is_not_taken_for_durable(self) -> None:
+        """Else the next checkpoint would overwrite the only durable one."""
+        disk = SlowToReturn()
+        store = Store(disk, ROOT, Limits(sync="interval"))
+        commit(store, [entry("a", 9)])
+        deliver(store, 1, 5)
+        commit(store)
+        disk.slow = True
+        syncing = threading.Thread(target=store.sync)
+        syncing.start()
+        assert disk.synced.wait(10)
+        deliver(store, 5, 7)
+        committing = threading.Thread(target=commit, args=(store,))
+        committing.start()
+        committing.join(0.1)  # time enough to do it wrong
+        disk.go_on.set()
+        syncing.join()
+        committing.join()
+        deliver(store, 7, 9)
+        disk.crash_at(disk.calls, "after")
+        with pytest.raises(Crash):
+            commit(store)
+        disk.crash(Torn())
+        assert Store(disk, ROOT, Limits()).cursor.ledger().delivered == 4
+
+    def test_commits_and_syncs_may_come_from_different_threads(self, tmp_path: Path) -> None:
+        store = Store(OsFilesystem(), tmp_path, Limits(sync="interval", segment_bytes=2000))
+        done = threading.Event()
+        errors: list[StorageError] = []
+
+        def keep_syncing() -> None:
+            while not done.is_set():
+                try:
+                    store.sync()
+                except StorageError as error:
+                    errors.append(error)
+
+        thread = threading.Thread(target=keep_syncing)
+        thread.start()
+        refused = [commit(store, [entry("x" * 200)]).refused for _ in range(300)]
+        done.set()
+        thread.join()
+        store.close()
+        assert (errors, set(refused)) == ([], {None})
+        assert numbers(Store(OsFilesystem(), tmp_path, Limits())) == list(range(1, 301))
+
+
+class TestRecovery:
+    def test_a_lost_cursor_repeats_what_is_there(self, disk: FaultFilesystem) -> None:
+        store = Store(disk, ROOT, Limits(segment_bytes=1))
+        for _ in range(3):
+            commit(store, [entry("a", 2)])
+        deliver(store, 1, 4)
+        commit(store)
+        disk.unlink(ROOT / "cursor")
+        store = Store(disk, ROOT, Limits())
+        assert (store.cursor.position, numbers(store)) == (3, [3, 5])
+        assert store.cursor.ledger().accepted == 4
+
+    def test_deleted_segments_do_not_bring_numbers_back(self, disk: FaultFilesystem) -> None:
+        store = Store(disk, ROOT, Limits())
+        commit(store, [entry("a", 5)])
+        store.close()
+        disk.unlink(ROOT / "segments" / "00000000000000000001.seg")
+        store = Store(disk, ROOT, Limits())
+        assert store.cursor.next_seq == 6
+        assert store.reader().read(100) == [Gap(Span(1, 6))]
+
+    def test_a_delivered_queue_remembers_its_numbers_without_a_cursor(self, disk: FaultFilesystem) -> None:
+        store = Store(disk, ROOT, Limits(segment_bytes=1))
+        for _ in range(3):
+            commit(store, [entry("a")])
+        deliver(store, 1, 4)
+        commit(store)
+        disk.unlink(ROOT / "cursor")
+        assert Store(disk, ROOT, Limits()).cursor.next_seq == 4
+
+    def test_deletions_that_were_undone_are_done_again(self, disk: FaultFilesystem) -> None:
+        store = Store(disk, ROOT, Limits(segment_bytes=1))
+        for _ in range(3):
+            commit(store, [entry("a")])
+        deliver(store, 1, 3)
+        disk.errors = failing("sync_directory", errno.EIO)
+        assert commit(store).delete_error is not None
+        disk.crash(LoseAll())
+        disk.errors = no_errors
+        assert len(disk.names(ROOT / "segments")) == 3
+        store = Store(disk, ROOT, Limits())
+        assert numbers(store) == [3]
+        commit(store)
+        assert len(disk.names(ROOT / "segments")) == 1
+
+
+class TestOldest:
+    def test_the_oldest_queued_event_tells_its_age(self, disk: FaultFilesystem) -> None:
+        store = Store(disk, ROOT, Limits())
+        assert store.oldest_enqueued_at() is None
+        commit(store, [Entry(1, encode_record(Record(12.5, Context(), [EVENT])))])
+        commit(store, [Entry(2, encode_record(Record(13.5, Context(), [EVENT, EVENT])))])
+        assert store.oldest_enqueued_at() == 12.5
+        deliver(store, 1, 3)
+        assert store.oldest_enqueued_at() == 13.5
+        deliver(store, 3, 4)
+        assert store.oldest_enqueued_at() is None
+
+    @pytest.mark.parametrize("payload", [b"", b"\x93", b"\xa2\xff\xff", b"\x93\x01\x92\xa1\xff\x00\x90"])
+    def test_a_record_that_cannot_be_decoded_has_no_age(self, disk: FaultFilesystem, payload: bytes) -> None:
+        store = Store(disk, ROOT, Limits())
+        commit(store, [Entry(1, payload)])
+        assert store.oldest_enqueued_at() is None
+
+    def test_an_unreadable_queue_has_no_age(self, disk: FaultFilesystem) -> None:
+        store = Store(disk, ROOT, Limits())
+        commit(store, [entry("a")])
+        store.log.seal()
+        files = disk.open_files
+        disk.errors = failing("pread", errno.EIO)
+        assert store.oldest_enqueued_at() is None
+        assert disk.open_files == files
+
+
+def test_everything_is_there_after_a_crash_that_kept_everything(disk: FaultFilesystem) -> None:
+    store = Store(disk, ROOT, Limits())
+    commit(store, [entry("a")])
+    disk.crash(KeepAll())
+    assert numbers(Store(disk, ROOT, Limits())) == [1]

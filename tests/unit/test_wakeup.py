@@ -1,0 +1,50 @@
+"""A wakeup is remembered until somebody waited for it, and then forgotten."""
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from agent.wakeup import Wakeup
+
+pytestmark = pytest.mark.anyio
+
+
+async def returns_at_once(wakeup: Wakeup) -> bool:
+    with anyio.move_on_after(0.01) as scope:
+        await wakeup.wait()
+    return not scope.cancelled_caught
+
+
+async def test_a_set_before_the_wait_is_remembered_once() -> None:
+    wakeup = Wakeup()
+    for _ in range(3):
+        wakeup.set()
+    assert await returns_at_once(wakeup)
+    assert not await returns_at_once(wakeup)
+
+
+async def test_a_set_wakes_who_waits() -> None:
+    wakeup = Wakeup()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wakeup.wait)
+        await anyio.lowlevel.checkpoint()
+        wakeup.set()
+    assert not await returns_at_once(wakeup)
+
+
+@pytest.mark.parametrize("seconds", [-1.0, 0.0, 0.001])
+async def test_a_wait_ends_after_its_time(seconds: float) -> None:
+    wakeup = Wakeup()
+    with anyio.fail_after(5):
+        await wakeup.wait(seconds)
+    wakeup.set()
+    assert await returns_at_once(wakeup)
+
+
+async def test_a_cancelled_wait_forgets_nothing() -> None:
+    wakeup = Wakeup()
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await wakeup.wait()
+    wakeup.set()
+    assert await returns_at_once(wakeup)
