@@ -4,6 +4,7 @@ It knows the commands' names and modules. It must never know what a command does
 `emit` runs in builds, and has to be quick.
 """
 
+import os
 import sys
 from importlib import import_module
 from io import TextIOWrapper
@@ -81,6 +82,7 @@ def main() -> int:
 
     A command returns its exit code, None for 0. What it raises on purpose is an AgentError.
     """
+    _open_what_is_closed()
     _write_what_the_encoding_lacks_as_question_marks()
     try:
         code: Any = cli.main(prog_name=PROGRAM, standalone_mode=False)
@@ -92,6 +94,13 @@ def main() -> int:
     except (AgentError, ExceptionGroup) as error:
         return _report(error)
     return int(code or 0)
+
+
+def _open_what_is_closed() -> None:
+    """Give each standard stream that was closed the null device, or the next file to be opened would take its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
 
 
 def _report(error: AgentError | ExceptionGroup) -> int:

@@ -17,11 +17,12 @@ MAX_BYTES = 64 * 1024 * 1024
 class Quarantine:
     """Copies of damaged stretches, named by segment, offset and CRC; `kept` and `lost` count them since the start.
 
-    Beyond MAX_BYTES nothing more is kept. Several threads may use it.
+    Beyond `max_bytes` nothing more is kept. Several threads may use it.
     """
 
-    def __init__(self, fs: Filesystem, directory: Path) -> None:
+    def __init__(self, fs: Filesystem, directory: Path, max_bytes: int = MAX_BYTES) -> None:
         self._fs = fs
+        self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._sizes: dict[str, int] | None = None
         self.directory = directory
@@ -36,7 +37,7 @@ class Quarantine:
                 sizes = self._look()
                 if name in sizes:
                     return
-                if sum(sizes.values()) + len(data) > MAX_BYTES:
+                if sum(sizes.values()) + len(data) > self._max_bytes:
                     self.lost += 1
                     return
                 self._write(self.directory / name, data)

@@ -19,6 +19,7 @@ from tests.support.api_server import ApiServer
 from tests.support.daemon import TOKEN, Daemon, Sections
 from tests.support.edge import line
 from tests.support.json_log import logged, wait_logged
+from tests.support.waiting import eventually
 
 JSON_LOG = {"log": {"format": "json"}}
 NOWHERE = "http://127.0.0.1:9"
@@ -275,6 +276,46 @@ def test_a_token_that_was_changed_while_the_daemon_was_down_ends_a_pause(tmp_pat
         daemon.token_file.write_text("the-next-token")
         daemon.start()
         daemon.wait_status(lambda status: status["destinations"]["default"]["ledger"]["delivered"] == 4)
+
+
+def test_a_new_copy_of_the_same_credential_does_not_end_a_pause(tmp_path: Path, api_server: ApiServer) -> None:
+    """As systemd makes one at each start."""
+    api_server.token = "another-token"
+    with Daemon(tmp_path / "d", api_server.url, {"api": {"token_file": ""}}) as daemon:
+        (daemon.directory / "token").write_text("old-token")
+        daemon.terminate()
+        daemon.env["CREDENTIALS_DIRECTORY"] = str(daemon.directory)
+        daemon.start()
+        emit(daemon, 4)
+        daemon.wait_status(lambda status: status["destinations"]["default"]["state"] == "paused")
+        assert daemon.terminate() == 0
+        posts = len(api_server.posts())
+        (daemon.directory / "token").write_text("old-token")
+        daemon.start()
+        assert daemon.status()["destinations"]["default"]["state"] == "paused"
+        assert len(api_server.posts()) == posts
+
+
+def test_a_daemon_without_a_token_says_so(tmp_path: Path) -> None:
+    with Daemon(tmp_path / "d", NOWHERE, {"api": {"token_file": ""}, **JSON_LOG}) as daemon:
+        assert wait_logged(daemon, "no_token")[0]["level"] == "warning"
+
+
+def test_a_daemon_whose_standard_error_is_closed_works_all_the_same(tmp_path: Path, api_server: ApiServer) -> None:
+    daemon = Daemon(tmp_path / "d", api_server.url)
+    command = [sys.executable, "-m", "agent.cli", "run", "--config", str(daemon.config)]
+    shell = ["/bin/sh", "-c", 'exec "$@" 2>&-', "sh", *command]
+    process = subprocess.Popen(shell, stdin=subprocess.DEVNULL)
+    try:
+        eventually(lambda: daemon.stream.exists() or process.poll() is not None, bool)
+        emit(daemon, 3)
+        api_server.wait_for_accepted(3)
+        process.terminate()
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert len(api_server.accepted_events()) == 3
 
 
 # Limits

@@ -179,6 +179,15 @@ def test_the_spans_of_open_batches_are_counted() -> None:
     assert batcher.held_spans == 0
 
 
+def test_the_bytes_of_open_batches_are_counted() -> None:
+    batcher = Batcher(10_000)
+    batcher.add(Piece(VERCEL, None, 1, events((1, 3)), 200), 1000, 0.0)
+    batcher.add(Piece(GITHUB, None, 3, events((3, 4)), 70), 1000, 0.0)
+    assert batcher.held_bytes == 270
+    batcher.due(0.0)
+    assert batcher.held_bytes == 0
+
+
 # --- whatever comes -----------------------------------------------------------------------------------------------
 
 

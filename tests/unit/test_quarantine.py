@@ -42,6 +42,15 @@ def test_other_damage_at_the_same_place_is_kept_too(disk: FaultFilesystem) -> No
     assert sorted(quarantined(disk)) == [b"more rot", b"rot"]
 
 
+def test_beyond_its_size_nothing_more_is_kept_but_counted_whoever_filled_it(disk: FaultFilesystem) -> None:
+    Quarantine(disk, QUARANTINE, max_bytes=10).keep(1, 28, b"six by")
+    quarantine = Quarantine(disk, QUARANTINE, max_bytes=10)
+    for data in (b"fives", b"four", b"x"):
+        quarantine.keep(2, 28, data)
+    assert (quarantine.kept, quarantine.lost) == (1, 2)
+    assert sorted(quarantined(disk)) == [b"four", b"six by"]
+
+
 @pytest.mark.parametrize("operation", ["make_directory", "names", "create", "pwrite", "sync", "rename"])
 def test_a_disk_that_refuses_is_counted_and_leaves_nothing(disk: FaultFilesystem, operation: str) -> None:
     quarantine = Quarantine(disk, QUARANTINE)

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from agent.delivery.batch import Batch
-from agent.delivery.source import MAX_HELD_SPANS, READ_ATTEMPTS, Options, Seams, Source
+from agent.delivery.source import MAX_HELD_BYTES, MAX_HELD_SPANS, READ_ATTEMPTS, Options, Seams, Source
 from agent.events import Context
 from agent.queue.cursor import Outcome, Span
 from agent.queue.log import Entry
@@ -197,6 +197,19 @@ async def test_contexts_that_take_turns_hold_a_bounded_number_of_spans() -> None
     found = bench.take(10**6)
     assert all(len(batch.spans) <= MAX_HELD_SPANS for batch in found)
     assert sum(len(batch.events) for batch in found) >= 3 * MAX_HELD_SPANS
+
+
+async def test_however_many_contexts_take_turns_what_is_held_open_is_bounded() -> None:
+    bench = Bench(Options(max_delay=1e9, max_bytes=MAX_HELD_BYTES))
+    for number in range(40):
+        bench.enqueue("x" * 200_000, context=Context(str(number)))
+    while await bench.source.read(10**6):
+        pass
+    ready = bench.take(10**6)
+    assert sum(batch.size for batch in ready) >= MAX_HELD_BYTES
+    assert bench.source.close_due(anyio.current_time(), hurry=True)
+    assert sum(batch.size for batch in bench.take(10**6)) <= MAX_HELD_BYTES
+    assert bench.store.cursor.queued == 40
 
 
 async def test_a_batch_of_many_spans_is_split() -> None:

@@ -415,6 +415,19 @@ class TestRecovery:
         assert store.cursor.next_seq == 6
         assert store.reader().read(100) == [Gap(Span(1, 6))]
 
+    def test_numbers_are_not_given_again_when_the_last_segment_cannot_be_read_after_a_kill(
+        self, disk: FaultFilesystem
+    ) -> None:
+        store = Store(disk, ROOT, Limits())
+        commit(store, [entry("a", 50)])
+        disk.kill()
+        disk.errors = failing("open", errno.EACCES, ROOT / "segments" / "00000000000000000001.seg")
+        store = Store(disk, ROOT, Limits())
+        commit(store, [entry("b", 10)])
+        assert (store.cursor.next_seq, store.cursor.ledger().accepted) == (61, 60)
+        disk.errors = no_errors
+        assert numbers(Store(disk, ROOT, Limits())) == [1, 51]
+
     def test_a_delivered_queue_remembers_its_numbers_without_a_cursor(self, disk: FaultFilesystem) -> None:
         store = Store(disk, ROOT, Limits(segment_bytes=1))
         for _ in range(3):

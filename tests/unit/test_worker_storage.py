@@ -66,9 +66,11 @@ async def test_too_many_open_files_hold_delivery_up_and_cost_no_event() -> None:
         await submit(pipeline, numbered(3)).wait()
         await anyio.sleep(10 * READ_ATTEMPTS)
         assert pipeline.ledger().dropped == {}
+        assert "cannot read the queue" in str((await pipeline.status()).reason)
         h.fs.errors = no_errors
         await pipeline.flush()
         assert transport.taken == numbered(3)
+        assert (await pipeline.status()).reason is None
 
 
 async def test_a_segment_that_the_disk_has_lost_is_given_up_and_counted() -> None:
@@ -99,6 +101,24 @@ async def test_a_settlement_found_while_reading_wakes_a_flush_although_more_came
             pipeline.resume()
         assert anyio.current_time() - began < 5
         assert pipeline.ledger().dropped == {"expired": 3}
+
+
+async def test_segments_that_cannot_be_deleted_hold_nothing_up_and_show_in_the_status() -> None:
+    async with host() as h:
+        h.limits, transport = Limits(segment_bytes=1), FakeTransport()
+        h.transport = transport
+        pipeline = h.start()
+        await submit(pipeline, ["a"]).wait()
+        h.fs.errors = failing("unlink", errno.EPERM, DIRECTORY / "segments" / "00000000000000000001.seg")
+        for name in ("b", "c"):
+            await submit(pipeline, [name]).wait()
+            await pipeline.flush()
+        assert transport.taken == ["a", "b", "c"]
+        assert "cannot delete old segments" in str((await pipeline.status()).storage_error)
+        h.fs.errors = no_errors
+        await pipeline.commit_once()
+        assert (await pipeline.status()).storage_error is None
+        assert len(h.fs.names(DIRECTORY / "segments")) == 1
 
 
 @pytest.mark.parametrize("stuck", ["cursor", "dead-letters"])
