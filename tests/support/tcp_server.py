@@ -72,6 +72,7 @@ class TcpServer(ABC):
         server = await asyncio.start_server(self._accept, sock=listening)
         await self._stopping.wait()
         server.close()
+        await asyncio.sleep(0)  # one more turn for what had been accepted already
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -80,6 +81,7 @@ class TcpServer(ABC):
         task = asyncio.get_running_loop().create_task(self._connection(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: writer.transport.abort())  # a task that is cancelled before it began closes nothing
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
