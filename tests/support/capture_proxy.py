@@ -31,6 +31,7 @@ class CaptureProxy(CapturingServer):
             await _pump(from_server, writer, tap.from_server)
         finally:
             upload.cancel()
+            to_server.close()  # before anything is awaited: this task may be cancelled there
             await asyncio.gather(upload, return_exceptions=True)
             await close(to_server)
 

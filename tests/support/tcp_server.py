@@ -81,7 +81,9 @@ class TcpServer(ABC):
         task = asyncio.get_running_loop().create_task(self._connection(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda _: writer.transport.abort())  # a task that is cancelled before it began closes nothing
+        task.add_done_callback(
+            lambda _: writer.transport.abort()
+        )  # a task that is cancelled before it began closes nothing
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
