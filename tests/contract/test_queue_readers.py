@@ -61,10 +61,11 @@ def segments(directory: Path) -> list[Path]:
 
 
 class Place(NamedTuple):
-    """A frame, where it begins in which file, and whether it is the one that holds its numbers."""
+    """A frame, where it stands in which file, and whether it is the one that holds its numbers."""
 
     path: Path
     offset: int
+    size: int
     numbers: frozenset[int]
     counts: bool
 
@@ -75,9 +76,9 @@ def places(directory: Path) -> list[Place]:
     for path, after in zip_longest(segments(directory), segments(directory)[1:]):
         limit = float("inf") if after is None else int(after.stem)
         for frame in segment.scan(path.read_bytes(), segment.HEADER_BYTES, whole=True).frames:
-            offset = frame.end - len(frame.payload) - record.HEADER_BYTES
+            size = record.HEADER_BYTES + len(frame.payload)
             numbers = frozenset(range(frame.first_seq, frame.next_seq))
-            found.append(Place(path, offset, numbers, frame.next_seq <= limit))
+            found.append(Place(path, frame.end - size, size, numbers, frame.next_seq <= limit))
     return found
 
 
@@ -94,7 +95,8 @@ def busy(directory: Path) -> History:
     history.append(3, 1, context=CONTEXTS[1])
     history.append_with_failed_sync(1, 2, context=CONTEXTS[3])
     history.append(2, context=CONTEXTS[2])
-    history.append(4)
+    history.append(3)
+    history.refuse(2)
     history.settle(9, 11)
     history.settle(2, 4, Outcome.EXPIRED)
     history.dead_letter(6, "no such session")
@@ -275,6 +277,8 @@ def perform(history: History, step: tuple[Any, ...]) -> None:
             history.append(*counts, context=context)
         case ("fail", counts, context):
             history.append_with_failed_sync(*counts, context=context)
+        case ("refuse", count):
+            history.refuse(count)
         case ("settle", start, length, outcome):
             history.settle(start, start + length, outcome)
         case ("letter", seq) if seq in history.truth.rows:
@@ -285,12 +289,30 @@ def perform(history: History, step: tuple[Any, ...]) -> None:
             history.restart()
 
 
+def damage(directory: Path, which: int, byte: int, bit: int) -> frozenset[int]:
+    """Flip a bit of some frame; return the numbers that are lost with it."""
+    found = places(directory)
+    if not found:
+        return NONE
+    place = found[which % len(found)]
+    flip(place.path, place.offset + byte % place.size, bit)
+    return place.numbers if place.counts else NONE
+
+
 @each_reader
-@given(story=st.lists(steps, max_size=12), end=st.sampled_from([History.close, History.kill]))
-@settings(deadline=None, max_examples=25)
-def test_any_history_reads_back(reader: QueueReader, story: list[tuple[Any, ...]], end: End) -> None:
+@given(
+    story=st.lists(steps, max_size=12),
+    end=st.sampled_from([History.close, History.kill]),
+    flipped=st.none() | st.tuples(st.integers(0, 99), st.integers(0, 999), st.integers(0, 7)),
+)
+@settings(deadline=None, max_examples=50)
+def test_any_history_reads_back(
+    reader: QueueReader, story: list[tuple[Any, ...]], end: End, flipped: tuple[int, int, int] | None
+) -> None:
     with TemporaryDirectory() as name:
         history = History(Path(name) / "default")
         for step in story:
             perform(history, step)
-        check(reader, end(history), history.truth)
+        directory = end(history)
+        lost = NONE if flipped is None else damage(directory, *flipped)
+        check(reader, directory, history.truth, lost=lost)

@@ -13,10 +13,10 @@ from typing import Any
 import msgspec
 
 from agent.queue.cursor import Span
-from agent.queue.filesystem import OsFilesystem
 from agent.queue.record import Frame, decode_record
 from agent.queue.store import Limits, Store
 from tests.support.dead_letters import read_dead_letters
+from tests.support.unsynced import UnsyncedFilesystem
 
 Queued = tuple[int, float, str | None, int | None, dict[str, Any]]
 """(seq, enqueued_at, ci, interactive, event)"""
@@ -65,7 +65,7 @@ def _copied(directory: Path) -> Iterator[Path]:
 @contextmanager
 def _opened(directory: Path) -> Iterator[Store]:
     with _copied(directory) as copy:
-        store = Store(OsFilesystem(), copy, Limits())
+        store = Store(UnsyncedFilesystem(), copy, Limits())
         try:
             yield store
         finally:

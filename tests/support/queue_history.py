@@ -16,42 +16,43 @@ from agent.delivery.dead_letter import DeadLetter, DeadLetters
 from agent.events import Context, Event
 from agent.queue import segment
 from agent.queue.cursor import Outcome, Pause, Span
-from agent.queue.filesystem import File, OsFilesystem
+from agent.queue.filesystem import File
 from agent.queue.log import Entry
 from agent.queue.record import Record, encode_record
 from agent.queue.store import Limits, Store
+from tests.support.unsynced import Unsynced, UnsyncedFilesystem
 
 LIMITS = Limits(segment_bytes=900, max_age=1e9)
 CONTEXTS = (Context(), Context("GITHUB_ACTIONS", 0), Context("GITLAB_CI"), Context(None, 1))
 PAUSE = Pause("blocked", "402: the account is over its limit", 1750000000.25, 1750000300.5, 1)
 
 
-class BreakableFilesystem(OsFilesystem):
-    """The real disk, but a segment that has frames can be made to refuse one sync; it cannot be cut back after that."""
+class BreakableFilesystem(UnsyncedFilesystem):
+    """Segments that have frames can be made to refuse their next syncs; such a one cannot be cut back after that."""
 
     def __init__(self) -> None:
-        self.refuse_next_sync = False
+        self.refused_syncs = 0
 
     def create(self, path: Path) -> File:
         file = super().create(path)
         return _Breakable(self, file) if path.suffix == segment.SUFFIX else file
 
 
-class _Breakable:
+class _Breakable(Unsynced):
     def __init__(self, fs: BreakableFilesystem, file: File) -> None:
-        self._fs, self._file, self._broken = fs, file, False
-        self.pread, self.pwrite, self.size, self.close = file.pread, file.pwrite, file.size, file.close
+        super().__init__(file)
+        self._fs, self._broken = fs, False
 
     def sync(self) -> None:
-        if self._fs.refuse_next_sync and self.size() > segment.HEADER_BYTES:
-            self._fs.refuse_next_sync, self._broken = False, True
+        if self._fs.refused_syncs and self.size() > segment.HEADER_BYTES:
+            self._fs.refused_syncs -= 1
+            self._broken = True
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        self._file.sync()
 
     def truncate(self, size: int) -> None:
         if self._broken:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        self._file.truncate(size)
+        super().truncate(size)
 
 
 @dataclass
@@ -114,8 +115,22 @@ class History:
 
     def append_with_failed_sync(self, *counts: int, context: Context = CONTEXTS[0]) -> None:
         """Append, with the first sync refused: the frames are left over where they were, and are written again."""
-        self._fs.refuse_next_sync = True
+        self._fs.refused_syncs = 1
         self.append(*counts, context=context)
+
+    def refuse(self, *counts: int) -> None:
+        """Have an append refused by two segments. Its frames stay in the first, and its numbers go to what is appended next.
+
+        Something must be: until then the frames in the second look like any others.
+        """
+        self._fs.refused_syncs = 2
+        entries = [Entry(n, encode_record(Record(self._now, Context("REFUSED"), [_event(0)] * n))) for n in counts]
+        committed = self._store.commit(self._store.plan(entries, self._now), self._now)
+        assert committed.refused is Outcome.DISK_ERROR
+        self._store.published()
+        self._store.cursor.shed(sum(counts), Outcome.DISK_ERROR)
+        self._count_shed(sum(counts), Outcome.DISK_ERROR)
+        self.append(1)
 
     def settle(self, start: int, stop: int, outcome: Outcome = Outcome.DELIVERED) -> None:
         """Settle what of these numbers exists and is not settled, and write the checkpoint."""
@@ -135,7 +150,7 @@ class History:
     def shed(self, count: int, reason: Outcome) -> None:
         """Drop events before they have numbers."""
         self._store.cursor.shed(count, reason)
-        self.truth.shed[reason] = self.truth.shed.get(reason, 0) + count
+        self._count_shed(count, reason)
         self._commit([])
 
     def pause(self) -> None:
@@ -164,6 +179,9 @@ class History:
     def _open(self) -> None:
         self._store = Store(self._fs, self.directory, LIMITS)
         self._letters = DeadLetters(self._fs, self.directory / "dead-letters", segment_bytes=300, max_bytes=1 << 20)
+
+    def _count_shed(self, count: int, reason: Outcome) -> None:
+        self.truth.shed[reason] = self.truth.shed.get(reason, 0) + count
 
     def _new_event(self, context: Context) -> Event:
         seq = len(self.truth.rows) + 1
