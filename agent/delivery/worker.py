@@ -29,6 +29,8 @@ LOG_INTERVAL = 60.0
 # A checkpoint has to list what is settled beyond the cursor's position, and what is under way may all be settled there.
 MAX_OPEN_SPANS = 1000
 
+_REASONS = frozenset(Reason)
+
 # What a probe's answer must be for an event to be tried: "enabled", or no clear answer at all.
 _WORTH_A_TRY = {Kind.ACCEPTED, Kind.REJECTED, Kind.TOO_LARGE, Kind.MISCONFIGURED}
 
@@ -316,7 +318,8 @@ class Worker:
 
     def _restored_state(self, state: State) -> State:
         pause = self._store.cursor.pause
-        if pause is None:
+        if pause is None or pause.reason not in _REASONS:  # a later version's: the next answer tells whether to pause
+            self._store.cursor.pause = None
             return state
         wait = pause.probe_at - self._seams.wall_clock()
         if pause.reason != Reason.OPERATOR:

@@ -13,6 +13,7 @@ from agent.delivery.policy import Settings
 from agent.delivery.source import Options
 from agent.delivery.transport import Kind, Verdict
 from agent.events import Context, Event
+from agent.queue.cursor import Pause, State, encode_slot
 from agent.queue.store import Limits
 from tests.support import virtual_time
 from tests.support.fake_transport import ACCEPTED, LOST, FakeTransport, Rule, reject
@@ -255,6 +256,22 @@ async def test_an_operators_pause_survives_a_restart_and_waits_for_the_operator(
         assert transport.taken == NAMES
         await h.stop()
         assert (await h.open().status()).state == "running"
+
+
+@pytest.mark.anyio
+async def test_a_pause_for_a_reason_of_a_later_version_does_not_keep_the_daemon_from_starting() -> None:
+    async with host() as h:
+        pipeline = h.start()
+        pipeline.pause()
+        await submit(pipeline, NAMES).wait()
+        await h.stop()
+        unknown = Pause("tomorrow", "", h.wall_clock(), float("inf"), 0)
+        h.fs.write_bytes(DIRECTORY / "cursor", encode_slot(1, State(1, len(NAMES) + 1, 1, [], {}, {}, unknown)))
+        h.transport = transport = FakeTransport()
+        pipeline = h.start()
+        await pipeline.flush()
+        assert transport.taken == NAMES
+        assert (await pipeline.status()).since is None
 
 
 @pytest.mark.anyio
