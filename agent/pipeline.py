@@ -18,7 +18,7 @@ from agent.delivery.source import Options, Seams, Source
 from agent.delivery.transport import Transport
 from agent.delivery.worker import Stats, Worker
 from agent.errors import StorageError
-from agent.events import Context, Event
+from agent.events import Block
 from agent.logs import Throttle
 from agent.queue.committer import Committer, Group
 from agent.queue.cursor import Ledger, Outcome
@@ -89,10 +89,15 @@ class Pipeline:
         """Wait until more may be submitted; False if the disk does not answer, so that events should be shed."""
         return await self._committer.room()
 
-    def submit(self, context: Context, events: list[Event]) -> Group:
-        """Queue `events`; the group's `wait` returns when they are durable, or says why they were dropped."""
-        record = Record(self._seams.wall_clock(), context, events)
-        return self._committer.submit(Entry(len(events), encode_record(record)))
+    @property
+    def must_shed(self) -> bool:
+        """Whether there is no room, and waiting for it is no use because the disk does not answer."""
+        return self._committer.must_shed
+
+    def submit(self, block: Block) -> Group:
+        """Queue the block's events; the group's `wait` returns when they are durable, or says why they were dropped."""
+        record = Record(self._seams.wall_clock(), block.context, block.lines)
+        return self._committer.submit(Entry(block.event_count, encode_record(record)))
 
     def shed(self, count: int) -> None:
         """Drop events that there was no room for, and count them."""

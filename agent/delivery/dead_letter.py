@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from agent.events import Context, Event
+from agent.events import Context, Event, decode_event
 from agent.queue import segment
 from agent.queue.filesystem import Filesystem
 from agent.queue.log import Entry, Log
@@ -16,7 +16,7 @@ from agent.queue.quarantine import Quarantine
 
 
 class DeadLetter(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A refused event: its number in the queue, when it was refused (seconds since the epoch), and what the API said.
+    """A refused event: its number in the queue, when it was refused (seconds since the epoch), what the API said, and its line.
 
     A number can come twice: a crash between this log and the cursor has the event refused again. The last one counts.
     """
@@ -26,7 +26,12 @@ class DeadLetter(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     status: int | None
     message: str
     context: Context
-    event: Event
+    line: bytes
+
+    @property
+    def event(self) -> Event:
+        """The event. Raises msgspec.DecodeError or UnicodeDecodeError if something else wrote the line."""
+        return decode_event(self.line)
 
 
 encode_dead_letter = msgspec.msgpack.Encoder().encode

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from agent.events import Context, Event
+from agent.events import Context
 
 MARKER = b"\xa4\xec\xe5R"
 MAX_PAYLOAD_BYTES = 4 * 1024 * 1024
@@ -85,12 +85,15 @@ def holds(data: bytes, first_seq: int, count: int) -> bool:
     return bool(zlib.crc32(data[HEADER_BYTES:], zlib.crc32(_NUMBERS.pack(first_seq, count))) == crc)
 
 
-class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A block of events written together: when they were enqueued (seconds since the epoch), by whom, and they."""
+class Record(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
+    """Events written together: when they were enqueued (seconds since the epoch), by whom, and they, as `events.Block` has them.
+
+    How many they are is the frame's to say.
+    """
 
     enqueued_at: float
     context: Context
-    events: list[Event]
+    lines: bytes
 
 
 encode_record = msgspec.msgpack.Encoder().encode

@@ -18,7 +18,7 @@ from agent.queue.store import Limits
 from tests.support import virtual_time
 from tests.support.fake_transport import ACCEPTED, LOST, FakeTransport, Rule, reject
 from tests.support.fault_filesystem import failing, no_errors
-from tests.support.pipelines import DIRECTORY, balanced, dead_letters, host, numbered, submit
+from tests.support.pipelines import DIRECTORY, balanced, dead_letters, host, numbered, submit, submit_events
 from tests.support.stories import ACTIONS, BLOCKED, MAX_EVENTS, MISCONFIGURED, TRANSIENT, Action, Story
 
 NAMES = numbered(100)
@@ -232,7 +232,7 @@ async def test_split_sessions_sends_each_session_apart() -> None:
         h.transport = transport
         pipeline = h.start()
         mixed = [Event(f"s{number % 3}", "LOCAL", "HIT", name, 0) for number, name in enumerate(NAMES)]
-        await pipeline.submit(Context(), mixed).wait()
+        await submit_events(pipeline, mixed).wait()
         await pipeline.flush()
         assert [len({event.session_id for event in sent.events}) for sent in transport.answered] == [1, 1, 1]
         assert sorted(transport.taken) == sorted(NAMES)
