@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from agent.events import decode_events
 from agent.queue.cursor import Span
 from agent.queue.record import Frame, decode_record
 from agent.queue.store import Limits, Store
@@ -81,7 +82,8 @@ def _frames(store: Store) -> Iterator[Frame]:
 
 def _queued(store: Store, frame: Frame) -> Iterator[Queued]:
     record = decode_record(frame.payload)
+    events = decode_events(record.lines)
     for span in store.cursor.unsettled(Span(frame.first_seq, frame.next_seq)):
         for seq in range(span.start, span.stop):
-            event = msgspec.to_builtins(record.events[seq - frame.first_seq])
+            event = msgspec.to_builtins(events[seq - frame.first_seq])
             yield seq, record.enqueued_at, record.context.ci, record.context.interactive, event

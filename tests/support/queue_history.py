@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from agent.delivery.dead_letter import DeadLetter, DeadLetters
-from agent.events import Context, Event
+from agent.events import Context, Event, encode_events
 from agent.queue import segment
 from agent.queue.cursor import Outcome, Pause, Span
 from agent.queue.filesystem import File
@@ -110,7 +110,7 @@ class History:
         for count in counts:
             self._now += 0.25
             events = [self._new_event(context) for _ in range(count)]
-            entries.append(Entry(count, encode_record(Record(self._now, context, events))))
+            entries.append(Entry(count, encode_record(Record(self._now, context, encode_events(events)))))
         self._commit(entries)
 
     def append_with_failed_sync(self, *counts: int, context: Context = CONTEXTS[0]) -> None:
@@ -124,7 +124,8 @@ class History:
         Something must be: until then the frames in the second look like any others.
         """
         self._fs.refused_syncs = 2
-        entries = [Entry(n, encode_record(Record(self._now, Context("REFUSED"), [_event(0)] * n))) for n in counts]
+        lines = encode_events([_event(0)])
+        entries = [Entry(n, encode_record(Record(self._now, Context("REFUSED"), lines * n))) for n in counts]
         committed = self._store.commit(self._store.plan(entries, self._now), self._now)
         assert committed.refused is Outcome.DISK_ERROR
         self._store.published()
@@ -142,7 +143,8 @@ class History:
 
     def dead_letter(self, seq: int, message: str) -> None:
         """Have the event refused; again if it was already, as after a crash."""
-        letter = DeadLetter(seq, self._now, 400, message, self._contexts[seq], self._events[seq])
+        line = encode_events([self._events[seq]])
+        letter = DeadLetter(seq, self._now, 400, message, self._contexts[seq], line)
         self._letters.append(letter, self._now)
         self.truth.letters[seq] = letter
         self.settle(seq, seq + 1, Outcome.DEAD_LETTERED)

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from agent.delivery.dead_letter import DeadLetter, DeadLetters
-from agent.events import Context, Event
+from agent.events import Context, Event, encode_events
 from agent.queue import cursor, record, segment
 from agent.queue.cursor import SLOT_BYTES, SLOTS, Cursor, Outcome, Pause, Span, State, decode_slot, encode_slot
 from agent.queue.filesystem import DIRECTORY_MODE, FILE_MODE, OsFilesystem
@@ -23,7 +23,7 @@ NOW: Final = 1750000000.5
 CONTEXT: Final = Context("GITHUB_ACTIONS", 0)
 EVENT: Final = Event("s-1", "LOCAL", "HIT", "115c7929ab9c479c", 514)
 PAUSE: Final = Pause("operator", "paused", NOW, float("inf"), 0)
-LETTER: Final = DeadLetter(3, NOW + 0.5, 400, "bad hash", CONTEXT, EVENT)
+LETTER: Final = DeadLetter(3, NOW + 0.5, 400, "bad hash", CONTEXT, encode_events([EVENT]))
 
 CURSOR_STATE: Final = State(1, 2, 1, [], {}, {}, PAUSE)
 
@@ -41,7 +41,7 @@ def dump(name: str) -> bytes:
 
 def commit(store: Store, events: list[Event]) -> None:
     """Append one record of these events, and write the checkpoint that belongs to it."""
-    entries = [Entry(len(events), encode_record(Record(NOW, CONTEXT, events)))] if events else []
+    entries = [Entry(len(events), encode_record(Record(NOW, CONTEXT, encode_events(events))))] if events else []
     assert store.commit(store.plan(entries, NOW), NOW).checkpoint_error is None
     store.published()
 
@@ -56,13 +56,13 @@ def written_segment(directory: Path) -> bytes:
 
 def written_record() -> bytes:
     """Return a record in which all is absent that can be."""
-    return encode_record(Record(1.0, Context(), [Event("s", "REMOTE", "MISS", "h")]))
+    return encode_record(Record(1.0, Context(), encode_events([Event("s", "REMOTE", "MISS", "h")])))
 
 
 def written_slot(directory: Path) -> bytes:
     """Return the slot of a cursor's first checkpoint, after a commit whose own checkpoint did not come to it."""
     store = Store(OsFilesystem(), directory, Limits(max_age=1e9))
-    store.log.append([Entry(4, encode_record(Record(NOW, CONTEXT, [EVENT] * 4)))], NOW)
+    store.log.append([Entry(4, encode_record(Record(NOW, CONTEXT, encode_events([EVENT] * 4))))], NOW)
     store.published()
     store.cursor.settle([Span(1, 2)], Outcome.DELIVERED)
     store.cursor.settle([Span(3, 4)], Outcome.DEAD_LETTERED)
@@ -102,10 +102,10 @@ def test_the_dump_of_a_dead_letter_is_what_the_code_writes(tmp_path: Path) -> No
 
 
 def test_the_dumps_have_the_documented_shapes_for_an_independent_msgpack() -> None:
-    event = {"sessionId": "s-1", "source": "LOCAL", "event": "HIT", "hash": "115c7929ab9c479c", "duration": 514}
-    bare = {"sessionId": "s", "source": "REMOTE", "event": "MISS", "hash": "h"}
-    assert msgpack.unpackb(dump("segment")[52:]) == [NOW, ["GITHUB_ACTIONS", 0], [event]]
-    assert msgpack.unpackb(dump("record")) == [1.0, [None, None], [bare]]
+    event = b'{"sessionId":"s-1","source":"LOCAL","event":"HIT","hash":"115c7929ab9c479c","duration":514}\n'
+    bare = b'{"sessionId":"s","source":"REMOTE","event":"MISS","hash":"h"}\n'
+    assert msgpack.unpackb(dump("segment")[52:]) == [NOW, ["GITHUB_ACTIONS", 0], event]
+    assert msgpack.unpackb(dump("record")) == [1.0, [None, None], bare]
     assert msgpack.unpackb(dump("dead letter")) == [3, NOW + 0.5, 400, "bad hash", ["GITHUB_ACTIONS", 0], event]
     pause = ["operator", "paused", NOW, float("inf"), 0]
     counts = {"delivered": 1, "dead_lettered": 1}
@@ -166,24 +166,24 @@ def test_a_slot_of_another_version_is_not_valid() -> None:
     assert decode_slot(bytes(slot)) is None
 
 
-EVENT_MAP: Final = {"sessionId": "s", "source": "LOCAL", "event": "HIT", "hash": "h"}
+LINE: Final = b'{"sessionId":"s","source":"LOCAL","event":"HIT","hash":"h"}\n'
 
 
 @pytest.mark.parametrize("context", [[], ["ci"], ["ci", 1], ["ci", 1, "more"]])
 def test_a_context_may_have_fewer_elements_or_more(context: list[object]) -> None:
-    found = decode_record(msgpack.packb([1, context, [EVENT_MAP]])).context
+    found = decode_record(msgpack.packb([1, context, LINE])).context
     assert [found.ci, found.interactive] == [*context, None, None][:2]
 
 
 @pytest.mark.parametrize(
     "payload",
     [
-        [1.0, [None, None], [EVENT_MAP], "more"],
+        [1.0, [None, None], LINE, "more"],
         [1.0, [None, None]],
-        [1.0, [None, None], [{**EVENT_MAP, "more": 1}]],
-        [1.0, [None, None], [{**EVENT_MAP, "duration": None}]],
+        [1.0, [None, None], [LINE]],
+        [1.0, [None, None], LINE.decode()],
     ],
-    ids=["another element", "an element too few", "another key", "a duration that is nil"],
+    ids=["another element", "an element too few", "an array of lines", "lines as a string"],
 )
 def test_a_record_of_another_shape_is_refused_as_a_whole(payload: object) -> None:
     with pytest.raises(msgspec.ValidationError):
