@@ -130,12 +130,20 @@ class Control:
     async def _pause(self, _: Request) -> Response:
         for pipeline in self._pipelines.values():
             pipeline.pause()
+        await self._commit()
         return Response.json({"state": "paused"})
 
     async def _resume(self, _: Request) -> Response:
         for pipeline in self._pipelines.values():
             pipeline.resume()
+        await self._commit()
         return Response.json({"state": "running"})
+
+    async def _commit(self) -> None:
+        """Have what was asked for on the disk before the answer; a disk that does not answer is no reason to refuse it."""
+        with anyio.move_on_after(HEALTH_SECONDS):
+            for pipeline in self._pipelines.values():
+                await pipeline.commit_once()
 
 
 def _report(status: Status, now: float) -> dict[str, object]:

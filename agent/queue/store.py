@@ -15,7 +15,7 @@ import msgspec
 
 from agent.errors import StorageError
 from agent.queue import record, segment
-from agent.queue.cursor import Cursor, Outcome, Span, State
+from agent.queue.cursor import Cursor, Outcome, Pause, Span, State
 from agent.queue.cursor_file import CursorFile
 from agent.queue.filesystem import Filesystem
 from agent.queue.log import AppendError, Entry, Log, View
@@ -85,6 +85,7 @@ class Store:
             self._cursor_file.close()
             raise
         self.cursor = self._recover_cursor(state)
+        self._durable_pause = self.cursor.pause
 
     def _recover_log(self, state: State | None) -> Log:
         return Log.recover(
@@ -132,6 +133,7 @@ class Store:
             refused, append_error = self._append(plan, now)
             if plan.entries:  # only now: it must know the numbers that were given, and what was refused
                 checkpoint_error = self._checkpoint(_outcome(plan, refused, self.log.view.next_seq))
+            checkpoint_error = checkpoint_error or self._keep_pause(plan.checkpoint.pause)
         return Committed(refused, append_error, checkpoint_error, delete_error)
 
     def published(self) -> None:
@@ -208,6 +210,17 @@ class Store:
             self._cursor_file.write(state)
         except StorageError as error:
             return str(error)
+        return None
+
+    def _keep_pause(self, pause: Pause | None) -> str | None:
+        """A pause, and the end of one, must survive a power cut too; both are rare enough for a sync of their own."""
+        if pause == self._durable_pause or self._limits.sync != "commit":
+            return None
+        try:
+            self._cursor_file.sync()
+        except StorageError as error:
+            return str(error)
+        self._durable_pause = pause
         return None
 
     def _delete_before(self, position: int) -> str | None:

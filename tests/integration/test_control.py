@@ -1,5 +1,6 @@
 """What the control socket answers: status, metrics, health, flush, pause and resume, and errors in the API's shape."""
 
+import copy
 import dataclasses
 import errno
 import json
@@ -17,12 +18,13 @@ from agent import metrics
 from agent.control import Connections, Control
 from agent.http_server import Request, Response
 from agent.intake import Intake
+from agent.pipeline import Pipeline
 from agent.queue.cursor import DROP_REASONS, Ledger
 from tests.support import virtual_time
 from tests.support.edge import ACKS, Edge, GatedHost, edge, line
 from tests.support.fake_transport import FakeTransport
-from tests.support.fault_filesystem import failing, no_errors
-from tests.support.pipelines import balanced
+from tests.support.fault_filesystem import LoseAll, failing, no_errors
+from tests.support.pipelines import DIRECTORY, balanced
 
 pytestmark = pytest.mark.anyio
 
@@ -103,6 +105,16 @@ async def test_pause_and_resume_show_in_the_status(tmp_path: Path) -> None:
         ):
             assert json.loads((await made.ask("POST", request)).body) == {"state": state}
             assert (await made.status())["destinations"]["default"]["state"] == state
+
+
+async def test_a_pause_that_was_answered_and_a_resume_survive_a_power_cut(tmp_path: Path) -> None:
+    async with controlled(tmp_path, delivering=True) as made:
+        for request, state in (("/pause", "paused"), ("/resume", "running")):
+            await made.ask("POST", request)
+            survivor = copy.deepcopy(made.edge.host.fs)
+            survivor.crash(LoseAll())
+            left = Pipeline(survivor, DIRECTORY, made.edge.host.limits, made.edge.host.delivery, made.edge.host.seams)
+            assert (await left.status()).state == state
 
 
 async def test_flush_includes_what_was_written_just_before_on_both_sockets(tmp_path: Path) -> None:

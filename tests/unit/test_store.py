@@ -10,7 +10,7 @@ import pytest
 
 from agent.errors import StorageError
 from agent.events import Context, Event, encode_events
-from agent.queue.cursor import Outcome, Span
+from agent.queue.cursor import Outcome, Pause, Span
 from agent.queue.filesystem import OsFilesystem
 from agent.queue.log import Entry
 from agent.queue.reader import Gap
@@ -22,6 +22,7 @@ from tests.support.queue_files import entry
 ROOT = Path("/queue")
 T = TypeVar("T")
 EVENT = Event("s", "LOCAL", "MISS", "h")
+PAUSE = Pause("operator", "paused by an operator", 1.0, float("inf"), 0)
 
 
 @pytest.fixture
@@ -297,6 +298,25 @@ class TestCheckpoints:
         with pytest.raises(StorageError, match="/queue"):
             Store(disk, ROOT, Limits())
         assert disk.open_files == 0
+
+    def test_a_pause_and_its_end_survive_a_power_cut(self, disk: FaultFilesystem) -> None:
+        for pause in (PAUSE, None):
+            store = Store(disk, ROOT, Limits())
+            store.cursor.pause = pause
+            assert commit(store).checkpoint_error is None
+            disk.crash(LoseAll())
+            assert Store(disk, ROOT, Limits()).cursor.pause == pause
+            disk.kill()
+
+    def test_a_pause_that_could_not_be_made_durable_is_tried_again(self, disk: FaultFilesystem) -> None:
+        store = Store(disk, ROOT, Limits())
+        store.cursor.pause = PAUSE
+        disk.errors = failing("sync", errno.EIO, ROOT / "cursor")
+        assert commit(store).checkpoint_error is not None
+        disk.errors = no_errors
+        assert commit(store).checkpoint_error is None
+        disk.crash(LoseAll())
+        assert Store(disk, ROOT, Limits()).cursor.pause == PAUSE
 
 
 class TestSyncModes:
