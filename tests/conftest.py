@@ -1,14 +1,44 @@
 """Fixtures that every kind of test may use."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
+from tests.support import profiles
 from tests.support.api_server import ApiServer
 from tests.support.recordings import Recorded, load
 from tests.support.turborepo import TurborepoServer, turborepo_server
+
+profiles.register()
+REPORT = pytest.StashKey[list[str]]()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print what the tests have to report of their coverage."""
+    lines = config.stash.get(REPORT, [])
+    if lines:
+        terminalreporter.section("crash points covered")
+        for line in lines:
+            terminalreporter.line(line)
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Let nothing but critical errors be logged: a test that lives a thousand lives would log for each."""
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    yield
+    structlog.configure(**before)
+
+
+@pytest.fixture(scope="session")
+def report(pytestconfig: pytest.Config) -> list[str]:
+    """Lines to print at the end of the run."""
+    return pytestconfig.stash.setdefault(REPORT, [])
 
 
 @pytest.fixture(

@@ -269,13 +269,29 @@ class Names:
                 lost |= self._order(change)
         self._pending.clear()
 
+    def outcomes(self) -> list[dict[Path, Inode]]:
+        """Return all that a crash may leave of the names, each once: first what is durable, last what processes see."""
+        reached: list[tuple[dict[Path, Inode], frozenset[Path]]] = [(self._durable, frozenset())]
+        for change in self._pending:
+            order = frozenset(self._order(change))
+            kept = [(_applied(names, change), lost) for names, lost in reached if lost.isdisjoint(order)]
+            reached = [(names, lost | order) for names, lost in reached] + kept
+        return list(
+            {frozenset((path, id(inode)) for path, inode in names.items()): names for names, _ in reached}.values()
+        )
+
+    def directories(self) -> list[Path]:
+        """Return every directory, parents first."""
+        return sorted(self._directories)
+
     def _order(self, change: NameChange) -> set[Path]:
         """Return what keeps a change in order: changes that share an element survive in order."""
         return {path.parent for path in change} if self._ordered else set(change)
 
     def _persist(self, change: NameChange) -> None:
-        for path, inode in change.items():
-            if inode is None:
-                self._durable.pop(path, None)
-            else:
-                self._durable[path] = inode
+        self._durable = _applied(self._durable, change)
+
+
+def _applied(names: dict[Path, Inode], change: NameChange) -> dict[Path, Inode]:
+    changed = {**names, **change}
+    return {path: inode for path, inode in changed.items() if inode is not None}

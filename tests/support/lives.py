@@ -1,0 +1,242 @@
+"""Processes that live one after the other on one queue, and the moments at which the next of them may die.
+
+It knows how a pipeline is started on what another one left. It must never know what a workload does.
+
+A process that dies in a call leaves what is on the disk just before or just after it: dying changes nothing else. So a life is
+lived once and undisturbed, and `watched` takes a copy of the disk and of the witness at each of these moments; another life then
+begins on each copy, as it was left by a SIGKILL, or as a power cut would leave it.
+"""
+
+import copy
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from agent.delivery.policy import Settings
+from agent.delivery.source import Options
+from agent.delivery.transport import Kind, Verdict
+from agent.events import Context, Event
+from agent.pipeline import Pipeline
+from agent.queue.store import Limits
+from tests.support import virtual_time
+from tests.support.crash_outcomes import Cuts, Remains, every_remains
+from tests.support.fake_transport import ACCEPTED, Answer, FakeTransport
+from tests.support.fault_filesystem import MUTATING, Call, FaultFilesystem, When
+from tests.support.pipelines import EPOCH, PLAIN, Host, events, host, numbered
+from tests.support.witness import Bounds, Witness
+
+T = TypeVar("T")
+
+REJECTED = Verdict(Kind.REJECTED, "400 Bad Request", 400)
+
+
+class WatchedFilesystem(FaultFilesystem):
+    """A disk that tells of each call before and after it is made; `changes` counts those that change what a crash leaves."""
+
+    def __init__(self, capacity: int | None = None) -> None:
+        super().__init__(capacity=capacity)
+        self.changes = 0
+        self.tell: Callable[[Call, When], None] | None = None
+
+    def perform(
+        self, operation: str, path: Path, action: Callable[[], T], spoil: Callable[[], None] = lambda: None
+    ) -> T:
+        call = Call(self.calls, operation, path)
+        self._told(call, "before")
+        try:
+            return super().perform(operation, path, action, spoil)
+        finally:
+            self.changes += operation in MUTATING
+            self._told(call, "after")
+
+    def remains(self, cuts: Cuts, *, bound: int, seed: int) -> "list[Remains]":
+        """Return what a power cut now may leave; see `every_remains`."""
+        return list(every_remains(self._names, cuts, bound=bound, seed=seed))
+
+    def twin(self) -> "WatchedFilesystem":
+        """Return an equal disk, with nobody to tell and without the log of calls."""
+        log, tell, self.log, self.tell = self.log, self.tell, [], None
+        try:
+            return copy.deepcopy(self)
+        finally:
+            self.log, self.tell = log, tell
+
+    def _told(self, call: Call, when: When) -> None:
+        if self.tell is not None:
+            self.tell(call, when)
+
+
+def disk_of(remains: Remains, capacity: int | None = None) -> WatchedFilesystem:
+    """Return a disk that holds this."""
+    disk = WatchedFilesystem(capacity)
+    for directory in remains.directories:
+        disk.make_directory(directory)
+    for path, data in remains.files:
+        disk.write_bytes(path, data)
+    return disk
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is configured."""
+
+    limits: Limits = field(default_factory=lambda: Limits(segment_bytes=600))
+    settings: Settings = field(default_factory=lambda: Settings(max_events=4, concurrency=3))
+    options: Options = field(default_factory=Options)
+    bounds: Bounds = field(default_factory=Bounds)
+    poison: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The world at one moment: `calls` names the calls it is just before or after of."""
+
+    disk: WatchedFilesystem
+    witness: Witness
+    clock: float
+    calls: tuple[tuple[Call, When], ...]
+
+
+class Watch:
+    """Takes down the moments of a life, or with `only` the first one after so many changes on the disk.
+
+    Calls between which nothing has changed share a moment.
+    """
+
+    def __init__(
+        self, disk: WatchedFilesystem, witness: Witness, clock: Callable[[], float], only: int | None = None
+    ) -> None:
+        self.moments: list[Moment] = []
+        self._disk, self._witness, self._clock = disk, witness, clock
+        self._only = None if only is None else disk.changes + only
+        self._known: tuple[int, int, float] | None = None
+        disk.tell = self._take
+
+    def _take(self, call: Call, when: When) -> None:
+        known = (self._disk.changes, self._witness.version, self._clock())
+        if known == self._known:
+            last = self.moments[-1]
+            self.moments[-1] = replace(last, calls=(*last.calls, (call, when)))
+            return
+        if self._only is not None and (self.moments or self._disk.changes < self._only):
+            return
+        self._known = known
+        self.moments.append(Moment(self._disk.twin(), self._witness.copy(), self._clock(), ((call, when),)))
+
+
+class WitnessedTransport(FakeTransport):
+    """A FakeTransport whose API refuses what is poisonous, and tells the witness what it gets."""
+
+    def __init__(self, witness: Witness) -> None:
+        super().__init__(self._judge)
+        self._witness = witness
+
+    async def send(self, context: Context, events: Sequence[Event]) -> Verdict:
+        """See `Transport`."""
+        verdict = await super().send(context, events)
+        self._witness.receives(self.answered[-1])
+        return verdict
+
+    def _judge(self, _context: Context, events: Sequence[Event]) -> Verdict | Answer:
+        bad = next((event.hash for event in events if event.hash in self._witness.poison), None)
+        return ACCEPTED if bad is None else REJECTED
+
+
+class Life:
+    """One process after another on one disk, as a script sees them: what it does and learns goes to the witness."""
+
+    def __init__(self, h: Host, witness: Witness) -> None:
+        self.host, self.witness = h, witness
+        self.disk = h.fs
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The one that runs."""
+        return self.host.pipeline
+
+    def start(self) -> Pipeline:
+        """Start a process, with a connection to the API of its own."""
+        self.connect()
+        return self.host.start()
+
+    def connect(self) -> None:
+        """Deliver through a fresh transport from the next start, or reload, on."""
+        self.transport = WitnessedTransport(self.witness)
+        self.host.transport = self.transport
+
+    def reload(self) -> None:
+        """Put a new configuration in place."""
+        self.transport.release()
+        self.connect()
+        self.pipeline.reconfigure(self.host.delivery)
+
+    async def submit(self, count: int, context: Context = PLAIN) -> list[str]:
+        """Submit a record of so many new events, wait for the answer, and return their names."""
+        names = self._names(count, context)
+        await self._submit(names, context)
+        return names
+
+    def send(self, count: int, context: Context = PLAIN) -> None:
+        """Submit a record without waiting."""
+        self.host.tasks.start_soon(self._submit, self._names(count, context), context)
+
+    def _names(self, count: int, context: Context) -> list[str]:
+        names = numbered(count, f"e{len(self.witness.submitted)}-")
+        self.witness.submits(names, context, self.host.wall_clock())
+        return names
+
+    async def _submit(self, names: list[str], context: Context) -> None:
+        committed = await self.pipeline.submit(context, events(*names)).wait()
+        self.witness.answered(names, committed.refused)
+
+    async def pause(self) -> None:
+        """Pause as an operator, and wait until that is on the disk."""
+        self.witness.pauses(durably=None)
+        self.pipeline.pause()
+        assert (await self.pipeline.commit_once()).checkpoint_error is None
+        self.witness.pauses(durably=True)
+
+    async def resume(self) -> None:
+        """Resume as an operator, and wait until that is on the disk."""
+        self.witness.pauses(durably=None)
+        self.pipeline.resume()
+        assert (await self.pipeline.commit_once()).checkpoint_error is None
+        self.witness.pauses(durably=False)
+
+
+Script = Callable[[Life], Awaitable[None]]
+
+
+def live(
+    script: Script,
+    setup: Setup,
+    *,
+    disk: WatchedFilesystem | None = None,
+    witness: Witness | None = None,
+    clock: float = EPOCH,
+    watched: bool | int = False,
+) -> list[Moment]:
+    """Live a life from `clock` on (seconds since the epoch), on a new disk unless one is given.
+
+    Return its moments if it is `watched`: all, or the one after so many changes on the disk.
+    """
+    disk = disk or WatchedFilesystem()
+    witness = witness or Witness(setup.bounds, setup.poison)
+    return virtual_time.run("asyncio", partial(_live, script, setup, disk, witness, clock, watched))
+
+
+async def _live(
+    script: Script, setup: Setup, disk: WatchedFilesystem, witness: Witness, clock: float, watched: bool | int
+) -> list[Moment]:
+    async with host() as h:
+        h.fs, h.limits, h.settings, h.options, h.skew = disk, setup.limits, setup.settings, setup.options, clock - EPOCH
+        only = None if isinstance(watched, bool) else watched
+        watch = None if watched is False else Watch(disk, witness, h.wall_clock, only)
+        try:
+            await script(Life(h, witness))
+        finally:
+            witness.latest = max(witness.latest, h.wall_clock())
+            disk.tell = None
+    return watch.moments if watch else []
