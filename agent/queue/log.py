@@ -65,11 +65,14 @@ class AppendError(StorageError):
 class Log:
     """The segments of one directory. Open it with `recover`."""
 
-    def __init__(self, fs: Filesystem, directory: Path, *, segment_bytes: int, durable: bool, view: View) -> None:
+    def __init__(
+        self, fs: Filesystem, directory: Path, *, segment_bytes: int, segment_seconds: float, durable: bool, view: View
+    ) -> None:
         """Use `recover` instead: it finds out what `view` is."""
         self._fs = fs
         self._directory = directory
         self._segment_bytes = segment_bytes
+        self._segment_seconds = segment_seconds
         self._durable = durable
         self._active: _Active | None = None
         self.view = view
@@ -82,10 +85,13 @@ class Log:
         quarantine: Quarantine,
         *,
         segment_bytes: int,
+        segment_seconds: float = float("inf"),
         durable: bool = True,
         next_seq: int = 1,
     ) -> Self:
         """Open the log, creating its directory; `next_seq` is what the cursor remembers.
+
+        A segment takes items up to `segment_bytes`, and for `segment_seconds` by whatever the clock says.
 
         Reads every segment's header and the last segment's frames, so the time does not grow with the backlog. A torn
         tail is cut off. New items always go to a new segment. Raises StorageError if the directory cannot be used at
@@ -101,7 +107,10 @@ class Log:
                 next_seq = max(next_seq, end.next_seq)
         except OSError as error:
             raise StorageError(f"{directory}: the queue directory cannot be used: {error.strerror or error}") from error
-        return cls(fs, directory, segment_bytes=segment_bytes, durable=durable, view=View(tuple(segments), next_seq))
+        view = View(tuple(segments), next_seq)
+        return cls(
+            fs, directory, segment_bytes=segment_bytes, segment_seconds=segment_seconds, durable=durable, view=view
+        )
 
     @property
     def directory(self) -> Path:
@@ -183,10 +192,14 @@ class Log:
 
     def _room_for(self, size: int, now: float) -> _Active:
         if self._active is not None:
-            if self.view.segments[-1].size + size <= self._segment_bytes:
+            if self._takes(self.view.segments[-1], size, now):
                 return self._active
             self.seal()
         return self._begin_segment(now)
+
+    def _takes(self, active: Segment, size: int, now: float) -> bool:
+        age = now - active.created_at if active.created_at is not None else 0.0
+        return active.size + size <= self._segment_bytes and abs(age) <= self._segment_seconds
 
     def _begin_segment(self, now: float) -> _Active:
         """Create a segment named by the next number, durable before anything is in it."""

@@ -137,17 +137,19 @@ def deletable(segments: Sequence[Segment], position: int) -> int:
     return max(bisect_right(segments, position, key=attrgetter("first_seq")) - 1, 0)
 
 
-def expired_before(segments: Sequence[Segment], created_before: float) -> int:
-    """Return the position below which every item was enqueued before `created_before`.
+def expired_before(segments: Sequence[Segment], enqueued_before: float, span: float) -> int:
+    """Return the position below which every item was enqueued before `enqueued_before`; the last segment stays.
 
-    Nothing in a segment is younger than the segment that follows it. What cannot be read says nothing of its age.
+    A segment takes items for at most `span` seconds after it was created. Nothing is made of when the next one was: the clock
+    may have been set back in between. A segment whose header is damaged goes with the next one that tells its age.
     """
     position = 0
-    for following in islice(segments, 1, None):
-        if following.created_at is not None and following.created_at > created_before:
+    for each, following in pairwise(segments):
+        if each.created_at is None:
+            continue
+        if each.created_at + span > enqueued_before:
             break
-        if following.created_at is not None:
-            position = following.first_seq
+        position = following.first_seq
     return position
 
 

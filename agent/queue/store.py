@@ -26,6 +26,9 @@ from agent.queue.segment import Segment
 
 _READ_BYTES = 256 * 1024
 
+# A segment takes events for this part of their greatest age, so that what it holds can expire together, soon enough.
+_SEGMENTS_PER_AGE = 24
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -93,6 +96,7 @@ class Store:
             self._directory / "segments",
             self.quarantine,
             segment_bytes=self._limits.segment_bytes,
+            segment_seconds=self._limits.max_age / _SEGMENTS_PER_AGE,
             durable=self._limits.sync == "commit",
             next_seq=state.next_seq if state else 1,
         )
@@ -107,7 +111,8 @@ class Store:
     def plan(self, entries: Sequence[Entry], now: float) -> Plan:
         """Settle what is too old or must make room for `entries`, and say what the next commit has to write."""
         view = self.log.view
-        self._drop_before(segment.expired_before(view.segments, now - self._limits.max_age), Outcome.EXPIRED)
+        oldest, span = now - self._limits.max_age, self._limits.max_age / _SEGMENTS_PER_AGE
+        self._drop_before(segment.expired_before(view.segments, oldest, span), Outcome.EXPIRED)
         segments = self._in_use(view)
         excess = sum(s.size for s in segments) + _size_on_disk(entries) - self._limits.max_bytes
         refused = None

@@ -276,27 +276,38 @@ def test_a_segment_may_go_when_the_next_one_begins_at_or_before_the_position(pos
 def test_the_last_segment_may_never_go() -> None:
     assert segment.deletable([], 9999) == 0
     assert segment.deletable(sizes(1), 9999) == 0
-    assert segment.expired_before(created(1.0), 9999) == 0
+    assert segment.expired_before(created(1.0), 9999, 0) == 0
     assert segment.overflow_before(sizes(10), 9999) == 0
 
 
 @pytest.mark.parametrize(
-    ("created_before", "position"), [(9, 0), (10, 0), (19, 0), (20, 101), (29, 101), (30, 201), (9999, 201)]
+    ("enqueued_before", "position"), [(14, 0), (15, 101), (24, 101), (25, 201), (34, 201), (9999, 201)]
 )
-def test_what_expires_was_there_before_a_segment_that_is_old_enough_itself(
-    created_before: float, position: int
+def test_a_segment_expires_when_even_the_last_that_it_may_have_taken_is_old_enough(
+    enqueued_before: float, position: int
 ) -> None:
-    assert segment.expired_before(created(10, 20, 30), created_before) == position
+    assert segment.expired_before(created(10, 20, 30), enqueued_before, 5) == position
+
+
+def test_a_clock_that_was_set_back_for_a_while_expires_nothing_that_was_there_before() -> None:
+    assert segment.expired_before(created(100, 10, 11, 100), 50, 5) == 0
 
 
 @pytest.mark.parametrize(
     ("times", "position"),
-    [((None, None, None), 0), ((10, None, 20), 201), ((10, 20, None), 101), ((None, 20, None, 40), 101), ((), 0)],
+    [
+        ((None, None, None), 0),
+        ((10, None, 20), 101),
+        ((10, 20, None), 201),
+        ((None, 20, None, 40), 201),
+        ((None, 40, 10), 0),
+        ((), 0),
+    ],
 )
 def test_a_segment_of_unknown_age_goes_with_the_next_one_whose_age_is_known(
     times: tuple[float | None, ...], position: int
 ) -> None:
-    assert segment.expired_before(created(*times), 30) == position
+    assert segment.expired_before(created(*times), 30, 0) == position
 
 
 @pytest.mark.parametrize(

@@ -132,10 +132,10 @@ class TestOverflow:
 
 class TestExpiry:
     def test_segments_go_when_all_in_them_is_too_old(self, disk: FaultFilesystem) -> None:
-        store = Store(disk, ROOT, Limits(segment_bytes=1, max_age=100.0))
+        store = Store(disk, ROOT, Limits(segment_bytes=1, max_age=96.0))
         for now in (0.0, 50.0, 90.0):
             commit(store, [entry("x")], now)
-        assert [(commit(store, (), now), numbers(store)) for now in (149.0, 150.0, 190.0)] == [
+        assert [(commit(store, (), now), numbers(store)) for now in (99.0, 100.0, 150.0)] == [
             (Committed(None, None, None), [1, 2, 3]),
             (Committed(None, None, None), [2, 3]),
             (Committed(None, None, None), [3]),
@@ -153,10 +153,29 @@ class TestExpiry:
         store = Store(disk, ROOT, Limits(segment_bytes=1, max_age=100.0))
         for _ in range(2):
             commit(store, [entry("x")], 0.0)
-        disk.flip(store.log.path(2), 0, 0)
+        disk.flip(store.log.path(1), 0, 0)
         store = Store(disk, ROOT, Limits(segment_bytes=1, max_age=100.0))
         commit(store, (), 1e6)
         assert numbers(store) == [1, 2]
+
+    @pytest.mark.parametrize("restarts", [False, True])
+    def test_a_clock_that_was_wrong_for_a_while_makes_no_young_event_expire(
+        self, disk: FaultFilesystem, *, restarts: bool
+    ) -> None:
+        store = Store(disk, ROOT, Limits(max_age=96.0))
+        for now in (1000.0, 1190.0, 0.0, 1190.0, 0.0, 1200.0):
+            commit(store, [entry("x")], now)
+            if restarts:
+                store = Store(disk, ROOT, Limits(max_age=96.0))
+        commit(store, (), 1200.0)
+        assert numbers(store)[-1] == 6
+        assert {2, 4} <= set(numbers(store))
+
+    def test_a_segment_takes_events_for_a_part_of_their_greatest_age_only(self, disk: FaultFilesystem) -> None:
+        store = Store(disk, ROOT, Limits(max_age=96.0))
+        for now in (0.0, 4.0, 4.1, 8.2, 4.2, 0.0):
+            commit(store, [entry("x")], now)
+        assert [each.first_seq for each in store.log.view.segments] == [1, 3, 4, 6]
 
 
 class TestRoom:
