@@ -188,6 +188,7 @@ class Life:
         return names
 
     async def _submit(self, names: list[str], context: Context) -> None:
+        self.witness.submits(names, context, self.host.wall_clock())  # again: another task may have run before this one
         committed = await self.pipeline.submit(context, events(*names)).wait()
         self.witness.answered(names, committed.refused)
 

@@ -1,29 +1,37 @@
-"""Random sequences of what an API, an operator and a machine may do to a pipeline, and what must be true all along.
+"""Random sequences of what an API, an operator, a clock, a disk and a machine may do to a pipeline, over several processes.
 
-It knows events and answers. It must never know how the pipeline keeps its promises.
+It knows events, answers, faults and deaths. It must never know how the pipeline keeps its promises: tests.support.witness judges.
 """
 
-from collections.abc import Sequence
-from typing import Any
+import errno
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
 
-import anyio
-from hypothesis import strategies as st
+import anyio.lowlevel
 
+from agent.delivery.policy import Settings
+from agent.delivery.source import Options
 from agent.delivery.transport import Kind, Verdict
+from agent.errors import StorageError
 from agent.events import Context
 from agent.pipeline import Pipeline
-from tests.support.crash_model import RandomChooser
-from tests.support.fake_transport import ACCEPTED, LOST, Answer, FakeTransport
-from tests.support.pipelines import Host, balanced, dead_letters, numbered, submit
+from agent.queue.cursor import Ledger
+from agent.queue.store import Limits
+from tests.support.crash_model import Chooser, LoseAll, RandomChooser, os_error
+from tests.support.fake_transport import ACCEPTED, LOST, Answer
+from tests.support.fault_filesystem import Crash, ErrorRule, When, no_errors
+from tests.support.lives import Life, Setup, WatchedFilesystem
+from tests.support.pipelines import DIRECTORY, EPOCH, dead_letters, host
+from tests.support.witness import Bounds, Witness, check_identity
 
-TRANSIENT = Verdict(Kind.TRANSIENT, "503 Service Unavailable", 503)
-BLOCKED = Verdict(Kind.BLOCKED, "402 Payment Required", 402)
-MISCONFIGURED = Verdict(Kind.MISCONFIGURED, "404 Not Found", 404)
-
-Action = Sequence[Any]
-
-CONTEXTS = [Context(), Context("GITHUB_ACTIONS", 0), Context("GITHUB_ACTIONS", 1)]
-VERDICTS: list[Verdict | Answer] = [
+TRANSIENT: Final = Verdict(Kind.TRANSIENT, "503 Service Unavailable", 503)
+BLOCKED: Final = Verdict(Kind.BLOCKED, "402 Payment Required", 402)
+MISCONFIGURED: Final = Verdict(Kind.MISCONFIGURED, "404 Not Found", 404)
+CONTEXTS: Final = [Context(), Context("GITHUB_ACTIONS", 0), Context("GITHUB_ACTIONS", 1)]
+VERDICTS: Final[list[Verdict | Answer]] = [
     ACCEPTED,
     TRANSIENT,
     Verdict(Kind.TRANSIENT, "429", 429, 30.0),
@@ -34,130 +42,264 @@ VERDICTS: list[Verdict | Answer] = [
     BLOCKED,
     MISCONFIGURED,
 ]
-STATUSES: list[Verdict | None] = [None, ACCEPTED, BLOCKED, TRANSIENT]
-ACTIONS = st.one_of(
-    st.tuples(st.just("submit"), st.integers(1, 12), st.integers(0, len(CONTEXTS) - 1)),
-    st.tuples(st.just("script"), st.lists(st.sampled_from(range(len(VERDICTS))), min_size=1, max_size=6)),
-    st.tuples(st.just("status"), st.integers(0, len(STATUSES) - 1)),
-    st.tuples(st.just("sleep"), st.sampled_from([0.0, 0.5, 3.0, 40.0, 400.0])),
-    st.sampled_from([("hold",), ("release",), ("pause",), ("resume",), ("reconfigure",), ("restart",), ("kill",)]),
-    st.tuples(st.just("cut_power"), st.integers(0, 1000)),
-)
-MAX_EVENTS = 5
+STATUSES: Final[list[Verdict | None]] = [None, ACCEPTED, BLOCKED, TRANSIENT]
+CODES: Final = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EMFILE)
+
+SETTINGS: Final = Settings(max_events=5, concurrency=3, rejections_in_a_row=4)
+SETUPS: Final = [
+    Setup(Limits(segment_bytes=1000), SETTINGS),
+    Setup(Limits(segment_bytes=600, max_bytes=4000), SETTINGS, bounds=Bounds(kept=4, letters=2)),
+    Setup(Limits(segment_bytes=600, max_bytes=4000, overflow="drop-newest"), SETTINGS, bounds=Bounds(letters=2)),
+    Setup(Limits(segment_bytes=600, max_age=1000.0), SETTINGS, Options(max_age=1000.0)),
+    Setup(Limits(segment_bytes=600, min_free_bytes=300), SETTINGS),
+]
+
+Step = Sequence[Any]
+"""A method of Story, and its arguments."""
 
 
+@dataclass
+class Failing:
+    """The rule under which the n-th call from now on fails, or with `lasting` each from there; `fired` once one did.
+
+    Closing cannot fail, nor can asking for the size of an open file. What cannot be opened is as good as damaged, and so is a
+    cursor, or for long anything, that cannot be read: those are no faults that pass.
+    """
+
+    n: int
+    code: int
+    lasting: bool
+    fired: bool = False
+
+    def __call__(self, operation: str, path: Path) -> OSError | None:
+        reading = operation == "pread" and (self.lasting or path == DIRECTORY / "cursor")
+        opening = operation == "open" and self.code != errno.EMFILE
+        if operation in {"close", "release", "size"} or reading or opening:
+            return None
+        self.n -= 1
+        if self.n >= 0 or (self.fired and not self.lasting):
+            return None
+        self.fired = True
+        return os_error(self.code, path)
+
+
+@dataclass
 class Story:
-    """One random sequence of actions, and what has to be true of it."""
+    """One sequence of steps, told from the first start to the last stop."""
 
-    def __init__(self, h: Host) -> None:
-        self.host = h
-        self.submitted: dict[str, Context] = {}
-        self.transports = [self.new_transport()]
-        self.pipeline: Pipeline = h.start()
+    setup: Setup
+    disk: WatchedFilesystem = field(default_factory=WatchedFilesystem)
+    skew: float = 0.0
+    death: Chooser | None = None
+
+    def __post_init__(self) -> None:
+        self.witness = Witness(self.setup.bounds._replace(age=self.setup.limits.max_age))
+
+    async def tell(self, steps: Iterable[Step]) -> None:
+        """Play all the steps, as many processes as that takes, and end well."""
+        left, ended = deque(steps), False
+        while not ended:
+            try:
+                async with host() as h:
+                    h.fs, h.limits, h.settings, h.options = self.disk, self.setup.limits, SETTINGS, self.setup.options
+                    h.skew = self.skew
+                    self.life = Life(h, self.witness)
+                    await self._begin()
+                    while left:
+                        await self._play(left.popleft())
+                    await self._end_well()
+                    ended = True
+            except* Crash:
+                self._die(self.death)
+
+    async def _play(self, step: Step) -> None:
+        name, *arguments = step
+        await getattr(self, name)(*arguments)
+        await anyio.lowlevel.checkpoint()
+        self._check()
 
     @property
-    def transport(self) -> FakeTransport:
-        """The one in use."""
-        return self.transports[-1]
+    def pipeline(self) -> Pipeline:
+        """The one that runs."""
+        return self.life.pipeline
 
-    def new_transport(self) -> FakeTransport:
-        """Put a fresh transport in the host."""
-        transport = FakeTransport()
-        self.host.transport = transport
-        return transport
-
-    async def play(self, action: Action) -> None:
-        """Do what the action says: a method's name, and its arguments."""
-        name, *arguments = action
-        await getattr(self, name)(*arguments)
+    # Clients
 
     async def submit(self, count: int, context: int) -> None:
-        """Submit a record; what is refused is not the pipeline's."""
-        names = numbered(count, f"e{len(self.submitted)}-")
-        if not (await submit(self.pipeline, names, CONTEXTS[context]).wait()).refused:
-            self.submitted |= dict.fromkeys(names, CONTEXTS[context])
+        """Submit a record, and wait for the answer."""
+        await self.life.submit(count, CONTEXTS[context])
+
+    async def send(self, count: int, context: int) -> None:
+        """Submit a record."""
+        self.life.send(count, CONTEXTS[context])
+
+    # The API
 
     async def script(self, indexes: list[int]) -> None:
         """Give the next batches these answers of VERDICTS."""
-        self.transport.script(VERDICTS[index] for index in indexes)
+        self.life.transport.script(VERDICTS[index] for index in indexes)
 
     async def status(self, index: int) -> None:
         """Let the API say this to a probe."""
-        self.transport.status = STATUSES[index]
+        self.life.transport.status = STATUSES[index]
+
+    async def hold(self) -> None:
+        """Keep requests open."""
+        self.life.transport.hold()
+
+    async def release(self) -> None:
+        """Answer what is kept open."""
+        self.life.transport.release()
+
+    # Time
 
     async def sleep(self, seconds: float) -> None:
         """Let time pass."""
         await anyio.sleep(seconds)
 
-    async def hold(self) -> None:
-        """Keep requests open."""
-        self.transport.hold()
+    async def jump(self, seconds: float) -> None:
+        """Set the wall clock, back or forth; what was submitted is on the disk, with the time of its segment, by then."""
+        await self.pipeline.commit_once()
+        self._look_at_the_clock()
+        self.skew += seconds
+        self.life.host.skew = self.skew
+        self._look_at_the_clock()
 
-    async def release(self) -> None:
-        """Answer what is kept open."""
-        self.transport.release()
+    # Operators
 
     async def pause(self) -> None:
         """Be an operator who pauses."""
+        self.witness.pauses(durably=None)
         self.pipeline.pause()
+        if (await self.pipeline.commit_once()).checkpoint_error is None:
+            self.witness.pauses(durably=True)
 
     async def resume(self) -> None:
         """Be an operator who resumes."""
+        self.witness.pauses(durably=None)
         self.pipeline.resume()
 
     async def reconfigure(self) -> None:
         """Deliver through another transport."""
-        self.transport.release()
-        self.transports.append(self.new_transport())
-        self.pipeline.reconfigure(self.host.delivery)
+        self.life.reload()
 
     async def restart(self) -> None:
-        """Stop in good order, and start again."""
-        await self.host.stop(1.0)
-        self.begin_again()
+        """Stop in good order, and start again; a disk that fails may refuse both."""
+        try:
+            await self.life.host.stop(1.0)
+        except StorageError:
+            assert self.witness.faults or self.disk.capacity is not None
+        self._die(None)
+        await self._begin()
+
+    # The machine
 
     async def kill(self) -> None:
         """End without a word, and start again."""
-        await self.host.kill()
-        self.begin_again()
+        await self.life.host.kill()
+        self._die(None)
+        await self._begin()
 
     async def cut_power(self, seed: int) -> None:
-        """Lose what is not durable, and start again."""
-        await self.host.kill(RandomChooser(seed))
-        self.begin_again()
+        """Lose some of what is not durable, and start again."""
+        await self.life.host.kill()
+        self._die(RandomChooser(seed))
+        await self._begin()
 
-    def begin_again(self) -> None:
-        """Start another pipeline on what is left on the disk."""
-        self.transports.append(self.new_transport())
-        self.pipeline = self.host.start()
+    async def crash(self, calls: int, when: When, seed: int, power: bool, midway: bool) -> None:
+        """Die in the call that comes after so many, perhaps in the middle of it."""
+        index, self.death = self.disk.calls + calls, RandomChooser(seed) if power else None
+        self.disk.crash_at(index, "after" if midway else when)
+        if midway:
+            self.disk.partial = RandomChooser(seed)
+            self.disk.errors = self._cut_short(index)
 
-    async def end_well(self) -> None:
-        """Let the API and the operator be kind, until the queue is empty."""
-        self.pipeline.resume()
-        await self.reconfigure()
+    def _cut_short(self, index: int) -> ErrorRule:
+        """Return the rule by which a write in that call ends somewhere; nobody lives to see the error."""
+
+        def rule(operation: str, path: Path) -> OSError | None:
+            return os_error(errno.EIO, path) if operation == "pwrite" and self.disk.calls == index + 1 else None
+
+        return rule
+
+    async def fail(self, calls: int, code: int, seed: int, lasting: bool) -> None:
+        """Let the disk fail, once or until it is healed."""
+        self.disk.partial = RandomChooser(seed)
+        self.disk.errors = Failing(calls, code, lasting)
+        self.witness.faults += 1
+
+    async def heal(self) -> None:
+        """Repair the disk."""
+        self.disk.errors = no_errors
+
+    async def fill(self, room: int) -> None:
+        """Leave so much room on the disk."""
+        self.disk.capacity = self.disk.used + room
+
+    async def make_room(self) -> None:
+        """Leave all the room that anybody may want."""
+        self.disk.capacity = None
+
+    # What comes between
+
+    async def _begin(self) -> None:
+        """Start a process; where the disk refuses that, repair it first."""
+        try:
+            pipeline = self.life.start()
+        except StorageError:
+            assert self.witness.faults or self.disk.capacity is not None
+            self.disk.errors, self.disk.capacity = no_errors, None
+            self.disk.kill()
+            pipeline = self.life.start()
+        self._found: Ledger = pipeline.ledger()
+        self._before = self.witness.copy()
+        self.witness.check_recovered(self._found, killed=not self.witness.power_cuts and not self.witness.faults)
+        if self.witness.paused:
+            assert (await pipeline.status()).state == "paused"
+        self._look_at_the_clock()
+
+    def _die(self, chooser: Chooser | None) -> None:
+        self._look_at_the_clock()
+        self.witness.deaths += 1
+        self.disk.partial = LoseAll()
+        if not isinstance(self.disk.errors, Failing):
+            self.disk.errors = no_errors
+        if chooser is None:
+            self.disk.kill()
+            return
+        self.disk.crash(chooser)
+        self.witness.power_cuts += 1
+
+    def _look_at_the_clock(self) -> None:
+        self.witness.latest = max(self.witness.latest, EPOCH + anyio.current_time() + self.skew)
+
+    async def _end_well(self) -> None:
+        """Let everybody be kind until the queue is empty, stop, and find the same ledger again."""
+        await self.heal()
+        await self.make_room()
+        await self.resume()
+        self.life.reload()
+        await self.life.submit(2)
         await self.pipeline.flush()
-        await self.host.stop(1.0)
-
-    def check(self) -> None:
-        """Assert what is true at every moment."""
-        assert balanced(self.pipeline)
-        for sent in (sent for transport in self.transports for sent in transport.answered):
-            assert 0 < len(sent.events) <= MAX_EVENTS
-            assert {self.submitted[name] for name in sent.hashes} == {sent.context}
-
-    def check_end(self) -> None:
-        """Assert what is true when all is over."""
-        taken = {name for transport in self.transports for name in transport.taken}
-        letters = {letter.event.hash for letter in dead_letters(self.host.fs)}
-        assert taken | letters >= self.submitted.keys()
-        refused = {
-            sent.hashes[0]
-            for transport in self.transports
-            for sent in transport.answered
-            if sent.kind in {Kind.REJECTED, Kind.TOO_LARGE} and len(sent.events) == 1
-        }
-        assert letters <= refused
+        self._look_at_the_clock()
         ledger = self.pipeline.ledger()
-        assert (ledger.queued, ledger.dropped, ledger.accepted) == (0, {}, len(self.submitted))
-        assert ledger.delivered <= len(taken)
-        assert ledger.dead_lettered <= len(dead_letters(self.host.fs))
+        self._check()
+        assert ledger.accepted - self._found.accepted == self.witness.answers - self._before.answers
+        self.witness.check_end(ledger, dead_letters(self.disk))
+        self.witness.check_repeats(SETTINGS.max_events * SETTINGS.concurrency)
+        await self.life.host.stop(1.0)
+        again = self.life.host.open()
+        assert again.ledger() == ledger
+        await again.close()
+
+    def _check(self) -> None:
+        """Hold the ledger to its identity, and to what happened since the start."""
+        ledger, witness = self.pipeline.ledger(), self.witness
+        check_identity(ledger)
+        answered = witness.answers - self._before.answers
+        submitted = len(witness.submitted) - len(self._before.submitted)
+        assert answered <= ledger.accepted - self._found.accepted <= submitted
+        delivered = witness.taken.total() - self._before.taken.total()
+        assert ledger.delivered - self._found.delivered <= delivered
+        assert ledger.dead_lettered - self._found.dead_lettered <= len(witness.refused) - len(self._before.refused)
+        assert all(len(sent.events) <= SETTINGS.max_events for sent in self.life.transport.answered)

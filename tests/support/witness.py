@@ -59,7 +59,10 @@ class Witness:
     taken: Counter[str] = field(default_factory=Counter)
     refused: list[str] = field(default_factory=list)
     rotten: set[str] = field(default_factory=set)
+    lost_answers: int = 0
+    deaths: int = 0
     power_cuts: int = 0
+    faults: int = 0
     paused: bool | None = False
     latest: float = 0.0
     version: int = 0
@@ -70,6 +73,11 @@ class Witness:
         for name in ("submitted", "acked", "failed", "taken", "refused", "rotten"):
             setattr(twin, name, getattr(self, name).copy())
         return twin
+
+    @property
+    def answers(self) -> int:
+        """How many events the agent has said something of."""
+        return len(self.acked) + len(self.failed)
 
     # What becomes known
 
@@ -93,6 +101,7 @@ class Witness:
         assert len(set(sent.hashes)) == len(sent.hashes), "an event is twice in a batch"
         if sent.taken:
             self.taken.update(sent.hashes)
+            self.lost_answers += len(sent.events) if sent.kind is not Kind.ACCEPTED else 0
         if sent.kind in {Kind.REJECTED, Kind.TOO_LARGE} and len(sent.events) == 1:
             self.refused.append(sent.hashes[0])
         self.version += 1
@@ -110,7 +119,7 @@ class Witness:
         assert ledger.accepted >= len(self.acked) + (len(self.failed) if killed else 0), (ledger, len(self.acked))
         assert ledger.accepted <= len(self.submitted) + len(self.failed), (ledger, len(self.submitted))
         assert ledger.delivered <= len(self.taken)
-        in_doubt = len(self.submitted) - len(self.acked) if self.power_cuts else 0
+        in_doubt = len(self.submitted) - len(self.acked) if self.power_cuts or self.faults else 0
         assert ledger.dropped.get("corrupt", 0) <= in_doubt + len(self.rotten), ledger
         open_ends = [name for name in self.acked if name not in self.taken and name not in self.refused]
         dropped = sum(ledger.dropped.values())
@@ -123,6 +132,11 @@ class Witness:
         self._check_letters(letters, ledger)
         missing = self.missing(letters)
         self._check_drops(missing, ledger)
+
+    def check_repeats(self, in_flight: int) -> None:
+        """Where no power was cut, hold repeats to lost answers, and to `in_flight` events for each death."""
+        repeats = self.taken.total() - len(self.taken)
+        assert self.power_cuts or repeats <= self.lost_answers + self.deaths * in_flight
 
     def missing(self, letters: Collection[DeadLetter]) -> list[str]:
         """Return which acknowledged events neither the API nor a dead letter has, oldest first."""

@@ -6,8 +6,6 @@ from typing import Any
 
 import anyio
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from agent.delivery.policy import Settings
 from agent.delivery.source import Options
@@ -19,7 +17,7 @@ from tests.support import virtual_time
 from tests.support.fake_transport import ACCEPTED, LOST, FakeTransport, Rule, reject
 from tests.support.fault_filesystem import failing, no_errors
 from tests.support.pipelines import DIRECTORY, balanced, dead_letters, host, numbered, submit, submit_events
-from tests.support.stories import ACTIONS, BLOCKED, MAX_EVENTS, MISCONFIGURED, TRANSIENT, Action, Story
+from tests.support.stories import BLOCKED, MISCONFIGURED, TRANSIENT
 
 NAMES = numbered(100)
 
@@ -314,22 +312,3 @@ async def test_a_disk_that_fails_sheds_by_name_and_recovers_by_itself() -> None:
         assert await pipeline.healthy()
         assert transport.taken == NAMES
         assert balanced(pipeline)
-
-
-@pytest.mark.parametrize("name", virtual_time.NAMES)
-@given(actions=st.lists(ACTIONS, min_size=3, max_size=40))
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_whatever_happens_every_event_is_taken_or_dead_lettered(name: str, actions: list[Action]) -> None:
-    async def main() -> None:
-        async with host() as h:
-            h.settings = Settings(max_events=MAX_EVENTS, concurrency=3, rejections_in_a_row=4)
-            h.limits = Limits(segment_bytes=1000)
-            story = Story(h)
-            for action in actions:
-                await story.play(action)
-                story.check()
-            await story.end_well()
-            story.check()
-            story.check_end()
-
-    virtual_time.run(name, main)
