@@ -17,15 +17,16 @@ A call that is itself cut in the middle leaves on the disk what a torn write lea
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 import pytest
 
 from agent.queue import record, segment
+from agent.queue.cursor import Outcome
 from tests.support import profiles
 from tests.support.afterlives import Death, live_on
 from tests.support.crash_outcomes import Cuts, Remains, every_byte
 from tests.support.lives import Moment, live
+from tests.support.witness import Witness
 from tests.support.workloads import WORKLOADS, Workload
 
 BOUND = 1000 if profiles.is_nightly() else 64
@@ -116,13 +117,20 @@ def test_no_promise_is_broken_by_a_write_torn_at_any_byte(
 
 
 def test_every_workload_does_what_it_is_for() -> None:
-    paths: dict[str, set[Path]] = {}
+    calls: dict[str, set[tuple[str, str]]] = {}
+    seen: dict[str, Witness] = {}
     for workload in WORKLOADS:
-        moments = live(workload.script, workload.setup, watched=True)
-        paths[workload.name] = {
-            Path(call.path.parent.name, call.operation) for each in moments for call, _ in each.calls
-        }
-    assert Path("dead-letters/unlink") in paths["keep_dead_letters"]
-    assert Path("quarantine/rename") in paths["rot"]
-    assert Path("default/rename") in paths["fail_to_sync"]
-    assert all(Path("segments/unlink") in each for each in paths.values())
+        name, seen[workload.name] = workload.name, Witness(workload.setup.bounds, workload.setup.poison)
+        moments = live(workload.script, workload.setup, witness=seen[name], watched=True)
+        calls[name] = {(call.path.parent.name, call.operation) for each in moments for call, _ in each.calls}
+    assert all(("segments", "unlink") in each for each in calls.values())
+    assert ("dead-letters", "unlink") in calls["keep_dead_letters"]
+    assert ("quarantine", "rename") in calls["rot"]
+    assert ("default", "rename") in calls["fail_to_sync"]
+    assert set(seen["overflow_with_the_newest"].failed.values()) == {Outcome.OVERFLOW}
+    assert set(seen["fill_the_disk"].failed.values()) == {Outcome.DISK_FULL}
+    assert seen["meet_a_difficult_api"].lost_answers > 0
+    undelivered = {
+        name for name, witness in seen.items() if witness.acked.keys() - witness.taken - set(witness.refused)
+    }
+    assert undelivered == {"lose_power_and_recover", "overflow", "expire", "rot"}

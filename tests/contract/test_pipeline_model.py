@@ -101,7 +101,7 @@ class OnTrio(PipelineMachine):
     backend = "trio"
 
 
-EXAMPLES, STEPS = (2000, 60) if profiles.is_nightly() else (60, 30)
+EXAMPLES, STEPS = (5000, 80) if profiles.is_nightly() else (60, 30)
 
 
 def case(machine: type[PipelineMachine]) -> Any:
