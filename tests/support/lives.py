@@ -24,7 +24,7 @@ from tests.support import virtual_time
 from tests.support.crash_outcomes import Cuts, Remains, every_remains
 from tests.support.fake_transport import ACCEPTED, Answer, FakeTransport
 from tests.support.fault_filesystem import MUTATING, Call, FaultFilesystem, When
-from tests.support.pipelines import EPOCH, PLAIN, Host, events, host, numbered
+from tests.support.pipelines import EPOCH, PLAIN, Host, host, numbered, submit
 from tests.support.witness import Bounds, Witness
 
 T = TypeVar("T")
@@ -133,9 +133,9 @@ class WitnessedTransport(FakeTransport):
         super().__init__(self._judge)
         self._witness = witness
 
-    async def send(self, context: Context, events: Sequence[Event]) -> Verdict:
+    async def send(self, context: Context, body: bytes) -> Verdict:
         """See `Transport`."""
-        verdict = await super().send(context, events)
+        verdict = await super().send(context, body)
         self._witness.receives(self.answered[-1])
         return verdict
 
@@ -189,7 +189,7 @@ class Life:
 
     async def _submit(self, names: list[str], context: Context) -> None:
         self.witness.submits(names, context, self.host.wall_clock())  # again: another task may have run before this one
-        committed = await self.pipeline.submit(context, events(*names)).wait()
+        committed = await submit(self.pipeline, names, context).wait()
         self.witness.answered(names, committed.refused)
 
     async def pause(self) -> None:
