@@ -29,8 +29,8 @@ _OURS = ("ARTIFACTS_AGENT_", "TURBO_", "NOTIFY_", "LISTEN_", "CREDENTIALS_")
 class Daemon:
     """One daemon on one directory. It may be started again after it ended: the queue and the configuration stay.
 
-    `sections` are merged over the defaults, section by section; a value None removes a key. Leaving the `with` block
-    kills what still runs.
+    `sections` are merged over the defaults, section by section; a value None removes a key. `module` is what Python runs
+    as the command. Leaving the `with` block kills what still runs.
     """
 
     def __init__(self, directory: Path, api_url: str, sections: Sections | None = None, token: str = TOKEN) -> None:
@@ -41,6 +41,7 @@ class Daemon:
         self.stream, self.datagram, self.control = (directory / name for name in ("s.sock", "d.sock", "c.sock"))
         self.queue = directory / "queue"
         self.env: dict[str, str] = {}
+        self.module = "agent.cli"
         self._stderr = directory / "stderr"
         self._process: subprocess.Popen[bytes] | None = None
         self._set_token(token)
@@ -67,14 +68,27 @@ class Daemon:
 
     def start(self, timeout: float = 20.0) -> Self:
         """Start it and return when it is ready (systemd's READY=1); AssertionError with its stderr if it is not."""
-        with _notifications(self.directory / "n.sock") as notify, self._stderr.open("ab") as stderr:
-            command = [sys.executable, "-m", "agent.cli", "run", "--config", str(self.config)]
-            env = _environment() | self.env | {"NOTIFY_SOCKET": str(self.directory / "n.sock")}
-            self._process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr)
-            if not _ready(notify, self._process.pid, timeout):
+        with _notifications(self.directory / "n.sock") as notify:
+            self.launch()
+            if not _ready(notify, self.pid, timeout):
                 self.kill()
                 raise AssertionError(f"the daemon was not ready within {timeout} s:\n{self.stderr_text()}")
         return self
+
+    def launch(self) -> None:
+        """Start the process, without a word about when it is ready."""
+        command = [sys.executable, "-m", self.module, "run", "--config", str(self.config)]
+        env = _environment() | self.env | {"NOTIFY_SOCKET": str(self.directory / "n.sock")}
+        with self._stderr.open("ab") as stderr:
+            self._process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr)
+
+    def ended_within(self, seconds: float) -> bool:
+        """Tell whether it ends by itself within that time; returns as soon as it does."""
+        ended = os.pidfd_open(self.pid)
+        try:
+            return bool(select.select([ended], [], [], seconds)[0])
+        finally:
+            os.close(ended)
 
     def kill(self) -> None:
         """SIGKILL, and wait for the end; nothing happens if it ended already."""

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from agent.client import EventClient
 from tests.support import recordings
@@ -37,12 +37,16 @@ CI = "x-artifact-client-ci"
 
 @dataclasses.dataclass
 class Report:
-    """What a sender did: distinct events handed over, those acknowledged, those sent again, and its connections."""
+    """What a sender did: distinct events handed over, those acknowledged, those sent again, and its connections.
+
+    `dropped` is how many it was told could not be kept; they were sent again.
+    """
 
     sent: int = 0
     acked: int = 0
     resent: int = 0
     connections: int = 0
+    dropped: int = 0
 
 
 class Item(NamedTuple):
@@ -55,11 +59,28 @@ class Item(NamedTuple):
 Source = Callable[[int], Item | None]
 
 
+class Tally(NamedTuple):
+    """An answer's cumulative counts."""
+
+    durable: int = 0
+    dropped: int = 0
+
+    @property
+    def settled(self) -> int:
+        """How many events of the connection have met their fate."""
+        return self.durable + self.dropped
+
+
 @dataclasses.dataclass
 class Durable:
     """Sends items in windows over a stream connection; after it broke, again from the first that was not acknowledged.
 
-    The last window is held back until the connection has broken `breaks` times, so that it breaks in the middle.
+    The last window is held back until the connection has broken `breaks` times, so that it breaks in the middle. `pace`
+    is called before each window, with its length.
+
+    With `may_drop`, the daemon may say that it could not keep events. Its counts do not tell which ones: those of the window
+    before the first drop are surely durable, the rest of it is of unknown fate, and is sent again when the whole window
+    is settled. So an event counts as acknowledged only if the answer can mean nothing else.
     """
 
     socket: Path
@@ -67,6 +88,8 @@ class Durable:
     window: int
     breaks: int = 0
     progress: Path | None = None
+    may_drop: bool = False
+    pace: Callable[[int], None] = lambda _: None
     report: Report = dataclasses.field(default_factory=Report)
 
     def run(self) -> Report:
@@ -89,25 +112,41 @@ class Durable:
             return None
 
     def _converse(self, conversation: Conversation) -> None:
-        acked_before, ci = self.report.acked, None
+        tally, ci = Tally(), None
         while window := self._next_window():
             if self._is_last(window):
                 conversation.answer()  # returns at the connection's end: nothing is left to be answered
                 return
+            self.pace(len(window))
             if window[0].ci != ci:
                 ci = window[0].ci
                 conversation.send(json.dumps({"context": {"ci": ci}}).encode() + b"\n")
-            target = self.report.acked + len(window)
             self.report.resent += max(self.report.sent - self.report.acked, 0)
-            self.report.sent = max(self.report.sent, target)
+            self.report.sent = max(self.report.sent, self.report.acked + len(window))
             conversation.send(b"".join(item.line for item in window))
-            while self.report.acked < target:
-                answer = conversation.answer()
-                if answer is None:
-                    return
-                assert answer.keys() == {"durable", "rejected"}, answer
-                assert answer["rejected"] == 0, answer
-                self._advance(acked_before + answer["durable"])
+            settled = self._settle(conversation, len(window), tally)
+            if settled is None:
+                return
+            tally = settled
+
+    def _settle(self, conversation: Conversation, length: int, before: Tally) -> Tally | None:
+        """Read answers until a window's fate is known, and count what is surely durable; None at the connection's end."""
+        acked, now = self.report.acked, before
+        while now.settled < before.settled + length:
+            answer = conversation.answer()
+            if answer is None:
+                return None
+            dropped, now = now.dropped, self._tally(answer)
+            self.report.dropped += now.dropped - dropped
+            if now.dropped == before.dropped:
+                self._advance(acked + now.durable - before.durable)
+        return now
+
+    def _tally(self, answer: dict[str, Any]) -> Tally:
+        allowed = {"durable", "rejected", "dropped"} if self.may_drop else {"durable", "rejected"}
+        assert answer.keys() <= allowed, answer
+        assert answer["rejected"] == 0, answer
+        return Tally(answer["durable"], answer.get("dropped", 0))
 
     def _next_window(self) -> list[Item]:
         """Return the next items of one context."""

@@ -1,0 +1,1 @@
+"""The soak: real faults, for a given time and from a seed, and an oracle that knows only the protocol."""

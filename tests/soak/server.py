@@ -1,0 +1,209 @@
+"""The soak's API as a process of its own: `python -m tests.soak.server --seed N --record DIRECTORY`.
+
+It misbehaves at random until SIGUSR1, and from then on does not. At SIGTERM it writes what it took to the directory: a
+`Record` as JSON, and one byte per event, how often it came, into a file per client. It keeps no requests, so that its
+memory is bounded by the events. It must never know the agent.
+
+An event is *taken* when the server decides on a 2xx for it, whether or not a whole answer then gets through.
+"""
+
+import argparse
+import collections
+import json
+import random
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.soak.events import ci_of, identify, is_poisonous
+from tests.support.api_server import Answer, ApiServer, error
+from tests.support.capture import Captured
+from tests.support.process import Child, running
+from tests.support.senders import CI
+
+UP_SECONDS, DOWN_SECONDS = 12.0, 1.5
+MOST = 255
+NAMED = 5
+_LIMITS = (None, None, 20, 60, 90)
+
+# How often each answer comes, of a thousand requests; the rest is a plain 200. Those of 2xx were taken, the others were not.
+_RETRY_SOON = {"Retry-After": "1"}
+TROUBLE: Mapping[int, tuple[Answer, ...]] = {
+    40: (Answer(201), Answer(204, body=b""), Answer(202, body=b""), Answer(delay=0.1)),
+    15: (
+        Answer(mode="cut"),
+        Answer(mode="reset"),
+        Answer(mode="reset_mid_answer"),
+        Answer(503, mode="reset"),
+        Answer(503, mode="reset_mid_upload"),
+        error(408, "timeout", "Too slow"),
+        error(500, "internal", "Oops"),
+        error(503, "unavailable", "Down for maintenance"),
+    ),
+    5: (
+        Answer(mode="hang"),
+        Answer(503, mode="hang"),
+        Answer(delay=0.01, mode="drip"),
+        error(425, "too_early", "Too early"),
+        error(429, "rate_limited", "Too many requests", _RETRY_SOON),
+        error(503, "unavailable", "Down for maintenance", _RETRY_SOON),
+    ),
+    3: (
+        error(401, "unauthorized", "Unknown token"),
+        error(402, "payment_required", "The plan's limit was reached"),
+        error(403, "forbidden", "The account is blocked"),
+        error(404, "not_found", "No such route"),
+    ),
+}
+_ANSWERS = [Answer(), *(answer for answers in TROUBLE.values() for answer in answers)]
+_WEIGHTS = [weight for weight, answers in TROUBLE.items() for _ in answers]
+_WEIGHTS.insert(0, 1000 - sum(_WEIGHTS))
+
+
+@dataclass
+class Record:
+    """What the server saw. `unanswered` counts requests that were taken without a whole answer."""
+
+    answers: dict[str, int] = field(default_factory=collections.Counter)
+    taken_events: int = 0
+    taken_requests: int = 0
+    answered_requests: int = 0
+    outages: int = 0
+    invented: list[dict[str, Any]] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
+
+    @property
+    def unanswered(self) -> int:
+        """Requests whose events were taken, but the agent cannot know."""
+        return self.taken_requests - self.answered_requests
+
+
+class SoakServer(ApiServer):
+    """Answers at random, from `seed`; `record` grows while it serves."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.record = Record(violations=self.violations)
+        self.taken: dict[int, bytearray] = collections.defaultdict(bytearray)
+        self.well = threading.Event()
+        self.random = random.Random(seed)
+
+    def _next_scripted(self, request: Captured) -> Answer:
+        if not request.is_events or self.well.is_set():
+            return Answer()
+        if self.random.random() < 0.02:
+            self.max_events = self.random.choice(_LIMITS)
+        return self.random.choices(_ANSWERS, _WEIGHTS)[0]
+
+    def _choose(self, request: Captured, scripted: Answer) -> Answer:
+        if not request.is_events:
+            return self._found(request, scripted)
+        if self.well.is_set():
+            self.max_events = None
+        refusal = self._refusal(request)
+        answer = refusal if refusal is not None and scripted.status < 300 else scripted
+        if answer.status < 300:
+            self._take(request)
+        return answer
+
+    def _content_refusal(self, request: Captured) -> Answer | None:
+        poisonous = any(is_poisonous(event["duration"]) for event in request.events)
+        return super()._content_refusal(request) or (error(400, "bad_request", "Poison") if poisonous else None)
+
+    async def _perform(self, wire: Any, index: int, answer: Answer) -> bool:
+        self.record.answers[f"{answer.status}" if answer.mode == "answer" else f"{answer.status} {answer.mode}"] += 1
+        return await super()._perform(wire, index, answer)
+
+    def _arrived(self, request: Captured) -> int:
+        return int(request.is_events)
+
+    def _answered(self, index: int, status: int) -> None:
+        if index and status < 300:
+            self.record.answered_requests += 1
+
+    def _take(self, request: Captured) -> None:
+        self.record.taken_requests += 1
+        for event in request.events:
+            self.record.taken_events += 1
+            known = identify(event)
+            if known is None or ci_of(known.number) != request.headers.get(CI):
+                self.record.invented = [*self.record.invented, {"headers": request.headers, "event": event}][:NAMED]
+            else:
+                _count(self.taken[known.client], known.number)
+
+
+def _count(counts: bytearray, index: int) -> None:
+    if index >= len(counts):
+        counts.extend(bytes(index + 1 - len(counts)))
+    counts[index] = min(counts[index] + 1, MOST)
+
+
+# The run's side
+
+
+@contextmanager
+def soak_server(seed: int, record: Path) -> Iterator[tuple[Child, str]]:
+    """Run the server while the block lasts; yields it and its URL."""
+    command = [sys.executable, "-m", "tests.soak.server", f"--seed={seed}", f"--record={record}"]
+    with running(command, env={}) as child:
+        yield child, child.wait_for_line(r"^listening on (\S+)$", timeout=30)[1]
+
+
+def read_record(directory: Path) -> tuple[Record, dict[int, bytes]]:
+    """Read what a server that has ended took: the record, and per client a byte for each event."""
+    counts = {int(path.name.removeprefix("taken-")): path.read_bytes() for path in directory.glob("taken-*")}
+    return Record(**json.loads((directory / "record.json").read_text())), counts
+
+
+# The process
+
+
+def main() -> None:
+    """Serve, with outages, until SIGTERM; say where on stdout."""
+    parser = argparse.ArgumentParser(prog="python -m tests.soak.server", description=main.__doc__)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--record", type=Path, required=True, help="the directory to write to at the end")
+    options = parser.parse_args()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    server = SoakServer(options.seed)
+    _serve(server, random.Random(options.seed + 1))
+    (options.record / "record.json").write_text(json.dumps(vars(server.record)))
+    for client, counts in server.taken.items():
+        (options.record / f"taken-{client}").write_bytes(counts)
+
+
+_SIGNALS = {signal.SIGTERM, signal.SIGUSR1}
+
+
+def _serve(server: SoakServer, chance: random.Random) -> None:
+    told = None
+    while told != signal.SIGTERM:
+        with server:
+            if not server.record.outages:
+                sys.stdout.write(f"listening on {server.url}\n")
+                sys.stdout.flush()
+            told = _told(server, chance.uniform(0.3, 1.0) * UP_SECONDS)
+            if server.well.is_set():
+                told = signal.sigwait({signal.SIGTERM})
+        if told is None:
+            server.record.outages += 1
+            told = _told(server, chance.uniform(0.1, 1.0) * DOWN_SECONDS)
+
+
+def _told(server: SoakServer, seconds: float) -> int | None:
+    """Wait for a signal; SIGUSR1 is heeded here."""
+    if server.well.is_set():
+        return None
+    got = signal.sigtimedwait(_SIGNALS, seconds)
+    if got is not None and got.si_signo == signal.SIGUSR1:
+        server.well.set()
+    return None if got is None else got.si_signo
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""The daemon under test with everything around it, what was done to it, and what that showed. For `faults` and `run`.
+
+It knows processes, the control socket and /proc. It must never know the daemon's files.
+"""
+
+import os
+import random
+import re
+import resource
+import signal
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.soak.disk import Disk
+from tests.support.accounts import holds, ledger_of
+from tests.support.daemon import Daemon
+from tests.support.senders import acked_so_far
+
+START_SECONDS = 60.0
+STORAGE_ERROR = 7
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The file that says how far the daemon's clock is off, for `tests.support.skewed_agent`."""
+
+    path: Path
+
+    def set(self, offset: float) -> None:
+        """Let it be ahead by so many seconds, at once."""
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o600)
+        os.pwrite(descriptor, f"{offset:<32.3f}".encode(), 0)
+        os.close(descriptor)
+
+
+@dataclass
+class Happened:
+    """What was done and measured. `kills` are by phase, `faults` by kind, `ends` orderly; sizes are in KiB, times in seconds."""
+
+    kills: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    starts: int = 0
+    ends: int = 0
+    ready_after: list[float] = field(default_factory=list)
+    peak_rss: int = 0
+    most_new_files: int = 0
+    log: list[str] = field(default_factory=list)
+
+
+@dataclass
+class World:
+    """One daemon that is up whenever no fault is under way. AssertionError for whatever it must not do meanwhile."""
+
+    daemon: Daemon
+    disk: Disk
+    clock: Clock
+    random: random.Random
+    progress: Sequence[Path]
+    happened: Happened = field(default_factory=Happened)
+    _began: float = field(default_factory=time.monotonic)
+    _files: int = 0
+
+    def note(self, what: str) -> None:
+        """Write it into the log of faults, with the time."""
+        self.happened.log.append(f"{time.monotonic() - self._began:8.2f} s  {what}")
+
+    def chance(self, probability: float) -> bool:
+        """Throw the dice."""
+        return self.random.random() < probability
+
+    def idle(self, least: float, most: float) -> None:
+        """Let the daemon go on for a random time; it must not end by itself."""
+        if self.daemon.ended_within(self.random.uniform(least, most)):
+            raise AssertionError(f"the daemon ended by itself, with exit code {self.daemon.wait()}")
+
+    def start(self) -> None:
+        """Start it; afterwards its ledger must hold, and must have whatever was acknowledged before."""
+        began, acked = time.monotonic(), self.acked()
+        self.daemon.start(START_SECONDS)
+        self.happened.ready_after.append(time.monotonic() - began)
+        self.happened.starts += 1
+        self._files = self._open_files()
+        ledger = ledger_of(self.daemon.status())
+        self.note(f"ready after {self.happened.ready_after[-1]:.2f} s, ledger {ledger}")
+        if not holds(ledger) or ledger["accepted"] < acked:
+            raise AssertionError(f"{acked} were acknowledged, and after a start the ledger is {ledger}")
+
+    def refuse_to_start(self) -> None:
+        """Start it where it cannot run; it must say so and end with the exit code of a storage error."""
+        self.daemon.launch()
+        code = self.daemon.wait(START_SECONDS)
+        self.note(f"did not start: exit code {code}")
+        if code != STORAGE_ERROR:
+            raise AssertionError(f"exit code {code} of a start on a file system that cannot be written")
+
+    def kill(self, phase: str) -> None:
+        """SIGKILL."""
+        self._measure()
+        self.daemon.kill()
+        self.happened.kills[phase] += 1
+        self.note(f"SIGKILL ({phase})")
+
+    def terminate(self, *allowed: int) -> None:
+        """SIGTERM, and wait; the exit code must be 0 or one of `allowed`."""
+        self._measure()
+        self.note("SIGTERM")
+        self.ended(self.daemon.terminate(START_SECONDS), *allowed)
+
+    def ended(self, code: int, *allowed: int) -> None:
+        """Take note of the end after a SIGTERM."""
+        self.happened.ends += 1
+        self.note(f"ended with exit code {code}")
+        if code not in {0, *allowed}:
+            raise AssertionError(f"exit code {code} after SIGTERM")
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal that does not end it."""
+        self.daemon.signal(number)
+        self.note(number.name)
+
+    def control(self, request: str) -> None:
+        """POST to the control socket."""
+        self.daemon.request("POST", f"/{request}", timeout=START_SECONDS).raise_for_status()
+        self.note(f"POST /{request}")
+
+    def limit_file_size(self, size: int) -> None:
+        """Let no file of the daemon grow beyond that."""
+        _, hard = resource.prlimit(self.daemon.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(self.daemon.pid, resource.RLIMIT_FSIZE, (size, hard))
+        self.note(f"RLIMIT_FSIZE is {size}")
+
+    def acked(self) -> int:
+        """Count what the clients have had acknowledged so far."""
+        return sum(map(acked_so_far, self.progress))
+
+    def _measure(self) -> None:
+        peak = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{self.daemon.pid}/status").read_text(), re.MULTILINE)
+        self.happened.peak_rss = max(self.happened.peak_rss, int(peak[1]) if peak else 0)
+        self.happened.most_new_files = max(self.happened.most_new_files, self._open_files() - self._files)
+
+    def _open_files(self) -> int:
+        return len(list(Path(f"/proc/{self.daemon.pid}/fd").iterdir()))
