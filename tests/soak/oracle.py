@@ -56,7 +56,7 @@ class Bounds:
     concurrency: int
     segment_events: int
     peak_rss: int = 200 * 1024
-    new_files: int = 24
+    new_files: int = 20
 
 
 @dataclass(frozen=True)

@@ -100,9 +100,10 @@ def _run(result: Soak, disk: Disk, directory: Path, stack: ExitStack) -> None:
     clock.set(0.0)
     daemon = Daemon(directory / "agent", url, sections(disk.path / "queue"))
     daemon.module, daemon.env = "tests.support.skewed_agent", {SKEW_FILE: str(clock.path)}
-    stack.enter_context(daemon)
+    stack.callback(daemon.kill)
     world = World(daemon, disk, clock, random.Random(result.seed), progress, result.happened)
     result.disk, result.skipped = f"{disk.name} {disk.missing}".strip(), skipped(world)
+    world.start()
     clients = [_start(stack, world, number) for number in range(len(KINDS))]
     _do_faults(world, time.monotonic() + result.seconds)
     reports, ledger, discarded = _heal(world, server, clients)

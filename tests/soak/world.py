@@ -3,6 +3,7 @@
 It knows processes, the control socket and /proc. It must never know the daemon's files.
 """
 
+import contextlib
 import os
 import random
 import re
@@ -21,6 +22,7 @@ from tests.support.senders import acked_so_far
 
 START_SECONDS = 60.0
 STORAGE_ERROR = 7
+MANY_FILES = 16
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,13 @@ class World:
     progress: Sequence[Path]
     happened: Happened = field(default_factory=Happened)
     _began: float = field(default_factory=time.monotonic)
-    _files: int = 0
+    _files: Counter[str] = field(default_factory=Counter)
 
     def note(self, what: str) -> None:
-        """Write it into the log of faults, with the time."""
+        """Write it into the log of faults, with the time: in memory, and beside the clients' progress."""
         self.happened.log.append(f"{time.monotonic() - self._began:8.2f} s  {what}")
+        with self.clock.path.with_name("faults.log").open("a") as log:
+            log.write(f"{self.happened.log[-1]}\n")
 
     def chance(self, probability: float) -> bool:
         """Throw the dice."""
@@ -139,7 +143,15 @@ class World:
     def _measure(self) -> None:
         peak = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{self.daemon.pid}/status").read_text(), re.MULTILINE)
         self.happened.peak_rss = max(self.happened.peak_rss, int(peak[1]) if peak else 0)
-        self.happened.most_new_files = max(self.happened.most_new_files, self._open_files() - self._files)
+        new = self._open_files() - self._files
+        self.happened.most_new_files = max(self.happened.most_new_files, new.total())
+        if new.total() > MANY_FILES:
+            self.note(f"open, beyond what was at the start: {dict(new)}")
 
-    def _open_files(self) -> int:
-        return len(list(Path(f"/proc/{self.daemon.pid}/fd").iterdir()))
+    def _open_files(self) -> Counter[str]:
+        """Count what the daemon has open, by what it is; a file that is closed meanwhile is not there."""
+        names: Counter[str] = Counter()
+        for each in Path(f"/proc/{self.daemon.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                names[each.readlink().name.partition(":")[0]] += 1
+        return names
