@@ -11,6 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.soak.faults import TABLE, name_of
 from tests.soak.run import Soak, soak
 from tests.soak.summary import rows, table
 
@@ -23,18 +24,23 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="how long there are faults (default: 60)")
     parser.add_argument("--seed", type=int, default=7, help="what chance begins with (default: 7)")
     parser.add_argument("--json", type=Path, help="a file for the numbers")
+    names = [name_of(fault) for fault in TABLE]
+    parser.add_argument(
+        "--only", action="append", default=[], choices=names, help="a fault that there is to be, not all"
+    )
+    parser.add_argument("--keep", action="store_true", help="keep the directory even if everything held")
     options = parser.parse_args()
     parent = Path(tempfile.mkdtemp(prefix="soak-"))
-    result = soak(options.seconds, options.seed, parent / "run")
+    result = soak(options.seconds, options.seed, parent / "run", options.only)
     numbers = rows(result)
     sys.stdout.write(table(numbers))
     if options.json is not None:
         options.json.write_text(json.dumps(numbers, indent=2) + "\n")
-    if not result.problems:
+    if not result.problems and not options.keep:
         shutil.rmtree(parent)
         return 0
     sys.stdout.write(report(result, parent / "run"))
-    return 1
+    return 1 if result.problems else 0
 
 
 def report(result: Soak, directory: Path) -> str:

@@ -7,7 +7,7 @@ import random
 import re
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from tests.soak.clients import client
 from tests.soak.disk import Disk, SmallDisk, best_disk
 from tests.soak.events import identify
 from tests.soak.faults import (
+    Fault,
     deck,
     freeze_the_disk,
     limit_the_file_size,
@@ -75,14 +76,17 @@ class Soak:
     problems: list[str] = field(default_factory=list)
 
 
-def soak(seconds: float, seed: int, directory: Path) -> Soak:
-    """Do it, below a directory that must not exist yet; what broke in the middle is a problem like any other."""
+def soak(seconds: float, seed: int, directory: Path, only: Collection[str] = ()) -> Soak:
+    """Do it, below a directory that must not exist yet; what broke in the middle is a problem like any other.
+
+    `only` names the faults that there are to be, if not all.
+    """
     result = Soak(seconds, seed)
     directory.mkdir(parents=True)
     try:
         with ExitStack() as stack:
             disk = stack.enter_context(best_disk(directory))
-            _run(result, disk, directory, stack)
+            _run(result, disk, directory, stack, only)
     except AssertionError as error:
         result.problems.append(f"{error}")
     else:
@@ -91,7 +95,7 @@ def soak(seconds: float, seed: int, directory: Path) -> Soak:
     return result
 
 
-def _run(result: Soak, disk: Disk, directory: Path, stack: ExitStack) -> None:
+def _run(result: Soak, disk: Disk, directory: Path, stack: ExitStack, only: Collection[str]) -> None:
     record = directory / "record"
     record.mkdir()
     server, url = stack.enter_context(soak_server(result.seed, record))
@@ -105,7 +109,7 @@ def _run(result: Soak, disk: Disk, directory: Path, stack: ExitStack) -> None:
     result.disk, result.skipped = f"{disk.name} {disk.missing}".strip(), skipped(world)
     world.start()
     clients = [_start(stack, world, number) for number in range(len(KINDS))]
-    _do_faults(world, time.monotonic() + result.seconds)
+    _do_faults(world, deck(world, only), time.monotonic() + result.seconds)
     reports, ledger, discarded = _heal(world, server, clients)
     assert server.stop(HEAL_SECONDS) == 0, "the server failed:\n" + "".join(server.lines)
     result.record, taken = read_record(record)
@@ -138,8 +142,7 @@ def _start(stack: ExitStack, world: World, number: int) -> Child:
     return stack.enter_context(running)
 
 
-def _do_faults(world: World, deadline: float) -> None:
-    faults = deck(world)
+def _do_faults(world: World, faults: Iterator[Fault], deadline: float) -> None:
     while time.monotonic() < deadline:
         world.idle(0.2, 1.8)
         fault = next(faults)
