@@ -146,4 +146,4 @@ def _run(*command: str) -> None:
     """Run a system's command. Raises OSError with what it said."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise OSError(f"{command[0]}: {done.stderr.strip()}")
+        raise OSError(f"{command[0]}: {done.stderr.strip().partition(chr(10))[0]}")

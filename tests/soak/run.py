@@ -42,7 +42,7 @@ MAX_EVENTS, CONCURRENCY, SEGMENT_BYTES = 100, 3, 64 * 1024
 BOUNDS = Bounds(MAX_EVENTS, CONCURRENCY, segment_events=SEGMENT_BYTES // 80)  # an event takes more than 80 bytes there
 HEAL_SECONDS = 120.0
 _PROBLEM = re.compile(r"Traceback|request_failed|events_corrupt|dead_letter_lost")
-_REASONS = {limit_the_file_size: "disk_error", lose_the_disk: "disk_error", freeze_the_disk: "stalled"}
+_REASONS = {limit_the_file_size: "disk_full", lose_the_disk: "disk_error", freeze_the_disk: "stalled"}
 
 
 class Kind(NamedTuple):
