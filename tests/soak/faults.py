@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TypeVar
 
 from tests.soak.disk import LoopDisk, SmallDisk
-from tests.soak.world import STORAGE_ERROR, World
+from tests.soak.world import START_SECONDS, STORAGE_ERROR, World
 
 Fault = Callable[[World], None]
 DAY = 86400.0
@@ -108,7 +108,8 @@ def limit_the_file_size(world: World) -> None:
 def lose_the_disk(world: World) -> None:
     """The file system goes read-only under the daemon and forgets what was not synced; sometimes it is started on that."""
     disk = _disk(world, LoopDisk)
-    disk.fail()
+    with world.standing_still():
+        disk.fail()
     world.note("the file system has failed: read-only")
     world.idle(0.2, 2.0)
     if world.chance(0.7):
@@ -135,12 +136,18 @@ def start_on_a_read_only_disk(world: World) -> None:
 
 
 def freeze_the_disk(world: World) -> None:
-    """Writes and syncs hang. No kill amidst that: the kernel would not let it end."""
-    disk = _disk(world, LoopDisk)
+    """Writes and syncs hang, sometimes when it is to end. No kill amidst that: the kernel would not let it die."""
+    disk, terminated = _disk(world, LoopDisk), world.chance(0.3)
     with disk.frozen():
         world.note("the file system hangs")
         world.idle(0.2, 3.0)
+        if terminated:
+            world.signal(signal.SIGTERM)
+            world.daemon.ended_within(world.random.uniform(0.0, 3.0))
     world.note("the file system goes on")
+    if terminated:
+        world.ended(world.daemon.wait(START_SECONDS))
+        world.start()
 
 
 def jump_in_time(world: World) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import httpx
 import msgspec
 
 from tests.soak.clients import client
@@ -40,7 +41,7 @@ from tests.support.skewed_agent import SKEW_FILE
 
 MAX_EVENTS, CONCURRENCY, SEGMENT_BYTES = 100, 3, 64 * 1024
 BOUNDS = Bounds(MAX_EVENTS, CONCURRENCY, segment_events=SEGMENT_BYTES // 80)  # an event takes more than 80 bytes there
-HEAL_SECONDS = 120.0
+HEAL_SECONDS = 300.0
 _PROBLEM = re.compile(r"Traceback|request_failed|events_corrupt|dead_letter_lost")
 _REASONS = {limit_the_file_size: "disk_full", lose_the_disk: "disk_error", freeze_the_disk: "stalled"}
 
@@ -87,8 +88,8 @@ def soak(seconds: float, seed: int, directory: Path, only: Collection[str] = ())
         with ExitStack() as stack:
             disk = stack.enter_context(best_disk(directory))
             _run(result, disk, directory, stack, only)
-    except AssertionError as error:
-        result.problems.append(f"{error}")
+    except (AssertionError, OSError, httpx.HTTPError) as error:
+        result.problems.append(f"{type(error).__name__}: {error}")
     else:
         assert result.evidence is not None
         result.problems += judge(result.evidence)

@@ -13,7 +13,6 @@ import json
 import random
 import signal
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from tests.support.capture import Captured
 from tests.support.process import Child, running
 from tests.support.senders import CI
 
-UP_SECONDS, DOWN_SECONDS = 12.0, 1.5
+SPELL_SECONDS, DOWN_SECONDS = 8.0, 1.5
 MOST = 255
 NAMED = 5
 _LIMITS = (None, None, 20, 60, 90)
@@ -84,40 +83,44 @@ class Record:
 
 
 class SoakServer(ApiServer):
-    """Answers at random, from `seed`; `record` grows while it serves."""
+    """Answers at random, from `seed`, or well while `calm` is set; `record` grows while it serves."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
         self.record = Record(violations=self.violations)
         self.taken: dict[int, bytearray] = collections.defaultdict(bytearray)
-        self.well = threading.Event()
+        self.calm = False
         self.random = random.Random(seed)
 
     def _next_scripted(self, request: Captured) -> Answer:
-        if not request.is_events or self.well.is_set():
+        if not request.is_events:
+            return Answer()
+        if self.calm:
+            self.max_events = None
             return Answer()
         if self.random.random() < 0.02:
             self.max_events = self.random.choice(_LIMITS)
-        return self.random.choices(_ANSWERS, _WEIGHTS)[0]
+        answer = self.random.choices(_ANSWERS, _WEIGHTS)[0]
+        if answer.mode == "reset_mid_upload":
+            self._count_answer(answer)
+        return answer
 
     def _choose(self, request: Captured, scripted: Answer) -> Answer:
         if not request.is_events:
             return self._found(request, scripted)
-        if self.well.is_set():
-            self.max_events = None
         refusal = self._refusal(request)
         answer = refusal if refusal is not None and scripted.status < 300 else scripted
+        self._count_answer(answer)
         if answer.status < 300:
             self._take(request)
         return answer
 
+    def _count_answer(self, answer: Answer) -> None:
+        self.record.answers[f"{answer.status}" if answer.mode == "answer" else f"{answer.status} {answer.mode}"] += 1
+
     def _content_refusal(self, request: Captured) -> Answer | None:
         poisonous = any(is_poisonous(event["duration"]) for event in request.events)
         return super()._content_refusal(request) or (error(400, "bad_request", "Poison") if poisonous else None)
-
-    async def _perform(self, wire: Any, index: int, answer: Answer) -> bool:
-        self.record.answers[f"{answer.status}" if answer.mode == "answer" else f"{answer.status} {answer.mode}"] += 1
-        return await super()._perform(wire, index, answer)
 
     def _arrived(self, request: Captured) -> int:
         return int(request.is_events)
@@ -181,27 +184,34 @@ _SIGNALS = {signal.SIGTERM, signal.SIGUSR1}
 
 
 def _serve(server: SoakServer, chance: random.Random) -> None:
+    """Rough spells, calm spells and outages in turn; after SIGUSR1 one long calm spell."""
     told = None
-    while told != signal.SIGTERM:
+    while told is None:
         with server:
             if not server.record.outages:
                 sys.stdout.write(f"listening on {server.url}\n")
                 sys.stdout.flush()
-            told = _told(server, chance.uniform(0.3, 1.0) * UP_SECONDS)
-            if server.well.is_set():
-                told = signal.sigwait({signal.SIGTERM})
+            told = _spells(server, chance)
         if told is None:
             server.record.outages += 1
-            told = _told(server, chance.uniform(0.1, 1.0) * DOWN_SECONDS)
+            told = _told(chance.uniform(0.1, 1.0) * DOWN_SECONDS)
+    if told == signal.SIGUSR1:
+        server.calm = True
+        with server:
+            signal.sigwait({signal.SIGTERM})
 
 
-def _told(server: SoakServer, seconds: float) -> int | None:
-    """Wait for a signal; SIGUSR1 is heeded here."""
-    if server.well.is_set():
-        return None
+def _spells(server: SoakServer, chance: random.Random) -> int | None:
+    for calm in chance.sample([True, False, False], chance.randint(1, 3)):
+        server.calm = calm
+        if (told := _told(chance.uniform(0.2, 1.0) * SPELL_SECONDS)) is not None:
+            return told
+    return None
+
+
+def _told(seconds: float) -> int | None:
+    """Wait that long for a signal."""
     got = signal.sigtimedwait(_SIGNALS, seconds)
-    if got is not None and got.si_signo == signal.SIGUSR1:
-        server.well.set()
     return None if got is None else got.si_signo
 
 

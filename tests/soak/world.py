@@ -11,7 +11,8 @@ import resource
 import signal
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tests.soak.disk import Disk
 from tests.support.accounts import holds, ledger_of
 from tests.support.daemon import Daemon
 from tests.support.senders import acked_so_far
+from tests.support.waiting import eventually
 
 START_SECONDS = 60.0
 STORAGE_ERROR = 7
@@ -125,6 +127,16 @@ class World:
         self.daemon.signal(number)
         self.note(number.name)
 
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Hold every thread while the block lasts, outside of any system call that touches the disk."""
+        self.daemon.signal(signal.SIGSTOP)
+        eventually(self._thread_states, {"T"}.__eq__, START_SECONDS)
+        try:
+            yield
+        finally:
+            self.daemon.signal(signal.SIGCONT)
+
     def control(self, request: str) -> None:
         """POST to the control socket."""
         self.daemon.request("POST", f"/{request}", timeout=START_SECONDS).raise_for_status()
@@ -147,6 +159,11 @@ class World:
         self.happened.most_new_files = max(self.happened.most_new_files, new.total())
         if new.total() > MANY_FILES:
             self.note(f"open, beyond what was at the start: {dict(new)}")
+
+    def _thread_states(self) -> set[str]:
+        """Return what the daemon's threads do, by the letters of proc_pid_stat(5)."""
+        tasks = Path(f"/proc/{self.daemon.pid}/task").glob("*/stat")
+        return {task.read_text().rpartition(")")[2].split()[0] for task in tasks}
 
     def _open_files(self) -> Counter[str]:
         """Count what the daemon has open, by what it is; a file that is closed meanwhile is not there."""
