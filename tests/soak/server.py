@@ -83,19 +83,20 @@ class Record:
 
 
 class SoakServer(ApiServer):
-    """Answers at random, from `seed`, or well while `calm` is set; `record` grows while it serves."""
+    """Answers at random, from `seed`, but as it should while it is `calm` or `well`; `record` grows while it serves."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
         self.record = Record(violations=self.violations)
         self.taken: dict[int, bytearray] = collections.defaultdict(bytearray)
         self.calm = False
+        self.well = False
         self.random = random.Random(seed)
 
     def _next_scripted(self, request: Captured) -> Answer:
         if not request.is_events:
             return Answer()
-        if self.calm:
+        if self.calm or self.well:
             self.max_events = None
             return Answer()
         if self.random.random() < 0.02:
@@ -184,9 +185,9 @@ _SIGNALS = {signal.SIGTERM, signal.SIGUSR1}
 
 
 def _serve(server: SoakServer, chance: random.Random) -> None:
-    """Rough spells, calm spells and outages in turn; after SIGUSR1 one long calm spell."""
+    """Rough spells, calm spells and outages in turn, until SIGUSR1; then one long calm spell."""
     told = None
-    while told is None:
+    while told != signal.SIGTERM:
         with server:
             if not server.record.outages:
                 sys.stdout.write(f"listening on {server.url}\n")
@@ -194,24 +195,25 @@ def _serve(server: SoakServer, chance: random.Random) -> None:
             told = _spells(server, chance)
         if told is None:
             server.record.outages += 1
-            told = _told(chance.uniform(0.1, 1.0) * DOWN_SECONDS)
-    if told == signal.SIGUSR1:
-        server.calm = True
-        with server:
-            signal.sigwait({signal.SIGTERM})
+            told = _told(server, chance.uniform(0.1, 1.0) * DOWN_SECONDS)
 
 
 def _spells(server: SoakServer, chance: random.Random) -> int | None:
+    """Return when it is time for an outage, or SIGTERM."""
     for calm in chance.sample([True, False, False], chance.randint(1, 3)):
         server.calm = calm
-        if (told := _told(chance.uniform(0.2, 1.0) * SPELL_SECONDS)) is not None:
+        told = None if server.well else _told(server, chance.uniform(0.2, 1.0) * SPELL_SECONDS)
+        if server.well:
+            return signal.sigwait({signal.SIGTERM})
+        if told is not None:
             return told
     return None
 
 
-def _told(seconds: float) -> int | None:
-    """Wait that long for a signal."""
+def _told(server: SoakServer, seconds: float) -> int | None:
+    """Wait that long for a signal; SIGUSR1 is heeded here."""
     got = signal.sigtimedwait(_SIGNALS, seconds)
+    server.well = got is not None and got.si_signo == signal.SIGUSR1
     return None if got is None else got.si_signo
 
 
