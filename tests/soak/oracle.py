@@ -15,7 +15,8 @@ What it can conclude, and what not:
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 from tests.soak.events import Id, is_poisonous
 from tests.support.accounts import Ledger, holds
@@ -79,11 +80,11 @@ class Evidence:
     log_problems: Sequence[str] = ()
     peak_rss: int = 0
     most_new_files: int = 0
-    dead: frozenset[Id] = field(init=False)
 
-    def __post_init__(self) -> None:
-        """Index the letters."""
-        object.__setattr__(self, "dead", frozenset(letter.event for letter in self.letters if letter.event))
+    @cached_property
+    def dead(self) -> frozenset[Id]:
+        """The events that are dead letters."""
+        return frozenset(letter.event for letter in self.letters if letter.event is not None)
 
     @property
     def repeats(self) -> int:

@@ -42,6 +42,7 @@ from tests.support.skewed_agent import SKEW_FILE
 MAX_EVENTS, CONCURRENCY, SEGMENT_BYTES = 100, 3, 64 * 1024
 BOUNDS = Bounds(MAX_EVENTS, CONCURRENCY, segment_events=SEGMENT_BYTES // 80)  # an event takes more than 80 bytes there
 HEAL_SECONDS = 300.0
+MOST_OF_AN_ERROR = 2000  # it may have the daemon's whole log
 _PROBLEM = re.compile(r"Traceback|request_failed|events_corrupt|dead_letter_lost")
 _REASONS = {limit_the_file_size: "disk_full", lose_the_disk: "disk_error", freeze_the_disk: "stalled"}
 
@@ -89,7 +90,7 @@ def soak(seconds: float, seed: int, directory: Path, only: Collection[str] = ())
             disk = stack.enter_context(best_disk(directory))
             _run(result, disk, directory, stack, only)
     except (AssertionError, OSError, httpx.HTTPError) as error:
-        result.problems.append(f"{type(error).__name__}: {error}")
+        result.problems.append(f"{type(error).__name__}: {error}"[:MOST_OF_AN_ERROR])
     else:
         assert result.evidence is not None
         result.problems += judge(result.evidence)
