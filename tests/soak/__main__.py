@@ -7,6 +7,7 @@ If something did not hold, the directory with queue, logs and records stays.
 import argparse
 import json
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -30,6 +31,7 @@ def main() -> int:
     )
     parser.add_argument("--keep", action="store_true", help="keep the directory even if everything held")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what is mounted and started has to go
     parent = Path(tempfile.mkdtemp(prefix="soak-"))
     result = soak(options.seconds, options.seed, parent / "run", options.only)
     numbers = rows(result)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TypeVar
 
 from tests.soak.disk import LoopDisk, SmallDisk
-from tests.soak.world import START_SECONDS, STORAGE_ERROR, World
+from tests.soak.world import MAX_EVENTS, START_SECONDS, STORAGE_ERROR, World
 
 Fault = Callable[[World], None]
 DAY = 86400.0
@@ -61,10 +61,14 @@ def stop_and_continue(world: World) -> None:
 
 
 def reload(world: World) -> None:
-    """Several in a row are legitimate."""
+    """Several in a row, with smaller batches or larger ones; sometimes a wrong configuration, which must change nothing."""
     for _ in range(world.random.randint(1, 3)):
+        world.configure(world.random.choice([10, MAX_EVENTS // 2, MAX_EVENTS]))
+        if world.chance(0.2):
+            world.daemon.config.write_text("[api\n")
         world.signal(signal.SIGHUP)
         world.idle(0.0, 0.2)
+    world.configure()
 
 
 def pause_and_resume(world: World) -> None:

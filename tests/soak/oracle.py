@@ -51,13 +51,17 @@ class Letter:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What may be: events and requests in flight, events in a segment, KiB of memory, files beyond those of the start."""
+    """What may be: events and requests in flight, events in a segment, KiB of memory, files beyond those of the start.
+
+    `last_files` counts those beyond when all clients have gone: the API's connections, segments, an answer under way.
+    """
 
     max_events: int
     concurrency: int
     segment_events: int
     peak_rss: int = 200 * 1024
     new_files: int = 20
+    last_files: int = 9
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ class Evidence:
     log_problems: Sequence[str] = ()
     peak_rss: int = 0
     most_new_files: int = 0
+    last_new_files: int = 0
 
     @cached_property
     def dead(self) -> frozenset[Id]:
@@ -184,6 +189,8 @@ def _resources_are_bounded(evidence: Evidence) -> Iterator[str]:
         yield f"{evidence.peak_rss} KiB of memory, more than {evidence.bounds.peak_rss}"
     if evidence.most_new_files > evidence.bounds.new_files:
         yield f"{evidence.most_new_files} files more than at the start, not {evidence.bounds.new_files}"
+    if evidence.last_new_files > evidence.bounds.last_files:
+        yield f"{evidence.last_new_files} files more at the end than at the start, not {evidence.bounds.last_files}"
 
 
 CHECKS: Sequence[Callable[[Evidence], Iterator[str]]] = (

@@ -31,15 +31,14 @@ from tests.soak.faults import (
 )
 from tests.soak.oracle import Bounds, Evidence, Handed, Letter, judge
 from tests.soak.server import Record, read_record, soak_server
-from tests.soak.world import Clock, Happened, World
+from tests.soak.world import CONCURRENCY, MAX_EVENTS, SEGMENT_BYTES, Clock, Happened, World
 from tests.support.accounts import Ledger, flushed, ledger_of
-from tests.support.daemon import Daemon, Sections
+from tests.support.daemon import Daemon
 from tests.support.dead_letters import read_dead_letters
 from tests.support.process import Child
 from tests.support.senders import Report, report_of
 from tests.support.skewed_agent import SKEW_FILE
 
-MAX_EVENTS, CONCURRENCY, SEGMENT_BYTES = 100, 3, 64 * 1024
 BOUNDS = Bounds(MAX_EVENTS, CONCURRENCY, segment_events=SEGMENT_BYTES // 80)  # an event takes more than 80 bytes there
 HEAL_SECONDS = 300.0
 MOST_OF_AN_ERROR = 2000  # it may have the daemon's whole log
@@ -104,11 +103,12 @@ def _run(result: Soak, disk: Disk, directory: Path, stack: ExitStack, only: Coll
     progress = [directory / f"acked-{number}" for number in range(len(KINDS))]
     clock = Clock(directory / "skew")
     clock.set(0.0)
-    daemon = Daemon(directory / "agent", url, sections(disk.path / "queue"))
+    daemon = Daemon(directory / "agent", url)
     daemon.module, daemon.env = "tests.support.skewed_agent", {SKEW_FILE: str(clock.path)}
     stack.callback(daemon.kill)
-    world = World(daemon, disk, clock, random.Random(result.seed), progress, result.happened)
+    world = World(daemon, url, disk, clock, random.Random(result.seed), progress, result.happened)
     result.disk, result.skipped = f"{disk.name} {disk.missing}".strip(), skipped(world)
+    world.configure()
     world.start()
     clients = [_start(stack, world, number) for number in range(len(KINDS))]
     _do_faults(world, deck(world, only), time.monotonic() + result.seconds)
@@ -116,23 +116,6 @@ def _run(result: Soak, disk: Disk, directory: Path, stack: ExitStack, only: Coll
     assert server.stop(HEAL_SECONDS) == 0, "the server failed:\n" + "".join(server.lines)
     result.record, taken = read_record(record)
     result.evidence = _evidence(world, reports, result.record, taken, ledger, discarded)
-
-
-def sections(queue: Path) -> Sections:
-    """Return the daemon's configuration: small segments and batches, so that there is much of everything."""
-    return {
-        "api": {"timeout": "2s"},
-        "queue": {
-            "directory": str(queue),
-            "segment_bytes": SEGMENT_BYTES,
-            "min_free_bytes": "256KiB",
-            "max_bytes": "1GiB",
-        },
-        "batch": {"max_events": MAX_EVENTS, "concurrency": CONCURRENCY, "max_delay": "50ms"},
-        "retry": {"initial_delay": "20ms", "max_delay": "200ms"},
-        "pause": {"probe_interval": "500ms", "max_probe_interval": "2s"},
-        "shutdown": {"deadline": "2s"},
-    }
 
 
 def _start(stack: ExitStack, world: World, number: int) -> Child:
@@ -193,6 +176,7 @@ def _evidence(
         log_problems=[line for line in world.daemon.stderr_text().splitlines() if _PROBLEM.search(line)],
         peak_rss=happened.peak_rss,
         most_new_files=happened.most_new_files,
+        last_new_files=happened.last_new_files,
     )
 
 

@@ -28,6 +28,7 @@ def rows(soak: Soak) -> Rows:
         "ready after, worst, s": round(ready[-1], 2) if ready else None,
         "peak RSS, MiB": round(happened.peak_rss / 1024, 1),
         "files beyond those of the start": happened.most_new_files,
+        "files beyond, at the end": happened.last_new_files,
         "answers": dict(sorted(soak.record.answers.items())),
         "outages": soak.record.outages,
         "batches taken without a whole answer": soak.record.unanswered,

@@ -18,13 +18,31 @@ from pathlib import Path
 
 from tests.soak.disk import Disk
 from tests.support.accounts import holds, ledger_of
-from tests.support.daemon import Daemon
+from tests.support.daemon import Daemon, Sections
 from tests.support.senders import acked_so_far
 from tests.support.waiting import eventually
 
 START_SECONDS = 60.0
 STORAGE_ERROR = 7
+MAX_EVENTS, CONCURRENCY, SEGMENT_BYTES = 100, 3, 64 * 1024
 MANY_FILES = 16
+
+
+def sections(queue: Path, max_events: int) -> Sections:
+    """Return a configuration: small segments and batches, so that there is much of everything."""
+    return {
+        "api": {"timeout": "2s"},
+        "queue": {
+            "directory": str(queue),
+            "segment_bytes": SEGMENT_BYTES,
+            "min_free_bytes": "256KiB",
+            "max_bytes": "1GiB",
+        },
+        "batch": {"max_events": max_events, "concurrency": CONCURRENCY, "max_delay": "50ms"},
+        "retry": {"initial_delay": "20ms", "max_delay": "200ms"},
+        "pause": {"probe_interval": "500ms", "max_probe_interval": "2s"},
+        "shutdown": {"deadline": "2s"},
+    }
 
 
 @dataclass(frozen=True)
@@ -51,6 +69,7 @@ class Happened:
     ready_after: list[float] = field(default_factory=list)
     peak_rss: int = 0
     most_new_files: int = 0
+    last_new_files: int = 0
     log: list[str] = field(default_factory=list)
 
 
@@ -59,6 +78,7 @@ class World:
     """One daemon that is up whenever no fault is under way. AssertionError for whatever it must not do meanwhile."""
 
     daemon: Daemon
+    url: str
     disk: Disk
     clock: Clock
     random: random.Random
@@ -76,6 +96,10 @@ class World:
     def chance(self, probability: float) -> bool:
         """Throw the dice."""
         return self.random.random() < probability
+
+    def configure(self, max_events: int = MAX_EVENTS) -> None:
+        """Write a good configuration, with that many events in a batch; a running daemon does not notice."""
+        self.daemon.configure(self.url, sections(self.disk.path / "queue", max_events))
 
     def idle(self, least: float, most: float) -> None:
         """Let the daemon go on for a random time; it must not end by itself."""
@@ -156,6 +180,7 @@ class World:
         peak = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{self.daemon.pid}/status").read_text(), re.MULTILINE)
         self.happened.peak_rss = max(self.happened.peak_rss, int(peak[1]) if peak else 0)
         new = self._open_files() - self._files
+        self.happened.last_new_files = new.total()
         self.happened.most_new_files = max(self.happened.most_new_files, new.total())
         if new.total() > MANY_FILES:
             self.note(f"open, beyond what was at the start: {dict(new)}")

@@ -107,7 +107,7 @@ class Durable:
 
     def _try_to_connect(self) -> Conversation | None:
         try:
-            return Conversation(self.socket, {"ack": "durable"})
+            return Conversation(self.socket, {"ack": "durable"}, PATIENCE)
         except (ConnectionError, FileNotFoundError):
             return None
 

@@ -63,6 +63,7 @@ def test_an_account_in_order_has_no_problems() -> None:
         (but(log_problems=["Traceback"]), "the_log_is_clean: Traceback"),
         (but(peak_rss=201 * 1024), "resources_are_bounded"),
         (but(most_new_files=21), "resources_are_bounded"),
+        (but(last_new_files=10), "resources_are_bounded"),
     ],
 )
 def test_a_broken_promise_is_found_and_named(evidence: Evidence, problem: str) -> None:
