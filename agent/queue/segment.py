@@ -10,7 +10,7 @@ import struct
 import zlib
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import islice, pairwise
+from itertools import pairwise
 from operator import attrgetter
 from typing import NamedTuple
 
