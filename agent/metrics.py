@@ -75,7 +75,7 @@ def _gauges(statuses: Mapping[str, Status], now: float) -> Iterator[Metric]:
     size = _gauge("queue_bytes", "Bytes of the queue's segments.")
     age = _gauge("oldest_event_age_seconds", "Age of the oldest queued event; 0 when nothing is queued.")
     state = _gauge("delivery_state", "1 for the state that delivery is in.", "state")
-    failing = _gauge("storage_failing", "1 while the queue cannot be written.")
+    failing = _gauge("storage_failing", "1 while the queue cannot be written or read.")
     for name, status in statuses.items():
         size.add_metric([name], status.queue_bytes)
         age.add_metric([name], max(now - status.oldest_event_at, 0.0) if status.oldest_event_at else 0.0)

@@ -72,6 +72,7 @@ class Pipeline:
         self._delivery = delivery
         self._throttle = Throttle(LOG_INTERVAL)
         self._storage_error: str | None = None
+        self._sync_error: str | None = None
         self._stats = Stats()
         self._store = Store(fs, directory, limits)
         self._dead_letters = DeadLetters(
@@ -120,7 +121,7 @@ class Pipeline:
         view = self._store.log.view
         name, reason, until = _describe(state, steady)
         storage_error = "the disk does not answer" if self._committer.stalled else None
-        storage_error = storage_error or self._storage_error or self._worker.read_error
+        storage_error = storage_error or self._storage_error or self._sync_error or self._worker.storage_error
         return Status(
             state=name,
             reason=reason or storage_error,
@@ -143,9 +144,11 @@ class Pipeline:
         return await self._committer.request().wait()
 
     async def healthy(self) -> bool:
-        """Go through the write path once; False if events could not be persisted now."""
+        """Go through the write path once, to the disk itself; False if events could not be persisted now."""
         committed = await self.commit_once()
-        return committed.checkpoint_error is None and self._storage_error is None
+        if self._limits.sync == "commit":  # there was nothing to sync, and an error of the disk may show only there
+            await self._sync()
+        return committed.checkpoint_error is None and self._storage_error is None and self._sync_error is None
 
     async def flush(self) -> None:
         """Return when everything submitted before the call has left the queue."""
@@ -225,10 +228,20 @@ class Pipeline:
     async def _keep_syncing(self) -> None:
         while True:
             await anyio.sleep(SYNC_SECONDS)
-            try:
-                await self._seams.run_blocking(self._store.sync)
-            except StorageError as error:
-                self._complain("storage_failing", error=str(error))
+            await self._sync()
+
+    async def _sync(self) -> None:
+        """Make everything durable, or say that it is not; a commit makes new files in the place of those that failed."""
+        try:
+            await self._seams.run_blocking(self._store.sync)
+        except StorageError as error:
+            self._sync_error = str(error)
+            self._complain("storage_failing", error=self._sync_error)
+            self._committer.request()
+        else:
+            if self._sync_error is not None:
+                self._log.info("storage_recovered")
+            self._sync_error = None
 
     def _new_worker(self, delivery: Delivery, state: State | None = None) -> Worker:
         return Worker(

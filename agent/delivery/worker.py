@@ -82,6 +82,7 @@ class Worker:
         self._spans_in_flight = 0
         self._rewind = False
         self._dead_letter_lock = anyio.Lock()
+        self._dead_letter_error: str | None = None
         self._stopping = False
         self._stats = stats
         self.state = self._restored_state(state or State())
@@ -95,9 +96,9 @@ class Worker:
         self._stats.settled = anyio.Event()
 
     @property
-    def read_error(self) -> str | None:
-        """Why the queue cannot be read just now."""
-        return self._source.error
+    def storage_error(self) -> str | None:
+        """Why the queue cannot be read, or a dead letter not be kept, just now."""
+        return self._source.error or self._dead_letter_error
 
     def pause(self) -> None:
         """Stop sending until `resume`."""
@@ -290,17 +291,19 @@ class Worker:
             message=verdict.message,
         )
         async with self._dead_letter_lock:
-            while (error := await self._try_to_keep(letter, now)) is not None:
+            while not await self._try_to_keep(letter, now):
                 if (held_back := self._throttle.allow("dead_letter_not_kept", anyio.current_time())) is not None:
-                    self._log.error("dead_letter_not_kept", error=error, suppressed=held_back)
+                    self._log.error("dead_letter_not_kept", error=self._dead_letter_error, suppressed=held_back)
                 await anyio.sleep(STORAGE_RETRY_SECONDS)
 
-    async def _try_to_keep(self, letter: DeadLetter, now: float) -> str | None:
+    async def _try_to_keep(self, letter: DeadLetter, now: float) -> bool:
         try:
             await self._seams.run_blocking(partial(self._dead_letters.append, letter, now))
         except StorageError as error:
-            return str(error)
-        return None
+            self._dead_letter_error = str(error)
+            return False
+        self._dead_letter_error = None
+        return True
 
     # State
 

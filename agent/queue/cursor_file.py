@@ -9,11 +9,15 @@ checkpoints from being written. After a failed sync the file is replaced, never 
 
 import contextlib
 import errno
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from agent.errors import StorageError
 from agent.queue.cursor import SLOT_BYTES, SLOTS, State, decode_slot, encode_slot
 from agent.queue.filesystem import File, Filesystem
+
+T = TypeVar("T")
 
 _FILE_BYTES = SLOTS * SLOT_BYTES
 
@@ -84,7 +88,7 @@ class CursorFile:
 
     def _open_or_create(self) -> File:
         try:
-            return self._fs.open(self._path, writable=True)
+            return _insist(lambda: self._fs.open(self._path, writable=True))
         except FileNotFoundError:
             return self._fs.create(self._path)
         except OSError as error:
@@ -130,6 +134,14 @@ class CursorFile:
 def _read_slot(file: File, slot: int) -> bytes:
     """Read a slot; one that the disk does not give back is as good as empty."""
     try:
-        return file.pread(SLOT_BYTES, slot * SLOT_BYTES)
+        return _insist(lambda: file.pread(SLOT_BYTES, slot * SLOT_BYTES))
     except OSError:
         return b""
+
+
+def _insist(call: Callable[[], T]) -> T:
+    """Return what `call` does, if need be at the second attempt: an error that passes must not cost the ledger."""
+    try:
+        return call()
+    except OSError:
+        return call()

@@ -202,7 +202,7 @@ class Log:
         return active.size + size <= self._segment_bytes and abs(age) <= self._segment_seconds
 
     def _begin_segment(self, now: float) -> _Active:
-        """Create a segment named by the next number, durable before anything is in it."""
+        """Create a segment named by the next number; the name is durable before anything is in it."""
         first_seq = self.view.next_seq
         path = self.path(first_seq)
         self._fs.unlink(path)  # a segment of this name holds no item that was ever acknowledged
@@ -210,8 +210,7 @@ class Log:
         try:
             header = segment.encode_header(first_seq, now)
             file.pwrite(header, 0)
-            file.sync()
-            self._fs.sync_directory(self._directory)
+            self._fs.sync_directory(self._directory)  # the header becomes durable with the first frame
         except OSError:
             file.close()
             with contextlib.suppress(OSError):  # left behind it is harmless: it holds nothing, and the name is reused

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.queue.filesystem import BLOCK_BYTES, File, Filesystem, OsFilesystem, read_around
+from agent.queue.filesystem import BLOCK_BYTES, File, Filesystem, OsFile, OsFilesystem, read_around
 from tests.support.fault_filesystem import FaultFilesystem
 
 FILESYSTEMS: tuple[Callable[[], Filesystem], ...] = (OsFilesystem, FaultFilesystem)
@@ -286,6 +286,21 @@ class TestOperatingSystem:
         Refused().make_directory(tmp_path / "ours")
         with pytest.raises(PermissionError):
             Refused().make_directory(tmp_path / "new")
+
+    def test_a_sync_asks_the_system(self) -> None:
+        """What no test can see is whether it reaches the disk; but a pipe and /proc refuse what the system is asked."""
+        reading, writing = os.pipe()
+        with closing(OsFile(writing)) as pipe, pytest.raises(OSError, match="Invalid argument"):
+            pipe.sync()
+        os.close(reading)
+        with pytest.raises(OSError, match="Invalid argument"):
+            OsFilesystem().sync_directory(Path("/proc"))
+
+    def test_a_lock_refuses_a_symbolic_link(self, tmp_path: Path) -> None:
+        (tmp_path / "lock").symlink_to("elsewhere")
+        with pytest.raises(OSError, match="symbolic links"):
+            OsFilesystem().lock(tmp_path / "lock")
+        assert not (tmp_path / "elsewhere").exists()
 
     def test_a_descriptor_is_closed_once(self, tmp_path: Path) -> None:
         file = OsFilesystem().create(tmp_path / "file")

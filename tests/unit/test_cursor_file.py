@@ -159,6 +159,7 @@ class TestFailure:
         with pytest.raises(StorageError):
             file.write(state(4))
         assert disk.open_files == 0
+        assert disk.paths() == [PATH]
         disk.errors = no_errors
         file.write(state(5))
         file.write(state(6))
@@ -277,13 +278,24 @@ class TestUnreadable:
         with pytest.raises(StorageError, match="Permission denied"):
             CursorFile(disk, PATH)
 
+    @pytest.mark.parametrize("operation", ["open", "pread"])
+    def test_an_error_that_passes_costs_no_checkpoint(self, disk: FaultFilesystem, operation: str) -> None:
+        file = CursorFile(disk, PATH)
+        for position in (2, 3):
+            file.write(state(position))
+            file.sync()
+        file.close()
+        disk.errors = failing_times(operation, 1)
+        assert recovered(disk) == 3
+        assert disk.paths() == [PATH]
+
     def test_a_slot_that_cannot_be_read_is_as_good_as_empty(self, disk: FaultFilesystem) -> None:
         file = CursorFile(disk, PATH)
         file.write(state(2))
         file.sync()
         file.write(state(3))
         file.close()
-        disk.errors = failing_times("pread", 1)
+        disk.errors = failing_times("pread", 2)
         assert recovered(disk) in {2, 3}
         disk.errors = failing("pread", errno.EIO)
         assert recovered(disk) is None

@@ -9,7 +9,7 @@ from agent.errors import StorageError
 from agent.queue.log import AppendError
 from agent.queue.record import encode_frame
 from agent.queue.segment import HEADER_BYTES
-from tests.support.fault_filesystem import FaultFilesystem, KeepAll, LoseAll, failing, no_errors
+from tests.support.fault_filesystem import Crash, FaultFilesystem, KeepAll, LoseAll, failing, no_errors
 from tests.support.queue_files import (
     LOG,
     contents,
@@ -82,7 +82,7 @@ class TestFailure:
         log.append([entry("b")], 0.0)
         log.append([entry("c")], 0.0)
         log.seal()
-        assert [call.path for call in disk.log if call.operation == "sync"].count(segment_path(1)) == 3
+        assert [call.path for call in disk.log if call.operation == "sync"].count(segment_path(1)) == 2
 
     def test_what_was_refused_does_not_come_back_after_a_kill(self, disk: FaultFilesystem) -> None:
         """A refused append may have written whole frames before the disk was full."""
@@ -173,6 +173,17 @@ class TestLazyLog:
         log.append([entry("b" * 50)], 0.0)
         disk.crash(LoseAll())
         assert contents(disk, open_log(disk)) == [(1, "a" * 50)]
+
+    @pytest.mark.parametrize("call", range(7))
+    def test_no_segment_begins_before_the_one_before_it_is_durable(self, disk: FaultFilesystem, call: int) -> None:
+        log = open_log(disk, durable=False, segment_bytes=100)
+        log.append([entry("a" * 50)], 0.0)
+        disk.crash_at(disk.calls + call, "after")
+        with pytest.raises(Crash):
+            log.append([entry("b" * 50)], 0.0)
+        disk.crash(LoseAll())
+        if segments(disk) == [1, 2]:
+            assert contents(disk, open_log(disk)) == [(1, "a" * 50)]
 
     def test_a_segment_that_cannot_be_sealed_does_not_cost_the_next_group(self, disk: FaultFilesystem) -> None:
         log = open_log(disk, durable=False, segment_bytes=100)

@@ -15,7 +15,7 @@ from agent.queue.cursor import Pause, State, encode_slot
 from agent.queue.store import Limits
 from tests.support import virtual_time
 from tests.support.fake_transport import ACCEPTED, LOST, FakeTransport, Rule, reject
-from tests.support.fault_filesystem import failing, no_errors
+from tests.support.fault_filesystem import LoseAll, failing, no_errors
 from tests.support.pipelines import DIRECTORY, balanced, dead_letters, host, numbered, submit, submit_events
 from tests.support.stories import BLOCKED, MISCONFIGURED, TRANSIENT
 
@@ -312,3 +312,15 @@ async def test_a_disk_that_fails_sheds_by_name_and_recovers_by_itself() -> None:
         assert await pipeline.healthy()
         assert transport.taken == NAMES
         assert balanced(pipeline)
+
+
+@pytest.mark.anyio
+async def test_with_sync_interval_events_survive_a_power_loss_two_seconds_later() -> None:
+    async with host() as h:
+        h.limits = Limits(sync="interval")
+        pipeline = h.start()
+        pipeline.pause()
+        await submit(pipeline, NAMES).wait()
+        await anyio.sleep(2.0)
+        await h.kill(LoseAll())
+        assert h.open().ledger().queued == 100

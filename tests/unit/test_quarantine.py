@@ -8,7 +8,7 @@ import pytest
 
 from agent.queue.filesystem import OsFilesystem
 from agent.queue.quarantine import Quarantine
-from tests.support.fault_filesystem import Crash, FaultFilesystem, KeepAll, LoseAll, failing, no_errors
+from tests.support.fault_filesystem import Chooser, Crash, FaultFilesystem, KeepAll, LoseAll, failing, no_errors
 from tests.support.queue_files import QUARANTINE, quarantined
 
 
@@ -62,14 +62,16 @@ def test_a_disk_that_refuses_is_counted_and_leaves_nothing(disk: FaultFilesystem
     assert (quarantine.kept, quarantined(disk)) == (1, [b"rot"])
 
 
+@pytest.mark.parametrize("chooser", [LoseAll(), KeepAll()], ids=["lost", "kept"])
 @pytest.mark.parametrize("call", range(8))
-def test_a_copy_that_a_crash_cut_short_is_made_again(disk: FaultFilesystem, call: int) -> None:
+def test_a_copy_that_a_crash_cut_short_is_made_again(disk: FaultFilesystem, call: int, chooser: Chooser) -> None:
     quarantine = Quarantine(disk, QUARANTINE)
     disk.crash_at(call, "after")
     with pytest.raises(Crash):
         quarantine.keep(1, 28, b"rot")
-    disk.crash(KeepAll() if call % 2 else LoseAll())
+    disk.crash(chooser)
     Quarantine(disk, QUARANTINE).keep(1, 28, b"rot")
+    assert [path.suffix for path in disk.paths()] == [".bin"]
     assert quarantined(disk) == [b"rot"]
 
 

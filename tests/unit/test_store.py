@@ -302,6 +302,20 @@ class TestCheckpoints:
         store = Store(disk, ROOT, Limits())
         assert (store.cursor.ledger(), store.cursor.position) == (ledger, 4)
 
+    @pytest.mark.parametrize("action", [Store.sync, Store.close])
+    @pytest.mark.parametrize("call", range(2))
+    def test_the_cursor_never_knows_of_events_that_a_power_loss_takes_from_the_log(
+        self, disk: FaultFilesystem, action: Callable[[Store], None], call: int
+    ) -> None:
+        store = Store(disk, ROOT, Limits(sync="off"))
+        commit(store, [entry("a", 5)])
+        disk.crash_at(disk.calls + call, "after")
+        with pytest.raises(Crash):
+            action(store)
+        disk.crash(LoseAll())
+        reader = Store(disk, ROOT, Limits()).reader()
+        assert not any(isinstance(item, Gap) for item in reader.read(1000))
+
     @pytest.mark.parametrize("path", [ROOT / "cursor", ROOT / "segments" / "00000000000000000001.seg"])
     def test_closing_reports_what_it_could_not_make_durable(self, disk: FaultFilesystem, path: Path) -> None:
         store = Store(disk, ROOT, Limits(sync="off"))

@@ -1,0 +1,153 @@
+"""Tries a mutation: in a copy of the tree, until the first test fails.
+
+It knows copies, processes and which tests are likely to notice. It must never know how mutations are made, and it never writes
+into the tree that it was given.
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.mutations.finder import Mutation
+
+COPIED = ("agent", "tests", "systemd", "pyproject.toml", "config.example.toml", "README.md")
+IGNORED = shutil.ignore_patterns("__pycache__", "node_modules", ".hypothesis")
+TEST_SECONDS = 40
+
+# All that is quick and near the disk; the likeliest and quickest first.
+TESTS = (
+    "tests/unit/test_log.py",
+    "tests/unit/test_store.py",
+    "tests/unit/test_cursor_file.py",
+    "tests/unit/test_quarantine.py",
+    "tests/unit/test_record.py",
+    "tests/unit/test_segment.py",
+    "tests/unit/test_cursor.py",
+    "tests/unit/test_dead_letter.py",
+    "tests/unit/test_reader.py",
+    "tests/contract/test_filesystem.py",
+    "tests/unit/test_worker_storage.py",
+    "tests/unit/test_pipeline.py",
+    "tests/unit/test_committer.py",
+    "tests/unit/test_worker.py",
+    "tests/contract/test_log_rot.py",
+    "tests/contract/test_log_crashes.py",
+    "tests/contract/test_log_model.py",
+    "tests/integration/test_sockets.py",
+    "tests/integration/test_stream_listener.py",
+)
+
+# What to begin with, by the mutated file.
+FIRST = {
+    "agent/queue/cursor_file.py": ("tests/unit/test_cursor_file.py",),
+    "agent/queue/cursor.py": ("tests/unit/test_cursor.py",),
+    "agent/queue/record.py": ("tests/unit/test_record.py",),
+    "agent/queue/segment.py": ("tests/unit/test_segment.py",),
+    "agent/queue/quarantine.py": ("tests/unit/test_quarantine.py",),
+    "agent/queue/filesystem.py": ("tests/contract/test_filesystem.py",),
+    "agent/queue/store.py": ("tests/unit/test_store.py",),
+    "agent/queue/committer.py": ("tests/unit/test_committer.py",),
+    "agent/pipeline.py": ("tests/unit/test_pipeline.py", "tests/unit/test_worker_storage.py"),
+    "agent/delivery/worker.py": ("tests/unit/test_worker_storage.py", "tests/unit/test_pipeline.py"),
+    "agent/listeners/sockets.py": ("tests/integration/test_sockets.py",),
+    "agent/intake.py": ("tests/unit/test_intake.py", "tests/integration/test_stream_listener.py"),
+}
+
+
+class Trial(NamedTuple):
+    """What became of a mutation: `caught_by` is the test that failed (None: it survived), `timed_out` if it hung."""
+
+    mutation: Mutation
+    caught_by: str | None
+    timed_out: bool
+    seconds: float
+
+
+class BrokenTrialError(Exception):
+    """The tests could not be run, so that they prove nothing."""
+
+
+def tests_for(path: str) -> list[str]:
+    """Return every test file that is run against a mutation of that file, the likeliest to notice first."""
+    return list(dict.fromkeys([*FIRST.get(path, ()), *TESTS]))
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A copy of the project that may be mutated; it is not more than one trial's at a time."""
+
+    root: Path
+
+    @classmethod
+    def copy(cls, source: Path, target: Path) -> "Tree":
+        """Copy what the tests need."""
+        target.mkdir(parents=True)
+        for name in COPIED:
+            if (source / name).is_dir():
+                shutil.copytree(source / name, target / name, ignore=IGNORED)
+            else:
+                shutil.copy(source / name, target / name)
+        return cls(target)
+
+    def check(self, limit: float) -> None:
+        """Run everything without a mutation. Raises BrokenTrialError: where tests fail anyhow, failures say nothing."""
+        code, output = self._run(["tests/mutations/test_copy.py", *TESTS], limit)
+        if code != 0:
+            raise BrokenTrialError(f"without any mutation the tests do not pass:\n{output}")
+
+    def attempt(self, mutation: Mutation, limit: float) -> Trial:
+        """Mutate, run the tests for at most `limit` seconds, and mend."""
+        file = self.root / mutation.path
+        healthy, began = file.read_text(), time.monotonic()
+        self._put(file, mutation.source)
+        try:
+            code, output = self._run(tests_for(mutation.path), limit)
+        finally:
+            self._put(file, healthy)
+        return _judge(mutation, code, output, time.monotonic() - began)
+
+    def _put(self, file: Path, source: str) -> None:
+        """Write a module, and forget what was compiled: its size and second may be the same."""
+        file.write_text(source)
+        Path(importlib.util.cache_from_source(str(file))).unlink(missing_ok=True)
+
+    def _run(self, tests: list[str], limit: float) -> tuple[int | None, str]:
+        """Return pytest's exit code, None if it was stopped at the limit, and its output."""
+        present = [test for test in tests if (self.root / test).exists()]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider"]
+        process = subprocess.Popen(
+            [*command, f"--timeout={TEST_SECONDS}", "--tb=short", *present],
+            cwd=self.root,
+            env={**os.environ, "PYTHONPATH": str(self.root)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            output, _ = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, _ = process.communicate()
+            return None, output
+        return process.returncode, output
+
+
+def _judge(mutation: Mutation, code: int | None, output: str, seconds: float) -> Trial:
+    """Tell a survivor from one that was caught. Raises BrokenTrialError if the tests did not even run."""
+    if code is None:
+        return Trial(mutation, "the time limit", timed_out=True, seconds=seconds)
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - (.*))?$", output, re.MULTILINE)
+    if code not in {0, 1} or (code == 1) != (failed is not None):
+        raise BrokenTrialError(f"{mutation.path}:{mutation.line}: {mutation.name}: pytest ended with {code}:\n{output}")
+    if failed is None:
+        return Trial(mutation, None, timed_out=False, seconds=seconds)
+    return Trial(mutation, failed[1], timed_out="Timeout (>" in (failed[2] or ""), seconds=seconds)
