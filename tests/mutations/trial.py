@@ -41,6 +41,7 @@ TESTS = (
     "tests/contract/test_log_rot.py",
     "tests/contract/test_log_crashes.py",
     "tests/contract/test_log_model.py",
+    "tests/contract/test_pipeline_errors.py",
     "tests/integration/test_sockets.py",
     "tests/integration/test_stream_listener.py",
 )
@@ -75,7 +76,7 @@ class BrokenTrialError(Exception):
     """The tests could not be run, so that they prove nothing."""
 
 
-def tests_for(path: str) -> list[str]:
+def likely_tests(path: str) -> list[str]:
     """Return every test file that is run against a mutation of that file, the likeliest to notice first."""
     return list(dict.fromkeys([*FIRST.get(path, ()), *TESTS]))
 
@@ -109,7 +110,7 @@ class Tree:
         healthy, began = file.read_text(), time.monotonic()
         self._put(file, mutation.source)
         try:
-            code, output = self._run(tests_for(mutation.path), limit)
+            code, output = self._run(likely_tests(mutation.path), limit)
         finally:
             self._put(file, healthy)
         return _judge(mutation, code, output, time.monotonic() - began)

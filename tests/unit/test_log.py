@@ -1,5 +1,6 @@
 """The log on its own: what an append promises, what recovery finds, what a failure leaves."""
 
+import copy
 import errno
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from agent.errors import StorageError
 from agent.queue.log import AppendError
 from agent.queue.record import encode_frame
 from agent.queue.segment import HEADER_BYTES
-from tests.support.fault_filesystem import Crash, FaultFilesystem, KeepAll, LoseAll, failing, no_errors
+from tests.support.fault_filesystem import Chooser, Crash, FaultFilesystem, KeepAll, LoseAll, failing, no_errors
 from tests.support.queue_files import (
     LOG,
     contents,
@@ -270,6 +271,23 @@ class TestRecovery:
         disk.write_bytes(segment_path(1), disk.read_bytes(segment_path(1)) + b"garbage")
         assert open_log(disk).view.next_seq == 2
         assert quarantined(disk) == [b"garbage"]
+
+    @pytest.mark.parametrize("chooser", [LoseAll(), KeepAll()], ids=["lost", "kept"])
+    def test_garbage_is_durably_kept_before_it_is_cut_off(self, disk: FaultFilesystem, chooser: Chooser) -> None:
+        open_log(disk).append([entry("a")], 0.0)
+        disk.write_bytes(segment_path(1), disk.read_bytes(segment_path(1)) + b"garbage")
+        disk.kill()
+        healthy = copy.deepcopy(disk)
+        open_log(healthy)
+        assert healthy.calls - disk.calls > 15
+        for call in range(disk.calls, healthy.calls):
+            crashed = copy.deepcopy(disk)
+            crashed.crash_at(call, "after")
+            with pytest.raises(Crash):
+                open_log(crashed)
+            crashed.crash(chooser)
+            assert contents(crashed, open_log(crashed)) == [(1, "a")]
+            assert quarantined(crashed) == [b"garbage"]
 
     def test_a_damaged_last_frame_is_accounted_for(self, disk: FaultFilesystem) -> None:
         open_log(disk).append([entry("a"), entry("bcd", 3)], 0.0)
