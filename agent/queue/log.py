@@ -162,6 +162,26 @@ class Log:
         self.view = replace(self.view, segments=self.view.segments[count:])
         return count
 
+    def hollow_out(self) -> None:
+        """Give the last segment's room back and keep its name, which carries the number. Raises StorageError.
+
+        The caller has made durable that nothing in the log is wanted any more, and what the next number is.
+        """
+        if not self.view.segments:
+            return
+        self._abandon()
+        *older, last = self.view.segments
+        size = min(last.size, segment.HEADER_BYTES)
+        try:
+            file = self._fs.open(self.path(last.first_seq), writable=True)
+            try:
+                file.truncate(size)  # not unlinked: a reader may have it open, and the room would stay taken
+            finally:
+                file.close()
+        except OSError as error:
+            raise StorageError(f"{self._directory}: cannot make room: {error.strerror or error}") from error
+        self.view = replace(self.view, segments=(*older, last._replace(size=size)))
+
     def seal(self) -> None:
         """End the active segment, syncing what is not durable yet; the next item begins a new one. Raises AppendError."""
         if self._active is None:

@@ -34,11 +34,11 @@ class _Place(NamedTuple):
 
 @dataclass
 class _Open:
-    """The segment that is being read, and how far it has been."""
+    """The segment that is being read, and how far it has been; `file` is None while nothing of it is wanted."""
 
     first_seq: int
-    file: File
-    offset: int
+    file: File | None = None
+    offset: int = segment.HEADER_BYTES
 
 
 class Reader:
@@ -68,6 +68,8 @@ class Reader:
         items: list[Frame | Gap] = []
         while not items and self._expected < view.next_seq:
             items = self._read_on(view, max_bytes)
+        if not items:
+            self.close()  # what is deleted while it is open still takes its room on the disk
         return items
 
     def skip(self) -> list[Frame | Gap]:
@@ -81,10 +83,10 @@ class Reader:
         return [self._gap(place.limit)]
 
     def close(self) -> None:
-        """Release the open segment; reading may go on."""
-        if self._open is not None:
+        """Release the open segment; reading may go on where it was."""
+        if self._open is not None and self._open.file is not None:
             self._open.file.close()
-            self._open = None
+            self._open.file = None
 
     def _read_on(self, view: View, max_bytes: int) -> list[Frame | Gap]:
         """Read one stretch of a segment; [] if it holds nothing from the position on."""
@@ -92,24 +94,26 @@ class Reader:
         if place is None:
             return [self._gap(view.segments[0].first_seq if view.segments else view.next_seq)]
         try:
-            return self._read(place, self._opened(place.segment), max_bytes)
+            source, file = self._opened(place.segment)
+            return self._read(place, source, file, max_bytes)
         except FileNotFoundError:
             return [self._gap(place.limit)]
         except OSError as error:
-            self._failed_in = self._open.first_seq if self._open is not None else None
+            opened = self._open is not None and self._open.file is not None
+            self._failed_in = place.segment.first_seq if opened else None
             self.close()
             path = self._log.path(place.segment.first_seq)
             raise StorageError(f"{path}: cannot read the queue: {error.strerror or error}") from error
 
-    def _read(self, place: _Place, source: _Open, max_bytes: int) -> list[Frame | Gap]:
-        size = place.segment.size or source.file.size()  # 0: when the log was opened it could not be read
+    def _read(self, place: _Place, source: _Open, file: File, max_bytes: int) -> list[Frame | Gap]:
+        size = place.segment.size or file.size()  # 0: when the log was opened it could not be read
         left = max(size - source.offset, 0)
         length = min(max_bytes, left)
-        data = self._bytes(source, length)
+        data = self._bytes(source, file, length)
         at_end = length == left or len(data) < length  # a file may have lost its end since the log was opened
         found = segment.scan(data, 0, whole=at_end)
         if not found.frames and not at_end:  # a frame longer than the read, or damage: look at all that is left
-            data, at_end = self._bytes(source, left), True
+            data, at_end = self._bytes(source, file, left), True
             found = segment.scan(data, 0, whole=True)
         # Frames beyond the limit are leftovers, and so is one that reaches beyond it: those numbers are the next segment's.
         frames = [frame for frame in found.frames if frame.next_seq <= place.limit]
@@ -123,10 +127,10 @@ class Reader:
         source.offset += len(data) if at_end else found.end
         return items
 
-    def _bytes(self, source: _Open, length: int) -> bytes:
+    def _bytes(self, source: _Open, file: File, length: int) -> bytes:
         if self._around == source.first_seq:
-            return read_around(source.file, length, source.offset)[0]
-        return source.file.pread(length, source.offset)
+            return read_around(file, length, source.offset)[0]
+        return file.pread(length, source.offset)
 
     def _collect(self, frames: list[Frame]) -> list[Frame | Gap]:
         items: list[Frame | Gap] = []
@@ -148,11 +152,13 @@ class Reader:
         if damage.start < damage.end:
             self._quarantine.keep(source.first_seq, source.offset + damage.start, data[damage.start : damage.end])
 
-    def _opened(self, wanted: Segment) -> _Open:
+    def _opened(self, wanted: Segment) -> tuple[_Open, File]:
         if self._open is None or self._open.first_seq != wanted.first_seq:
             self.close()
-            self._open = _Open(wanted.first_seq, self._fs.open(self._log.path(wanted.first_seq)), segment.HEADER_BYTES)
-        return self._open
+            self._open = _Open(wanted.first_seq)
+        if self._open.file is None:
+            self._open.file = self._fs.open(self._log.path(wanted.first_seq))
+        return self._open, self._open.file
 
 
 def _locate(view: View, seq: int) -> _Place | None:

@@ -65,6 +65,13 @@ class Committed(NamedTuple):
     delete_error: str | None = None
 
 
+class _Failure(NamedTuple):
+    """Why nothing can be appended: the reason to count, and what to say."""
+
+    reason: Outcome
+    error: str
+
+
 class Store:
     """An open queue. `cursor` says what is settled; `log` holds the rest."""
 
@@ -181,25 +188,43 @@ class Store:
             self._cursor_file.close()
 
     def _append(self, plan: Plan, now: float) -> tuple[Outcome | None, str | None]:
-        """Append the plan's entries; return why they were refused, and what is wrong with the disk, entries or not.
-
-        After an error, no entries are the occasion to find out whether the disk is well again.
-        """
+        """Append the plan's entries; return why they were refused, and what is wrong with the disk, entries or not."""
         if plan.refused is not None:
             return plan.refused, None
+        failure = self._try_to_append(plan, now)
+        if failure is not None and failure.reason is Outcome.DISK_FULL and self._make_room(plan.checkpoint):
+            failure = self._try_to_append(plan, now)
+        if failure is None:
+            return None, None
+        return failure.reason if plan.entries else None, failure.error
+
+    def _try_to_append(self, plan: Plan, now: float) -> _Failure | None:
+        """Append; after an error, no entries are the occasion to find out whether the disk is well again."""
         shortage = self._shortage()
         if shortage is not None:
-            return Outcome.DISK_FULL if plan.entries else None, shortage
+            return _Failure(Outcome.DISK_FULL, shortage)
         if not plan.entries and not self._failing:
-            return None, None
+            return None
         try:
             self.log.append(plan.entries, now)
         except AppendError as error:
             self._failing = True
-            reason = Outcome.DISK_FULL if error.full else Outcome.DISK_ERROR
-            return reason if plan.entries else None, str(error)
+            return _Failure(Outcome.DISK_FULL if error.full else Outcome.DISK_ERROR, str(error))
         self._failing = False
-        return None, None
+        return None
+
+    def _make_room(self, state: State) -> bool:
+        """Give back what a queue holds that is settled to its end: the last segment stays, and may be all that fits."""
+        view = self.log.view
+        if state.position < view.next_seq or all(s.size <= segment.HEADER_BYTES for s in view.segments):
+            return False
+        try:
+            self._cursor_file.write(state)
+            self._cursor_file.sync()
+            self.log.hollow_out()
+        except StorageError:
+            return False
+        return True
 
     def _shortage(self) -> str | None:
         """Return what to say of a disk that is too full to be written to; None if it is not."""

@@ -89,6 +89,19 @@ async def overflow(run: FaultRun) -> None:
     await run.submit(3)
 
 
+async def fill_the_disk(run: FaultRun) -> None:
+    """Fill a disk that has nothing but the queue on it; what is there gets delivered, and then there is room again."""
+    run.host.fs.capacity = run.host.fs.used + 1000
+    for _ in range(2):
+        run.transport.hold()
+        refused = len(run.refused)
+        while len(run.refused) == refused:
+            await run.submit(6)
+        run.transport.release()
+        await run.deliver()
+        await run.submit(1)
+
+
 SMALL = Limits(segment_bytes=400)
 WORK = [
     Work(roll_and_deliver, SMALL),
@@ -102,12 +115,16 @@ WORK = [
     ),
     Work(overflow, Limits(segment_bytes=300, max_bytes=900), losses=frozenset({Outcome.OVERFLOW})),
 ]
+
+
+FULL = Work(fill_the_disk, Limits())
 LAZY = [replace(WORK[0], limits=replace(SMALL, sync=sync)) for sync in ("interval", "off")]
 EVERY_WORK = pytest.mark.parametrize("work", WORK, ids=[work.name for work in WORK])
+EVERY_WORK_AND_A_FULL_DISK = pytest.mark.parametrize("work", [*WORK, FULL], ids=[work.name for work in [*WORK, FULL]])
 
 
 async def play(
-    work: Work, fault: Fault | None, seed: int = 0, after: Callable[[FaultRun], Awaitable[None]] | None = None
+    work: Work, fault: Fault | None = None, seed: int = 0, after: Callable[[FaultRun], Awaitable[None]] | None = None
 ) -> FaultRun:
     """Do the work under the fault, and hold the pipeline to its account."""
     async with host() as h:
@@ -139,7 +156,7 @@ def play_now(*arguments: Any) -> FaultRun:
     return virtual_time.run("asyncio", partial(play, *arguments))
 
 
-@EVERY_WORK
+@EVERY_WORK_AND_A_FULL_DISK
 def test_an_error_at_any_call_costs_at_most_what_was_not_acked_and_passes_by_itself(work: Work) -> None:
     runs = [play_now(work, Fault(n, code), n) for n, code in points(work)]
     assert len(runs) > 50
@@ -147,7 +164,7 @@ def test_an_error_at_any_call_costs_at_most_what_was_not_acked_and_passes_by_its
     assert sum(run.power_losses for run in runs) > len(runs)
 
 
-@EVERY_WORK
+@EVERY_WORK_AND_A_FULL_DISK
 def test_a_disk_that_goes_on_failing_is_said_to_and_recovers_by_itself(work: Work) -> None:
     runs = [play_now(work, Fault(n, code, lasting=True), n, FaultRun.check_failing) for n, code in points(work)]
     assert len(runs) > 50
@@ -235,3 +252,10 @@ def test_an_error_at_any_call_of_a_stop_and_a_start_ends_in_one_clear_line_or_in
     for error in errors:
         assert re.fullmatch(r"/queue/default[^\n]*: [^\n]+", error)
         assert any(os.strerror(code) in error for code in CODES) or "its last sync failed" in error
+
+
+def test_a_disk_that_is_full_of_the_queue_takes_events_again_as_soon_as_they_are_delivered() -> None:
+    run = play_now(FULL)
+    assert set(run.refused.values()) == {Outcome.DISK_FULL}
+    assert len(run.refused) == 12
+    assert len(run.acked) > 24

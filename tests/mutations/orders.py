@@ -122,6 +122,12 @@ ORDERS = (
         """,
         "except (OSError, AppendError):",
     ),
+    Order(
+        "a write that was cut short passes for a whole one",
+        "agent/queue/filesystem.py",
+        "while written < len(data):",
+        "while written < 0:",
+    ),
     # A segment, then what is in it
     Order(
         "a segment begins before the one before it is sealed",
@@ -231,6 +237,18 @@ ORDERS = (
             delete_error = self._delete_before(plan.checkpoint.position)
         if deletable or not plan.entries:
             checkpoint_error = self._checkpoint(plan.checkpoint)
+        """,
+    ),
+    Order(
+        "room is made in the last segment before the cursor is durable",
+        STORE,
+        """
+        self._cursor_file.sync()
+        self.log.hollow_out()
+        """,
+        """
+        self.log.hollow_out()
+        self._cursor_file.sync()
         """,
     ),
     Order(

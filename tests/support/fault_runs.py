@@ -123,8 +123,9 @@ class FaultRun:
             self.host.fs.errors = self.fault
 
     def heal(self) -> None:
-        """End the fault."""
+        """End the fault, and let there be room."""
         self.host.fs.errors = no_errors
+        self.host.fs.capacity = None
 
     # What scripts do
 

@@ -101,6 +101,19 @@ class TestReading:
         reader.close()
         assert disk.open_files == 0
 
+    def test_at_the_end_of_the_log_nothing_is_held_open_and_reading_goes_on_from_there(
+        self, disk: FaultFilesystem
+    ) -> None:
+        """A segment that is deleted while it is open still takes its room, and the disk may be full."""
+        log = open_log(disk)
+        log.append([entry("a")], 0.0)
+        reader = open_reader(disk, log)
+        before = disk.open_files
+        assert brief(reader.read(1000)) == [(1, "a")]
+        assert (reader.read(1000), disk.open_files) == ([], before)
+        log.append([entry("b")], 0.0)
+        assert brief(reader.read(1000)) == [(2, "b")]
+
     def test_closing_is_no_end(self, disk: FaultFilesystem) -> None:
         log = written(disk, "a", "b")
         reader = open_reader(disk, log)

@@ -1,6 +1,7 @@
 """The queue of one destination: limits, sync modes, the order of log and cursor, and what recovery makes of both."""
 
 import errno
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,9 +15,9 @@ from agent.queue.cursor import Outcome, Pause, Span
 from agent.queue.filesystem import OsFilesystem
 from agent.queue.log import Entry
 from agent.queue.reader import Gap
-from agent.queue.record import Record, encode_record
+from agent.queue.record import Frame, Record, encode_record
 from agent.queue.store import Committed, Limits, Store
-from tests.support.fault_filesystem import Crash, FaultFilesystem, KeepAll, LoseAll, failing, no_errors
+from tests.support.fault_filesystem import Crash, FaultFilesystem, KeepAll, LoseAll, RandomChooser, failing, no_errors
 from tests.support.queue_files import entry
 
 ROOT = Path("/queue")
@@ -190,6 +191,55 @@ class TestRoom:
         disk.capacity = None
         assert commit(store, [entry("y")]).refused is None
         assert (numbers(store), dropped(store)) == ([1, 2], {Outcome.DISK_FULL: 2})
+
+    @pytest.mark.parametrize("floor", [0, 500])
+    def test_a_full_disk_takes_events_again_once_all_is_delivered(self, disk: FaultFilesystem, floor: int) -> None:
+        """The queue may be all that is on the disk, and its last segment all that the queue holds."""
+        store = Store(disk, ROOT, Limits(min_free_bytes=floor))
+        commit(store, [entry("x" * 1000)])
+        reader = store.reader()
+        assert [len(reader.read(2000)) for _ in range(2)] == [1, 0]
+        disk.capacity = disk.used + floor
+        assert commit(store, [entry("y" * 600)]).refused is Outcome.DISK_FULL
+        deliver(store, 1, 2)
+        committed = commit(store, [entry("z" * 400)])
+        assert (committed.refused, committed.append_error) == (None, None)
+        assert [item.first_seq for item in reader.read(1000) if isinstance(item, Frame)] == [2]
+        disk.crash(LoseAll())
+        assert numbers(Store(disk, ROOT, Limits())) == [2]
+
+    @pytest.mark.parametrize("seed", range(10))
+    def test_making_room_gives_no_number_back_and_takes_nothing_that_is_not_durably_settled(self, seed: int) -> None:
+        for call in itertools.count():
+            disk = FaultFilesystem()
+            store = Store(disk, ROOT, Limits())
+            commit(store, [entry("x" * 1000, 5)])
+            deliver(store, 1, 6)
+            disk.capacity = disk.used
+            disk.crash_at(disk.calls + call, "after")
+            try:
+                commit(store, [entry("z" * 400)])
+            except Crash:
+                disk.crash(RandomChooser(seed))
+                store = Store(disk, ROOT, Limits())
+                assert store.log.view.next_seq in {6, 7}
+                gaps = [item.span for item in store.reader().read(2000) if isinstance(item, Gap)]
+                assert gaps in ([], [Span(6, 7)])  # the new one was not acked yet
+            else:
+                break
+        assert call > 10
+
+    @pytest.mark.parametrize("operation", ["open", "truncate"])
+    def test_room_that_cannot_be_made_is_a_full_disk(self, disk: FaultFilesystem, operation: str) -> None:
+        store = Store(disk, ROOT, Limits())
+        commit(store, [entry("x" * 1000)])
+        deliver(store, 1, 2)
+        disk.capacity = disk.used
+        disk.errors = failing(operation, errno.EIO)
+        assert commit(store, [entry("z" * 400)]).refused is Outcome.DISK_FULL
+        disk.errors = no_errors
+        assert commit(store, [entry("z" * 400)]).refused is None
+        assert disk.open_files == 2
 
     def test_a_floor_that_cannot_be_measured_stops_nothing(self, disk: FaultFilesystem) -> None:
         store = Store(disk, ROOT, Limits(min_free_bytes=1000))
