@@ -24,7 +24,7 @@ import anyio
 from agent.delivery.policy import Settings
 from agent.delivery.source import Options
 from agent.errors import StorageError
-from agent.events import Context
+from agent.events import Context, decode_events
 from agent.pipeline import Pipeline
 from agent.queue.cursor import Outcome
 from agent.queue.record import Frame, decode_record
@@ -259,6 +259,6 @@ def names_on(disk: FaultFilesystem, limits: Limits) -> list[str]:
     while items := reader.read(READ_BYTES):
         for item in items:
             if isinstance(item, Frame):
-                found += [event.hash for event in decode_record(item.payload).events]
+                found += [event.hash for event in decode_events(decode_record(item.payload).lines)]
     reader.close()
     return found
