@@ -13,6 +13,7 @@ from tests.soak.world import MAX_EVENTS, START_SECONDS, STORAGE_ERROR, World
 
 Fault = Callable[[World], None]
 DAY = 86400.0
+KILL_EVERY = 5.0  # seconds, at least
 # Two of them together stay below queue.max_age: no event is ever too old.
 MOST_SKEW = 3 * DAY
 
@@ -196,13 +197,19 @@ def skipped(world: World) -> list[str]:
 
 
 def deck(world: World, only: Collection[str] = ()) -> Iterator[Fault]:
-    """Yield faults for ever, each as often as the table says, in random order, after one of each; `only` names some."""
+    """Yield faults for ever, each as often as the table says, in random order, after one of each; `only` names some.
+
+    Where the machine is slow, kills come in between, so that a soak of a given time always has many.
+    """
     possible = [fault for fault in TABLE if isinstance(world.disk, _NEEDS.get(fault, object))]
     possible = [fault for fault in possible if name_of(fault) in (only or map(name_of, possible))]
     yield from world.random.sample(possible, len(possible))
     cards = [fault for fault in possible for _ in range(TABLE[fault])]
     while True:
-        yield from world.random.sample(cards, len(cards))
+        for fault in world.random.sample(cards, len(cards)):
+            while kill_at_work in possible and world.seconds > KILL_EVERY * world.happened.kills.total():
+                yield kill_at_work
+            yield fault
 
 
 D = TypeVar("D", bound=SmallDisk)

@@ -87,9 +87,14 @@ class World:
     _began: float = field(default_factory=time.monotonic)
     _files: Counter[str] = field(default_factory=Counter)
 
+    @property
+    def seconds(self) -> float:
+        """How long it has been going on."""
+        return time.monotonic() - self._began
+
     def note(self, what: str) -> None:
         """Write it into the log of faults, with the time: in memory, and beside the clients' progress."""
-        self.happened.log.append(f"{time.monotonic() - self._began:8.2f} s  {what}")
+        self.happened.log.append(f"{self.seconds:8.2f} s  {what}")
         with self.clock.path.with_name("faults.log").open("a") as log:
             log.write(f"{self.happened.log[-1]}\n")
 
