@@ -1,66 +1,168 @@
-"""An API that costs next to nothing: counts events and answers 200. `python -m tests.benchmarks.sink`; SIGTERM ends it.
+"""An API that costs next to nothing: it counts events and answers 200. A process of its own, `python -m tests.benchmarks.sink`.
 
 It knows where a request ends and that every event has one session. It must never parse JSON: what it takes is missing from
-the agent's share of the machine.
+the agent's share of the machine. One request is not the API's: `GET /wait?events=N` is answered when so many events have
+come, with the moment at which they had.
 """
 
-import signal
+import json
+import re
+import resource
+import selectors
 import socket
 import sys
-import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import httpx
+
+from tests.support.process import running
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
-_CHUNK = 1024 * 1024
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+ONE_A_EVENT = b'"sessionId"'
+_BUFFER_BYTES = 2 * 1024 * 1024
+_length = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE).search
+_expects = re.compile(rb"\r\nexpect: *100-continue", re.IGNORECASE).search
+_waits_for = re.compile(rb"GET /wait\?events=(\d+) ").match
+
+
+class Arrived(NamedTuple):
+    """What has come by the moment `at` (`time.monotonic`); `cpu` is what the sink has used, in seconds."""
+
+    events: int
+    requests: int
+    cpu: float
+    at: float
+
+
+# The benchmarks' side
 
 
 class Sink:
-    """Counts the `events` and `requests` that it was sent."""
+    """A running sink. `url` is the API's."""
 
-    def __init__(self) -> None:
-        self.events = 0
-        self.requests = 0
-        self._lock = threading.Lock()
+    def __init__(self, url: str) -> None:
+        self.url = url
 
-    def serve(self, listener: socket.socket) -> None:
-        """Accept connections for as long as the process lives."""
+    def wait(self, events: int, timeout: float = 600.0) -> Arrived:
+        """Return when so many events have come since its start. Raises httpx.ReadTimeout if they do not come."""
+        answer = httpx.get(f"{self.url}/wait", params={"events": events}, timeout=timeout, trust_env=False)
+        return Arrived(**answer.raise_for_status().json())
+
+
+@contextmanager
+def sink() -> Iterator[Sink]:
+    """Run a sink while the block lasts."""
+    with running([sys.executable, "-m", "tests.benchmarks.sink"], env={}) as child:
+        yield Sink(child.wait_for_line(r"http://\S+")[0])
+
+
+# The process
+
+
+class _Connection:
+    """One client: its request as far as it has come, `end` being where it ends, once that is known."""
+
+    __slots__ = ("buffer", "end", "filled", "head", "socket")
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.socket = connection
+        self.buffer = bytearray(_BUFFER_BYTES)
+        self.filled = 0
+        self.head = 0
+        self.end: int | None = None
+
+    def receive(self) -> int:
+        with memoryview(self.buffer) as view:
+            size = self.socket.recv_into(view[self.filled :])
+        self.filled += size
+        return size
+
+    def is_whole(self) -> bool:
+        if self.end is None:
+            self._find_end()
+        return self.end is not None and self.filled >= self.end
+
+    def _find_end(self) -> None:
+        head = self.buffer.find(b"\r\n\r\n", 0, self.filled)
+        if head < 0:
+            return
+        length = _length(self.buffer, 0, head)
+        self.head = head + 4
+        self.end = self.head + (int(length[1]) if length else 0)
+        if self.end > len(self.buffer):
+            self.buffer.extend(bytes(self.end - len(self.buffer)))
+        if _expects(self.buffer, 0, head):
+            self.socket.sendall(CONTINUE)
+
+    def next_request(self) -> None:
+        end = self.end or 0
+        self.buffer[: self.filled - end] = self.buffer[end : self.filled]
+        self.filled -= end
+        self.end = None
+
+
+class _Counter:
+    """Serves every connection in one thread."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listener, selectors.EVENT_READ)
+        self._waiting: list[tuple[int, socket.socket]] = []
+        self._events = 0
+        self._requests = 0
+        self._at = time.monotonic()
+
+    def serve(self) -> None:
+        """Serve until the process ends."""
         while True:
-            connection, _ = listener.accept()
-            threading.Thread(target=self._converse, args=(connection,), daemon=True).start()
+            for key, _ in self._selector.select():
+                if key.data is None:
+                    accepted, _ = self._listener.accept()
+                    accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    self._selector.register(accepted, selectors.EVENT_READ, _Connection(accepted))
+                else:
+                    self._converse(key.data)
 
-    def _converse(self, connection: socket.socket) -> None:
-        data = bytearray()
-        while chunk := connection.recv(_CHUNK):
-            data += chunk
-            end = _end(data)
-            if end is not None and len(data) >= end:
-                self._count(data.count(b'"sessionId"', 0, end))
-                del data[:end]
-                connection.sendall(ANSWER)
+    def _converse(self, connection: _Connection) -> None:
+        if connection.receive() == 0:
+            self._selector.unregister(connection.socket)
+            connection.socket.close()
+            return
+        while connection.is_whole():
+            self._take(connection)
+            connection.next_request()
 
-    def _count(self, events: int) -> None:
-        with self._lock:
-            self.events += events
-            self.requests += 1
+    def _take(self, connection: _Connection) -> None:
+        wanted = _waits_for(connection.buffer)
+        if wanted:
+            self._waiting.append((int(wanted[1]), connection.socket))
+        else:
+            self._events += connection.buffer.count(ONE_A_EVENT, connection.head, connection.end)
+            self._requests += 1
+            self._at = time.monotonic()
+            connection.socket.sendall(ANSWER)
+        for waiter in [waiter for waiter in self._waiting if waiter[0] <= self._events]:
+            self._waiting.remove(waiter)
+            self._tell(waiter[1])
 
-
-def _end(data: bytearray) -> int | None:
-    """Return where the request at the beginning ends; None while its head is not there."""
-    head = data.find(b"\r\n\r\n")
-    if head < 0:
-        return None
-    length = data[:head].lower().partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0]
-    return head + 4 + int(length or b"0")
+    def _tell(self, waiting: socket.socket) -> None:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        arrived = Arrived(self._events, self._requests, usage.ru_utime + usage.ru_stime, self._at)
+        body = json.dumps(arrived._asdict()).encode()
+        waiting.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
 
 
 def main() -> None:
-    """Serve until SIGTERM; say where at the start, and how much came at the end."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    sink, listener = Sink(), socket.create_server(("127.0.0.1", 0))
-    threading.Thread(target=sink.serve, args=(listener,), daemon=True).start()
+    """Say where, and serve until SIGTERM."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=128)
     sys.stdout.write(f"listening at http://127.0.0.1:{listener.getsockname()[1]}\n")
     sys.stdout.flush()
-    signal.sigwait({signal.SIGTERM})
-    sys.stdout.write(f"{sink.events} events in {sink.requests} requests\n")
+    _Counter(listener).serve()
 
 
 if __name__ == "__main__":
