@@ -105,13 +105,14 @@ def _syslog_ng(program: str, directory: Path, api_url: str, batch: int) -> Itera
 def _configuration(directory: Path, stream: Path, datagram: Path, api_url: str, batch: int) -> str:
     """Take lines as they are, parse them as JSON, keep them in a reliable disk buffer, and post them as JSON arrays.
 
-    Flow control, as reading only what there is room for is called there, loses nothing. More workers make it no faster.
+    Flow control is what reading only what there is room for is called there; connections beyond the limit would be lost.
+    More workers make it no faster.
     """
     return f"""
 @version: current
 options {{ use-dns(no); keep-hostname(yes); stats-freq(0); }};
 source taken {{
-  unix-stream("{stream}" flags(no-parse) max-connections(2000) log-iw-size(200000) log-fetch-limit(1000));
+  unix-stream("{stream}" flags(no-parse) max-connections(100000) log-iw-size(10000000) log-fetch-limit(1000));
   unix-dgram("{datagram}" flags(no-parse) log-iw-size(100000) log-fetch-limit(1000));
 }};
 parser validated {{ json-parser(prefix(".json.")); }};

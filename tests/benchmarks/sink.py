@@ -1,8 +1,8 @@
 """An API that costs next to nothing: it counts events and answers 200. A process of its own, `python -m tests.benchmarks.sink`.
 
 It knows where a request ends and that every event has one session. It must never parse JSON: what it takes is missing from
-the agent's share of the machine. One request is not the API's: `GET /wait?events=N` is answered when so many events have
-come, with the moment at which they had.
+the agent's share of the machine. One request is not the API's: `GET /wait?events=N&quiet=SECONDS` is answered when so many
+events have come, or when nothing has come for so long.
 """
 
 import json
@@ -24,13 +24,16 @@ ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 ONE_A_EVENT = b'"sessionId"'
 _BUFFER_BYTES = 2 * 1024 * 1024
+QUIET_SECONDS = 10
+LONGEST_SECONDS = 1800.0
+_TICK_SECONDS = 0.5
 _length = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE).search
 _expects = re.compile(rb"\r\nexpect: *100-continue", re.IGNORECASE).search
-_waits_for = re.compile(rb"GET /wait\?events=(\d+) ").match
+_waits_for = re.compile(rb"GET /wait\?events=(\d+)&quiet=(\d+) ").match
 
 
 class Arrived(NamedTuple):
-    """What has come by the moment `at` (`time.monotonic`); `cpu` is what the sink has used, in seconds."""
+    """What has come, the last of it `at` (`time.monotonic`); `cpu` is what the sink has used, in seconds."""
 
     events: int
     requests: int
@@ -47,9 +50,10 @@ class Sink:
     def __init__(self, url: str) -> None:
         self.url = url
 
-    def wait(self, events: int, timeout: float = 600.0) -> Arrived:
-        """Return when so many events have come since its start. Raises httpx.ReadTimeout if they do not come."""
-        answer = httpx.get(f"{self.url}/wait", params={"events": events}, timeout=timeout, trust_env=False)
+    def wait(self, events: int, quiet: int = QUIET_SECONDS) -> Arrived:
+        """Return when so many events have come since its start; or fewer, if nothing has come for `quiet` seconds."""
+        query = {"events": events, "quiet": quiet}
+        answer = httpx.get(f"{self.url}/wait", params=query, timeout=LONGEST_SECONDS, trust_env=False)
         return Arrived(**answer.raise_for_status().json())
 
 
@@ -105,6 +109,15 @@ class _Connection:
         self.end = None
 
 
+class _Waiting(NamedTuple):
+    """Somebody who waits for so many events, but not for longer than `quiet` seconds after `since` or the last of them."""
+
+    events: int
+    quiet: int
+    since: float
+    socket: socket.socket
+
+
 class _Counter:
     """Serves every connection in one thread."""
 
@@ -112,7 +125,7 @@ class _Counter:
         self._listener = listener
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ)
-        self._waiting: list[tuple[int, socket.socket]] = []
+        self._waiting: list[_Waiting] = []
         self._events = 0
         self._requests = 0
         self._at = time.monotonic()
@@ -120,13 +133,15 @@ class _Counter:
     def serve(self) -> None:
         """Serve until the process ends."""
         while True:
-            for key, _ in self._selector.select():
+            for key, _ in self._selector.select(_TICK_SECONDS if self._waiting else None):
                 if key.data is None:
                     accepted, _ = self._listener.accept()
                     accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     self._selector.register(accepted, selectors.EVENT_READ, _Connection(accepted))
                 else:
                     self._converse(key.data)
+            if self._waiting:
+                self._answer_waiting(time.monotonic())
 
     def _converse(self, connection: _Connection) -> None:
         if connection.receive() == 0:
@@ -140,15 +155,18 @@ class _Counter:
     def _take(self, connection: _Connection) -> None:
         wanted = _waits_for(connection.buffer)
         if wanted:
-            self._waiting.append((int(wanted[1]), connection.socket))
+            self._waiting.append(_Waiting(int(wanted[1]), int(wanted[2]), time.monotonic(), connection.socket))
         else:
             self._events += connection.buffer.count(ONE_A_EVENT, connection.head, connection.end)
             self._requests += 1
             self._at = time.monotonic()
             connection.socket.sendall(ANSWER)
-        for waiter in [waiter for waiter in self._waiting if waiter[0] <= self._events]:
-            self._waiting.remove(waiter)
-            self._tell(waiter[1])
+
+    def _answer_waiting(self, now: float) -> None:
+        for each in self._waiting.copy():
+            if self._events >= each.events or now - max(self._at, each.since) >= each.quiet:
+                self._waiting.remove(each)
+                self._tell(each.socket)
 
     def _tell(self, waiting: socket.socket) -> None:
         usage = resource.getrusage(resource.RUSAGE_SELF)

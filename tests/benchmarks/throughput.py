@@ -31,7 +31,7 @@ def measure(contender: Contender, size: Size, batch: int) -> Sample:
         sent = load.send("stream", running.stream, size.events)
         after = api.wait(size.events)
         cpu, peak = usage.cpu_seconds(running.pid) - cpu, usage.memory(running.pid).peak
-    assert after.events == size.events, f"{after.events} events arrived, {size.events} were sent"
+    assert after.events == size.events, f"{contender.name} lost {size.events - after.events} of {size.events} events"
     figures = {
         "events/s": size.events / (after.at - sent.begin),
         "CPU µs/event": 1e6 * cpu / size.events,

@@ -1,0 +1,150 @@
+"""What a build pays: one `emit` with the daemon idle, busy, stopped and absent, against a bare `send` of the same bytes.
+
+    python -m tests.benchmarks.client_cost [--events 20000] [--rounds 5] [--json FILE]
+
+The bare send goes into a connected Unix socket that this process empties in between, in turn with the emits. The last case
+is the command `artifacts-agent emit` as a process, against Python doing nothing.
+"""
+
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from agent.client import EventClient
+from tests.benchmarks import load
+from tests.benchmarks.contenders import agent_daemon
+from tests.benchmarks.harness import Benchmark, Size, main
+from tests.benchmarks.report import AGENT, Report, Sample
+from tests.benchmarks.sink import sink
+from tests.support.command import COMMAND, environment
+from tests.support.daemon import Daemon
+
+BASELINE = "bare"
+BURST = 200  # fits a socket's buffer while nobody reads
+PROCESSES = 20
+HASH, DURATION = "115c7929ab9c479c", 514
+SESSION = "ca8de1f1-76c7-4bdd-85a1-dba48d353cd8"
+EVENT = f'"sessionId":"{SESSION}","source":"REMOTE","event":"HIT","hash":"{HASH}","duration":{DURATION}'
+LINE = f"{{{EVENT}}}\n".encode()
+
+
+def run(size: Size) -> Report:
+    """Measure each state of the daemon, agent and bare send in turn."""
+    facts = size.facts()
+    samples: list[Sample] = []
+    with size.fresh() as directory, sink() as api:
+        daemon = agent_daemon(directory, api.url)
+        for state in (_idle, _busy, _stopped, _absent):
+            case = f"emit, daemon {state.__name__.strip('_')}"
+            with state(daemon):
+                for _ in range(size.rounds):
+                    samples += _measure(case, daemon.stream, size.events, _settled(state, daemon))
+        with daemon:
+            samples += _commands(daemon, min(PROCESSES, size.events), size.rounds)
+    return Report("client cost", samples, facts, baseline=BASELINE)
+
+
+# The states
+
+
+@contextmanager
+def _idle(daemon: Daemon) -> Iterator[None]:
+    with daemon:
+        yield
+
+
+@contextmanager
+def _busy(daemon: Daemon) -> Iterator[None]:
+    with daemon, load.endless(daemon.stream) as others:
+        others.go()
+        yield
+
+
+@contextmanager
+def _stopped(daemon: Daemon) -> Iterator[None]:
+    with daemon:
+        daemon.signal(signal.SIGSTOP)
+        yield
+
+
+@contextmanager
+def _absent(_: Daemon) -> Iterator[None]:
+    yield
+
+
+State = Callable[[Daemon], AbstractContextManager[None]]
+
+
+def _settled(state: State, daemon: Daemon) -> Callable[[], object]:
+    """Return what to do between bursts: an idle daemon is to have taken what came before."""
+    return (lambda: daemon.request("GET", "/healthz").raise_for_status()) if state is _idle else lambda: None
+
+
+# One emit
+
+
+def _measure(case: str, path: Path, events: int, settle: Callable[[], object]) -> list[Sample]:
+    """Time emits and bare sends, a burst of each in turn."""
+    emits: list[int] = []
+    sends: list[int] = []
+    with EventClient(path, ci=None, interactive=0, session_id=SESSION) as client, _drained_pair() as (near, drain):
+        for _ in range(max(events // BURST, 1)):
+            emits += _timed(lambda: client.emit("HIT", "REMOTE", HASH, duration=DURATION))
+            sends += _timed(lambda: near.sendall(LINE))
+            drain()
+            settle()
+        unsent = 100 * client.unsent / len(emits)
+    return [Sample(case, AGENT, _quantiles(emits) | {"unsent %": unsent}), Sample(case, BASELINE, _quantiles(sends))]
+
+
+def _timed(call: Callable[[], object]) -> list[int]:
+    clock, times = time.perf_counter_ns, []
+    for _ in range(BURST):
+        begin = clock()
+        call()
+        times.append(clock() - begin)
+    return times
+
+
+@contextmanager
+def _drained_pair() -> Iterator[tuple[socket.socket, Callable[[], object]]]:
+    """Lend a connected socket, and a call that empties it."""
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with near, far:
+        yield near, lambda: far.recv(2 * BURST * len(LINE))
+
+
+def _quantiles(nanoseconds: Sequence[int]) -> dict[str, float]:
+    cuts = statistics.quantiles(nanoseconds, n=100)
+    return {"p50 µs": cuts[49] / 1e3, "p99 µs": cuts[98] / 1e3, "worst µs": max(nanoseconds) / 1e3}
+
+
+# The command
+
+
+def _commands(daemon: Daemon, processes: int, rounds: int) -> list[Sample]:
+    emit = [*COMMAND, "emit", "--socket", str(daemon.stream), "--event", "HIT", "--source", "REMOTE", "--hash", HASH]
+    samples: list[Sample] = []
+    for _ in range(rounds):
+        times = [(_seconds(emit), _seconds([sys.executable, "-c", "pass"])) for _ in range(processes)]
+        for subject, each in zip((AGENT, BASELINE), zip(*times, strict=True), strict=True):
+            samples.append(Sample("artifacts-agent emit", subject, {"process ms": 1e3 * statistics.median(each)}))
+    return samples
+
+
+def _seconds(command: Sequence[str]) -> float:
+    begin = time.perf_counter()
+    subprocess.run(command, env=environment(), check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - begin
+
+
+BENCHMARK = Benchmark("client_cost", run, events=20_000, rounds=5)
+
+if __name__ == "__main__":
+    sys.exit(main(BENCHMARK))

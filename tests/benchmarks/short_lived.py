@@ -1,0 +1,61 @@
+"""Clients that send one event and are gone: connections a second and the daemon's CPU for each, and the same as datagrams.
+
+    python -m tests.benchmarks.short_lived [--events 20000] [--rounds 3] [--json FILE]
+
+A client's `connect` waits when the daemon's backlog is full, and its datagram when the socket is, so nothing is lost. The
+clients run in two processes, or one could be what limits the daemon; what they cost is stated, since they share the machine.
+"""
+
+import sys
+
+from tests.benchmarks import load, usage
+from tests.benchmarks.contenders import SYSLOG_NG, Contender, contenders, missing_peer
+from tests.benchmarks.harness import Benchmark, Size, main
+from tests.benchmarks.report import AGENT, Report, Sample
+from tests.benchmarks.sink import sink
+
+BATCH = 1_000
+PROCESSES = 2
+CASES: tuple[tuple[str, load.Kind], ...] = (("connection each", "short"), ("datagram each", "datagram"))
+
+
+def run(size: Size) -> Report:
+    """Measure both ways, the contenders in turn."""
+    present = contenders()
+    facts = size.facts(**missing_peer(present))
+    samples = [
+        measure(contender, size, case, kind)
+        for case, kind in CASES
+        for _ in range(size.rounds)
+        for contender in present
+    ]
+    return Report("short-lived clients", samples, facts, baseline=SYSLOG_NG)
+
+
+def measure(contender: Contender, size: Size, case: str, kind: load.Kind) -> Sample:
+    """Send every event on its own to a fresh process, until the API has them all.
+
+    The rate is that at which the clients get rid of them: the last ones wait in the process for their batch.
+    """
+    with size.fresh() as directory, sink() as api, contender.start(directory, api.url, BATCH) as running:
+        cpu = usage.cpu_seconds(running.pid)
+        path = running.stream if kind == "short" else running.datagram
+        sent = load.send(kind, path, size.events, processes=PROCESSES)
+        arrived = api.wait(size.events)
+        cpu, peak = usage.cpu_seconds(running.pid) - cpu, usage.memory(running.pid).peak
+    figures = {
+        "events/s": size.events / (sent.end - sent.begin),
+        "to the API, events/s": size.events / (arrived.at - sent.begin),
+        "CPU µs/event": 1e6 * cpu / size.events,
+        "peak MiB": peak,
+        "client µs/event": 1e6 * sent.cpu / size.events,
+        "lost": size.events - arrived.events,
+    }
+    assert contender.name != AGENT or not figures["lost"], f"the agent lost {figures['lost']} events"
+    return Sample(case, contender.name, figures)
+
+
+BENCHMARK = Benchmark("short_lived", run, events=20_000)
+
+if __name__ == "__main__":
+    sys.exit(main(BENCHMARK))
