@@ -42,7 +42,7 @@ class Size:
 
     def facts(self, **more: object) -> dict[str, object]:
         """Return the conditions that a report states."""
-        return {"events": f"{self.events:,}", "rounds": self.rounds, "load average": load_average(), **more}
+        return {"events": f"{self.events:,}", "rounds": self.rounds, "load average": load_average()} | more
 
 
 @dataclass(frozen=True)

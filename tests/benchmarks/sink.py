@@ -140,8 +140,7 @@ class _Counter:
                     self._selector.register(accepted, selectors.EVENT_READ, _Connection(accepted))
                 else:
                     self._converse(key.data)
-            if self._waiting:
-                self._answer_waiting(time.monotonic())
+            self._answer_waiting(time.monotonic())
 
     def _converse(self, connection: _Connection) -> None:
         if connection.receive() == 0:
@@ -161,6 +160,7 @@ class _Counter:
             self._requests += 1
             self._at = time.monotonic()
             connection.socket.sendall(ANSWER)
+            self._answer_waiting(self._at)
 
     def _answer_waiting(self, now: float) -> None:
         for each in self._waiting.copy():

@@ -1,0 +1,14 @@
+"""Every benchmark, one after the other: `python -m tests.benchmarks [--events N] [--rounds N] [--json FILE] …`.
+
+`--events` caps what each measures with. A benchmark alone: `python -m tests.benchmarks.throughput`, and so on.
+"""
+
+import sys
+
+from tests.benchmarks import backlog, client_cost, idle, ingest, scale, short_lived, throughput
+from tests.benchmarks.harness import main
+
+BENCHMARKS = [module.BENCHMARK for module in (throughput, ingest, short_lived, client_cost, backlog, idle, scale)]
+
+if __name__ == "__main__":
+    sys.exit(main(*BENCHMARKS))
