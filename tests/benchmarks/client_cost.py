@@ -47,7 +47,7 @@ def run(size: Size) -> Report:
                 for _ in range(size.rounds):
                     samples += _measure(case, daemon.stream, size.events, _settled(state, daemon))
         with daemon:
-            samples += _commands(daemon, min(PROCESSES, size.events), size.rounds)
+            samples += _commands(daemon, min(PROCESSES, max(size.events // 1000, 1)), size.rounds)
     return Report("client cost", samples, facts, baseline=BASELINE)
 
 

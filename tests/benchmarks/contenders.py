@@ -10,6 +10,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -64,12 +65,16 @@ def agent_daemon(directory: Path, api_url: str, batch: int = 1000) -> Daemon:
 
 
 def contenders(environ: Mapping[str, str] = os.environ) -> Sequence[Contender]:
-    """Return the agent and its peer, if that is installed. Raises MissingError if it is not and this is a CI system."""
+    """Return who there is on this machine. Raises MissingError."""
+    return choose(_syslog_ng_program(environ), ci=environ.get("CI") == "true")
+
+
+def choose(syslog_ng: str | None, *, ci: bool) -> Sequence[Contender]:
+    """Return the agent and its peer, if that has a program. Raises MissingError if it has none and this is a CI system."""
     agent = Contender(AGENT, agent_daemon)
-    program = _syslog_ng_program(environ)
-    if program is not None:
-        return [agent, Contender(SYSLOG_NG, lambda *args: _syslog_ng(program, *args))]
-    if environ.get("CI") == "true":
+    if syslog_ng is not None:
+        return [agent, Contender(SYSLOG_NG, partial(_syslog_ng, syslog_ng))]
+    if ci:
         raise MissingError(f"syslog-ng is not installed; install it with: apt-get install {PACKAGES}")
     return [agent]
 

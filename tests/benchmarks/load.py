@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import cycle, islice
 from pathlib import Path
 from typing import IO, Literal, NamedTuple, Self, get_args
@@ -103,7 +104,8 @@ def _pipe(stream: IO[str] | None) -> IO[str]:
 # Events
 
 
-def recorded_lines() -> list[bytes]:
+@cache
+def recorded_lines() -> Sequence[bytes]:
     """Return the recorded events as lines, of about 125 bytes."""
     return [line for request in recordings.load() for line in request.lines.splitlines(keepends=True)]
 
@@ -142,6 +144,7 @@ def main() -> None:
 
 def _prepare(kind: Kind, path: str, events: int, clients: int) -> Callable[[], None]:
     """Do what is to be done before the clock runs."""
+    recorded_lines()
     if kind in {"durable", "confirmed"}:
         asked = 0 if kind == "durable" else events - 1
         return lambda: _send_durably(path, events, asked)
