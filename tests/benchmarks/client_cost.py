@@ -3,10 +3,11 @@
     python -m tests.benchmarks.client_cost [--events 20000] [--rounds 5] [--json FILE]
 
 The bare send goes into a connected Unix socket that this process empties in between, in turn with the emits. The last case
-is the command `artifacts-agent emit` as a process, against Python doing nothing. On a busy machine the worst of both is
-what the scheduler did to them: compare how often each took more than a millisecond.
+is the command `artifacts-agent emit` as a process, against Python doing nothing. On a busy machine the worst is what the
+scheduler did: `blocked` tells how often a call itself waited for something, which it never should.
 """
 
+import resource
 import signal
 import socket
 import statistics
@@ -92,25 +93,46 @@ def _settled(state: State, daemon: Daemon) -> Callable[[], object]:
 
 def _measure(case: str, path: Path, events: int, settle: Callable[[], object]) -> list[Sample]:
     """Time emits and bare sends, a burst of each in turn."""
-    emits: list[int] = []
-    sends: list[int] = []
+    emits, sends = _Burst(), _Burst()
     with EventClient(path, ci=None, interactive=0, session_id=SESSION) as client, _drained_pair() as (near, drain):
         for _ in range(max(events // BURST, 1)):
-            emits += _timed(lambda: client.emit("HIT", "REMOTE", HASH, duration=DURATION))
-            sends += _timed(lambda: near.sendall(LINE))
+            emits.add(lambda: client.emit("HIT", "REMOTE", HASH, duration=DURATION))
+            sends.add(lambda: near.sendall(LINE))
             drain()
             settle()
-        unsent = 100 * client.unsent / len(emits)
-    return [Sample(case, AGENT, _quantiles(emits) | {"unsent %": unsent}), Sample(case, BASELINE, _quantiles(sends))]
+        unsent = 100 * client.unsent / len(emits.times)
+    return [Sample(case, AGENT, emits.figures() | {"unsent %": unsent}), Sample(case, BASELINE, sends.figures())]
 
 
-def _timed(call: Callable[[], object]) -> list[int]:
-    clock, times = time.perf_counter_ns, []
-    for _ in range(BURST):
-        begin = clock()
-        call()
-        times.append(clock() - begin)
-    return times
+class _Burst:
+    """What calls took, in nanoseconds, and how often this thread went to sleep in them: that it was blocked."""
+
+    def __init__(self) -> None:
+        self.times: list[int] = []
+        self.blocked = 0
+
+    def add(self, call: Callable[[], object]) -> None:
+        """Time a burst of calls."""
+        clock, times, before = time.perf_counter_ns, self.times, _sleeps()
+        for _ in range(BURST):
+            begin = clock()
+            call()
+            times.append(clock() - begin)
+        self.blocked += _sleeps() - before
+
+    def figures(self) -> dict[str, float]:
+        cuts = statistics.quantiles(self.times, n=100)
+        return {
+            "p50 µs": cuts[49] / 1e3,
+            "p99 µs": cuts[98] / 1e3,
+            "worst µs": max(self.times) / 1e3,
+            "over 1 ms": sum(each > 1e6 for each in self.times),
+            "blocked": self.blocked,
+        }
+
+
+def _sleeps() -> int:
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
 
 @contextmanager
@@ -119,11 +141,6 @@ def _drained_pair() -> Iterator[tuple[socket.socket, Callable[[], object]]]:
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with near, far:
         yield near, lambda: far.recv(2 * BURST * len(LINE))
-
-
-def _quantiles(nanoseconds: Sequence[int]) -> dict[str, float]:
-    cuts, over = statistics.quantiles(nanoseconds, n=100), sum(each > 1e6 for each in nanoseconds)
-    return {"p50 µs": cuts[49] / 1e3, "p99 µs": cuts[98] / 1e3, "worst µs": max(nanoseconds) / 1e3, "over 1 ms": over}
 
 
 # The command

@@ -6,6 +6,7 @@ It knows sizes and where to write. It must never know what a benchmark measures.
 import argparse
 import json
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -59,18 +60,33 @@ def main(*benchmarks: Benchmark, argv: Sequence[str] | None = None) -> int:
     """Run benchmarks as the command line says; return the exit code."""
     options = _parser(benchmarks).parse_args(argv)
     reports: list[Report] = []
-    for benchmark in benchmarks:
-        with tempfile.TemporaryDirectory(dir=options.directory, prefix="b-") as directory:
+    with _cleaning_up_on_sigterm():
+        for benchmark in benchmarks:
             try:
-                reports.append(benchmark.run(_size(benchmark, options, Path(directory))))
+                reports.append(_run(benchmark, options))
             except MissingError as error:
                 sys.stderr.write(f"{benchmark.name}: {error}\n")
                 return 1
-        sys.stdout.write(reports[-1].text() + "\n")
-        sys.stdout.flush()
-        if options.json is not None:
-            options.json.write_text(json.dumps([report.as_json() for report in reports], indent=1) + "\n")
+            sys.stdout.write(reports[-1].text() + "\n")
+            sys.stdout.flush()
+            if options.json is not None:
+                options.json.write_text(json.dumps([report.as_json() for report in reports], indent=1) + "\n")
     return 0
+
+
+@contextmanager
+def _cleaning_up_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end this process as an exception does: what it started ends with it, and its files go."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(benchmark: Benchmark, options: argparse.Namespace) -> Report:
+    with tempfile.TemporaryDirectory(dir=options.directory, prefix="b-") as directory:
+        return benchmark.run(_size(benchmark, options, Path(directory)))
 
 
 def _size(benchmark: Benchmark, options: argparse.Namespace, directory: Path) -> Size:
