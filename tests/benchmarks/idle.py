@@ -24,6 +24,7 @@ def run(size: Size) -> Report:
     """Start each contender often, in turn, and then watch all of them do nothing."""
     present = contenders()
     facts = size.facts(seconds=size.seconds, **missing_peer(present))
+    del facts["events"]
     with sink() as api:
         samples = [_start(contender, size, api) for _ in range(size.rounds) for contender in present]
         samples += _watch(present, size, api)

@@ -16,7 +16,7 @@ FLOOR = "floor"
 CASES: tuple[tuple[str, load.Kind, int], ...] = (
     ("1 client", "confirmed", 1),
     ("1 client, acks", "durable", 1),
-    ("8 clients, acks", "durable", 8),
+    ("4 clients, acks", "durable", 4),
 )
 
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 TINY = ["--events", "1000", "--rounds", "1", "--seconds", "0.2"]
 CASES = {
     "throughput": ["100 a batch", "1,000 a batch", "10,000 a batch"],
-    "ingest": ["1 client", "1 client, acks", "8 clients, acks"],
+    "ingest": ["1 client", "1 client, acks", "4 clients, acks"],
     "short_lived": ["connection each", "datagram each"],
     "client_cost": [
         *(f"emit, daemon {state}" for state in ("idle", "busy", "stopped", "absent")),
