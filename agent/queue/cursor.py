@@ -8,13 +8,17 @@ so spans beyond it may be settled too. An event is settled once, by whatever com
     accepted = delivered + dead_lettered + Σ dropped[reason] + queued
 """
 
+import math
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from itertools import pairwise
 from typing import NamedTuple
 
 import msgspec
+
+from agent.queue.record import MAX_SEQ
 
 
 class Outcome(StrEnum):
@@ -75,6 +79,24 @@ class State(msgspec.Struct, frozen=True, array_like=True):
     counts: dict[str, int]
     shed: dict[str, int]
     pause: Pause | None
+
+
+_END_OF_TIME = 253_402_300_800.0  # the year 10000, which no calendar here goes to
+
+
+def is_possible(state: State) -> bool:
+    """Tell whether a queue can be in this state: its numbers are in order, and every settled event is counted once."""
+    edges = [state.origin, state.position, *(edge for span in state.settled for edge in span), state.next_seq]
+    in_order = 0 < state.origin <= state.position <= state.next_seq <= MAX_SEQ
+    apart = all(one < other for one, other in pairwise(edges[1:-1])) and edges[-2] <= state.next_seq
+    settled = state.position - state.origin + sum(span.length for span in state.settled)
+    counted = sum(state.counts.values()) == settled and min([*state.counts.values(), *state.shed.values(), 0]) == 0
+    return in_order and apart and counted and (state.pause is None or _is_possible_pause(state.pause))
+
+
+def _is_possible_pause(pause: Pause) -> bool:
+    in_time = 0 <= pause.since < _END_OF_TIME and (0 <= pause.probe_at < _END_OF_TIME or pause.probe_at == math.inf)
+    return in_time and pause.probes >= 0
 
 
 class Cursor:
@@ -210,7 +232,7 @@ def encode_slot(generation: int, state: State) -> bytes:
 
 
 def decode_slot(data: bytes) -> Checkpoint | None:
-    """Return the checkpoint in a slot; None if it is empty, torn, damaged or of another version."""
+    """Return the checkpoint in a slot; None if it is empty, torn, damaged, of another version or a state that cannot be."""
     if len(data) < _PREFIX.size + _GENERATION.size:
         return None
     marker, version, length, crc = _PREFIX.unpack_from(data)
@@ -218,6 +240,7 @@ def decode_slot(data: bytes) -> Checkpoint | None:
     if marker != _SLOT_MARKER or version != _SLOT_VERSION or len(body) != length or zlib.crc32(body) != crc:
         return None
     try:
-        return Checkpoint(_GENERATION.unpack_from(body)[0], _decode_state(body[_GENERATION.size :]))
+        checkpoint = Checkpoint(_GENERATION.unpack_from(body)[0], _decode_state(body[_GENERATION.size :]))
     except (ValueError, struct.error):  # a CRC that holds over something that is no state
         return None
+    return checkpoint if is_possible(checkpoint.state) else None

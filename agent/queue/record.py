@@ -17,6 +17,7 @@ from agent.events import Context
 
 MARKER = b"\xa4\xec\xe5R"
 MAX_PAYLOAD_BYTES = 4 * 1024 * 1024
+MAX_SEQ = 2**63 - 1  # more than any queue gets to
 
 _PREFIX = struct.Struct("<4sII")
 _NUMBERS = struct.Struct("<QI")
@@ -42,13 +43,15 @@ class Torn(NamedTuple):
 
 
 class Corrupt(NamedTuple):
-    """The bytes are no frame: a wrong marker, an absurd length or a CRC that does not hold."""
+    """The bytes are no frame: a wrong marker, an absurd length, a CRC that does not hold, or numbers that nothing can have."""
 
 
 def encode_frame(first_seq: int, count: int, payload: bytes) -> bytes:
     """Return the frame's bytes; raises ValueError for a payload that a reader would refuse."""
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise ValueError(f"a payload has {len(payload)} bytes; a frame takes {MAX_PAYLOAD_BYTES}")
+    if not _are_numbers(first_seq, count):
+        raise ValueError(f"a frame of {count} items from number {first_seq} on is none")
     numbers = _NUMBERS.pack(first_seq, count)
     crc = zlib.crc32(payload, zlib.crc32(numbers))
     return _PREFIX.pack(MARKER, len(payload), crc) + numbers + payload
@@ -68,7 +71,11 @@ def decode_frame(data: bytes, offset: int) -> Frame | Torn | Corrupt:
     if zlib.crc32(payload, zlib.crc32(data[offset + _PREFIX.size : start])) != crc:
         return Corrupt()
     first_seq, count = _NUMBERS.unpack_from(data, offset + _PREFIX.size)
-    return Frame(first_seq, count, payload, end)
+    return Frame(first_seq, count, payload, end) if _are_numbers(first_seq, count) else Corrupt()
+
+
+def _are_numbers(first_seq: int, count: int) -> bool:
+    return first_seq > 0 and count > 0 and first_seq + count <= MAX_SEQ
 
 
 def claimed_numbers(data: bytes, offset: int) -> tuple[int, int] | None:

@@ -15,13 +15,11 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from agent.queue import record
-from agent.queue.record import Frame, Torn
+from agent.queue.record import MAX_SEQ, Frame, Torn
 
 SUFFIX = ".seg"
 MAGIC = b"AAQSEG"
 VERSION = 1
-
-_MAX_SEQ = 2**63 - 1  # more than any queue gets to; a larger number is no segment of ours, and nothing could follow it
 
 _FIELDS = struct.Struct("<6sHQQ")  # magic, version, first_seq, created_at in ms since the epoch
 _CRC = struct.Struct("<I")
@@ -62,7 +60,7 @@ def parse_name(text: str) -> int | None:
     if stem == text or len(stem) != 20 or not (stem.isascii() and stem.isdigit()):
         return None
     first_seq = int(stem)
-    return first_seq if first_seq <= _MAX_SEQ else None
+    return first_seq if 0 < first_seq <= MAX_SEQ else None
 
 
 def encode_header(first_seq: int, created_at: float) -> bytes:

@@ -1,8 +1,10 @@
 """What `agent.queue.cursor` promises: every event is settled once, and the ledger adds up at every moment."""
 
+import math
 import struct
 import zlib
 from collections import Counter
+from typing import Any
 
 import msgspec
 import pytest
@@ -308,3 +310,36 @@ def test_the_largest_state_that_fits_is_read_again() -> None:
     assert decode_slot(slot) == Checkpoint(1, with_message(largest))
     with pytest.raises(ValueError, match="a checkpoint has"):
         encode_slot(1, with_message(largest + 1))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"origin": 0},
+        {"position": STATE.next_seq + 1},
+        {"position": STATE.origin - 1},
+        {"next_seq": 2**63},
+        {"settled": STATE.settled[::-1]},
+        {"settled": [Span(STATE.position, STATE.position + 1)]},
+        {"settled": [Span(STATE.next_seq, STATE.next_seq + 1)]},
+        {"settled": [Span(STATE.position + 1, STATE.position + 1)]},
+        {"counts": {}},
+        {"counts": {**STATE.counts, "new": 1}},
+        {"counts": {**STATE.counts, "expired": -1, "new": STATE.counts.get("expired", 0) + 1}},
+        {"shed": {"stalled": -1}},
+        {"pause": Pause("blocked", "", math.nan, 1.0, 0)},
+        {"pause": Pause("blocked", "", 1e300, 1.0, 0)},
+        {"pause": Pause("blocked", "", 1.0, -math.inf, 0)},
+        {"pause": Pause("blocked", "", 1.0, 1e300, 0)},
+        {"pause": Pause("blocked", "", 1.0, 1.0, -1)},
+    ],
+    ids=str,
+)
+def test_a_state_that_no_queue_can_be_in_is_no_checkpoint(changes: dict[str, Any]) -> None:
+    """Its CRC holds, but to go on with it would break the ledger, or the answer to the next question for the status."""
+    assert decode_slot(encode_slot(7, replace(STATE, **changes))) is None
+
+
+def test_a_pause_without_end_is_a_possible_state() -> None:
+    operators = replace(STATE, pause=Pause("operator", "paused by an operator", 1.0, math.inf, 0))
+    assert decode_slot(encode_slot(7, operators)) == Checkpoint(7, operators)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.events import Context, Event, decode_events, encode_events
+from agent.queue.checksum import Checksums
 from agent.queue.record import (
     HEADER_BYTES,
     MARKER,
@@ -23,6 +24,7 @@ from agent.queue.record import (
     encode_frame,
     encode_record,
     holds,
+    is_frame,
 )
 
 PAYLOAD = b"some payload"
@@ -51,8 +53,8 @@ def test_the_layout_is_the_one_in_the_readme() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(
-    st.integers(0, 2**64 - 1),
-    st.integers(0, 2**32 - 1),
+    st.integers(1, 2**63 - 2**32),
+    st.integers(1, 2**32 - 1),
     st.binary(max_size=200),
     st.binary(max_size=50),
     st.binary(max_size=50),
@@ -152,6 +154,26 @@ def test_a_payload_holds_for_its_own_numbers_and_bytes_only() -> None:
 def test_no_text_holds_the_marker_so_none_can_be_taken_for_a_frame(before: bytes, after: bytes) -> None:
     with pytest.raises(UnicodeDecodeError):
         (before + MARKER + after).decode()
+
+
+@pytest.mark.parametrize(("first_seq", "count"), [(0, 1), (1, 0), (2**63 - 1, 1), (2**64 - 1, 2**32 - 1)])
+def test_numbers_that_no_item_can_have_make_no_frame(first_seq: int, count: int) -> None:
+    """A frame of nothing would have delivery divide by zero; one of too many would use up all numbers there are."""
+    numbers = struct.pack("<QI", first_seq, count)
+    data = struct.pack("<4sII", MARKER, 3, zlib.crc32(numbers + b"abc")) + numbers + b"abc"
+    assert decode_frame(data, 0) == Corrupt()
+    assert not is_frame(data, 0, Checksums(data))
+    with pytest.raises(ValueError, match=f"a frame of {count} items from number {first_seq} on is none"):
+        encode_frame(first_seq, count, b"abc")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=30), st.integers(0, 8 * len(FRAME)), st.binary(max_size=30))
+def test_a_frame_is_told_from_other_bytes_without_being_read(before: bytes, bit: int, after: bytes) -> None:
+    data = before + (FRAME if bit == 8 * len(FRAME) else flipped(FRAME, bit)) + after
+    checksums = Checksums(data)
+    for offset in range(len(data) + 1):
+        assert is_frame(data, offset, checksums) == isinstance(decode_frame(data, offset), Frame)
 
 
 # --- records ------------------------------------------------------------------------------------------------------
