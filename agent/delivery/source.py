@@ -24,6 +24,7 @@ from agent.events import cut, decode_events, encode_events, is_lines
 from agent.logs import Throttle
 from agent.queue.committer import RunBlocking
 from agent.queue.cursor import Outcome, Span
+from agent.queue.filesystem import FOREIGN
 from agent.queue.reader import Gap, Reader
 from agent.queue.record import Frame, Record, decode_record
 from agent.queue.store import Store
@@ -36,7 +37,7 @@ MAX_HELD_BYTES = 4 * 1024 * 1024
 MAX_HELD_SPANS = 500  # what is settled out of order must fit into a checkpoint
 
 # What says that the bytes are gone. After anything else, such as too many open files, they may be readable later.
-_DAMAGED = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})
+_DAMAGED = FOREIGN | {errno.EIO, errno.EBADMSG, errno.EUCLEAN}
 
 
 @dataclass(frozen=True)

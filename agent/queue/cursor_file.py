@@ -15,14 +15,14 @@ from typing import TypeVar
 
 from agent.errors import StorageError
 from agent.queue.cursor import SLOT_BYTES, SLOTS, State, decode_slot, encode_slot
-from agent.queue.filesystem import File, Filesystem
+from agent.queue.filesystem import FOREIGN, File, Filesystem, put_aside
 
 T = TypeVar("T")
 
 _FILE_BYTES = SLOTS * SLOT_BYTES
 
 # What says that this is no file of ours, or one that the disk has lost.
-_UNREADABLE = frozenset({errno.EACCES, errno.EPERM, errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EUCLEAN})
+_UNREADABLE = FOREIGN | {errno.EACCES, errno.EPERM, errno.EIO, errno.EUCLEAN}
 
 
 class CursorFile:
@@ -94,7 +94,7 @@ class CursorFile:
         except OSError as error:
             if error.errno not in _UNREADABLE:
                 raise
-        self._fs.rename(self._path, self._path.with_suffix(".unreadable"))
+        put_aside(self._fs, self._path)
         return self._fs.create(self._path)
 
     def _make_durable(self, file: File, slot: bytes) -> None:

@@ -7,6 +7,7 @@ callers translate: a path's meaning (segment, cursor, dead letter) is theirs. No
 import errno
 import fcntl
 import os
+import stat
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +17,10 @@ BLOCK_BYTES = 4096
 
 SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """What says nothing of a file: this process or this machine lacks something, and may have it again in a moment."""
+
+
+FOREIGN = frozenset({errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EINVAL})
+"""What `open` says of a name that is no file, so none of ours: a directory, a link, a FIFO, a socket, a device."""
 
 
 class File(Protocol):
@@ -54,7 +59,7 @@ class Filesystem(Protocol):
         """Create a file that must not exist yet, mode 0600, for reading and writing."""
 
     def open(self, path: Path, *, writable: bool = False) -> File:
-        """Open an existing regular file."""
+        """Open an existing regular file. Raises OSError with an errno of FOREIGN for anything else."""
 
     def make_directory(self, path: Path) -> None:
         """Create a directory, mode 0700, with its parents; one that exists already is fine. Durable on return."""
@@ -138,7 +143,11 @@ class OsFilesystem:
     def open(self, path: Path, *, writable: bool = False) -> File:
         # O_NOFOLLOW and O_NONBLOCK: a planted link or FIFO must not redirect or hang the daemon.
         flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        return OsFile(os.open(path, flags))
+        fd = os.open(path, flags)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError(errno.EINVAL, "not a regular file")
+        return OsFile(fd)
 
     def make_directory(self, path: Path) -> None:
         existed = path.is_dir()
@@ -169,8 +178,8 @@ class OsFilesystem:
             os.close(fd)
 
     def free_bytes(self, directory: Path) -> int:
-        stat = os.statvfs(directory)
-        return stat.f_bavail * stat.f_frsize
+        room = os.statvfs(directory)
+        return room.f_bavail * room.f_frsize
 
     def lock(self, path: Path) -> Lock | None:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
@@ -183,6 +192,15 @@ class OsFilesystem:
             os.close(fd)
             raise
         return OsLock(fd)
+
+
+def put_aside(fs: Filesystem, path: Path) -> None:
+    """Give what stands at `path` another name, `….unreadable` with a number if need be, so that it is in nobody's way."""
+    taken = {*fs.names(path.parent)}
+    names = (
+        f"{path.name}.unreadable{suffix}" for suffix in ["", *(f"-{number}" for number in range(1, len(taken) + 1))]
+    )
+    fs.rename(path, path.with_name(next(name for name in names if name not in taken)))
 
 
 def read_around(file: File, size: int, offset: int) -> tuple[bytes, int]:

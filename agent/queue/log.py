@@ -21,7 +21,7 @@ from typing import NamedTuple, Self
 
 from agent.errors import StorageError
 from agent.queue import segment
-from agent.queue.filesystem import SHORTAGE, File, Filesystem, read_around
+from agent.queue.filesystem import FOREIGN, SHORTAGE, File, Filesystem, put_aside, read_around
 from agent.queue.quarantine import Quarantine
 from agent.queue.record import encode_frame
 from agent.queue.segment import Segment
@@ -100,7 +100,9 @@ class Log:
         try:
             fs.make_directory(directory)
             first_seqs = [seq for text in fs.names(directory) if (seq := segment.parse_name(text)) is not None]
-            segments = [_describe(fs, directory, seq) for seq in first_seqs]
+            segments = [found for seq in first_seqs if (found := _describe(fs, directory, seq)) is not None]
+            put_aside_seqs = {*first_seqs} - {found.first_seq for found in segments}
+            next_seq = max([next_seq, *(seq + 1 for seq in put_aside_seqs)])
             if segments:
                 end = _recover_tail(fs, directory, segments[-1], quarantine, next_seq)
                 segments[-1] = segments[-1]._replace(size=end.size)
@@ -259,12 +261,19 @@ class _End(NamedTuple):
     next_seq: int
 
 
-def _describe(fs: Filesystem, directory: Path, first_seq: int) -> Segment:
-    """Read a segment's header; of one that cannot be read now, the size is 0, and the reader will see."""
+def _describe(fs: Filesystem, directory: Path, first_seq: int) -> Segment | None:
+    """Read a segment's header; of one that cannot be read now, the size is 0, and the reader will see.
+
+    What is no file has nothing to read and could not be deleted: it is put aside, and None is returned.
+    """
+    path = directory / segment.name(first_seq)
     try:
-        file = fs.open(directory / segment.name(first_seq))
-    except OSError:
-        return Segment(first_seq, 0, None)
+        file = fs.open(path)
+    except OSError as error:
+        if error.errno not in FOREIGN:
+            return Segment(first_seq, 0, None)
+        put_aside(fs, path)
+        return None
     try:
         return Segment(first_seq, file.size(), segment.decode_header(file.pread(segment.HEADER_BYTES, 0)))
     except OSError:
@@ -287,7 +296,9 @@ def _recover_tail(fs: Filesystem, directory: Path, last: Segment, quarantine: Qu
             raise
         return _End(last.size, last.first_seq + 1)
     found = segment.scan(data, segment.HEADER_BYTES, whole=True)
-    next_seq = found.frames[-1].next_seq if found.frames else last.first_seq
+    next_seq = max(
+        [last.first_seq, *(frame.next_seq for frame in found.frames)]
+    )  # frames of other files count for nothing
     tail = data[found.end :]
     claimed = known - next_seq if known > next_seq else segment.claimed_count(tail, next_seq)
     if lost:  # nothing may be cut off that was only not seen

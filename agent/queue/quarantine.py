@@ -55,7 +55,11 @@ class Quarantine:
         return self._sizes
 
     def _size(self, path: Path) -> int:
-        file = self._fs.open(path)
+        """Return the file's size; 0 for what is no file of ours: it must not keep others from being kept."""
+        try:
+            file = self._fs.open(path)
+        except OSError:
+            return 0
         try:
             return file.size()
         finally:

@@ -2,12 +2,12 @@
 
 import errno
 import os
+import socket
 import stat
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.queue.filesystem import BLOCK_BYTES, File, Filesystem, OsFile, OsFilesystem, read_around
+from agent.queue.filesystem import BLOCK_BYTES, FOREIGN, File, Filesystem, OsFile, OsFilesystem, read_around
 from tests.support.fault_filesystem import FaultFilesystem
 
 FILESYSTEMS: tuple[Callable[[], Filesystem], ...] = (OsFilesystem, FaultFilesystem)
@@ -323,11 +323,17 @@ class TestOperatingSystem:
         with pytest.raises(FileExistsError):
             OsFilesystem().create(tmp_path / "link")
 
-    def test_a_fifo_does_not_hang_the_reader(self, tmp_path: Path) -> None:
-        fifo = tmp_path / "fifo"
-        os.mkfifo(fifo)
-        with pytest.raises(OSError, match=r"Illegal seek|Invalid argument"), closing(OsFilesystem().open(fifo)) as file:
-            file.pread(1, 0)
+    @pytest.mark.parametrize("writable", [False, True])
+    def test_what_is_no_regular_file_is_not_opened_and_hangs_nobody(self, tmp_path: Path, writable: bool) -> None:
+        os.mkfifo(tmp_path / "fifo")
+        (tmp_path / "directory").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path)
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(tmp_path / "socket"))
+            for path in tmp_path.iterdir():
+                with pytest.raises(OSError) as refusal:  # noqa: PT011 - the errno says it
+                    OsFilesystem().open(path, writable=writable)
+                assert refusal.value.errno in FOREIGN, path.name
 
     def test_a_lock_is_held_against_other_processes_and_dies_with_them(self, tmp_path: Path) -> None:
         path = tmp_path / "lock"

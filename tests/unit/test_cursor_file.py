@@ -264,6 +264,16 @@ class TestUnreadable:
         assert recovered(disk) == 2
         assert disk.read_bytes(PATH.with_suffix(".unreadable")) == b"foreign"
 
+    def test_what_is_set_aside_does_not_replace_what_was_set_aside_before(self, disk: FaultFilesystem) -> None:
+        for content in (b"first", b"second", b"third"):
+            disk.errors = no_errors
+            disk.unlink(PATH)
+            disk.write_bytes(PATH, content)
+            disk.errors = failing("open", errno.EISDIR)
+            CursorFile(disk, PATH).close()
+        kept = [disk.read_bytes(path) for path in disk.paths() if ".unreadable" in path.name]
+        assert kept == [b"first", b"second", b"third"]
+
     @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOMEM, errno.EROFS])
     def test_a_shortage_is_no_reason_to_give_up_a_cursor(self, disk: FaultFilesystem, code: int) -> None:
         CursorFile(disk, PATH).write(state(2))

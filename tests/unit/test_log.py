@@ -337,6 +337,29 @@ class TestRecovery:
 
 
 class TestUnreadable:
+    @pytest.mark.parametrize("foreign", [1, 2, 3])
+    def test_what_is_no_file_is_put_aside_and_its_numbers_are_a_gap(self, disk: FaultFilesystem, foreign: int) -> None:
+        """It could be neither read nor deleted, and would be in the way for ever."""
+        log = open_log(disk, segment_bytes=1)
+        for text in "abc":
+            log.append([entry(text)], 0.0)
+        disk.errors = failing("open", errno.EISDIR, segment_path(foreign))
+        log = open_log(disk)
+        disk.errors = no_errors
+        left = [(number, text) for number, text in ((1, "a"), (2, "b"), (3, "c")) if number != foreign]
+        assert log.append([entry("d")], 0.0) == 4
+        assert contents(disk, log) == sorted([*left, (foreign, foreign + 1), (4, "d")])
+        assert disk.paths()[foreign - 1].name == f"{segment_path(foreign).name}.unreadable"
+        assert log.delete_before(4) == 2
+
+    def test_a_frame_with_numbers_below_its_segments_name_gives_no_number_again(self, disk: FaultFilesystem) -> None:
+        """As in a file that was copied to another's name."""
+        open_log(disk).append([entry("a"), entry("b")], 0.0)
+        disk.write_bytes(segment_path(50), disk.read_bytes(segment_path(1)))
+        log = open_log(disk)
+        assert log.append([entry("c")], 0.0) == 50
+        assert contents(disk, log) == [(1, "a"), (2, "b"), (3, 50), (50, "c")]
+
     def test_no_file_stops_the_start(self, disk: FaultFilesystem) -> None:
         log = open_log(disk, segment_bytes=1)
         for text in "abc":

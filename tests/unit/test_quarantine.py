@@ -34,6 +34,15 @@ def test_the_same_damage_is_kept_and_counted_once(disk: FaultFilesystem) -> None
     assert quarantined(disk) == [b"rot"]
 
 
+def test_what_is_no_file_of_ours_keeps_nothing_out(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "directory").mkdir()
+    quarantine = Quarantine(OsFilesystem(), tmp_path)
+    quarantine.keep(17, 28, b"rot")
+    assert (quarantine.kept, quarantine.lost) == (1, 0)
+    assert [path.read_bytes() for path in tmp_path.glob("*.bin")] == [b"rot"]
+
+
 def test_other_damage_at_the_same_place_is_kept_too(disk: FaultFilesystem) -> None:
     quarantine = Quarantine(disk, QUARANTINE)
     quarantine.keep(1, 28, b"rot")
