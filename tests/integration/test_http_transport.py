@@ -173,6 +173,17 @@ async def test_a_redirect_is_not_followed(api_server: ApiServer) -> None:
         assert elsewhere.requests == []
 
 
+@pytest.mark.parametrize(
+    "location", ["x:y", "http://xn--zzzzz-9999999999999/", "http://[", "//", "/" * 70_000, "http://a:99999/"]
+)
+async def test_a_redirect_to_what_is_no_url_is_a_redirect_all_the_same(api_server: ApiServer, location: str) -> None:
+    """Not a broken connection, after which the batch would be halved and sent again."""
+    api_server.script([Answer(302, {"location": location})])
+    async with connected(api_server.url) as transport:
+        verdict = await transport.send(PLAIN, events("h1"))
+    assert (verdict.kind, verdict.status) == (Kind.MISCONFIGURED, 302)
+
+
 async def test_a_giant_answer_is_not_read_whole(api_server: ApiServer) -> None:
     api_server.script([Answer(500, body=b"x" * 64 * 1024 * 1024)])
     async with connected(api_server.url) as transport:
