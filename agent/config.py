@@ -39,10 +39,12 @@ from agent.errors import ConfigError
 PREFIX: Final = "ARTIFACTS_AGENT_"
 APPLICATION: Final = "artifacts-agent"
 TOKEN_VARIABLES: Final = ("ARTIFACTS_AGENT_TOKEN", "TURBO_TOKEN")
+FILE_LIMIT: Final = 32 * 1024  # bytes; the example with all its comments has a sixth of it
+PROBLEM_LIMIT: Final = 20  # so many are named, the others counted
 TOKEN_LIMIT: Final = 8192  # bytes; servers refuse a header line that is longer
 SOCKET_PATH_LIMIT: Final = 107  # bytes; sun_path in unix(7) holds 108 with the closing NUL
 T = TypeVar("T")
-_QUANTITY: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)")
+_QUANTITY: Final = re.compile(r"([0-9]{1,30}(?:\.[0-9]{1,30})?) ?([A-Za-z]*)")
 _SECONDS: Final = {"": "1", "ms": "0.001", "s": "1", "m": "60", "h": "3600", "d": "86400"}
 _BYTES: Final = {"": "1", "b": "1"} | {
     f"{letter}{suffix}": str(step**power)
@@ -73,7 +75,7 @@ def parse_size(value: object) -> int:
 def _quantity(value: object, units: Mapping[str, str]) -> Decimal | None:
     """The amount in the base unit; None for anything that is not a number, or a number with a unit of the table."""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return number if (number := Decimal(str(value))).is_finite() else None
+        return number if (number := Decimal(value if isinstance(value, int) else str(value))).is_finite() else None
     match = _QUANTITY.fullmatch(value.strip()) if isinstance(value, str) else None
     return Decimal(match[1]) * Decimal(units[match[2]]) if match and match[2] in units else None
 
@@ -280,7 +282,7 @@ def needs_restart(old: Config, new: Config) -> list[str]:
 def load(path: Path | None, environ: Mapping[str, str], *, euid: int | None = None) -> Config:
     """Read `path` (None: no file), the overrides in `environ` and the defaults; `euid` None means this process's.
 
-    Raises ConfigError whose message has one line for each problem found.
+    Raises ConfigError whose message has one line for each problem found, up to PROBLEM_LIMIT.
     """
     sources = _Sources(environ)
     sources.take_turbo()
@@ -421,10 +423,14 @@ class _Sources:
         except ValidationError as error:
             details = [detail for detail in error.errors(include_url=False) if detail["type"] != "missing"]
             self.problems += map(self._explain, details)
-            raise ConfigError("\n".join(self.problems)) from None
+            raise self._error() from None
         if self.problems:
-            raise ConfigError("\n".join(self.problems))
+            raise self._error()
         return config
+
+    def _error(self) -> ConfigError:
+        named, more = self.problems[:PROBLEM_LIMIT], len(self.problems) - PROBLEM_LIMIT
+        return ConfigError("\n".join([*named, f"and {more} more problems"] if more > 0 else named))
 
     def _values(self) -> dict[str, dict[str, object]]:
         values: dict[str, dict[str, object]] = {section: {} for section in _SECTIONS}
@@ -455,17 +461,24 @@ class _Sources:
 
     def _unknown(self, where: str, word: str, valid: Collection[str]) -> None:
         # Never the value: it may be a token under a name that does not exist.
-        near = difflib.get_close_matches(word, sorted(valid), n=1, cutoff=0.0)[0]
+        if len(self.problems) >= PROBLEM_LIMIT:  # what is not shown need not be searched for
+            self.problems.append(where)
+            return
+        near = difflib.get_close_matches(word[:80], sorted(valid), n=1, cutoff=0.0)[0]
         self.problems.append(f"{where}: unknown {'variable' if valid is VARIABLES else 'key'}; the nearest is {near}")
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:
+            data = file.read(FILE_LIMIT + 1)
+        text = data.decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{path}: cannot read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from None
+    if len(data) > FILE_LIMIT:
+        raise ConfigError(f"{path}: longer than {FILE_LIMIT} bytes, so no configuration of this agent")
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # a TOMLDecodeError, or a number of thousands of digits
@@ -474,12 +487,18 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _name(text: str) -> str:
-    return text if text.isprintable() else repr(text)
+    return _short(text if text.isprintable() else repr(text))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _shown(key: str, value: object) -> str:
     """The value on one line and not too long; a URL that may hold a password is not shown at all."""
     if key == "api.url" and isinstance(value, str) and {"@", "?", "#"} & set(value):
         return "(not shown, it may hold a secret)"
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    try:
+        return _short(repr(value))
+    except ValueError:  # Python refuses to write integers of thousands of digits
+        return "(a number of thousands of digits)"

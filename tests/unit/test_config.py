@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -500,6 +500,40 @@ def test_secret_in_the_url_is_not_shown(url: str) -> None:
 def test_long_value_is_cut() -> None:
     (problem,) = problems(environ=ENVIRON | {"ARTIFACTS_AGENT_LOG_LEVEL": "x" * 5000})
     assert len(problem) < 250
+
+
+@pytest.mark.parametrize("key", ["queue.max_bytes", "queue.max_age", "batch.max_events", "api.url", "log.level"])
+@pytest.mark.parametrize("shape", ["{}", "[{}]", "{{a = {}}}", "-{}"])
+def test_a_number_that_python_refuses_to_write_is_a_problem_like_others(tmp_path: Path, key: str, shape: str) -> None:
+    literal = shape.format("0x" + "F" * 6000) if shape[0] != "-" else "-" + "9" * 4000
+    [problem] = problems(written(tmp_path, assigned(key, literal)))
+    assert problem.startswith(f"{tmp_path / 'agent.toml'}: {key} = ")
+    assert len(problem) < 300
+
+
+@pytest.mark.parametrize(
+    "text", ["9" * 1_100_000, "9" * 31, "0." + "1" * 31 + "s", "1" * 20 + "." + "9" * 2_000_000 + "d"]
+)
+@pytest.mark.parametrize("parse", [parse_size, parse_duration])
+def test_a_quantity_of_very_many_digits_is_none(text: str, parse: Callable[[object], object]) -> None:
+    with pytest.raises(ValueError, match=r"is not a (size|duration)"):
+        parse(text)
+
+
+def test_a_file_without_end_is_not_read_to_it() -> None:
+    [problem] = problems(Path("/dev/zero"))
+    assert problem == "/dev/zero: longer than 32768 bytes, so no configuration of this agent"
+
+
+def test_of_many_problems_the_first_are_named_and_the_others_counted(tmp_path: Path) -> None:
+    found = problems(written(tmp_path, "".join(f"[unknown-{number}]\n" for number in range(1500))))
+    assert (len(found), found[-1]) == (21, "and 1480 more problems")
+    assert "unknown-19: unknown key; the nearest is" in found[19]
+
+
+def test_the_name_of_an_unknown_key_is_cut(tmp_path: Path) -> None:
+    [problem] = problems(written(tmp_path, f"{'x' * 20_000} = 1\n"))
+    assert f": {'x' * 77}...: unknown key; the nearest is" in problem
 
 
 # --- the token ----------------------------------------------------------------------------------------------------
