@@ -22,15 +22,31 @@ class _Forgiving(io.TextIOBase):
         return len(text)
 
 
+def _unchanged(_logger: object, _method: str, facts: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    return facts
+
+
+def _printable(_logger: object, _method: str, facts: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Escape what clients and servers wrote, such as the hash of an event: it must not command the reader's terminal."""
+    return {name: _escaped(value) if isinstance(value, str) else value for name, value in facts.items()}
+
+
+def _escaped(text: str) -> str:
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def configure(level: str, form: Literal["console", "json"]) -> None:
     """Send every log line of this process to standard error, from `level` on."""
     renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
+    shown = _unchanged
     if form == "console":
+        shown = _printable
         renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            shown,
             structlog.processors.format_exc_info,
             renderer,
         ],

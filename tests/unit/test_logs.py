@@ -36,3 +36,13 @@ def test_a_throttle_lets_one_line_through_each_interval_and_counts_the_rest() ->
     throttle = Throttle(10.0)
     assert [throttle.allow("a", now) for now in (0.0, 1.0, 9.9, 10.0, 10.1, 25.0)] == [0, None, None, 2, None, 1]
     assert throttle.allow("b", 0.0) == 0
+
+
+def test_what_others_wrote_cannot_command_the_terminal_of_who_reads_the_log() -> None:
+    program = PROGRAM.partition("for number")[0].replace("json", "console")
+    program += "log.warning('x', hash='\\x1b[2J', text='\\u202ea b\\n2026 [error] forged', fine='\u00fc')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=30)
+    [text] = done.stderr.decode().splitlines()
+    assert text.isprintable()
+    assert "hash=\\x1b[2J" in text
+    assert "fine=\u00fc" in text
