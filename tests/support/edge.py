@@ -169,7 +169,7 @@ class Client:
     async def answer(self) -> dict[str, Any] | None:
         """Wait for the next answer; None at the end of the connection."""
         while b"\n" not in self._unread:
-            if not (more := await self._receive()):
+            if not (more := await self.receive()):
                 return None
             self._unread += more
         text, _, self._unread = self._unread.partition(b"\n")
@@ -194,7 +194,8 @@ class Client:
             answers.append(answer)
         return answers
 
-    async def _receive(self) -> bytes:
+    async def receive(self) -> bytes:
+        """Wait for what comes next; b"" at the end of the connection."""
         with anyio.fail_after(CLIENT_SECONDS):
             while True:
                 try:
