@@ -33,7 +33,7 @@ from agent.listeners.sockets import Bound
 from agent.listeners.stream import StreamListener
 from agent.pipeline import Delivery, Pipeline
 from agent.queue.committer import run_in_thread
-from agent.queue.filesystem import Filesystem, Lock, OsFilesystem
+from agent.queue.filesystem import FOREIGN, Filesystem, Lock, OsFilesystem
 from agent.queue.store import Limits
 from agent.systemd import Notifier
 
@@ -231,6 +231,8 @@ def lock_queue(fs: Filesystem, directory: Path) -> Lock:
             reason += ": make it writable for this user, or set queue.directory"
         elif error.errno in {errno.EEXIST, errno.ENOTDIR}:
             reason += ": move away what is in the way, or set queue.directory"
+        elif error.errno in FOREIGN:
+            reason = f"{directory / 'lock'}: is no regular file: move it away"
         raise StorageError(reason) from error
     if lock is None:
         raise QueueLockedError(f"{directory}: another daemon uses this queue: stop it, or set another queue.directory")
