@@ -23,7 +23,7 @@ from agent.errors import StorageError
 from agent.queue import segment
 from agent.queue.filesystem import FOREIGN, SHORTAGE, File, Filesystem, put_aside, read_around
 from agent.queue.quarantine import Quarantine
-from agent.queue.record import encode_frame
+from agent.queue.record import MAX_SEQ, encode_frame
 from agent.queue.segment import Segment
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -130,6 +130,10 @@ class Log:
         log.
         """
         first_seq = self.view.next_seq
+        if (
+            first_seq + sum(entry.item_count for entry in entries) > MAX_SEQ
+        ):  # a file with an absurd name, or frame, is there
+            raise AppendError(self._directory, OSError(errno.EOVERFLOW, f"no numbers are left after {first_seq - 1}"))
         try:
             self._write(entries, now)
         except (OSError, AppendError):  # AppendError: the segment before could not be sealed

@@ -337,6 +337,16 @@ class TestRecovery:
 
 
 class TestUnreadable:
+    def test_a_file_with_the_last_name_there_is_leaves_no_number_and_is_said_to(self, disk: FaultFilesystem) -> None:
+        """To go on regardless would write what a restart could not find again."""
+        log = open_log(disk)
+        log.append([entry("a")], 0.0)
+        disk.write_bytes(segment_path(2**63 - 1), b"foreign")
+        log = open_log(disk)
+        with pytest.raises(AppendError, match=f"no numbers are left after {2**63 - 2}"):
+            log.append([entry("b")], 0.0)
+        assert contents(disk, log)[0] == (1, "a")
+
     @pytest.mark.parametrize("foreign", [1, 2, 3])
     def test_what_is_no_file_is_put_aside_and_its_numbers_are_a_gap(self, disk: FaultFilesystem, foreign: int) -> None:
         """It could be neither read nor deleted, and would be in the way for ever."""
