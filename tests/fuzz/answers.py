@@ -7,7 +7,7 @@ import httpx
 
 from agent.delivery.http import Endpoint, HttpTransport, classify
 from agent.delivery.transport import Kind, Verdict
-from agent.events import Context, Event
+from agent.events import Context
 from tests.fuzz.loop import Loop
 from tests.fuzz.scratch import scratch
 from tests.support.daemon import TOKEN
@@ -75,7 +75,7 @@ class Server:
 
     async def ask(self) -> list[Verdict]:
         """Send one batch and one probe."""
-        verdict = await self._transport.send(Context(), [Event("s", "LOCAL", "HIT", "h")])
+        verdict = await self._transport.send(Context(), b"[]")
         probed = await self._transport.probe()
         return [verdict] if probed is None else [verdict, probed]
 

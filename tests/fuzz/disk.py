@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from agent.events import Context, Event
+from agent.events import Context
 from agent.queue import record, segment
 from agent.queue.cursor import SLOT_BYTES, Cursor, Outcome, Pause, Span, State, decode_slot, encode_slot
 from agent.queue.log import Entry
@@ -200,11 +200,8 @@ STATE = State(
 
 
 def _payloads() -> list[bytes]:
-    blocks = [request.lines.splitlines()[:3] for request in recordings.load()[:3]]
-    decode = msgspec.json.Decoder(list[Event]).decode
-    return [
-        encode_record(Record(NOW, Context("GITHUB_ACTIONS", 0), decode(b"[" + b",".join(b) + b"]"))) for b in blocks
-    ]
+    blocks = [b"".join(request.lines.splitlines(keepends=True)[:3]) for request in recordings.load()[:3]]
+    return [encode_record(Record(NOW, Context("GITHUB_ACTIONS", 0), lines)) for lines in blocks]
 
 
 def frame_seeds() -> list[bytes]:

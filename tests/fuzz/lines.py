@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from agent.events import Context, Event, Session, decode_block
-from agent.framing.ndjson import LineFramer
+from agent.events import Block, Context, Session, as_array, decode_lines, decode_messages
+from agent.framing.ndjson import LineFramer, as_lines
 from agent.queue.record import Record, decode_record, encode_record
 from tests.support import recordings
 from tests.support.api_schema import violations
 from tests.support.capture import EVENTS_PATH, Captured
 
 SESSION = Session(Context("VERCEL", 0))
+PLAIN = b'{"sessionId":"s","source":"LOCAL","event":"MISS","hash":"h"}\n'
 EMPTY_CONTEXT = b'{"context":{}}\n'
 _JSON = {"content-type": "application/json"}
 
@@ -54,9 +55,9 @@ def _framed(framer: LineFramer, limit: int, chunks: list[bytes]) -> tuple[bytes,
 
 
 def events(data: bytes) -> None:
-    """A block is decoded alike as a whole and line by line; what is accepted is, in the API's schema, what was written."""
-    whole, slow = decode_block(data, SESSION), decode_block(EMPTY_CONTEXT + data, SESSION)
-    assert whole.groups == slow.groups
+    """Lines are decoded alike as a whole and one by one; what is accepted is, in the API's schema, what was written."""
+    whole, slow = decode_lines(data, SESSION), decode_lines(EMPTY_CONTEXT + data, SESSION)
+    assert whole.blocks == slow.blocks
     assert [(line + 1, reason) for line, reason in whole.rejects] == slow.rejects
     assert whole.session == slow.session
     refused = {reject.line for reject in whole.rejects}
@@ -65,8 +66,9 @@ def events(data: bytes) -> None:
     written = [
         event for number, line in enumerate(data.split(b"\n"), 1) if number not in refused for event in _events_of(line)
     ]
-    accepted = [event for group in whole.groups for event in group.events]
-    _check_events(accepted, written)
+    accepted = [event for block in whole.blocks for event in _kept(block)]
+    assert repr([[*event.items()] for event in accepted]) == repr([_in_order(event) for event in written])
+    _check_as_message(as_lines(data))
 
 
 def _events_of(line: bytes) -> list[dict[str, object]]:
@@ -78,22 +80,29 @@ def _events_of(line: bytes) -> list[dict[str, object]]:
     return [event for event in events if "context" not in event]
 
 
-def _check_events(accepted: list[Event], written: list[dict[str, object]]) -> None:
-    assert repr([list(each.items()) for each in _as_json(accepted)]) == repr([_in_order(each) for each in written])
-    if accepted:
-        request = Captured("POST", EVENTS_PATH, {}, _JSON, msgspec.json.encode(accepted))
-        assert violations(request) == []
-        record = Record(0.0, SESSION.context, accepted)
-        assert decode_record(encode_record(record)) == record
-
-
-def _as_json(events: list[Event]) -> list[dict[str, object]]:
-    decoded: list[dict[str, object]] = json.loads(msgspec.json.encode(events))
-    return decoded
+def _kept(block: Block) -> list[dict[str, object]]:
+    """What of a block comes out of the queue and goes to the API, which takes it."""
+    assert decode_lines(block.lines, Session(block.context)).blocks == [block]
+    record = Record(0.0, block.context, block.lines)
+    assert decode_record(encode_record(record)) == record
+    body = as_array(record.lines)
+    assert violations(Captured("POST", EVENTS_PATH, {}, _JSON, body)) == []
+    sent: list[dict[str, object]] = json.loads(body)
+    assert len(sent) == block.event_count
+    return sent
 
 
 def _in_order(event: dict[str, object]) -> list[tuple[str, object]]:
     return [(key, event[key]) for key in ("sessionId", "source", "event", "hash", "duration") if key in event]
+
+
+def _check_as_message(message: bytes) -> None:
+    """Among other messages it is what it is alone."""
+    alone = decode_lines(message, Session())
+    blocks, others = decode_messages([PLAIN, message, PLAIN])
+    assert others == [1] * bool(alone.rejects or alone.session.durable_acks)
+    taken = 0 if others else sum(block.event_count for block in alone.blocks)
+    assert sum(block.event_count for block in blocks) == 2 + taken
 
 
 def framing_seeds() -> list[bytes]:

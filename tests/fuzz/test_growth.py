@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from agent.delivery.http import classify
-from agent.events import Session, decode_block
+from agent.events import Session, decode_lines
 from agent.framing.ndjson import LineFramer
 from agent.queue import record, segment
 
@@ -22,17 +22,9 @@ def markers(size: int) -> bytes:
     return header * (size // len(header))
 
 
-def planted(size: int) -> bytes:
-    """Records as a client can have them written, with a marker and a length in the number of each event."""
-    number = struct.unpack(">d", record.MARKER + struct.pack("<I", size // 3))[0]
-    line = b'{"sessionId":"","source":"LOCAL","event":"HIT","hash":"","duration":%s}\n' % repr(number).encode()
-    events = decode_block(line * (size // 58), Session()).groups[0].events
-    return record.encode_record(record.Record(0.0, Session().context, events))
-
-
 def decoded(block: bytes) -> None:
     """Decode a block of lines."""
-    decode_block(block, Session())
+    decode_lines(block, Session())
 
 
 def scanned(data: bytes) -> None:
@@ -55,7 +47,6 @@ def told(body: bytes) -> None:
 EVENT = b'{"sessionId":"s","source":"LOCAL","event":"HIT","hash":"%s"}\n'
 CASES: dict[str, tuple[Callable[[bytes], None], Callable[[int], bytes]]] = {
     "markers": (scanned, markers),
-    "markers that a client planted": (scanned, planted),
     "markers alone": (scanned, lambda size: record.MARKER * (size // 4)),
     "the beginning of a marker": (scanned, lambda size: b"\xa4" * size),
     "zeros": (scanned, bytes),

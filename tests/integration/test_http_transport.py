@@ -180,7 +180,7 @@ async def test_a_redirect_to_what_is_no_url_is_a_redirect_all_the_same(api_serve
     """Not a broken connection, after which the batch would be halved and sent again."""
     api_server.script([Answer(302, {"location": location})])
     async with connected(api_server.url) as transport:
-        verdict = await transport.send(PLAIN, events("h1"))
+        verdict = await transport.send(PLAIN, body(events("h1")))
     assert (verdict.kind, verdict.status) == (Kind.MISCONFIGURED, 302)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from agent.events import decode_events
 from agent.queue import record, segment
 from agent.queue.record import decode_record
 
@@ -82,7 +83,7 @@ def _places(path: Path) -> list[Place]:
             path.name,
             frame.end - record.HEADER_BYTES - len(frame.payload),
             frame.end,
-            tuple(event.hash for event in decode_record(frame.payload).events),
+            tuple(event.hash for event in decode_events(decode_record(frame.payload).lines)),
         )
         for frame in found.frames
     ]
