@@ -243,4 +243,4 @@ def decode_slot(data: bytes) -> Checkpoint | None:
         checkpoint = Checkpoint(_GENERATION.unpack_from(body)[0], _decode_state(body[_GENERATION.size :]))
     except (ValueError, struct.error):  # a CRC that holds over something that is no state
         return None
-    return checkpoint if is_possible(checkpoint.state) else None
+    return checkpoint if checkpoint.generation < MAX_SEQ and is_possible(checkpoint.state) else None

@@ -119,9 +119,14 @@ def _shown(run: Run) -> Run:
     return run
 
 
+def _last_words(report: str) -> str:
+    """Return the traceback, or whatever is at the end."""
+    return report[max(report.find("=== Uncaught"), 0) :].partition("MS: ")[0][-4000:]
+
+
 def _explain(run: Run) -> None:
     if run.failed:
-        sys.stdout.write(f"\n{run.name}: the end of what the engine said\n{run.report[-4000:]}\n")
+        sys.stdout.write(f"\n{run.name}: what the engine said at last\n{_last_words(run.report)}\n")
     for kind, data in run.findings:
         sys.stdout.write(f"{run.name}: {kind} on {data!r}\n")
 

@@ -107,3 +107,21 @@ def test_the_contract_holds_for_mutations_and_for_any_bytes(name: str) -> None:
         target.check(data)
 
     check()
+
+
+FOUND = {
+    "queue": [
+        b"\xff\xff\xff\xff\xff\xff\xff\xff\x97\x01\x01\x01\x90\x80\x80\xc0\xff\x00\xff\x0c",
+        b"\x07\0\0\0\0\0\0\0\x97\x01\x01\x01\x90\x80\x80\xc0\xff\x00\xff\x2a\x01\x0d\x25\0\0\0\0\0\0\0\x03\0\0\0y",
+        b"\xff\x00\xff\x0c\x01\x0d\xfe\xff\xff\xff\xff\xff\xff\x7f\x01\0\0\0y",
+    ],
+    "frame": [b""],
+    "cursor": [b"\x01\x00\x00\x00\x00\x00\x00\x00\x97B\x01\x01\x90\x80\x80\xc0"],
+}
+"""What `python -m tests.fuzz` has found, in short."""
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_once_is_not_found_again(name: str) -> None:
+    for data in FOUND[name]:
+        TARGETS[name].check(data)
