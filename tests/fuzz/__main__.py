@@ -56,7 +56,16 @@ def fuzz(name: str, seconds: int, seed: int, corpus: Path | None = None) -> Run:
         for each in (found, kept):
             each.mkdir(parents=True, exist_ok=True)
         engine = subprocess.run(
-            [sys.executable, "-m", "tests.fuzz.engine", name, kept, seeds, *_options(name, seconds, seed, found)],
+            [
+                sys.executable,
+                "-m",
+                "tests.fuzz.engine",
+                name,
+                found,
+                kept,
+                seeds,
+                *_options(name, seconds, seed, found),
+            ],
             cwd=ROOT,
             env={"PATH": "", "TMPDIR": directory, "PYTHONPATH": str(ROOT)},
             stdin=subprocess.DEVNULL,
