@@ -32,6 +32,7 @@ from agent.listeners.datagram import DatagramListener
 from agent.listeners.sockets import Bound
 from agent.listeners.stream import StreamListener
 from agent.pipeline import Delivery, Pipeline
+from agent.queue import segment
 from agent.queue.committer import run_in_thread
 from agent.queue.filesystem import FOREIGN, Filesystem, Lock, OsFilesystem
 from agent.queue.store import Limits
@@ -274,7 +275,8 @@ def _connections(stream: StreamListener | None) -> Connections:
 def _limits(settings: Config) -> Limits:
     queue = settings.queue
     return Limits(
-        segment_bytes=min(queue.segment_bytes, queue.max_bytes // 4),  # room is made by whole segments
+        # Room is made by whole segments; and one has a length to which it can be told from a file that is none.
+        segment_bytes=min(queue.segment_bytes, queue.max_bytes // 4, segment.MAX_BYTES // 2),
         max_bytes=queue.max_bytes,
         max_age=queue.max_age,
         overflow=queue.overflow,

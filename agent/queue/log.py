@@ -279,7 +279,8 @@ def _describe(fs: Filesystem, directory: Path, first_seq: int) -> Segment | None
         put_aside(fs, path)
         return None
     try:
-        return Segment(first_seq, file.size(), segment.decode_header(file.pread(segment.HEADER_BYTES, 0)))
+        size = min(file.size(), segment.MAX_BYTES)
+        return Segment(first_seq, size, segment.decode_header(file.pread(segment.HEADER_BYTES, 0)))
     except OSError:
         return Segment(first_seq, 0, None)
     finally:
@@ -319,7 +320,7 @@ def _contents(fs: Filesystem, path: Path) -> tuple[bytes, int]:
     """Read a file, around blocks that cannot be read; the second value is how many those are."""
     file = fs.open(path)
     try:
-        size = file.size()
+        size = min(file.size(), segment.MAX_BYTES)
         try:
             return file.pread(size, 0), 0
         except OSError:

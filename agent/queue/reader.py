@@ -106,7 +106,8 @@ class Reader:
             raise StorageError(f"{path}: cannot read the queue: {error.strerror or error}") from error
 
     def _read(self, place: _Place, source: _Open, file: File, max_bytes: int) -> list[Frame | Gap]:
-        size = place.segment.size or file.size()  # 0: when the log was opened it could not be read
+        # 0: when the log was opened it could not be read
+        size = place.segment.size or min(file.size(), segment.MAX_BYTES)
         left = max(size - source.offset, 0)
         length = min(max_bytes, left)
         data = self._bytes(source, file, length)

@@ -26,6 +26,10 @@ _CRC = struct.Struct("<I")
 HEADER_BYTES = _FIELDS.size + _CRC.size
 
 
+MAX_BYTES = 128 * 1024 * 1024
+"""No segment is longer. What a file has beyond that, such as a hole without end, is not looked at."""
+
+
 class Segment(NamedTuple):
     """A segment as the log sees it: `size` in bytes (of the active one: as far as committed), `created_at` in seconds."""
 
