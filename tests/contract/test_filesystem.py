@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -290,7 +291,7 @@ class TestOperatingSystem:
     def test_a_sync_asks_the_system(self) -> None:
         """What no test can see is whether it reaches the disk; but a pipe and /proc refuse what the system is asked."""
         reading, writing = os.pipe()
-        with contextlib.closing(OsFile(writing)) as pipe, pytest.raises(OSError, match="Invalid argument"):
+        with closing(OsFile(writing)) as pipe, pytest.raises(OSError, match="Invalid argument"):
             pipe.sync()
         os.close(reading)
         with pytest.raises(OSError, match="Invalid argument"):

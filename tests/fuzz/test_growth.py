@@ -1,6 +1,5 @@
 """Adversarial input of four times the size takes about four times as long, not sixteen times."""
 
-import struct
 import time
 from collections.abc import Callable
 
@@ -14,12 +13,6 @@ from agent.queue import record, segment
 STEP = 4
 QUADRATIC = STEP**2
 MEASURABLE = 0.005  # seconds
-
-
-def markers(size: int) -> bytes:
-    """Frames' headers, each of which claims a third of it all as its payload."""
-    header = record.MARKER + struct.pack("<I", size // 3) + b"crc!" + struct.pack("<QI", 5, 1)
-    return header * (size // len(header))
 
 
 def decoded(block: bytes) -> None:
@@ -46,7 +39,6 @@ def told(body: bytes) -> None:
 
 EVENT = b'{"sessionId":"s","source":"LOCAL","event":"HIT","hash":"%s"}\n'
 CASES: dict[str, tuple[Callable[[bytes], None], Callable[[int], bytes]]] = {
-    "markers": (scanned, markers),
     "markers alone": (scanned, lambda size: record.MARKER * (size // 4)),
     "the beginning of a marker": (scanned, lambda size: b"\xa4" * size),
     "zeros": (scanned, bytes),
