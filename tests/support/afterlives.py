@@ -37,13 +37,12 @@ def live_on(death: Death, setup: Setup, *, seed: int, deaths: int = 1) -> int:
     if chance.randrange(3):
         again.disk.crash(RandomChooser(seed))
         again.witness.power_cuts += 1
-    else:
-        again.disk.kill()
     return 1 + live_on(Death(again, None), setup, seed=seed + 1, deaths=deaths - 1)
 
 
 def _afterlife(death: Death, setup: Setup, *, watched: bool | int) -> list[Moment]:
     moment, witness = death.moment, death.moment.witness.copy()
+    witness.deaths += 1
     if death.remains is None:
         disk = moment.disk.twin()
         disk.kill()
@@ -52,7 +51,7 @@ def _afterlife(death: Death, setup: Setup, *, watched: bool | int) -> list[Momen
         witness.power_cuts += 1
     disk.errors = no_errors
     return live(
-        _Afterlife(killed=not witness.power_cuts),
+        _Afterlife(),
         setup,
         disk=disk,
         witness=witness,
@@ -63,9 +62,6 @@ def _afterlife(death: Death, setup: Setup, *, watched: bool | int) -> list[Momen
 
 class _Afterlife:
     """The script: recover, work on, deliver everything, stop in order, and find the same ledger again."""
-
-    def __init__(self, *, killed: bool) -> None:
-        self._killed = killed
 
     async def __call__(self, life: Life) -> None:
         found = await self._recover(life)
@@ -84,7 +80,8 @@ class _Afterlife:
     async def _recover(self, life: Life) -> Ledger:
         pipeline = life.start()
         found = pipeline.ledger()
-        life.witness.check_recovered(found, killed=self._killed)
+        settings = life.host.settings
+        life.witness.check_recovered(found, in_flight=settings.max_events * settings.concurrency)
         if life.witness.paused is not None:
             assert ((await pipeline.status()).state == "paused") is life.witness.paused
         return found

@@ -12,6 +12,7 @@ What it holds a pipeline to, with `sync = "commit"`:
   what was acknowledged, and never more than what was submitted (an event that was refused with an error may come back after a
   power cut, and then counts again);
 - from one start to the next, every count in the ledger is exactly what happened outside;
+- where no power was cut, a death has events sent again that were on their way, and no others;
 - a pause, or the end of one, is there after a crash once it was durable.
 """
 
@@ -113,14 +114,21 @@ class Witness:
 
     # What must be true
 
-    def check_recovered(self, ledger: Ledger, *, killed: bool) -> None:
-        """Hold the ledger of a pipeline that was just opened, after a kill or a power cut, to what is known."""
+    def check_recovered(self, ledger: Ledger, *, in_flight: int) -> None:
+        """Hold the ledger of a pipeline that was just opened, after a kill or a power cut, to what is known.
+
+        `in_flight` is how many events may be under way to the API at once.
+        """
+        killed = not self.power_cuts and not self.faults
         check_identity(ledger)
         assert ledger.accepted >= len(self.acked) + (len(self.failed) if killed else 0), (ledger, len(self.acked))
         assert ledger.accepted <= len(self.submitted) + len(self.failed), (ledger, len(self.submitted))
         assert ledger.delivered <= len(self.taken)
         in_doubt = len(self.submitted) - len(self.acked) if self.power_cuts or self.faults else 0
         assert ledger.dropped.get("corrupt", 0) <= in_doubt + len(self.rotten), ledger
+        if not self.power_cuts:
+            to_repeat = len(self.taken) - ledger.delivered - sum(ledger.dropped.values())
+            assert to_repeat <= self.lost_answers + self.deaths * in_flight, f"{to_repeat} events will be sent again"
         open_ends = [name for name in self.acked if name not in self.taken and name not in self.refused]
         dropped = sum(ledger.dropped.values())
         assert ledger.queued + dropped >= len(open_ends), f"{open_ends} are gone: {ledger}"
@@ -132,11 +140,6 @@ class Witness:
         self._check_letters(letters, ledger)
         missing = self.missing(letters)
         self._check_drops(missing, ledger)
-
-    def check_repeats(self, in_flight: int) -> None:
-        """Where no power was cut, hold repeats to lost answers, and to `in_flight` events for each death."""
-        repeats = self.taken.total() - len(self.taken)
-        assert self.power_cuts or repeats <= self.lost_answers + self.deaths * in_flight
 
     def missing(self, letters: Collection[DeadLetter]) -> list[str]:
         """Return which acknowledged events neither the API nor a dead letter has, oldest first."""

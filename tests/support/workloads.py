@@ -63,6 +63,18 @@ async def deliver_out_of_order(life: Life) -> None:
     await life.host.stop(1.0)
 
 
+async def deliver_one_by_one(life: Life) -> None:
+    """Deliver a backlog with one request at a time, while nothing else happens."""
+    life.start()
+    await life.pause()
+    for _ in range(3):
+        await life.submit(6)
+    await life.resume()
+    await life.pipeline.flush()
+    await life.submit(1)
+    await life.pipeline.flush()
+
+
 async def meet_a_difficult_api(life: Life) -> None:
     """Lose answers, back off, split batches, leave one for ever without an answer, reload."""
     life.start()
@@ -226,6 +238,7 @@ POISON = frozenset({"e0-0", "e0-2", "e4-1", "e4-2", "e8-0", "e8-3", "e12-1"})
 
 WORKLOADS = [
     Workload(deliver_out_of_order),
+    Workload(deliver_one_by_one, Setup(SMALL, ONE_BY_ONE)),
     Workload(meet_a_difficult_api),
     Workload(keep_dead_letters, Setup(FEW_LETTERS, bounds=Bounds(letters=4), poison=POISON)),
     Workload(pause_and_resume),
