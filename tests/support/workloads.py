@@ -22,6 +22,7 @@ from tests.support.pipelines import DIRECTORY
 from tests.support.witness import Bounds
 
 TRANSIENT = Verdict(Kind.TRANSIENT, "503 Service Unavailable", 503)
+CUT_OFF = Verdict(Kind.CUT_OFF, "the connection broke")
 TOO_LARGE = Verdict(Kind.TOO_LARGE, "413 Payload Too Large", 413)
 BLOCKED = Verdict(Kind.BLOCKED, "402 Payment Required", 402)
 SLOW, FAST = Context("GITHUB_ACTIONS", 0), Context("GITHUB_ACTIONS", 1)
@@ -78,7 +79,7 @@ async def deliver_one_by_one(life: Life) -> None:
 async def meet_a_difficult_api(life: Life) -> None:
     """Lose answers, back off, split batches, leave one for ever without an answer, reload."""
     life.start()
-    life.transport.script([LOST, TRANSIENT, TOO_LARGE])
+    life.transport.script([LOST, TRANSIENT, CUT_OFF, TOO_LARGE])
     await life.submit(4)
     await life.submit(4)
     await life.pipeline.flush()
