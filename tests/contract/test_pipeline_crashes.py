@@ -89,7 +89,7 @@ KINDS = [
     pytest.param("deliver_out_of_order", "segments", "*.seg", 0, segment.MAGIC, id="segment header"),
     pytest.param("deliver_out_of_order", "segments", "*.seg", 1, record.MARKER, id="first frame"),
     pytest.param("deliver_out_of_order", "segments", "*.seg", 2, record.MARKER, id="second frame"),
-    pytest.param("deliver_out_of_order", "default", "cursor", -1, b"AAQC", id="cursor slot"),
+    pytest.param("deliver_out_of_order", "default", "cursor", 2, b"AAQC", id="cursor slot"),
     pytest.param("keep_dead_letters", "dead-letters", "*.seg", 1, record.MARKER, id="dead letter"),
     pytest.param("rot", "quarantine", "*.new", 0, record.MARKER, id="quarantine copy"),
 ]
