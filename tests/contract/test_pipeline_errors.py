@@ -16,6 +16,7 @@ from agent.delivery.source import Options
 from agent.delivery.transport import Kind, Verdict
 from agent.events import Context
 from agent.queue.cursor import Outcome
+from agent.queue.record import MARKER
 from agent.queue.store import Limits
 from tests.support import virtual_time
 from tests.support.fake_transport import ACCEPTED, reject
@@ -238,17 +239,41 @@ async def restart(run: FaultRun) -> None:
     await run.deliver()
 
 
-RESTART = Work(restart, SMALL)
+async def be_killed(run: FaultRun, tail: bytes) -> None:
+    """Die with events in the queue, and start again with something behind them that is none."""
+    await run.submit(5)
+    await run.deliver()
+    run.pipeline.pause()
+    await run.submit(4)
+    await run.submit(4)
+    await run.kill_and_spoil(tail)
+    run.pipeline.resume()
+    await run.submit(2)
+    await run.deliver()
 
 
+async def find_a_torn_write(run: FaultRun) -> None:
+    """Be killed in the middle of a write."""
+    await be_killed(run, MARKER)
+
+
+async def find_garbage(run: FaultRun) -> None:
+    """Find what nobody wrote, and put it into quarantine."""
+    await be_killed(run, b"garbage")
+
+
+RESTARTS = [Work(script, SMALL) for script in (restart, find_a_torn_write, find_garbage)]
+
+
+@pytest.mark.parametrize("work", RESTARTS, ids=[work.name for work in RESTARTS])
 @pytest.mark.parametrize("lasting", [False, True], ids=["once", "lasting"])
 def test_an_error_at_any_call_of_a_stop_and_a_start_ends_in_one_clear_line_or_in_a_running_agent(
-    *, lasting: bool
+    work: Work, *, lasting: bool
 ) -> None:
-    runs = [play_now(RESTART, Fault(n, code, lasting=lasting), n) for n, code in points(RESTART)]
+    runs = [play_now(work, Fault(n, code, lasting=lasting), n) for n, code in points(work)]
     assert all(run.struck for run in runs)
     errors = [str(error) for run in runs for error in run.storage_errors]
-    assert len(errors) > (20 if lasting else 3)
+    assert len(errors) > (20 if lasting else 2)
     for error in errors:
         assert re.fullmatch(r"/queue/default[^\n]*: [^\n]+", error)
         assert any(os.strerror(code) in error for code in CODES) or "its last sync failed" in error
