@@ -132,8 +132,10 @@ async def test_a_disk_that_refuses_what_delivery_writes_holds_it_up_and_loses_no
         await anyio.sleep(600)
         assert len(transport.answered) == 1
         assert balanced(pipeline)
+        assert stuck in str((await pipeline.status()).storage_error)
         h.fs.errors = no_errors
         await pipeline.flush()
+        assert (await pipeline.status()).storage_error is None
         assert transport.taken == ["h1", "h2"]
         assert [letter.event.hash for letter in dead_letters(h.fs)] == ["h0"]
         assert pipeline.ledger().dead_lettered == 1
