@@ -19,7 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.mutations.finder import Mutation, find_in_tree
-from tests.mutations.orders import EXCEPTIONS, ORDERS, StaleOrderError, mutations
+from tests.mutations.orders import EXCEPTIONS, ORDERS
+from tests.mutations.rewriting import StaleOrderError, mutations
 from tests.mutations.trial import BrokenTrialError, Tree, Trial
 
 ROOT = Path(__file__).parents[2]

@@ -54,7 +54,7 @@ FIRST = {
     "agent/queue/record.py": ("tests/unit/test_record.py",),
     "agent/queue/segment.py": ("tests/unit/test_segment.py",),
     "agent/queue/quarantine.py": ("tests/unit/test_quarantine.py",),
-    "agent/queue/filesystem.py": ("tests/contract/test_filesystem.py",),
+    "agent/queue/filesystem.py": ("tests/contract/test_filesystem.py", "tests/integration/test_short_writes.py"),
     "agent/queue/store.py": ("tests/unit/test_store.py",),
     "agent/queue/committer.py": ("tests/unit/test_committer.py",),
     "agent/pipeline.py": ("tests/unit/test_pipeline.py", "tests/unit/test_worker_storage.py"),

@@ -8,7 +8,8 @@ from textwrap import dedent
 import pytest
 
 from tests.mutations.finder import Mutation, find, find_in_tree
-from tests.mutations.orders import EXCEPTIONS, ORDERS, Order, StaleOrderError, mutations
+from tests.mutations.orders import EXCEPTIONS, ORDERS
+from tests.mutations.rewriting import Order, StaleOrderError, mutations
 from tests.mutations.trial import TESTS, likely_tests
 
 ROOT = Path(__file__).parents[2]
