@@ -318,18 +318,21 @@ class TestCheckpoints:
             ("free_bytes", "queue"),
         ]
 
-    def test_no_segment_goes_while_the_cursor_cannot_be_synced(self, disk: FaultFilesystem) -> None:
+    @pytest.mark.parametrize("operation", ["pwrite", "sync"])
+    def test_no_segment_goes_while_the_cursor_cannot_be_made_durable(
+        self, disk: FaultFilesystem, operation: str
+    ) -> None:
         store = Store(disk, ROOT, Limits(segment_bytes=1))
         commit(store, [entry("a")])
         commit(store, [entry("b")])
         deliver(store, 1, 2)
-        disk.errors = failing("sync", errno.EIO)
+        disk.errors = failing(operation, errno.EIO, ROOT / "cursor")
         committed = commit(store)
-        assert committed.delete_error is not None
-        assert "the cursor cannot be kept" in committed.delete_error
+        assert "the cursor cannot be kept" in f"{committed.checkpoint_error} {committed.delete_error}"
         assert len(disk.names(ROOT / "segments")) == 2
         disk.errors = no_errors
-        assert commit(store).delete_error is None
+        committed = commit(store)
+        assert (committed.checkpoint_error, committed.delete_error) == (None, None)
         assert len(disk.names(ROOT / "segments")) == 1
 
     def test_events_are_kept_while_the_cursor_cannot_be_written(self, disk: FaultFilesystem) -> None:
