@@ -80,7 +80,7 @@ class Daemon:
         lock = lock_queue(fs, self._config.queue.directory)
         try:
             pipeline = Pipeline(
-                fs, self._config.queue.directory / DESTINATION, _limits(self._config), self._delivery, SEAMS
+                fs, self._config.queue.directory / DESTINATION, limits_of(self._config), self._delivery, SEAMS
             )
             try:
                 await self._serve(pipeline)
@@ -269,7 +269,8 @@ def _connections(stream: StreamListener | None) -> Connections:
     return Connections(stream.connections, stream.evicted) if stream is not None else Connections()
 
 
-def _limits(settings: Config) -> Limits:
+def limits_of(settings: Config) -> Limits:
+    """Return what bounds the queue of a configuration."""
     queue = settings.queue
     return Limits(
         segment_bytes=min(queue.segment_bytes, queue.max_bytes // 4),  # room is made by whole segments

@@ -39,6 +39,10 @@ def _chunks() -> Iterator[bytes]:
         raise AgentError(f"standard input: cannot read: {error.strerror}") from error
 
 
+_UNSTATED = Session().context
+"""The context before any context line, known by its identity: the client then detects where it runs."""
+
+
 class _Sender:
     """Sends lines to one socket; a change of context takes a new connection, which is what a context is bound to."""
 
@@ -48,7 +52,7 @@ class _Sender:
         self._session = Session()
         self._line = 0
         self._patience = PATIENCE_SECONDS
-        self._context = Context()
+        self._context = _UNSTATED
         self._client = EventClient(path)
         self._failures: Counter[str] = Counter()
 
@@ -68,14 +72,12 @@ class _Sender:
                 self._send(event)
 
     def _use(self, context: Context) -> None:
-        if context == self._context:
+        """Go on in that context; one that a line has stated is sent as stated, even if it is empty, and not detected."""
+        if context is self._context or (context == self._context and self._context is not _UNSTATED):
             return
         self._client.close()
         self._context = context
-        if context == Context():
-            self._client = EventClient(self._path)
-        else:
-            self._client = EventClient(self._path, ci=context.ci, interactive=context.interactive)
+        self._client = EventClient(self._path, ci=context.ci, interactive=context.interactive)
         self._failures.clear()
 
     def _send(self, event: Event) -> None:

@@ -32,6 +32,11 @@ class Frame(NamedTuple):
     end: int
 
     @property
+    def start(self) -> int:
+        """The offset where the frame begins."""
+        return self.end - HEADER_BYTES - len(self.payload)
+
+    @property
     def next_seq(self) -> int:
         """The number after the frame's last item."""
         return self.first_seq + self.item_count
@@ -91,6 +96,15 @@ class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     enqueued_at: float
     context: Context
     events: list[Event]
+
+
+def record_in(frame: Frame) -> Record | None:
+    """Return the record that a frame carries; None if the payload is none, or has another number of events than it says."""
+    try:
+        record = decode_record(frame.payload)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return record if len(record.events) == frame.item_count else None
 
 
 encode_record = msgspec.msgpack.Encoder().encode
