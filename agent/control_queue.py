@@ -22,7 +22,7 @@ from typing import TypeVar
 import anyio
 import msgspec
 
-from agent.delivery.dead_letter import is_letter
+from agent.delivery.dead_letter import weigh
 from agent.delivery.letters import PAGE_LETTERS, LetterSelection, letter_page
 from agent.errors import StorageError
 from agent.http_server import Request, Response
@@ -75,8 +75,8 @@ class QueueRoutes:
         pipeline = self._pipeline
         queue = snapshot_of(pipeline.fs, pipeline.store)
         slots = await pipeline.run_blocking(pipeline.store.slots)
-        letters = await pipeline.run_blocking(partial(pipeline.dead_letters.read, lambda log, _: log))
-        return Response.json(await pipeline.run_blocking(partial(audit, queue, slots, letters, is_letter)))
+        log, repeats = await pipeline.run_blocking(partial(pipeline.dead_letters.read, lambda *found: found))
+        return Response.json(await pipeline.run_blocking(partial(audit, queue, slots, log, partial(weigh, repeats))))
 
     async def _repair(self, _: Request) -> Response:
         async with self._changing:

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlencode
@@ -20,7 +20,7 @@ import msgspec
 from agent import daemon
 from agent.cli.control_client import ControlClient, DeniedError
 from agent.config import Config
-from agent.delivery.dead_letter import DeadLetters, is_letter
+from agent.delivery.dead_letter import DeadLetters, weigh
 from agent.delivery.letters import Letter, LetterPage, LetterSelection, letter_page
 from agent.errors import NotRunningError, QueueLockedError, StorageError
 from agent.queue.audit import Audit, audit
@@ -154,7 +154,8 @@ class Offline:
 
     def audit(self) -> Audit:
         slots = read_slots(self._fs, self._directory / "cursor")
-        return audit(read_queue(self._fs, self._directory), slots, self._letters.read(lambda log, _: log), is_letter)
+        log, repeats = self._letters.read(lambda *found: found)
+        return audit(read_queue(self._fs, self._directory), slots, log, partial(weigh, repeats))
 
     def letter_page(self, selection: LetterSelection, start: int, limit: int) -> LetterPage:
         return self._letters.read(lambda log, repeats: letter_page(log, repeats, selection, start, limit))

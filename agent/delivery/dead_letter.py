@@ -71,11 +71,6 @@ def letter_in(frame: Frame) -> DeadLetter | None:
         return None
 
 
-def is_letter(frame: Frame) -> bool:
-    """Tell whether a frame carries a letter."""
-    return letter_in(frame) is not None
-
-
 class Kept(NamedTuple):
     """A letter in its log: the place of its segment in the snapshot, and the number that the log gave it."""
 
@@ -97,6 +92,14 @@ def repeats_in(log: LogSnapshot) -> Repeats:
     if not again:
         return {}
     return {kept.letter.identity: kept.number for kept in _all_kept(log, 0) if kept.letter.seq in again}
+
+
+def weigh(repeats: Repeats, frame: Frame) -> int | None:
+    """Return how many letters a frame counts for: none if it is repeated later; None if it carries no letter."""
+    letter = letter_in(frame)
+    if letter is None:
+        return None
+    return int(repeats.get(letter.identity, frame.first_seq) == frame.first_seq)
 
 
 def letters_in(log: LogSnapshot, repeats: Repeats, start: int = 0) -> Iterator[Kept]:
@@ -293,7 +296,7 @@ def _chunks(letters: Iterator[DeadLetter]) -> Iterator[list[Entry]]:
 def _is_damaged(found: Contents) -> bool:
     """Tell whether a segment holds anything but letters; numbers that are missing at its end may be of one that was removed."""
     return found.error is None and (
-        not segment.is_header_of(found.data, found.segment.first_seq)
+        found.header_damaged
         or any(letter_in(frame) is None for frame in found.frames)
         or any(hole.start < hole.end for hole in holes(found))
     )

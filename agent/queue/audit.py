@@ -64,8 +64,13 @@ class _Tally:
         (self.problems if problem else self.notes).append(finding)
 
 
-def audit(queue: QueueSnapshot, slots: list[bytes], letters: LogSnapshot, is_letter: Callable[[Frame], bool]) -> Audit:
-    """Check a queue, its cursor's `slots` and its dead letters. Raises StorageError for a shortage."""
+def audit(
+    queue: QueueSnapshot, slots: list[bytes], letters: LogSnapshot, weigh: Callable[[Frame], int | None]
+) -> Audit:
+    """Check a queue, its cursor's `slots` and its dead letters, of which `weigh` says how many a frame is, None for none.
+
+    Raises StorageError for a shortage.
+    """
     tally, fs = _Tally(), queue.log.fs
     _check_cursor(queue, slots, tally)
     if lost := missing(queue):
@@ -75,7 +80,7 @@ def audit(queue: QueueSnapshot, slots: list[bytes], letters: LogSnapshot, is_let
         tally.segments += 1
         _check_segment(queue, found, tally)
     for found in letters.all_contents():
-        _check_letters(queue.directory, found, is_letter, tally)
+        _check_letters(queue.directory, found, weigh, tally)
     _check_files(fs, queue, tally)
     return Audit(
         ok=not tally.problems,
@@ -169,9 +174,9 @@ def _describe(hole: Hole, lost_blocks: int) -> str:
 
 def _check_header(quarantine: Path, fs: Filesystem, found: Contents, file: str, tally: _Tally) -> None:
     """A damaged header costs nothing, and a segment is never written again: it is a problem until somebody has seen it."""
-    header = found.data[: segment.HEADER_BYTES]
-    if segment.is_header_of(header, found.segment.first_seq):
+    if not found.header_damaged:
         return
+    header = found.data[: segment.HEADER_BYTES]
     seen = copy_name(found.segment.first_seq, 0, header) in _names(fs, quarantine)
     remedy = None if seen else f"keep a copy in quarantine: {REPAIR}"
     what = "the header is damaged, or another segment's; it costs no event, and goes with the segment"
@@ -207,7 +212,7 @@ def _note_the_rest(found: Contents, file: str, tally: _Tally) -> None:
 # Dead letters
 
 
-def _check_letters(root: Path, found: Contents, is_letter: Callable[[Frame], bool], tally: _Tally) -> None:
+def _check_letters(root: Path, found: Contents, weigh: Callable[[Frame], int | None], tally: _Tally) -> None:
     file, remedy = (
         str(found.path.relative_to(root)),
         f"keep the bytes in quarantine, write the other letters anew: {REPAIR}",
@@ -217,8 +222,8 @@ def _check_letters(root: Path, found: Contents, is_letter: Callable[[Frame], boo
         tally.add(Finding(file, None, f"cannot be read: {found.error}", 0, advice), problem=True)
         return
     for frame in found.frames:
-        if is_letter(frame):
-            tally.letters += frame.item_count
+        if (count := weigh(frame)) is not None:
+            tally.letters += count
         else:
             tally.add(Finding(file, frame.start, "a record that is no dead letter", 1, remedy), problem=True)
     for hole in holes(found):
@@ -232,7 +237,7 @@ def _check_letters(root: Path, found: Contents, is_letter: Callable[[Frame], boo
                 f"after it, {letters} are not there: a removal that was interrupted leaves that, or a file that is gone"
             )
             tally.add(Finding(file, hole.start, what), problem=False)
-    if not segment.is_header_of(found.data, found.segment.first_seq):
+    if found.header_damaged:
         tally.add(Finding(file, 0, "the header is damaged, or another segment's", 0, remedy), problem=True)
     if found.torn:
         what = f"{found.torn:,} bytes of a write that was cut short; its event is still queued"

@@ -32,7 +32,7 @@ def account(queue: QueueSnapshot, quarantine: Quarantine) -> list[Span]:
 def _keep(found: Contents, quarantine: Quarantine) -> list[Span]:
     """Keep what is damaged in one segment, under the names that the queue's reader would give; return what is lost."""
     first_seq, lost = found.segment.first_seq, []
-    if not segment.is_header_of(found.data, first_seq):
+    if found.header_damaged:
         quarantine.keep(first_seq, 0, found.data[: segment.HEADER_BYTES])
     for damage in found.damage:
         quarantine.keep(first_seq, damage.start, found.data[damage.start : damage.end])

@@ -45,6 +45,12 @@ class Contents:
     lost_blocks: int = 0
     error: str | None = None
 
+    @property
+    def header_damaged(self) -> bool:
+        """Whether a segment that holds something does not begin as it should; one that was only just begun may be torn."""
+        begun = self.segment.first_seq < self.limit
+        return begun and not segment.is_header_of(self.data, self.segment.first_seq)
+
 
 class Hole(NamedTuple):
     """Numbers that no frame holds, and the bytes [start, end) where it should be."""
