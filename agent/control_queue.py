@@ -24,7 +24,7 @@ import msgspec
 
 from agent.delivery.dead_letter import weigh
 from agent.delivery.letters import PAGE_LETTERS, LetterSelection, letter_page
-from agent.errors import StorageError
+from agent.errors import DeadlineError, StorageError
 from agent.http_server import Request, Response
 from agent.pipeline import Pipeline
 from agent.queue.audit import audit
@@ -85,11 +85,7 @@ class QueueRoutes:
     async def _purge(self, request: Request) -> Response:
         deadline = _deadline(request)
         async with self._changing:
-            purged = await changes.purge(self._pipeline, deadline)
-        if purged is not None:
-            return Response.json(purged)
-        message = f"requests were under way for {deadline:g} s, and may deliver what is queued: nothing was purged"
-        return Response.error(504, "deadline_passed", message)
+            return Response.json(await changes.purge(self._pipeline, deadline))
 
     async def _letters(self, request: Request) -> Response:
         selection, start = _selection(request, LetterSelection), _number(request, "from", 0)
@@ -121,6 +117,8 @@ async def _answer(route: Route, request: Request) -> Response:
         return await route(request)
     except _BadRequestError as error:
         return Response.error(400, "bad_request", str(error))
+    except DeadlineError as error:
+        return Response.error(504, "deadline_passed", str(error))
     except StorageError as error:
         return Response.error(507, "storage_error", str(error))
 

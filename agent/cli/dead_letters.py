@@ -10,7 +10,7 @@ import click
 
 from agent.cli.asking import confirmed
 from agent.cli.options import PROGRAM, config_option, json_option, load_config
-from agent.cli.output import say, say_json, show
+from agent.cli.output import is_terminal, say, say_json, show
 from agent.cli.selecting import letter_options, letter_selection, limit_option, numbers_argument, yes_option
 from agent.cli.words import amount
 from agent.errors import AgentError
@@ -55,7 +55,7 @@ def ls(path: Path | None, as_json: bool, limit: int | None, **options: object) -
             return
         from agent.cli.letter_screen import letter_table
 
-        show(letter_table(found))
+        show(letter_table(found, narrow=is_terminal()))
 
 
 @dead_letters.command("show")

@@ -10,15 +10,16 @@ from rich.text import Text
 
 from agent.delivery.letters import Letter
 
+_SESSION_WIDTH = 9
 _COLUMNS = ("seq", "refused at", "status", "session", "hash", "message")
 
 
-def letter_table(letters: Iterable[Letter]) -> RenderableType:
-    """Return a line for each letter."""
+def letter_table(letters: Iterable[Letter], *, narrow: bool) -> RenderableType:
+    """Return a line for each letter; a narrow one leaves room for the message, and shows the beginning of the session."""
     table = Table.grid(padding=(0, 2))
     table.add_column(justify="right", no_wrap=True)
-    for _ in _COLUMNS[1:-1]:
-        table.add_column(no_wrap=True)
+    for name in _COLUMNS[1:-1]:
+        table.add_column(no_wrap=True, max_width=_SESSION_WIDTH if narrow and name == "session" else None)
     table.add_column(overflow="fold")
     table.add_row(*(Text(name, style="dim") for name in _COLUMNS))
     for letter in letters:

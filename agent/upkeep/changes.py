@@ -13,7 +13,7 @@ import msgspec
 
 from agent.delivery.dead_letter import DeadLetters, Kept, Repeats, letters_in
 from agent.delivery.letters import LetterSelection
-from agent.errors import StorageError
+from agent.errors import DeadlineError, StorageError
 from agent.events import Context, Event
 from agent.queue.cursor import Outcome
 from agent.queue.filesystem import Filesystem
@@ -117,15 +117,17 @@ async def repair(host: Host) -> Repaired:
     return Repaired(corrupt, quarantine.kept - kept, quarantine.lost - lost, letters.damaged, names, restored)
 
 
-async def purge(host: Host, seconds: float) -> Purged | None:
-    """Settle all that is queued as purged, durably, and give the room back; None if that was not possible within `seconds`.
+async def purge(host: Host, seconds: float) -> Purged:
+    """Settle all that is queued as purged, durably, and give the room back.
 
-    Raises StorageError if it cannot be made durable: it may then come back with a crash.
+    Raises DeadlineError if that was not possible within `seconds`, and StorageError if it cannot be made durable: it may then come
+    back with a crash.
     """
     before = host.store.log.view.size
     count = await host.purge(seconds)
     if count is None:
-        return None
+        what = f"requests were under way for {seconds:g} s, and may deliver what is queued"
+        raise DeadlineError(f"{what}: nothing was purged; try again, or stop the daemon first")
     await host.checkpoint()
     problem = None
     try:

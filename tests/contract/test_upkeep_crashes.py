@@ -3,6 +3,7 @@
 import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from agent.queue.record import Record, encode_record
 from agent.queue.snapshot import read_queue
 from agent.queue.store import Limits, Store
 from agent.upkeep import changes
-from agent.upkeep.offline import OfflineHost
+from agent.upkeep.offline import OfflineHost, at_once
 from tests.support.fault_filesystem import MUTATING, Chooser, Crash, FaultFilesystem, LoseAll, RandomChooser
 from tests.support.pipelines import DIRECTORY, EPOCH, events, numbered
 
@@ -94,15 +95,8 @@ def perform(fs: FaultFilesystem, work: Callable[[OfflineHost], Any]) -> Any:
 
 
 def run(change: Callable[..., Any], *args: object) -> Callable[[OfflineHost], Any]:
-    """Return the work of one change; it waits for nothing, so it needs no event loop."""
-
-    def work(host: OfflineHost) -> Any:
-        steps = change(host, *args)
-        with pytest.raises(StopIteration) as end:
-            steps.send(None)
-        return end.value.value
-
-    return work
+    """Return the work of one change."""
+    return lambda host: at_once(change(host, *args))
 
 
 def names_queued(fs: FaultFilesystem) -> list[str]:
