@@ -39,7 +39,9 @@ def dead_letters() -> None:
 @config_option
 @json_option
 def ls(path: Path | None, as_json: bool, limit: int | None, **options: object) -> None:
-    """List dead letters, oldest first: number, when it was refused, status, session, hash, and the API's message.
+    """List dead letters: number, when it was refused, status, session, hash, and the API's message.
+
+    They come in the order in which they were kept; letters beside one that was removed may have moved to the end.
 
     With --json, one object a line: seq, rejected_at, status, message, context, event.
     """

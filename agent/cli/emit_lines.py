@@ -17,14 +17,14 @@ from agent.events import MAX_LINE_BYTES, Context, Event, Session, decode_block
 from agent.framing.ndjson import LineFramer, Lines
 
 # How long, in all, to wait for a daemon that does not keep up, before events count as not sent: a pipe can wait, a build
-# that hangs on it cannot for long.
+# that hangs on it cannot for long. Who wants every event sent waits as long as some are taken.
 PATIENCE_SECONDS = 2.0
 _RETRY_SECONDS = 0.002
 
 
-def send_standard_input(report: Report, path: str | None) -> None:
+def send_standard_input(report: Report, path: str | None, *, strict: bool) -> None:
     """Send what standard input holds, up to its end. Raises AgentError if it cannot be read."""
-    framer, sender = LineFramer(MAX_LINE_BYTES), _Sender(report, path)
+    framer, sender = LineFramer(MAX_LINE_BYTES), _Sender(report, path, strict=strict)
     for chunk in _chunks():
         sender.take(framer.feed(chunk))
     sender.take(framer.end())
@@ -46,8 +46,9 @@ _UNSTATED = Session().context
 class _Sender:
     """Sends lines to one socket; a change of context takes a new connection, which is what a context is bound to."""
 
-    def __init__(self, report: Report, path: str | None) -> None:
+    def __init__(self, report: Report, path: str | None, *, strict: bool) -> None:
         self._report = report
+        self._strict = strict
         self._path = path
         self._session = Session()
         self._line = 0
@@ -89,6 +90,8 @@ class _Sender:
                 return
             sleep(_RETRY_SECONDS)
             self._patience -= _RETRY_SECONDS
+        if self._strict:
+            self._patience = PATIENCE_SECONDS
 
     def _last_failure(self) -> str:
         now: Counter[str] = Counter(self._client.unsent_by_reason)

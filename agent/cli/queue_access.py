@@ -82,7 +82,7 @@ def events(queue: Access, selection: Selection, limit: int | None) -> Iterator[Q
 
 
 def letters(queue: Access, selection: LetterSelection, limit: int | None) -> Iterator[Letter]:
-    """Yield the letters that are meant, oldest first, at most `limit`."""
+    """Yield the letters that are meant, in the log's order, at most `limit`."""
     start: int | None = 0
     while start is not None and limit != 0:
         page = queue.letter_page(selection, start, MAX_PAGE_EVENTS if limit is None else min(limit, MAX_PAGE_EVENTS))

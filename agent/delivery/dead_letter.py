@@ -5,7 +5,7 @@ it came from.
 
 A log is only ever appended to. So letters are removed by writing those that stay, of the segments that hold one to go, once
 more to the end; when they are durable there, those segments are deleted. A crash in between leaves letters twice, which the
-rule for repeats covers.
+rule for repeats covers. It changes their order, and takes no more room than those few segments.
 """
 
 import threading

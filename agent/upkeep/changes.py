@@ -120,8 +120,8 @@ async def repair(host: Host) -> Repaired:
 async def purge(host: Host, seconds: float) -> Purged:
     """Settle all that is queued as purged, durably, and give the room back.
 
-    Raises DeadlineError if that was not possible within `seconds`, and StorageError if it cannot be made durable: it may then come
-    back with a crash.
+    Raises DeadlineError if that was not possible within `seconds`, and StorageError if it cannot be made durable: the events may
+    then come back with a crash.
     """
     before = host.store.log.view.size
     count = await host.purge(seconds)
