@@ -54,7 +54,7 @@ class Letter(msgspec.Struct, frozen=True):
 
 
 class LetterPage(msgspec.Struct, frozen=True):
-    """Some of the letters that are meant, as the log has them; `next` is where to go on, in the log's own numbers, None at the end."""
+    """Some of the letters that are meant, as the log has them; `next` is where in the log to go on, None at the end."""
 
     letters: list[Letter]
     next: int | None
