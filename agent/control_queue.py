@@ -63,20 +63,20 @@ class QueueRoutes:
 
     async def _list(self, _: Request) -> Response:
         queue = snapshot_of(self._pipeline.fs, self._pipeline.store)
-        return Response.json(await self._pipeline.run_blocking(partial(list_segments, queue)))
+        return await self._look(partial(list_segments, queue))
 
     async def _events(self, request: Request) -> Response:
         selection, start = _selection(request, Selection), _number(request, "from", 1)
         limit = _number(request, "limit", PAGE_EVENTS, MAX_PAGE_EVENTS)
         queue = snapshot_of(self._pipeline.fs, self._pipeline.store)
-        return Response.json(await self._pipeline.run_blocking(partial(event_page, queue, selection, start, limit)))
+        return await self._look(partial(event_page, queue, selection, start, limit))
 
     async def _verify(self, _: Request) -> Response:
         pipeline = self._pipeline
         queue = snapshot_of(pipeline.fs, pipeline.store)
         slots = await pipeline.run_blocking(pipeline.store.slots)
         log, repeats = await pipeline.run_blocking(partial(pipeline.dead_letters.read, lambda *found: found))
-        return Response.json(await pipeline.run_blocking(partial(audit, queue, slots, log, partial(weigh, repeats))))
+        return await self._look(partial(audit, queue, slots, log, partial(weigh, repeats)))
 
     async def _repair(self, _: Request) -> Response:
         async with self._changing:
@@ -94,7 +94,11 @@ class QueueRoutes:
             self._pipeline.dead_letters.read,
             lambda log, repeats: letter_page(log, repeats, selection, start, limit),
         )
-        return Response.json(await self._pipeline.run_blocking(read))
+        return await self._look(read)
+
+    async def _look(self, call: Callable[[], object]) -> Response:
+        """Answer with what a call that may take long returns; a page is large, so even its JSON is made in the thread."""
+        return await self._pipeline.run_blocking(lambda: Response.json(call()))
 
     async def _retry(self, request: Request) -> Response:
         selection = _selection(request, LetterSelection)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from agent.delivery.dead_letter import DeadLetter, DeadLetters, letters_in, weigh
 from agent.delivery.letters import LetterSelection
@@ -335,3 +337,43 @@ def test_a_retry_pushes_no_queued_event_out() -> None:
     host = OfflineHost(fs, DIRECTORY, limits, wall_clock)
     assert run(changes.retry, EVERYTHING)(host) == changes.Retried(0, 9, "overflow", None)
     assert host.store.cursor.ledger() == Ledger(19, 4, 9, {}, 6)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_whatever_rots_a_repair_accounts_for_it_and_what_is_left_can_be_had(data: st.DataObject) -> None:
+    fs = seeded()
+    for _ in range(data.draw(st.integers(1, 4))):
+        rot(fs, data)
+    before = check(fs)
+    readable, letters = names_queued(fs), names_of_letters(fs)
+    perform(fs, run(changes.repair))
+    after = check(fs)
+    assert after.problems == []
+    assert balanced(fs)
+    assert set(readable) <= set(names_queued(fs)) <= set(QUEUED + LETTERS + DELIVERED)
+    assert sorted(names_of_letters(fs)) == sorted(letters)
+    unreadable = sum(problem.costs for problem in before.problems if problem.file.startswith("segments"))
+    assert unreadable <= ledger(fs).dropped.get("corrupt", 0)
+    assert len(names_queued(fs)) == ledger(fs).queued
+    again = perform(fs, run(changes.repair))
+    assert again == changes.Repaired(0, 0, 0, 0, [], [])
+
+
+def rot(fs: FaultFilesystem, data: st.DataObject) -> None:
+    """Flip a bit, cut or add an end, remove a file."""
+    path = data.draw(st.sampled_from(fs.paths()))
+    contents = fs.read_bytes(path)
+    kind = data.draw(st.sampled_from(["flip", "cut", "add", "remove", "zero"]))
+    where = data.draw(st.integers(0, max(len(contents) - 1, 0)))
+    if kind == "remove":
+        fs.unlink(path)
+        fs.sync_directory(path.parent)
+    elif kind == "cut":
+        fs.truncate_durable(path, where)
+    elif kind == "add":
+        fs.write_bytes(path, contents + data.draw(st.binary(min_size=1, max_size=60)))
+    elif kind == "zero":
+        fs.write_bytes(path, contents[:where] + bytes(len(contents[where : where + 512])) + contents[where + 512 :])
+    elif contents:
+        fs.flip(path, where, data.draw(st.integers(0, 7)))
