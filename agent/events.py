@@ -4,13 +4,15 @@ It knows JSON and the API's contract. It must never know sockets, files or queue
 description of `POST /v8/artifacts/events`
 (https://vercel.com/docs/rest-api/artifacts/record-an-artifacts-cache-usage-event).
 
-The common case, a block of lines that are all valid events, stays in C: one `decode_lines` for the whole block and a few
-cheap counts. Only a block that is not that simple is taken apart line by line.
+From here on events are text: canonical JSON, one event a line, with the API's keys in the API's order and nothing else. That
+is what is kept, and what is sent. The common case, lines that are canonical already, stays in C: one `decode_lines` for the whole
+block, one `encode_lines`, one comparison. Only a block that is not that simple is looked at more closely.
 """
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Annotated, Literal, NamedTuple
 
 import msgspec
@@ -61,11 +63,12 @@ class _ContextLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     context: _Settings
 
 
-class Group(NamedTuple):
-    """Events that share a context, in the order they came."""
+class Block(NamedTuple):
+    """Events that share a context, as canonical JSON: one a line, each with its line end, in the order they came."""
 
     context: Context
-    events: list[Event]
+    event_count: int
+    lines: bytes
 
 
 class Reject(NamedTuple):
@@ -76,55 +79,113 @@ class Reject(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """What a block held, and the session as it is after it."""
+    """What lines held, and the session as it is after them."""
 
-    groups: list[Group]
+    blocks: list[Block]
     rejects: list[Reject]
     session: Session
 
 
-_decode_events = msgspec.json.Decoder(Event).decode_lines
+decode_event = msgspec.json.Decoder(Event).decode
+decode_events = msgspec.json.Decoder(Event).decode_lines
+encode_events = msgspec.json.Encoder().encode_lines
 _decode_line = msgspec.json.Decoder(Event | list[Event]).decode
 _decode_context = msgspec.json.Decoder(_ContextLine).decode
 _is_context_line = re.compile(rb'\s*\{\s*"context"\s*:').match
 
 
-def decode_block(block: bytes, session: Session) -> Decoded:
-    """Validate a block of complete lines: events, arrays of events, or context lines; blank lines are skipped.
+def decode_lines(text: bytes, session: Session) -> Decoded:
+    """Validate complete lines: events, arrays of events, or context lines; blank lines are skipped.
 
     Never raises for what a client sent: a line that is not valid becomes a Reject and costs that line only.
     """
+    block = _decode_plain(text, session.context)
+    return Decoded([block], [], session) if block is not None else _decode_each(text, session)
+
+
+def decode_messages(messages: Sequence[bytes]) -> tuple[list[Block], list[int]]:
+    """Validate what several senders sent, each in a session of its own, as lines that are complete.
+
+    Returns the events, one block for each context, and the indexes of the messages that take more than that, and of which
+    nothing is in the blocks: those with something to reject, and those that want acks.
+    """
+    block = _decode_plain(b"".join(messages), Context())
+    if block is not None:
+        return [block], []
+    found: dict[Context, list[Block]] = {}
+    others: list[int] = []
+    for index, message in enumerate(messages):
+        decoded = decode_lines(message, Session())
+        if decoded.rejects or decoded.session.durable_acks:
+            others.append(index)
+            continue
+        for block in decoded.blocks:
+            found.setdefault(block.context, []).append(block)
+    return [_joined(context, blocks) for context, blocks in found.items()], others
+
+
+def _joined(context: Context, blocks: list[Block]) -> Block:
+    return Block(context, sum(block.event_count for block in blocks), b"".join(block.lines for block in blocks))
+
+
+def _decode_plain(text: bytes, context: Context) -> Block | None:
+    """Validate lines that are nothing but events, one a line; None if they are not that, or not all of them valid."""
     try:
-        events = _decode_events(block)
+        events = decode_events(text)
     except ValueError:  # msgspec's errors and UnicodeDecodeError are ValueErrors
-        return _decode_each(block, session)
-    if not _is_one_a_line(block, events) or _may_repeat_a_key(block, events):
-        return _decode_each(block, session)
-    return Decoded([Group(session.context, events)], [], session)
+        return None
+    lines = encode_events(events)
+    plain = lines == text or (_is_one_a_line(text, events) and not _may_repeat_a_key(text, events))
+    return Block(context, len(events), lines) if plain and events else None
 
 
-def _is_one_a_line(block: bytes, events: list[Event]) -> bool:
+ARRAY_BYTES = 1
+"""What a JSON array of events has more than the same events as lines."""
+
+
+def as_array(lines: bytes) -> bytes:
+    """Return lines of events as a JSON array. Their line ends are the only ones: in JSON's strings they are escaped."""
+    return b"[%b]" % lines[:-1].replace(b"\n", b",")
+
+
+def cut(lines: bytes, count: int) -> tuple[bytes, bytes]:
+    """Return the first `count` lines, and the others."""
+    others = lines.split(b"\n", count)[count]
+    return lines[: len(lines) - len(others)], others
+
+
+def fitting(lines: bytes, count: int, size: int) -> int:
+    """Return how many of the first `count` lines have at most `size` bytes together; there are at least `count`."""
+    return count if len(lines) <= size else min(lines.count(b"\n", 0, max(size, 0)), count)
+
+
+def is_lines(text: bytes, count: int) -> bool:
+    """Tell whether a text is that many lines, whatever they say."""
+    return text.endswith(b"\n") and text.count(b"\n") == count
+
+
+def _is_one_a_line(text: bytes, events: list[Event]) -> bool:
     """Tell whether each line is exactly one of `events`: what a line is must not depend on those that came with it.
 
     JSON's strings hold no line ends, so a brace before a line end is always the end of an event.
     """
-    lines = block.count(b"\n") + (not block.endswith(b"\n"))
-    last_braces = block.count(b"}\n") + block.endswith(b"}")
+    lines = text.count(b"\n") + (not text.endswith(b"\n"))
+    last_braces = text.count(b"}\n") + text.endswith(b"}")
     return lines == last_braces == len(events)
 
 
-def _may_repeat_a_key(block: bytes, events: list[Event]) -> bool:
-    """Tell whether a block of events has more colons than keys; strings with colons make this a false alarm.
+def _may_repeat_a_key(text: bytes, events: list[Event]) -> bool:
+    """Tell whether events have more colons than keys; strings with colons make this a false alarm.
 
     msgspec keeps the last of two equal keys; to a sender that wrote both it matters which one was meant.
     """
-    return block.count(b":") != 5 * len(events) - [event.duration for event in events].count(UNSET)
+    return text.count(b":") != 5 * len(events) - [event.duration for event in events].count(UNSET)
 
 
-def _decode_each(block: bytes, session: Session) -> Decoded:
-    groups: list[Group] = []
+def _decode_each(text: bytes, session: Session) -> Decoded:
+    groups: list[tuple[Context, list[Event]]] = []
     rejects: list[Reject] = []
-    for number, line in enumerate(block.split(b"\n"), 1):
+    for number, line in enumerate(text.split(b"\n"), 1):
         if not line or line.isspace():
             continue
         try:
@@ -135,11 +196,12 @@ def _decode_each(block: bytes, session: Session) -> Decoded:
         except ValueError as error:
             rejects.append(Reject(number, _explain(error)))
             continue
-        if groups and groups[-1].context is session.context:
-            groups[-1].events.extend(events)
+        if groups and groups[-1][0] is session.context:
+            groups[-1][1].extend(events)
         elif events:
-            groups.append(Group(session.context, events))
-    return Decoded(groups, rejects, session)
+            groups.append((session.context, events))
+    blocks = [Block(context, len(events), encode_events(events)) for context, events in groups]
+    return Decoded(blocks, rejects, session)
 
 
 def _events_of(line: bytes) -> list[Event]:
@@ -151,6 +213,15 @@ def _events_of(line: bytes) -> list[Event]:
 
 
 def _settings_of(line: bytes) -> _Settings:
+    return _short_settings_of(line) if len(line) <= 256 else _parse_settings(line)
+
+
+@lru_cache(maxsize=256)  # the clients of a machine set much the same
+def _short_settings_of(line: bytes) -> _Settings:
+    return _parse_settings(line)
+
+
+def _parse_settings(line: bytes) -> _Settings:
     settings = _decode_context(line).context
     _refuse_repeated_keys(line)
     return settings

@@ -3,14 +3,14 @@
 It knows events and the pipeline. It must never know which socket the block came from, or how an answer travels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import anyio
 import msgspec
 import structlog
 
-from agent.events import MAX_LINE_BYTES, Decoded, Reject, Session, decode_block
-from agent.events import Group as EventGroup
+from agent.events import MAX_LINE_BYTES, Block, Decoded, Reject, Session, decode_lines, decode_messages
 from agent.framing.ndjson import Lines
 from agent.logs import Throttle
 from agent.pipeline import Pipeline
@@ -93,21 +93,34 @@ class Intake:
                 conversation.durable += 0 if refused else count
                 conversation.dropped += count if refused else 0
 
-    def _validate(self, lines: Lines, conversation: Conversation) -> list[EventGroup]:
+    def take_messages(self, messages: Sequence[bytes]) -> list[int]:
+        """Queue the events of whole messages from different senders, whose lines are complete, without waiting for anything.
+
+        Returns the indexes of those that `take` is for: nothing of them is queued. Call `room` before.
+        """
+        blocks, others = decode_messages(messages)
+        for block in blocks:
+            if self._pipeline.must_shed:
+                self._pipeline.shed(block.event_count)
+            else:
+                self._pipeline.submit(block)
+        return others
+
+    def _validate(self, lines: Lines, conversation: Conversation) -> list[Block]:
         """Return the events; the rejects, which may be many, are not kept while somebody waits."""
-        decoded = decode_block(lines.block, conversation.session)
+        decoded = decode_lines(lines.block, conversation.session)
         conversation.session = decoded.session
         self._reject(lines, decoded, conversation)
-        return decoded.groups
+        return decoded.blocks
 
-    async def _submit(self, groups: list[EventGroup], conversation: Conversation) -> list[tuple[int, Group]]:
+    async def _submit(self, blocks: list[Block], conversation: Conversation) -> list[tuple[int, Group]]:
         waiting: list[tuple[int, Group]] = []
-        for context, events in groups:
+        for block in blocks:
             if await self._pipeline.room():
-                waiting.append((len(events), self._pipeline.submit(context, events)))
+                waiting.append((block.event_count, self._pipeline.submit(block)))
             else:
-                self._pipeline.shed(len(events))
-                conversation.dropped += len(events)
+                self._pipeline.shed(block.event_count)
+                conversation.dropped += block.event_count
         return waiting
 
     def _reject(self, lines: Lines, decoded: Decoded, conversation: Conversation) -> None:

@@ -19,7 +19,7 @@ from agent.delivery.source import Options, Seams, Source
 from agent.delivery.transport import Transport
 from agent.delivery.worker import Purge, Stats, Worker
 from agent.errors import StorageError
-from agent.events import Context, Event
+from agent.events import Block
 from agent.logs import Throttle
 from agent.queue.committer import Committer, Group
 from agent.queue.cursor import Ledger, Outcome
@@ -91,13 +91,18 @@ class Pipeline:
         """Wait until more may be submitted; False if the disk does not answer, so that events should be shed."""
         return await self._committer.room()
 
-    def submit(self, context: Context, events: list[Event]) -> Group:
-        """Queue `events`; the group's `wait` returns when they are durable, or says why they were dropped."""
-        return self._committer.submit(self._entry(context, events))
+    @property
+    def must_shed(self) -> bool:
+        """Whether there is no room, and waiting for it is no use because the disk does not answer."""
+        return self._committer.must_shed
 
-    def _entry(self, context: Context, events: list[Event], *, retried: bool = False) -> Entry:
-        record = Record(self._seams.wall_clock(), context, events)
-        return Entry(len(events), encode_record(record), retried)
+    def submit(self, block: Block) -> Group:
+        """Queue the block's events; the group's `wait` returns when they are durable, or says why they were dropped."""
+        return self._committer.submit(self._entry(block))
+
+    def _entry(self, block: Block, *, retried: bool = False) -> Entry:
+        record = Record(self._seams.wall_clock(), block.context, block.lines)
+        return Entry(block.event_count, encode_record(record), retried)
 
     def shed(self, count: int) -> None:
         """Drop events that there was no room for, and count them."""
@@ -189,9 +194,9 @@ class Pipeline:
         if (error := (await self.commit_once()).checkpoint_error) is not None:
             raise StorageError(error)
 
-    async def put_back(self, context: Context, events: list[Event]) -> Outcome | None:
+    async def put_back(self, block: Block) -> Outcome | None:
         """Queue events of dead letters; return when they are committed, or why they are not. It pushes nothing out."""
-        entry = self._entry(context, events, retried=True)
+        entry = self._entry(block, retried=True)
         if not await self.room():
             return Outcome.STALLED
         if not self.store.has_room(entry):

@@ -13,7 +13,7 @@ from msgspec import UNSET
 from agent.cli.emit_report import Report
 from agent.client import EventClient
 from agent.errors import AgentError
-from agent.events import MAX_LINE_BYTES, Context, Event, Session, decode_block
+from agent.events import MAX_LINE_BYTES, Context, Event, Session, decode_events, decode_lines
 from agent.framing.ndjson import LineFramer, Lines
 
 # How long, in all, to wait for a daemon that does not keep up, before events count as not sent: a pipe can wait, a build
@@ -62,14 +62,14 @@ class _Sender:
         for _ in range(lines.oversized):
             self._line += 1
             self._report.reject(self._line, f"Line is longer than {MAX_LINE_BYTES:,} bytes")
-        decoded = decode_block(lines.block, self._session)
+        decoded = decode_lines(lines.block, self._session)
         self._session = decoded.session
         for line, reason in decoded.rejects:
             self._report.reject(self._line + line, reason)
         self._line += lines.block.count(b"\n")
-        for context, events in decoded.groups:
-            self._use(context)
-            for event in events:
+        for block in decoded.blocks:
+            self._use(block.context)
+            for event in decode_events(block.lines):
                 self._send(event)
 
     def _use(self, context: Context) -> None:

@@ -1,8 +1,11 @@
 """`run`: the daemon itself."""
 
 import os
+import sys
 from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import cast
 
 import click
 
@@ -19,7 +22,16 @@ def run(path: Path | None) -> None:
     SIGTERM and SIGINT stop it when what is queued has been delivered, or after shutdown.deadline: the rest waits on disk
     for the next start. A second one stops it at once. SIGHUP makes it read configuration and token again.
     """
+    _do_without_rich()
     from agent import config, daemon
 
     # Found once: a file that is missing at a reload must be an error, not a reason to fall back on the defaults.
     daemon.run(partial(config.load, find_config(path), os.environ), os.environ)
+
+
+def _do_without_rich() -> None:
+    """Keep httpx and structlog from importing rich, which they do if they can; a daemon has no use for it.
+
+    What is None in `sys.modules` cannot be imported (https://docs.python.org/3/reference/import.html#the-module-cache).
+    """
+    sys.modules.setdefault("rich", cast(ModuleType, None))

@@ -3,91 +3,101 @@
 It knows counts and clocks that are passed in. It must never know HTTP or files.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from agent.events import Context, Event
+from agent import events
+from agent.events import Context
 from agent.queue.cursor import Span
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Events to send in one request; `spans` are their numbers, in the same order; `size` is about their bytes."""
+    """Events to send in one request: `lines` as `events.Block` has them, and their numbers, in the same order."""
 
     context: Context
-    events: Sequence[Event]
+    lines: bytes
     spans: tuple[Span, ...]
-    size: int
+
+    @property
+    def event_count(self) -> int:
+        """How many events it has."""
+        return sum(span.length for span in self.spans)
 
     def split(self) -> tuple["Batch", "Batch"]:
         """Return two halves of a batch of at least two events."""
-        middle = (len(self.events) + 1) // 2
-        return self._part(0, middle), self._part(middle, len(self.events))
+        count = self.event_count
+        middle = (count + 1) // 2
+        head, tail = events.cut(self.lines, middle)
+        return (
+            Batch(self.context, head, tuple(self._numbers(0, middle))),
+            Batch(self.context, tail, tuple(self._numbers(middle, count))),
+        )
 
-    def _part(self, start: int, stop: int) -> "Batch":
-        spans, offset = [], 0
+    def _numbers(self, start: int, stop: int) -> Iterator[Span]:
+        offset = 0
         for span in self.spans:
             low, high = max(start - offset, 0), min(stop - offset, span.length)
             if low < high:
-                spans.append(Span(span.start + low, span.start + high))
+                yield Span(span.start + low, span.start + high)
             offset += span.length
-        size = self.size * (stop - start) // len(self.events)
-        return Batch(self.context, self.events[start:stop], tuple(spans), size)
 
 
 class Piece(NamedTuple):
-    """Events of one record that are to be delivered: `first_seq` numbers the first, the others follow it."""
+    """Events of one record that are to be delivered, and their numbers; `session` is theirs where sessions are kept apart."""
 
     context: Context
     session: str | None
-    first_seq: int
-    events: list[Event]
-    size: int
+    span: Span
+    lines: bytes
 
 
 class _Open:
-    """A batch that still grows."""
+    """A batch that still grows; `size` is in bytes, as lines."""
 
-    __slots__ = ("events", "opened_at", "size", "spans")
+    __slots__ = ("chunks", "count", "opened_at", "size", "spans")
 
     def __init__(self, opened_at: float) -> None:
         self.opened_at = opened_at
-        self.events: list[Event] = []
+        self.chunks: list[bytes] = []
         self.spans: list[Span] = []
+        self.count = 0
         self.size = 0
 
-    def add(self, first_seq: int, events: list[Event], event_size: int) -> None:
-        self.events += events
-        self.size += event_size * len(events)
-        stop = first_seq + len(events)
-        if self.spans and self.spans[-1].stop == first_seq:
-            self.spans[-1] = Span(self.spans[-1].start, stop)
+    def add(self, span: Span, lines: bytes) -> None:
+        self.chunks.append(lines)
+        self.count += span.length
+        self.size += len(lines)
+        if self.spans and self.spans[-1].stop == span.start:
+            self.spans[-1] = Span(self.spans[-1].start, span.stop)
         else:
-            self.spans.append(Span(first_seq, stop))
+            self.spans.append(span)
 
 
 class Batcher:
-    """Collects pieces into batches of about `max_bytes` at most; the batches of a context keep its order."""
+    """Collects pieces into batches whose bodies have at most `max_bytes`; the batches of a context keep its order."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
+        self._max_lines = max_bytes - events.ARRAY_BYTES
         self._open: dict[tuple[Context, str | None], _Open] = {}
 
     def add(self, piece: Piece, max_events: int, now: float) -> list[Batch]:
         """Take a piece at `now` on the steady clock; return the batches that it fills, of at most `max_events`."""
         full: list[Batch] = []
-        key, first_seq, events = (piece.context, piece.session), piece.first_seq, piece.events
-        event_size = max(piece.size // len(events), 1)
-        while events:
+        key, span, lines = (piece.context, piece.session), piece.span, piece.lines
+        while span.length:
             batch = self._open.get(key) or self._open.setdefault(key, _Open(now))
-            fits = (self._max_bytes - batch.size) // event_size
-            room = max(min(max_events - len(batch.events), fits), 0 if batch.events else 1)
-            if room:
-                batch.add(first_seq, events[:room], event_size)
-            if room < len(events) or len(batch.events) >= max_events:
+            room = max(max_events - batch.count, 0)
+            part = events.fitting(lines, min(span.length, room), self._max_lines - batch.size)
+            if not batch.count:
+                part = max(part, 1)  # an event that is too large goes alone, and the API says what it thinks of it
+            head, lines = (lines, b"") if part == span.length else events.cut(lines, part)
+            if part:
+                batch.add(Span(span.start, span.start + part), head)
+            span = Span(span.start + part, span.stop)
+            if span.length or batch.count >= max_events:
                 full.append(self._close(key))
-            first_seq, events = first_seq + room, events[room:]
         return full
 
     def due(self, opened_before: float) -> list[Batch]:
@@ -101,7 +111,7 @@ class Batcher:
 
     @property
     def held_bytes(self) -> int:
-        """About how many bytes the open batches hold."""
+        """How many bytes the open batches hold."""
         return sum(batch.size for batch in self._open.values())
 
     @property
@@ -111,4 +121,4 @@ class Batcher:
 
     def _close(self, key: tuple[Context, str | None]) -> Batch:
         batch = self._open.pop(key)
-        return Batch(key[0], batch.events, tuple(batch.spans), batch.size)
+        return Batch(key[0], b"".join(batch.chunks), tuple(batch.spans))

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from agent.errors import StorageError
-from agent.events import Context, Event
+from agent.events import Context, Event, decode_event, is_lines
 from agent.queue import segment
 from agent.queue.filesystem import Filesystem
 from agent.queue.log import AppendError, Entry, Log, View
@@ -37,11 +37,11 @@ class Identity(NamedTuple):
 
     seq: int
     context: Context
-    event: Event
+    line: bytes
 
 
 class DeadLetter(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A refused event: its number in the queue, when it was refused (seconds since the epoch), and what the API said.
+    """A refused event: its number in the queue, when it was refused (seconds since the epoch), what the API said, and its line.
 
     A letter can come twice: a crash between this log and the cursor has the event refused again. The last one counts.
     """
@@ -51,12 +51,17 @@ class DeadLetter(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     status: int | None
     message: str
     context: Context
-    event: Event
+    line: bytes
+
+    @property
+    def event(self) -> Event:
+        """The event. Raises msgspec.DecodeError or UnicodeDecodeError if something else wrote the line."""
+        return decode_event(self.line)
 
     @property
     def identity(self) -> Identity:
         """What letters about the same refused event have in common."""
-        return Identity(self.seq, self.context, self.event)
+        return Identity(self.seq, self.context, self.line)
 
 
 encode_dead_letter = msgspec.msgpack.Encoder().encode
@@ -64,9 +69,11 @@ decode_dead_letter = msgspec.msgpack.Decoder(DeadLetter).decode
 
 
 def letter_in(frame: Frame) -> DeadLetter | None:
-    """Return the letter that a frame carries; None if it is none."""
+    """Return the letter that a frame carries; None if it is none, or none about one event."""
     try:
-        return decode_dead_letter(frame.payload) if frame.item_count == 1 else None
+        letter = decode_dead_letter(frame.payload)
+        decode_event(letter.line)
+        return letter if frame.item_count == 1 and is_lines(letter.line, 1) else None
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 

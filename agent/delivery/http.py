@@ -9,18 +9,18 @@ import email.utils
 import ipaddress
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from http.cookiejar import DefaultCookiePolicy
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import anyio
 import httpx
-import msgspec
 
 from agent import __version__
 from agent.delivery.transport import Kind, Verdict
 from agent.errors import ConfigError
-from agent.events import Context, Event
+from agent.events import Context
 
 EVENTS_PATH = "/v8/artifacts/events"
 STATUS_PATH = "/v8/artifacts/status"
@@ -40,8 +40,6 @@ _KINDS = {
     425: Kind.TRANSIENT,
     429: Kind.TRANSIENT,
 }
-
-_encode_json = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,10 @@ def _message(body: bytes) -> str:
 
 
 class HttpTransport:
-    """Sends batches with one pooled client. `wall_clock` returns seconds since the epoch; `transport` is for tests.
+    """Sends batches through httpx's pool of connections. `wall_clock` returns seconds since the epoch; `transport` is for tests.
+
+    It uses httpx's transport without its client: what a client adds (cookies, redirects, authentication) is not wanted here, and
+    costs half of a request's time.
 
     The environment's proxies and certificates count (HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE), but nothing for this host itself
     goes through a proxy: plain HTTP would show it the token. Raises ConfigError if what the environment says is unusable.
@@ -145,58 +146,48 @@ class HttpTransport:
     ) -> None:
         self._endpoint = endpoint
         self._wall_clock = wall_clock
-        headers = {"user-agent": f"artifacts-agent/{__version__}", "accept-encoding": "identity"}
+        self._headers = {
+            "accept": "*/*",
+            "accept-encoding": "identity",
+            "user-agent": f"artifacts-agent/{__version__}",
+        }
         if endpoint.token:
-            headers["authorization"] = f"Bearer {endpoint.token}"
+            self._headers["authorization"] = f"Bearer {endpoint.token}"
         self._params = {k: v for k, v in (("teamId", endpoint.team_id), ("slug", endpoint.slug)) if v}
-        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=60)
-        try:
-            self._client = httpx.AsyncClient(
-                headers=headers,
-                timeout=endpoint.timeout,
-                limits=limits,
-                verify=httpx.create_ssl_context(),
-                trust_env=not _is_loopback(endpoint.url),
-                transport=transport,
-            )
-        except OSError as error:
-            raise ConfigError(f"SSL_CERT_FILE, SSL_CERT_DIR: the certificates cannot be read: {error}") from error
-        except (ValueError, ImportError, httpx.InvalidURL):  # their messages, and so their cause, may hold a password
-            raise ConfigError(
-                "HTTPS_PROXY, HTTP_PROXY, ALL_PROXY: the proxy cannot be used; it should be http://HOST:PORT or https://HOST:PORT"
-            ) from None
-        self._client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        self._urls: dict[str, httpx.URL] = {}
+        self._transport = transport or _transport(endpoint.url, connections)
 
-    async def send(self, context: Context, events: Sequence[Event]) -> Verdict:
+    async def send(self, context: Context, body: bytes) -> Verdict:
         """See `Transport`."""
-        headers = {"content-type": "application/json"}
+        headers = {**self._headers, "content-type": "application/json"}
         if context.ci is not None:
             headers["x-artifact-client-ci"] = context.ci
         if context.interactive is not None:
             headers["x-artifact-client-interactive"] = str(context.interactive)
-        return await self._request("POST", EVENTS_PATH, headers, _encode_json(events))
+        return await self._request("POST", EVENTS_PATH, headers, body)
 
     async def probe(self) -> Verdict | None:
         """See `Transport`: `GET /v8/artifacts/status` says enabled, disabled, over_limit or paused, where there is one.
 
         Some servers say "enabled" without a look at the token, so it is a permission to try and no more.
         """
-        verdict = await self._request("GET", STATUS_PATH, {}, b"")
+        verdict = await self._request("GET", STATUS_PATH, self._headers)
         return None if verdict.status in {404, 405, 501} else verdict
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._client.aclose()
+        await self._transport.aclose()
 
-    async def _request(self, method: str, path: str, headers: dict[str, str], content: bytes) -> Verdict:
+    async def _request(self, method: str, path: str, headers: dict[str, str], body: bytes | None = None) -> Verdict:
         """Make one request; an answer that accepts counts only when it is whole."""
-        url = self._endpoint.url + path
         try:
+            request = httpx.Request(method, self._url(path), headers=headers, content=body)
             with anyio.fail_after(self._endpoint.timeout):
-                async with self._client.stream(
-                    method, url, params=self._params, headers=headers, content=content
-                ) as response:
-                    body = await _read_some(response)
+                response = await self._transport.handle_async_request(request)
+                try:
+                    answer = await _read_some(response)
+                finally:
+                    await response.aclose()
         except _CutAnswerError as error:
             return Verdict(Kind.TRANSIENT, self._clean(f"the answer was cut off: {_reason(error)}"))
         except TimeoutError:
@@ -208,10 +199,15 @@ class HttpTransport:
             return Verdict(Kind.MISCONFIGURED, self._clean(f"cannot ask {self._endpoint.url}: {_reason(error)}"))
         except httpx.TransportError as error:
             return Verdict(Kind.CUT_OFF, self._clean(f"the connection broke: {_reason(error)}"))
-        verdict = classify(response.status_code, response.headers, body, now=self._wall_clock())
+        verdict = classify(response.status_code, response.headers, answer, now=self._wall_clock())
         if path == STATUS_PATH and verdict.kind is Kind.ACCEPTED:
-            verdict = _account_status(body)
+            verdict = _account_status(answer)
         return verdict._replace(message=self._clean(verdict.message))
+
+    def _url(self, path: str) -> httpx.URL:
+        if path not in self._urls:
+            self._urls[path] = httpx.URL(self._endpoint.url + path, params=self._params)
+        return self._urls[path]
 
     def _clean(self, message: str) -> str:
         """Take the token out of a message: a server, or a proxy, may have echoed it, and cut it."""
@@ -221,6 +217,33 @@ class HttpTransport:
         head, rest = token[:_TELLING], token[_TELLING:]
         first, *others = message.split(head)
         return "[token]".join([first, *(part[_shared(part, rest) :] for part in others)])
+
+
+def _transport(url: str, connections: int) -> httpx.AsyncHTTPTransport:
+    """Return a pool of so many connections to `url`. Raises ConfigError."""
+    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=60)
+    proxy = _proxy(url)
+    try:
+        # Certificates are read only where they are needed: that takes longer than all the rest of the start, and 3 MiB.
+        verify = (
+            httpx.create_ssl_context() if "https" in {urlsplit(url).scheme, urlsplit(proxy or "").scheme} else False
+        )
+        return httpx.AsyncHTTPTransport(verify=verify, limits=limits, proxy=proxy)
+    except OSError as error:
+        raise ConfigError(f"SSL_CERT_FILE, SSL_CERT_DIR: the certificates cannot be read: {error}") from error
+    except (ValueError, ImportError, httpx.InvalidURL):  # their messages, and so their cause, may hold a password
+        raise ConfigError(
+            "HTTPS_PROXY, HTTP_PROXY, ALL_PROXY: the proxy cannot be used; it should be http://HOST:PORT or https://HOST:PORT"
+        ) from None
+
+
+def _proxy(url: str) -> str | None:
+    """Return the proxy that the environment names for `url`."""
+    parts, proxies = urlsplit(url), getproxies()
+    found = proxies.get(parts.scheme) or proxies.get("all")
+    if found is None or _is_loopback(parts.hostname or "") or proxy_bypass(parts.netloc):
+        return None
+    return found if "://" in found else f"http://{found}"
 
 
 class _CutAnswerError(Exception):
@@ -264,8 +287,7 @@ def _shared(left: str, right: str) -> int:
     return next((index for index in range(length) if left[index] != right[index]), length)
 
 
-def _is_loopback(url: str) -> bool:
-    host = httpx.URL(url).host
+def _is_loopback(host: str) -> bool:
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

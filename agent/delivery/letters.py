@@ -70,5 +70,5 @@ def letter_page(log: LogSnapshot, repeats: Repeats, selection: LetterSelection, 
         if len(letters) >= limit or size >= _PAGE_BYTES:
             return LetterPage(letters, kept.number)
         letters.append(Letter.of(kept.letter))
-        size += len(kept.letter.message) + len(kept.letter.event.hash) + len(kept.letter.event.session_id) + 200
+        size += len(kept.letter.message) + len(kept.letter.line)
     return LetterPage(letters, None)

@@ -20,7 +20,7 @@ import structlog
 
 from agent.delivery.batch import Batch, Batcher, Piece
 from agent.errors import StorageError
-from agent.events import Event
+from agent.events import cut, decode_events, encode_events, is_lines
 from agent.logs import Throttle
 from agent.queue.committer import RunBlocking
 from agent.queue.cursor import Outcome, Span
@@ -28,7 +28,7 @@ from agent.queue.reader import Gap, Reader
 from agent.queue.record import Frame, Record, decode_record
 from agent.queue.store import Store
 
-READ_BYTES = 256 * 1024
+READ_BYTES = 1024 * 1024
 READ_ATTEMPTS = 5
 READ_RETRY_SECONDS = 1.0
 LOG_INTERVAL = 60.0
@@ -37,9 +37,6 @@ MAX_HELD_SPANS = 500  # what is settled out of order must fit into a checkpoint
 
 # What says that the bytes are gone. After anything else, such as too many open files, they may be readable later.
 _DAMAGED = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})
-
-# What an event takes as JSON, against its part of a record as msgpack.
-_JSON_RATIO = 1.25
 
 
 @dataclass(frozen=True)
@@ -61,11 +58,10 @@ class Seams:
     random: Callable[[], float]
 
 
-class _Block(NamedTuple):
-    """A record that was read: `span` numbers its events, `size` is its payload's, in bytes."""
+class _Read(NamedTuple):
+    """A record that was read, and the numbers of its events."""
 
     span: Span
-    size: int
     record: Record
 
 
@@ -90,7 +86,7 @@ class Source:
         """Take the next closed batch, or the first part of it that has at most `max_events` events."""
         while self._ready:
             batch = self._ready.popleft()
-            if len(batch.events) <= max_events and len(batch.spans) <= MAX_HELD_SPANS:
+            if batch.event_count <= max_events and len(batch.spans) <= MAX_HELD_SPANS:
                 return batch
             self.put_back(*batch.split())
         return None
@@ -136,7 +132,7 @@ class Source:
             self._take(item, max_events, now)
         return bool(items)
 
-    def _take(self, item: _Block | Gap, max_events: int, now: float) -> None:
+    def _take(self, item: _Read | Gap, max_events: int, now: float) -> None:
         if isinstance(item, Gap):
             self._settle_gap(item.span)
             return
@@ -161,38 +157,33 @@ class Source:
         else:
             await anyio.sleep(READ_RETRY_SECONDS)
 
-    def _read_and_decode(self, reader: Reader) -> list[_Block | Gap]:
+    def _read_and_decode(self, reader: Reader) -> list[_Read | Gap]:
         """Do what is to be done in the reading thread."""
         return [item if isinstance(item, Gap) else self._decode(item) for item in reader.read(READ_BYTES)]
 
-    def _pieces(self, block: _Block) -> Iterator[Piece]:
+    def _pieces(self, read: _Read) -> Iterator[Piece]:
         """Yield what of a record is still to be delivered, by session if that is asked for."""
-        whole, record = block.span, block.record
+        whole, record = read
         if record.enqueued_at < self._seams.wall_clock() - self._options.max_age:
             self.settled += self._store.cursor.settle([whole], Outcome.EXPIRED)
             return
-        event_size = int(block.size / whole.length * _JSON_RATIO)
         for span in self._store.cursor.unsettled(whole):
-            seq = span.start
-            for session, events in self._by_session(record.events[seq - whole.start : span.stop - whole.start]):
-                yield Piece(record.context, session, seq, events, event_size * len(events))
-                seq += len(events)
+            lines = record.lines
+            if span != whole:
+                lines = cut(cut(lines, span.start - whole.start)[1], span.length)[0]
+            piece = Piece(record.context, None, span, lines)
+            yield from _by_session(piece) if self._options.split_sessions else (piece,)
 
-    def _by_session(self, events: list[Event]) -> Iterator[tuple[str | None, list[Event]]]:
-        if not self._options.split_sessions:
-            return iter([(None, events)])
-        return ((session, list(group)) for session, group in groupby(events, attrgetter("session_id")))
-
-    def _decode(self, frame: Frame) -> _Block | Gap:
+    def _decode(self, frame: Frame) -> _Read | Gap:
         span = Span(frame.first_seq, frame.next_seq)
         try:
             record = decode_record(frame.payload)
         except (msgspec.DecodeError, UnicodeDecodeError):
             record = None
-        if record is None or len(record.events) != frame.item_count:
+        if record is None or not is_lines(record.lines, frame.item_count):
             self._store.quarantine.keep(frame.first_seq, 0, frame.payload)
             return Gap(span)
-        return _Block(span, len(frame.payload), record)
+        return _Read(span, record)
 
     def _settle_gap(self, span: Span) -> None:
         lost = self._store.cursor.settle([span], Outcome.CORRUPT)
@@ -201,3 +192,18 @@ class Source:
         if held_back is not None:
             kept = str(self._store.quarantine.directory)
             self._log.error("events_corrupt", events=lost, first=span.start, quarantine=kept, suppressed=held_back)
+
+
+def _by_session(piece: Piece) -> Iterator[Piece]:
+    try:
+        decoded = decode_events(piece.lines)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        decoded = []
+    if encode_events(decoded) != piece.lines:  # written by something else: let the API say what it thinks of it
+        yield piece
+        return
+    seq = piece.span.start
+    for session, group in groupby(decoded, attrgetter("session_id")):
+        events = list(group)
+        yield Piece(piece.context, session, Span(seq, seq + len(events)), encode_events(events))
+        seq += len(events)

@@ -3,11 +3,10 @@
 It knows neither HTTP nor time. `agent.delivery.http` is the real implementation; tests have another one.
 """
 
-from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
-from agent.events import Context, Event
+from agent.events import Context
 
 
 class Kind(StrEnum):
@@ -34,8 +33,8 @@ class Verdict(NamedTuple):
 class Transport(Protocol):
     """Sends batches to one destination. Never raises for what the network or the server does: that is a verdict."""
 
-    async def send(self, context: Context, events: Sequence[Event]) -> Verdict:
-        """Send one batch of at least one event."""
+    async def send(self, context: Context, body: bytes) -> Verdict:
+        """Send one batch: a JSON array of at least one event."""
 
     async def probe(self) -> Verdict | None:
         """Ask whether the account may send, without sending; None if the server cannot say."""

@@ -17,6 +17,7 @@ from agent.delivery.policy import Action, Paused, Reason, Settings, State
 from agent.delivery.source import Seams, Source
 from agent.delivery.transport import Kind, Transport, Verdict
 from agent.errors import StorageError
+from agent.events import as_array
 from agent.logs import Throttle
 from agent.queue.committer import Committer
 from agent.queue.cursor import Outcome, Pause, Span
@@ -25,9 +26,12 @@ from agent.wakeup import Wakeup
 
 STORAGE_RETRY_SECONDS = 1.0
 LOG_INTERVAL = 60.0
+MAX_SHOWN_BYTES = 300
 
 # A checkpoint has to list what is settled beyond the cursor's position, and what is under way may all be settled there.
 MAX_OPEN_SPANS = 1000
+
+_REASONS = frozenset(Reason)
 
 # What a probe's answer must be for an event to be tried: "enabled", or no clear answer at all.
 _WORTH_A_TRY = {Kind.ACCEPTED, Kind.REJECTED, Kind.TOO_LARGE, Kind.MISCONFIGURED}
@@ -205,8 +209,8 @@ class Worker:
         self.wake()
 
     async def _send(self, batch: Batch) -> Verdict:
-        verdict = await self._transport.send(batch.context, batch.events)
-        self._log.debug("request", events=len(batch.events), verdict=verdict.kind, status=verdict.status)
+        verdict = await self._transport.send(batch.context, as_array(batch.lines))
+        self._log.debug("request", events=batch.event_count, verdict=verdict.kind, status=verdict.status)
         return verdict
 
     def _pace(self) -> None:
@@ -261,7 +265,7 @@ class Worker:
 
     def _decide(self, batch: Batch, verdict: Verdict) -> Action:
         """Decide, and enter the new state before anything else can happen."""
-        now, jitter, events = anyio.current_time(), self._seams.random(), len(batch.events)
+        now, jitter, events = anyio.current_time(), self._seams.random(), batch.event_count
         step = policy.decide(self.state, verdict, events, now=now, jitter=jitter, settings=self._settings)
         self._enter(step.state)
         return step.action
@@ -298,8 +302,13 @@ class Worker:
 
     async def _keep_dead_letter(self, batch: Batch, verdict: Verdict) -> None:
         now = self._seams.wall_clock()
-        letter = DeadLetter(batch.spans[0].start, now, verdict.status, verdict.message, batch.context, batch.events[0])
-        self._log.warning("event_dead_lettered", seq=letter.seq, hash=letter.event.hash, message=verdict.message)
+        letter = DeadLetter(batch.spans[0].start, now, verdict.status, verdict.message, batch.context, batch.lines)
+        self._log.warning(
+            "event_dead_lettered",
+            seq=letter.seq,
+            sent=letter.line[:MAX_SHOWN_BYTES].decode(errors="replace").rstrip(),
+            message=verdict.message,
+        )
         async with self._dead_letter_lock:
             while (error := await self._try_to_keep(letter, now)) is not None:
                 if (held_back := self._throttle.allow("dead_letter_not_kept", anyio.current_time())) is not None:
@@ -336,7 +345,8 @@ class Worker:
 
     def _restored_state(self, state: State) -> State:
         pause = self._store.cursor.pause
-        if pause is None:
+        if pause is None or pause.reason not in _REASONS:  # a later version's: the next answer tells whether to pause
+            self._store.cursor.pause = None
             return state
         wait = pause.probe_at - self._seams.wall_clock()
         if pause.reason != Reason.OPERATOR:

@@ -13,6 +13,11 @@ class Lines(NamedTuple):
     oversized: int
 
 
+def as_lines(message: bytes) -> bytes:
+    """Return a whole message as complete lines: an unterminated last line is still a line."""
+    return message if message.endswith(b"\n") or not message else message + b"\n"
+
+
 class LineFramer:
     """Cuts one stream into lines of at most `max_line` bytes; holds at most that many bytes between calls.
 

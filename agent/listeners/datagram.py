@@ -5,13 +5,15 @@ It knows sockets. It must never know what a line means, or files.
 A datagram that was received is always taken: nothing cancels that but the end of the whole daemon.
 """
 
+import contextlib
 import socket
+from typing import NamedTuple
 
 import anyio
 import anyio.lowlevel
 
 from agent.events import MAX_LINE_BYTES
-from agent.framing.ndjson import LineFramer, Lines
+from agent.framing.ndjson import LineFramer, Lines, as_lines
 from agent.intake import Conversation, Intake, Peer
 from agent.listeners.sockets import CREDENTIALS_SPACE, Bound, read_credentials
 
@@ -19,7 +21,29 @@ from agent.listeners.sockets import CREDENTIALS_SPACE, Bound, read_credentials
 MAX_DATAGRAM_BYTES = 256 * 1024
 # More than net.unix.max_dgram_qlen lets wait in a socket: 10 by default, 512 under systemd.
 MAX_WAITING = 4096
+# What is received in one turn, before others have theirs.
+TURN_DATAGRAMS = 256
+TURN_BYTES = 256 * 1024
 _NOBODY = Peer(pid=0, uid=0xFFFF_FFFF)
+
+
+class _Datagram(NamedTuple):
+    """What was received; `ancillary` says who sent it."""
+
+    data: bytes
+    ancillary: list[tuple[int, int, bytes]]
+    truncated: bool
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all there, and too short for a line that is too long."""
+        return not self.truncated and len(self.data) <= MAX_LINE_BYTES
+
+    @property
+    def sender(self) -> Peer:
+        """Who sent it, as the kernel says."""
+        found = (Peer(*read_credentials(d)) for _, kind, d in self.ancillary if kind == socket.SCM_CREDENTIALS)
+        return next(found, _NOBODY)
 
 
 class DatagramListener:
@@ -30,6 +54,7 @@ class DatagramListener:
         self._intake = intake
         self._waiting = anyio.CancelScope()
         self._closing = False
+        self._buffer = memoryview(bytearray(MAX_DATAGRAM_BYTES))
         self._taking = False
         self._taken = 0
         self._progress = anyio.Event()
@@ -41,11 +66,11 @@ class DatagramListener:
             with self._waiting:
                 await anyio.wait_readable(self._bound.socket)
             self._waiting = anyio.CancelScope()
-            while await self._take_one() and not self._closing:
+            while await self._take_some() and not self._closing:
                 pass
         if self._bound.path is not None:
             self._bound.socket.shutdown(socket.SHUT_RD)
-            while await self._take_one():
+            while await self._take_some():
                 pass
         self._bound.release()
         self._advance()
@@ -68,37 +93,45 @@ class DatagramListener:
             return False
         return True
 
-    async def _take_one(self) -> bool:
-        received = self._receive()
-        if received is None:
-            return False
-        self._taking = True
-        await self._take(*received)
+    async def _take_some(self) -> bool:
+        """Take what has been sent, but no more than is good in one turn; False if nothing had been."""
+        await self._intake.room()
+        received = self._receive_some()
+        self._taking = bool(received)
+        for datagram in self._take_at_once(received):
+            await self._take(datagram)
         self._taking = False
-        self._taken += 1
+        self._taken += len(received)
         self._advance()
         await anyio.lowlevel.checkpoint()
-        return True
+        return bool(received)
+
+    def _take_at_once(self, received: list["_Datagram"]) -> list["_Datagram"]:
+        """Take the datagrams that hold nothing but good lines, together; return the others."""
+        whole = [each for each in received if each.is_whole]
+        others = self._intake.take_messages([as_lines(each.data) for each in whole]) if whole else []
+        return [whole[index] for index in others] + [each for each in received if not each.is_whole]
 
     def _advance(self) -> None:
         self._progress.set()
         self._progress = anyio.Event()
 
-    def _receive(self) -> tuple[bytes, Peer, bool] | None:
-        try:
-            data, ancillary, flags, _ = self._bound.socket.recvmsg(MAX_DATAGRAM_BYTES, CREDENTIALS_SPACE)
-        except BlockingIOError:
-            return None
-        sender = next(
-            (Peer(*read_credentials(d)) for _, kind, d in ancillary if kind == socket.SCM_CREDENTIALS), _NOBODY
-        )
-        return data, sender, bool(flags & socket.MSG_TRUNC)
+    def _receive_some(self) -> list["_Datagram"]:
+        received: list[_Datagram] = []
+        size = 0
+        with contextlib.suppress(BlockingIOError):
+            while size < TURN_BYTES and len(received) < TURN_DATAGRAMS:
+                length, ancillary, flags, _ = self._bound.socket.recvmsg_into([self._buffer], CREDENTIALS_SPACE)
+                received.append(_Datagram(bytes(self._buffer[:length]), ancillary, bool(flags & socket.MSG_TRUNC)))
+                size += length
+        return received
 
-    async def _take(self, data: bytes, sender: Peer, truncated: bool) -> None:
-        framer, conversation = LineFramer(MAX_LINE_BYTES), Conversation(sender, answerable=False)
+    async def _take(self, datagram: "_Datagram") -> None:
+        data, framer = datagram.data, LineFramer(MAX_LINE_BYTES)
+        conversation = Conversation(datagram.sender, answerable=False)
         for start in range(0, len(data), MAX_LINE_BYTES):
             await self._take_lines(framer.feed(data[start : start + MAX_LINE_BYTES]), conversation)
-        await self._take_lines(Lines(b"", 1) if truncated else framer.end(), conversation)
+        await self._take_lines(Lines(b"", 1) if datagram.truncated else framer.end(), conversation)
 
     async def _take_lines(self, lines: Lines, conversation: Conversation) -> None:
         if lines.block or lines.oversized:

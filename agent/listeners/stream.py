@@ -21,7 +21,7 @@ import anyio.lowlevel
 import structlog
 
 from agent.events import MAX_LINE_BYTES
-from agent.framing.ndjson import LineFramer, Lines
+from agent.framing.ndjson import LineFramer, Lines, as_lines
 from agent.intake import Conversation, Intake, Peer
 from agent.listeners.sockets import Bound, peer_of
 from agent.logs import Throttle
@@ -29,23 +29,30 @@ from agent.logs import Throttle
 READ_BYTES = MAX_LINE_BYTES
 # Refusing a line costs much more than taking one: who sends bad lines has to share the daemon in smaller turns.
 READ_BYTES_AFTER_REJECTS = 4 * 1024
+# What is accepted in one turn, before others have theirs: clients, and bytes of those that have hung up already.
+TURN_CLIENTS = 32
+TURN_BYTES = 256 * 1024
 ANSWER_SECONDS = 10.0
 ACCEPT_RETRY_SECONDS = 0.1
 EVICTION_SECONDS = 0.1
 LOG_INTERVAL = 60.0
 
+_NOBODY_WAITS = frozenset({errno.EAGAIN, errno.EINVAL})  # EINVAL: the socket is shut down
+
 
 class _Connection:
     """One client: its socket, and how many bytes have been received from it and then taken by the intake."""
 
-    __slots__ = ("_patience", "framer", "open", "peer", "progress", "received", "refused", "socket", "taken")
+    __slots__ = ("_patience", "begun", "framer", "open", "peer", "progress", "received", "refused", "socket", "taken")
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, begun: bytes) -> None:
+        """`begun` is what has been read from it."""
         connection.setblocking(False)
         self.socket = connection
+        self.begun = begun
         self.peer = Peer(*peer_of(connection))
         self.framer = LineFramer(MAX_LINE_BYTES)
-        self.received = 0
+        self.received = len(begun)
         self.taken = 0
         self.open = True
         self.refused = False
@@ -60,6 +67,11 @@ class _Connection:
             return b""
         self.received += len(data)
         return data
+
+    def begin(self) -> bytes:
+        """Return, once, what was read when it was accepted."""
+        begun, self.begun = self.begun, b""
+        return begun
 
     def advance(self) -> None:
         self.taken = self.received
@@ -142,19 +154,54 @@ class StreamListener:
     async def _accept_ready(self) -> None:
         """Accept everyone who waits. What is accepted is served, even if this is cancelled."""
         while self._tasks is not None:
-            try:
-                accepted, _ = self._bound.socket.accept()
-            except BlockingIOError:
+            await self._intake.room()
+            error = self._accept_some(self._tasks)
+            await self._make_room()
+            if error is None:
+                await anyio.lowlevel.checkpoint()
+            elif error.errno in _NOBODY_WAITS:
                 return
-            except OSError as error:
-                if error.errno == errno.EINVAL:  # shut down
-                    return
-                await self._cannot_accept(error)
             else:
-                connection = _Connection(accepted)
-                self._connections[connection] = None
-                self._tasks.start_soon(self._serve_connection, connection)
-                await self._make_room()
+                await self._cannot_accept(error)
+
+    def _accept_some(self, tasks: anyio.abc.TaskGroup) -> OSError | None:
+        """Accept some of those who wait; return why no more could be, None if there may be more.
+
+        Many clients send their lines and hang up before they are accepted. Those are dealt with together, here, and cost
+        neither a task nor a wait.
+        """
+        ended: list[tuple[socket.socket, bytes]] = []
+        size = 0
+        try:
+            for _ in range(TURN_CLIENTS):
+                accepted, _ = self._bound.socket.accept()
+                data, is_all = _read_at_once(accepted)
+                if is_all:
+                    ended.append((accepted, data))
+                    size += len(data)
+                else:
+                    self._start(accepted, data, tasks)
+                if size >= TURN_BYTES or len(self._connections) > self._max_connections:
+                    break
+        except OSError as error:
+            return error
+        finally:
+            self._take_at_once(ended, tasks)
+        return None
+
+    def _take_at_once(self, ended: list[tuple[socket.socket, bytes]], tasks: anyio.abc.TaskGroup) -> None:
+        """Take what clients sent that have hung up; those with bad lines, or that wait for acks, are served as others are."""
+        others = self._intake.take_messages([as_lines(data) for _, data in ended]) if ended else []
+        for index, (accepted, data) in enumerate(ended):
+            if index in others:
+                self._start(accepted, data, tasks)
+            else:
+                accepted.close()
+
+    def _start(self, accepted: socket.socket, data: bytes, tasks: anyio.abc.TaskGroup) -> None:
+        connection = _Connection(accepted, data)
+        self._connections[connection] = None
+        tasks.start_soon(self._serve_connection, connection)
 
     async def _accept_the_last(self) -> None:
         if self._bound.path is not None:
@@ -201,7 +248,7 @@ class StreamListener:
 
     async def _read_to_end(self, connection: _Connection, conversation: Conversation) -> None:
         size = READ_BYTES
-        while chunk := await self._receive(connection, size):
+        while chunk := connection.begin() or await self._receive(connection, size):
             self._connections.move_to_end(connection)
             rejected = conversation.rejected
             await self._take(connection.framer.feed(chunk), connection, conversation)
@@ -228,6 +275,22 @@ class StreamListener:
         answer = conversation.answer()
         if answer is not None:
             await connection.answer(answer)
+
+
+def _read_at_once(connection: socket.socket) -> tuple[bytes, bool]:
+    """Return what a client has sent that was just accepted, and whether that is all: it has hung up."""
+    data = b""
+    try:
+        while len(data) < READ_BYTES:
+            more = connection.recv(READ_BYTES - len(data), socket.MSG_DONTWAIT)
+            if not more:
+                return data, True
+            data += more
+    except BlockingIOError:
+        return data, False
+    except ConnectionResetError:  # see `_Connection.receive`
+        return data, True
+    return data, False
 
 
 async def _send(connection: socket.socket, data: bytes) -> None:

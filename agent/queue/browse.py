@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from agent.events import Context, Event
+from agent.events import Context, Event, decode_event
 from agent.queue.cursor import Ledger, Span
 from agent.queue.record import Record, record_in
 from agent.queue.snapshot import Contents, QueueSnapshot
@@ -177,9 +177,18 @@ def queued_events(queue: QueueSnapshot, found: Contents, start: int) -> Iterator
         if record is None:
             yield from parts
             continue
-        for seq in (seq for part in parts for seq in range(part.start, part.stop)):
-            yield Waiting(seq, record, record.events[seq - frame.first_seq])
+        yield from _waiting(frame.first_seq, record, parts)
     yield from _lost(queue, Span(expected, found.limit), start)
+
+
+def _waiting(first_seq: int, record: Record, parts: list[Span]) -> Iterator[Waiting | Span]:
+    """Yield these events of a record; a span for a line that is no event, which only another writer can have written."""
+    lines = record.lines.split(b"\n")
+    for seq in (seq for part in parts for seq in range(part.start, part.stop)):
+        try:
+            yield Waiting(seq, record, decode_event(lines[seq - first_seq]))
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            yield Span(seq, seq + 1)
 
 
 def _lost(queue: QueueSnapshot, span: Span, start: int) -> list[Span]:

@@ -94,12 +94,21 @@ class Committer:
 
     async def room(self) -> bool:
         """Wait until more may be submitted; False if the disk has not answered for STALL_SECONDS, so that it should be shed."""
-        while self._pending_bytes >= MAX_PENDING_BYTES:
+        while self._full:
             if self.stalled:
                 return False
             with anyio.move_on_after(STALL_SECONDS):
                 await self._room.wait()
         return True
+
+    @property
+    def must_shed(self) -> bool:
+        """Whether `room` would return False at once."""
+        return self._full and self.stalled
+
+    @property
+    def _full(self) -> bool:
+        return self._pending_bytes >= MAX_PENDING_BYTES
 
     @property
     def stalled(self) -> bool:

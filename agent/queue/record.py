@@ -1,6 +1,6 @@
 """One frame of a segment as bytes, and the record that it carries.
 
-It knows the byte layout of disk format version 1 (README, "Disk format"). It must never know files.
+It knows the byte layout of disk format version 1 (FORMAT.md beside it). It must never know files.
 
     marker u32 | length u32 | crc32 u32 | first_seq u64 | count u32 | payload        little-endian
 
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from agent.events import Context, Event
+from agent.events import Context, is_lines
 
 MARKER = b"\xa4\xec\xe5R"
 MAX_PAYLOAD_BYTES = 4 * 1024 * 1024
@@ -90,12 +90,15 @@ def holds(data: bytes, first_seq: int, count: int) -> bool:
     return bool(zlib.crc32(data[HEADER_BYTES:], zlib.crc32(_NUMBERS.pack(first_seq, count))) == crc)
 
 
-class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A block of events written together: when they were enqueued (seconds since the epoch), by whom, and they."""
+class Record(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
+    """Events written together: when they were enqueued (seconds since the epoch), by whom, and they, as `events.Block` has them.
+
+    How many they are is the frame's to say.
+    """
 
     enqueued_at: float
     context: Context
-    events: list[Event]
+    lines: bytes
 
 
 def record_in(frame: Frame) -> Record | None:
@@ -104,7 +107,7 @@ def record_in(frame: Frame) -> Record | None:
         record = decode_record(frame.payload)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
-    return record if len(record.events) == frame.item_count else None
+    return record if is_lines(record.lines, frame.item_count) else None
 
 
 encode_record = msgspec.msgpack.Encoder().encode

@@ -8,8 +8,10 @@ that are leftovers of a write whose sync failed, and were written again into the
 
 import struct
 import zlib
+from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
+from operator import attrgetter
 from typing import NamedTuple
 
 from agent.queue import record
@@ -159,16 +161,21 @@ def end_of(data: bytes, first_seq: int, known: int, *, all_read: bool) -> End:
 
 def deletable(segments: Sequence[Segment], position: int) -> int:
     """Return how many of the oldest segments hold nothing from `position` on; the last one is never among them."""
-    return sum(following.first_seq <= position for following in segments[1:])
+    return max(bisect_right(segments, position, key=attrgetter("first_seq")) - 1, 0)
 
 
 def expired_before(segments: Sequence[Segment], created_before: float) -> int:
     """Return the position below which every item was enqueued before `created_before`.
 
-    Nothing in a segment is younger than the segment that follows it.
+    Nothing in a segment is younger than the segment that follows it. What cannot be read says nothing of its age.
     """
-    ends = [s.first_seq for s in segments[1:] if s.created_at is not None and s.created_at <= created_before]
-    return max(ends, default=0)
+    position = 0
+    for following in islice(segments, 1, None):
+        if following.created_at is not None and following.created_at > created_before:
+            break
+        if following.created_at is not None:
+            position = following.first_seq
+    return position
 
 
 def overflow_before(segments: Sequence[Segment], excess: int) -> int:

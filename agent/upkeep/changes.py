@@ -14,7 +14,7 @@ import msgspec
 from agent.delivery.dead_letter import DeadLetters, Kept, Repeats, letters_in
 from agent.delivery.letters import LetterSelection
 from agent.errors import DeadlineError, StorageError
-from agent.events import Context, Event
+from agent.events import Block
 from agent.queue.cursor import Outcome
 from agent.queue.filesystem import Filesystem
 from agent.queue.repair import account, restore_modes
@@ -25,7 +25,6 @@ T = TypeVar("T")
 
 RETRY_EVENTS = 500
 RETRY_BYTES = 256 * 1024
-_EVENT_OVERHEAD = 64  # bytes, about: what a record takes beside the texts of an event
 
 
 class Host(Protocol):
@@ -52,7 +51,7 @@ class Host(Protocol):
     async def checkpoint(self) -> None:
         """Write what the cursor says. Raises StorageError."""
 
-    async def put_back(self, context: Context, events: list[Event]) -> Outcome | None:
+    async def put_back(self, block: Block) -> Outcome | None:
         """Queue events of dead letters; return when they are committed, or why they are not. It pushes nothing out."""
 
     async def purge(self, seconds: float) -> int | None:
@@ -165,7 +164,7 @@ async def _put_back(host: Host, letters: list[Kept], done: set[int]) -> Outcome 
     """Queue the events of letters, one context after another; add the letters' numbers to `done`; return why not all of them."""
     for context, group in groupby(letters, lambda kept: kept.letter.context):
         same = list(group)
-        refused = await host.put_back(context, [kept.letter.event for kept in same])
+        refused = await host.put_back(Block(context, len(same), b"".join(kept.letter.line for kept in same)))
         if refused is not None:
             return refused
         done.update(kept.number for kept in same)
@@ -213,7 +212,7 @@ def _read_some(selection: LetterSelection, start: int, stop: int, log: LogSnapsh
         if len(some) >= RETRY_EVENTS or size >= RETRY_BYTES:
             return _Some(some, kept.number)
         some.append(kept)
-        size += len(kept.letter.event.hash) + len(kept.letter.event.session_id) + _EVENT_OVERHEAD
+        size += len(kept.letter.line)
     return _Some(some, None)
 
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from agent.delivery.dead_letter import DeadLetters
 from agent.errors import StorageError
-from agent.events import Context, Event
+from agent.events import Block
 from agent.queue.cursor import Outcome, Span
 from agent.queue.filesystem import Filesystem
 from agent.queue.log import Entry
@@ -41,10 +41,10 @@ class OfflineHost:
         if committed.checkpoint_error is not None:
             raise StorageError(committed.checkpoint_error)
 
-    async def put_back(self, context: Context, events: list[Event]) -> Outcome | None:
+    async def put_back(self, block: Block) -> Outcome | None:
         """Queue events of dead letters; return why they are not. It pushes nothing out."""
         now = self.wall_clock()
-        entry = Entry(len(events), encode_record(Record(now, context, events)), retried=True)
+        entry = Entry(block.event_count, encode_record(Record(now, block.context, block.lines)), retried=True)
         if not self.store.has_room(entry):
             return Outcome.OVERFLOW
         committed = self.store.commit(self.store.plan([entry], now), now)

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.client import MAX_LINE_BYTES, EventClient
-from agent.events import Context, Decoded, Session, decode_block
+from agent.events import Context, Decoded, Session, decode_lines
 from tests.support.recordings import Recorded
 from tests.support.waiting import eventually
 
@@ -67,7 +67,7 @@ def read_connection(listener: socket.socket) -> bytes:
 
 def decoded(data: bytes) -> Decoded:
     """Take lines as the daemon takes them."""
-    return decode_block(data, Session())
+    return decode_lines(data, Session())
 
 
 def events_in(data: bytes) -> list[dict[str, Any]]:
@@ -135,15 +135,15 @@ def test_what_the_api_cannot_carry_is_left_out_of_the_context(
 ) -> None:
     with EventClient(path, ci=ci, interactive=interactive) as client:
         assert client.emit("HIT", "LOCAL", "ab")
-    [group] = decoded(read_connection(listener)).groups
-    assert group.context == context
+    [block] = decoded(read_connection(listener)).blocks
+    assert block.context == context
 
 
 def test_the_context_is_detected_where_the_program_runs(path: Path, listener: socket.socket) -> None:
     script = "import os; os.environ['CIRCLECI'] = 'true'; from agent.client import emit; emit('HIT', 'LOCAL', 'ab')"
     assert output_of(script, path) == []
-    [group] = decoded(read_connection(listener)).groups
-    assert group.context == Context("CIRCLE", 0)
+    [block] = decoded(read_connection(listener)).blocks
+    assert block.context == Context("CIRCLE", 0)
 
 
 @pytest.fixture(scope="module")
@@ -358,7 +358,7 @@ def test_a_torn_line_is_the_last_of_its_connection_and_not_sent(
     data = read_connection(listener)
     assert 0 < len(data.rpartition(b"\n")[2]) < 60_000
     assert len(decoded(data).rejects) == 1
-    assert len(decoded(data).groups[0].events) == client.sent == almost_full
+    assert decoded(data).blocks[0].event_count == client.sent == almost_full
     assert client.unsent_by_reason == {"full": 1}
     eventually(lambda: hit(client), bool)
     client.close()

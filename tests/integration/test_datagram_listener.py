@@ -9,7 +9,7 @@ import anyio.lowlevel
 import pytest
 from structlog.testing import capture_logs
 
-from agent.events import MAX_LINE_BYTES, Context
+from agent.events import MAX_LINE_BYTES, Context, decode_events
 from agent.intake import Intake
 from agent.listeners import sockets
 from agent.listeners.datagram import MAX_DATAGRAM_BYTES, DatagramListener
@@ -32,7 +32,7 @@ def contexts(made: Edge) -> list[tuple[str, Context]]:
     data = [fs.read_bytes(path) for path in fs.paths() if path.parent.name == "segments"]
     frames = [frame for each in data for frame in scan(each, HEADER_BYTES, whole=True).frames]
     records = [decode_record(frame.payload) for frame in frames]
-    return [(event.hash, record.context) for record in records for event in record.events]
+    return [(event.hash, record.context) for record in records for event in decode_events(record.lines)]
 
 
 async def test_a_datagram_is_one_or_more_lines_with_or_without_a_last_newline(tmp_path: Path) -> None:

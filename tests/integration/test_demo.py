@@ -27,7 +27,7 @@ from agent.delivery.dead_letter import DeadLetter
 from agent.demo import recording, report, script
 from agent.demo.api import DemoApi, Mood
 from agent.demo.report import Evidence
-from agent.events import Context, Event
+from agent.events import Context, Event, encode_events
 from agent.http_server import serve
 from agent.queue.cursor import Ledger
 from tests.support.process import Child
@@ -291,7 +291,7 @@ GOOD = Evidence(
     poison=BAD,
     ledger=Ledger(2, 1, 1, {}, 0),
     recorded=Counter([HIT]),
-    dead_letters=[DeadLetter(2, 0.0, 400, "400 Bad Request: no", Context(), BAD)],
+    dead_letters=[DeadLetter(2, 0.0, 400, "400 Bad Request: no", Context(), encode_events([BAD]))],
     readings=9,
     unbalanced=0,
 )

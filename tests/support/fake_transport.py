@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import anyio
 import anyio.lowlevel
+import msgspec
 
 from agent.delivery.transport import Kind, Verdict
 from agent.events import Context, Event
@@ -26,6 +27,8 @@ class Answer(NamedTuple):
 
 LOST = Answer(Verdict(Kind.CUT_OFF, "the connection broke"), taken=True)
 """The API has taken the batch, and the agent will never know."""
+
+_decode_events = msgspec.json.Decoder(list[Event]).decode
 
 Rule = Callable[[Context, Sequence[Event]], Verdict | Answer]
 
@@ -110,8 +113,9 @@ class FakeTransport:
         while not holds(self):
             await self._changed.wait()
 
-    async def send(self, context: Context, events: Sequence[Event]) -> Verdict:
+    async def send(self, context: Context, body: bytes) -> Verdict:
         """See `Transport`."""
+        events = _decode_events(body)
         assert events, "an empty batch was sent"
         assert not self.closed, "a batch was sent through a closed transport"
         at, answer = anyio.current_time(), self._script.popleft() if self._script else self.rule(context, events)

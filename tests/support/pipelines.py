@@ -17,7 +17,7 @@ from agent.delivery.dead_letter import DeadLetter, decode_dead_letter
 from agent.delivery.policy import Settings
 from agent.delivery.source import Options, Seams
 from agent.delivery.transport import Transport
-from agent.events import Context, Event
+from agent.events import Block, Context, Event, as_array, encode_events
 from agent.pipeline import Delivery, Pipeline
 from agent.queue import segment
 from agent.queue.committer import Group
@@ -48,6 +48,11 @@ def event(name: str, session: str = "s") -> Event:
 def events(*names: str) -> list[Event]:
     """Return events with these hashes."""
     return [event(name) for name in names]
+
+
+def body(events: list[Event]) -> bytes:
+    """Return events as a transport is given them."""
+    return as_array(encode_events(events))
 
 
 def numbered(count: int, prefix: str = "h") -> list[str]:
@@ -132,7 +137,12 @@ async def host() -> AsyncIterator[Host]:
 
 def submit(pipeline: Pipeline, names: Iterable[str], context: Context = PLAIN) -> Group:
     """Submit events with these names as one record."""
-    return pipeline.submit(context, events(*names))
+    return submit_events(pipeline, events(*names), context)
+
+
+def submit_events(pipeline: Pipeline, events: list[Event], context: Context = PLAIN) -> Group:
+    """Submit events as one record."""
+    return pipeline.submit(Block(context, len(events), encode_events(events)))
 
 
 def dead_letters(fs: FaultFilesystem) -> list[DeadLetter]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from agent.delivery.dead_letter import DeadLetters, weigh
-from agent.events import Context, Event
+from agent.events import Context, encode_events
 from agent.queue import segment
 from agent.queue.audit import Audit, audit, contradictions
 from agent.queue.browse import Selection, event_page, list_segments
@@ -21,7 +21,7 @@ from tests.support.pipelines import DIRECTORY, EPOCH, events, numbered
 
 SEGMENTS = DIRECTORY / "segments"
 FIRST, SECOND = (SEGMENTS / segment.name(seq) for seq in (1, 7))
-LIMITS = Limits(segment_bytes=500)
+LIMITS = Limits(segment_bytes=700)
 SOUND = State(5, 20, 1, [Span(7, 9), Span(12, 13)], {"delivered": 6, "corrupt": 1}, {"disk_full": 2}, None, 3)
 
 
@@ -30,7 +30,9 @@ def made() -> FaultFilesystem:
     fs = FaultFilesystem()
     store = Store(fs, DIRECTORY, LIMITS)
     for start in range(0, 12, 3):
-        entry = Entry(3, encode_record(Record(EPOCH + start, Context(), events(*numbered(12)[start : start + 3]))))
+        entry = Entry(
+            3, encode_record(Record(EPOCH + start, Context(), encode_events(events(*numbered(12)[start : start + 3]))))
+        )
         store.commit(store.plan([entry], EPOCH), EPOCH)
         store.published()
     store.cursor.settle([Span(1, 3)], Outcome.DELIVERED)
@@ -89,7 +91,7 @@ def rot_the_end(fs: FaultFilesystem) -> None:
 
 def other_things(fs: FaultFilesystem) -> None:
     """A frame whose CRC holds over a record with another number of events."""
-    record = encode_record(Record(EPOCH, Context(), [Event("s", "LOCAL", "HIT", "h")]))
+    record = encode_record(Record(EPOCH, Context(), encode_events(events("h"))))
     data = fs.read_bytes(SECOND)
     fs.write_bytes(SECOND, data + encode_frame(13, 2, record))
 

@@ -7,7 +7,7 @@ import pytest
 
 from agent.delivery.dead_letter import DeadLetter, DeadLetters, decode_dead_letter, encode_dead_letter
 from agent.errors import StorageError
-from agent.events import Context, Event
+from agent.events import Context, Event, encode_events
 from tests.support.crash_model import LoseAll
 from tests.support.fault_filesystem import FaultFilesystem, failing, no_errors
 from tests.support.pipelines import DIRECTORY, dead_letters, event
@@ -17,7 +17,9 @@ PLACE = DIRECTORY / "dead-letters"
 
 def letter(number: int, message: str = "400 Bad Request: no") -> DeadLetter:
     """Return a letter about event `number`."""
-    return DeadLetter(number, 1_750_000_000.25, 400, message, Context("VERCEL", 0), event(f"h{number}"))
+    return DeadLetter(
+        number, 1_750_000_000.25, 400, message, Context("VERCEL", 0), encode_events([event(f"h{number}")])
+    )
 
 
 def opened(fs: FaultFilesystem, *, segment_bytes: int = 1024, max_bytes: int = 10_000) -> DeadLetters:
@@ -29,8 +31,8 @@ def opened(fs: FaultFilesystem, *, segment_bytes: int = 1024, max_bytes: int = 1
     "kept",
     [
         letter(1),
-        DeadLetter(2**40, 0.5, None, "", Context(), Event("s", "REMOTE", "MISS", "h", 0)),
-        DeadLetter(3, 1.0, 413, "ü\n", Context(None, 1), Event("s", "REMOTE", "MISS", "h")),
+        DeadLetter(2**40, 0.5, None, "", Context(), encode_events([Event("s", "REMOTE", "MISS", "h", 0)])),
+        DeadLetter(3, 1.0, 413, "ü\n", Context(None, 1), encode_events([Event("s", "REMOTE", "MISS", "h")])),
     ],
 )
 def test_a_letter_reads_back_as_it_was(kept: DeadLetter) -> None:

@@ -6,7 +6,23 @@ import time
 import msgspec
 import pytest
 
-from agent.events import MAX_LINE_BYTES, Context, Decoded, Event, Group, Reject, Session, decode_block
+from agent.events import (
+    ARRAY_BYTES,
+    MAX_LINE_BYTES,
+    Block,
+    Context,
+    Decoded,
+    Event,
+    Reject,
+    Session,
+    as_array,
+    cut,
+    decode_events,
+    decode_lines,
+    decode_messages,
+    encode_events,
+    fitting,
+)
 from agent.queue.record import Record, decode_record, encode_record
 from tests.support.recordings import Recorded
 
@@ -33,13 +49,13 @@ def with_ci(text: str) -> bytes:
 
 
 def events_of(decoded: Decoded) -> list[Event]:
-    return [event for group in decoded.groups for event in group.events]
+    return [event for block in decoded.blocks for event in decode_events(block.lines)]
 
 
 def the_reject(line: bytes) -> str:
     """The reason for which a line is refused; nothing else came of it."""
-    decoded = decode_block(line + b"\n", VERCEL)
-    assert decoded.groups == []
+    decoded = decode_lines(line + b"\n", VERCEL)
+    assert decoded.blocks == []
     assert decoded.session == VERCEL
     assert [reject.line for reject in decoded.rejects] == [1]
     return decoded.rejects[0].reason
@@ -47,18 +63,18 @@ def the_reject(line: bytes) -> str:
 
 def the_event(line: bytes) -> Event:
     """The one event that a line is."""
-    decoded = decode_block(line + b"\n", VERCEL)
+    decoded = decode_lines(line + b"\n", VERCEL)
     assert decoded.rejects == []
-    [group] = decoded.groups
-    assert group.context == VERCEL.context
-    [event] = group.events
+    [block] = decoded.blocks
+    assert (block.context, block.event_count) == (VERCEL.context, 1)
+    [event] = decode_events(block.lines)
     return event
 
 
 def the_session(*lines: bytes, before: Session = VERCEL) -> Session:
     """What a connection has set after these lines, all of them context lines."""
-    decoded = decode_block(b"\n".join(lines), before)
-    assert (decoded.groups, decoded.rejects) == ([], [])
+    decoded = decode_lines(b"\n".join(lines), before)
+    assert (decoded.blocks, decoded.rejects) == ([], [])
     return decoded.session
 
 
@@ -66,7 +82,7 @@ def the_session(*lines: bytes, before: Session = VERCEL) -> Session:
 
 
 def test_an_event_is_taken_as_it_was_sent() -> None:
-    assert decode_block(PLAIN + b"\n", VERCEL) == Decoded([Group(VERCEL.context, [PLAIN_EVENT])], [], VERCEL)
+    assert decode_lines(PLAIN + b"\n", VERCEL) == Decoded([Block(VERCEL.context, 1, PLAIN + b"\n")], [], VERCEL)
 
 
 def test_duration_may_be_left_out_and_then_stays_out() -> None:
@@ -175,8 +191,9 @@ def test_a_duration_that_is_no_number_of_64_bits_is_refused(literal: str, reason
 )
 def test_integers_stay_integers_and_floats_stay_floats_on_the_whole_way(literal: str, value: float) -> None:
     event = the_event(with_duration(literal))
-    stored = decode_record(encode_record(Record(0.0, Context(), [event]))).events[0]
-    sent = json.loads(msgspec.json.encode(stored))["duration"]
+    record = decode_record(encode_record(Record(0.0, Context(), encode_events([event]))))
+    [stored] = decode_events(record.lines)
+    [sent] = [each["duration"] for each in json.loads(as_array(record.lines))]
     for duration in (event.duration, stored.duration, sent):
         assert (type(duration), repr(duration)) == (type(value), repr(value))
 
@@ -213,7 +230,7 @@ def test_an_event_with_a_key_twice_is_refused(line: bytes) -> None:
 
 
 def test_a_duration_given_twice_is_refused_although_a_missing_one_would_make_the_number_of_keys_right() -> None:
-    decoded = decode_block(PLAIN[:-1] + b',"duration":8}\n' + NO_DURATION + b"\n", VERCEL)
+    decoded = decode_lines(PLAIN[:-1] + b',"duration":8}\n' + NO_DURATION + b"\n", VERCEL)
     assert decoded.rejects == [Reject(1, "Object has the key `duration` twice")]
     assert events_of(decoded) == [NO_DURATION_EVENT]
 
@@ -241,7 +258,7 @@ def test_deep_nesting_is_refused_at_its_first_level(line: bytes) -> None:
 
 @pytest.mark.parametrize("block", [b"", b"\n", b"\r\n", b" \t\r\n\n", b"\x0c\n"])
 def test_blank_lines_are_nothing(block: bytes) -> None:
-    assert decode_block(block, VERCEL) == Decoded([], [], VERCEL)
+    assert decode_lines(block, VERCEL) == Decoded([], [], VERCEL)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +273,7 @@ def test_blank_lines_are_nothing(block: bytes) -> None:
     ],
 )
 def test_white_space_around_an_event_does_not_matter(block: bytes) -> None:
-    assert decode_block(block, VERCEL) == Decoded([Group(VERCEL.context, [PLAIN_EVENT])], [], VERCEL)
+    assert decode_lines(block, VERCEL) == Decoded([Block(VERCEL.context, 1, PLAIN + b"\n")], [], VERCEL)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +291,7 @@ def test_white_space_around_an_event_does_not_matter(block: bytes) -> None:
     ],
 )
 def test_a_bad_line_costs_that_line_only(block: bytes, good: int, bad: list[int]) -> None:
-    decoded = decode_block(block, VERCEL)
+    decoded = decode_lines(block, VERCEL)
     assert len(events_of(decoded)) == good
     assert [reject.line for reject in decoded.rejects] == bad
 
@@ -282,7 +299,7 @@ def test_a_bad_line_costs_that_line_only(block: bytes, good: int, bad: list[int]
 @pytest.mark.parametrize("neighbour", [b"", PLAIN, NO_DURATION, COLON, b"[" + PLAIN + b"]", b'{"context":{}}', b"\r"])
 def test_what_becomes_of_a_line_does_not_depend_on_its_neighbours(neighbour: bytes) -> None:
     for line in (PLAIN + PLAIN, PLAIN + b" " + NO_DURATION, PLAIN[:-1] + b',"hash":"h"}'):
-        decoded = decode_block(neighbour + b"\n" + line + b"\n", VERCEL)
+        decoded = decode_lines(neighbour + b"\n" + line + b"\n", VERCEL)
         assert [reject.line for reject in decoded.rejects] == [2]
 
 
@@ -291,10 +308,10 @@ def test_what_becomes_of_a_line_does_not_depend_on_its_neighbours(neighbour: byt
     [(b"[]", 0), (b"[ ]", 0), (b"[" + PLAIN + b"]", 1), (b"[" + PLAIN + b" ,\t" + COLON + b"]\r", 2)],
 )
 def test_an_array_of_events_is_a_line(line: bytes, count: int) -> None:
-    decoded = decode_block(line + b"\n", VERCEL)
+    decoded = decode_lines(line + b"\n", VERCEL)
     assert decoded.rejects == []
     assert len(events_of(decoded)) == count
-    assert all(group.events for group in decoded.groups)
+    assert all(block.event_count and block.lines for block in decoded.blocks)
 
 
 @pytest.mark.parametrize(
@@ -309,16 +326,18 @@ def test_an_array_of_events_is_a_line(line: bytes, count: int) -> None:
     ],
 )
 def test_one_bad_item_costs_the_whole_array_and_nothing_else(line: bytes) -> None:
-    decoded = decode_block(PLAIN + b"\n" + line + b"\n" + PLAIN + b"\n", VERCEL)
+    decoded = decode_lines(PLAIN + b"\n" + line + b"\n" + PLAIN + b"\n", VERCEL)
     assert events_of(decoded) == [PLAIN_EVENT] * 2
     assert [reject.line for reject in decoded.rejects] == [2]
 
 
 def test_recorded_requests_are_taken_as_turbo_sent_them(recorded_requests: list[Recorded]) -> None:
     for request in recorded_requests:
-        decoded = decode_block(request.lines, VERCEL)
+        decoded = decode_lines(request.lines, VERCEL)
         assert decoded.rejects == []
-        assert msgspec.json.encode(events_of(decoded)) == json.dumps(request.events, separators=(",", ":")).encode()
+        [block] = decoded.blocks
+        assert block.event_count == len(request.events)
+        assert as_array(block.lines) == json.dumps(request.events, separators=(",", ":")).encode()
 
 
 # --- context lines ------------------------------------------------------------------------------------------------
@@ -409,16 +428,16 @@ def test_a_wrong_context_line_is_refused_and_changes_nothing(line: bytes, reason
 
 def test_a_context_line_holds_for_what_follows_it() -> None:
     other = b'{"context":{"ci":"X"}}'
-    decoded = decode_block(b"\n".join([PLAIN, PLAIN, other, COLON, other[:-1], PLAIN]), VERCEL)
-    assert [(group.context.ci, len(group.events)) for group in decoded.groups] == [("VERCEL", 2), ("X", 2)]
+    decoded = decode_lines(b"\n".join([PLAIN, PLAIN, other, COLON, other[:-1], PLAIN]), VERCEL)
+    assert [(block.context.ci, block.event_count) for block in decoded.blocks] == [("VERCEL", 2), ("X", 2)]
     assert [reject.line for reject in decoded.rejects] == [5]
     assert decoded.session.context == Context("X", 0)
 
 
 def test_asking_for_acks_in_between_does_not_part_events_of_one_context() -> None:
-    decoded = decode_block(b"\n".join([PLAIN, b'{"context":{"ack":"durable"}}', PLAIN]), VERCEL)
+    decoded = decode_lines(b"\n".join([PLAIN, b'{"context":{"ack":"durable"}}', PLAIN]), VERCEL)
     assert decoded == Decoded(
-        [Group(VERCEL.context, [PLAIN_EVENT] * 2)], [], Session(VERCEL.context, durable_acks=True)
+        [Block(VERCEL.context, 2, (PLAIN + b"\n") * 2)], [], Session(VERCEL.context, durable_acks=True)
     )
 
 
@@ -431,12 +450,140 @@ def test_asking_for_acks_in_between_does_not_part_events_of_one_context() -> Non
 def test_a_read_full_of_anything_takes_no_more_than_a_moment(line: bytes) -> None:
     block = line * (MAX_LINE_BYTES // len(line))
     started = time.perf_counter()
-    decoded = decode_block(block, VERCEL)
+    decoded = decode_lines(block, VERCEL)
     assert time.perf_counter() - started < 2
-    assert decoded.groups == []
+    assert decoded.blocks == []
 
 
 def test_an_events_record_can_be_read_again() -> None:
-    events = events_of(decode_block(PLAIN + b"\n" + COLON + b"\n", VERCEL))
-    record = Record(1.5, VERCEL.context, events)
+    [block] = decode_lines(PLAIN + b"\n" + COLON + b"\n", VERCEL).blocks
+    record = Record(1.5, block.context, block.lines)
     assert decode_record(encode_record(record)) == record
+
+
+# --- text ---------------------------------------------------------------------------------------------------------
+
+
+CANONICAL = PLAIN + b"\n"
+REORDERED = b'{"duration":7,"hash":"h","event":"HIT","source":"REMOTE","sessionId":"s"}'
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        pytest.param(CANONICAL, CANONICAL, id="canonical"),
+        pytest.param(CANONICAL * 3, CANONICAL * 3, id="canonical, some lines"),
+        pytest.param(
+            NO_DURATION + b"\n" + COLON + b"\n", NO_DURATION + b"\n" + COLON + b"\n", id="canonical, with colons"
+        ),
+        pytest.param(PLAIN, CANONICAL, id="no last line end"),
+        pytest.param(CANONICAL + PLAIN, CANONICAL * 2, id="no last line end, some lines"),
+        pytest.param(PLAIN + b"\r\n", CANONICAL, id="CRLF"),
+        pytest.param(b"\n" + CANONICAL + b" \n\n" + CANONICAL, CANONICAL * 2, id="blank lines"),
+        pytest.param(b" " + PLAIN.replace(b",", b" , ").replace(b":", b"\t: ") + b" \n", CANONICAL, id="spaces"),
+        pytest.param(REORDERED + b"\n", CANONICAL, id="other order"),
+        pytest.param(b"[" + REORDERED + b", " + PLAIN + b"]\n" + CANONICAL, CANONICAL * 3, id="an array"),
+        pytest.param(with_duration("1e3") + b"\n", with_duration("1000.0") + b"\n", id="exponent"),
+        pytest.param(with_duration("1E-2") + b"\n", with_duration("0.01") + b"\n", id="capital exponent"),
+        pytest.param(with_duration("7.00") + b"\n", with_duration("7.0") + b"\n", id="zeros"),
+        pytest.param(with_duration("-0") + b"\n", with_duration("0") + b"\n", id="negative zero"),
+        pytest.param(with_hash(rb"\u0041\/\u00fc") + b"\n", with_hash("A/ü".encode()) + b"\n", id="escapes"),
+        pytest.param(with_hash(rb"\ud83d\ude00") + b"\n", with_hash("\N{GRINNING FACE}".encode()) + b"\n", id="a pair"),
+        pytest.param(with_hash(rb"\u000a\u0022") + b"\n", with_hash(rb"\n\"") + b"\n", id="needed escapes, long"),
+        pytest.param(with_hash(rb"\n\r\u0000") + b"\n", with_hash(rb"\n\r\u0000") + b"\n", id="needed escapes"),
+        pytest.param(PLAIN.replace(b"hash", rb"h\u0061sh") + b"\n", CANONICAL, id="an escape in a key"),
+        pytest.param(b"x\n" + CANONICAL + REORDERED, CANONICAL * 2, id="beside a bad line"),
+    ],
+)
+def test_the_lines_of_a_block_are_canonical_however_they_were_written(text: bytes, lines: bytes) -> None:
+    [block] = decode_lines(text, VERCEL).blocks
+    assert block == Block(VERCEL.context, lines.count(b"\n"), lines)
+
+
+ONE, TWO, THREE = b"1\n", b"22\n", b"333\n"
+
+
+@pytest.mark.parametrize(
+    ("count", "first", "others"),
+    [
+        (0, b"", ONE + TWO + THREE),
+        (1, ONE, TWO + THREE),
+        (2, ONE + TWO, THREE),
+        (3, ONE + TWO + THREE, b""),
+    ],
+)
+def test_lines_are_cut_between_lines(count: int, first: bytes, others: bytes) -> None:
+    assert cut(ONE + TWO + THREE, count) == (first, others)
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "fit"),
+    [
+        (3, 9, 3),
+        (3, 100, 3),
+        (2, 100, 2),
+        (0, 100, 0),
+        (3, 8, 2),
+        (3, 5, 2),
+        (1, 5, 1),
+        (3, 4, 1),
+        (3, 2, 1),
+        (3, 1, 0),
+        (3, 0, 0),
+        (3, -1, 0),
+        (0, 5, 0),
+    ],
+)
+def test_as_many_lines_fit_as_have_at_most_that_many_bytes(count: int, size: int, fit: int) -> None:
+    assert fitting(ONE + TWO + THREE, count, size) == fit
+
+
+@pytest.mark.parametrize("hash_", ["h", "a\nb,\n", "\r\n", "\u2028\x85\x0c\x1c", '"},{"'])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_an_array_has_the_events_of_its_lines_and_one_byte_more(hash_: str, count: int) -> None:
+    events = [Event("s", "LOCAL", "MISS", hash_, number) for number in range(count)]
+    lines = encode_events(events)
+    assert as_array(lines) == msgspec.json.encode(events)
+    assert len(as_array(lines)) == len(lines) + ARRAY_BYTES
+    assert cut(lines, count - 1)[1] == encode_events(events[-1:])
+    assert fitting(lines, count, len(lines) - 1) == count - 1
+
+
+# --- messages of several senders ----------------------------------------------------------------------------------
+
+
+X = b'{"context":{"ci":"X"}}\n'
+ACKS = b'{"context":{"ack":"durable"}}\n'
+NOTHING = Context()
+
+
+@pytest.mark.parametrize(
+    ("messages", "blocks", "others"),
+    [
+        pytest.param([], [], [], id="none"),
+        pytest.param([b"", b"\n"], [], [], id="nothing in them"),
+        pytest.param([CANONICAL, CANONICAL * 2], [Block(NOTHING, 3, CANONICAL * 3)], [], id="canonical"),
+        pytest.param([CANONICAL, REORDERED + b"\n"], [Block(NOTHING, 2, CANONICAL * 2)], [], id="not canonical"),
+        pytest.param(
+            [CANONICAL, X + CANONICAL, CANONICAL],
+            [Block(NOTHING, 2, CANONICAL * 2), Block(Context("X"), 1, CANONICAL)],
+            [],
+            id="a context holds for its message",
+        ),
+        pytest.param(
+            [X + CANONICAL, X + CANONICAL + b'{"context":{"ci":null}}\n' + CANONICAL],
+            [Block(Context("X"), 2, CANONICAL * 2), Block(NOTHING, 1, CANONICAL)],
+            [],
+            id="equal contexts are one",
+        ),
+        pytest.param([CANONICAL, b"x\n" + CANONICAL], [Block(NOTHING, 1, CANONICAL)], [1], id="something to reject"),
+        pytest.param([ACKS + CANONICAL, CANONICAL], [Block(NOTHING, 1, CANONICAL)], [0], id="acks are wanted"),
+        pytest.param([PLAIN[:-1] + b"\n", b"}\n", CANONICAL], [Block(NOTHING, 1, CANONICAL)], [0, 1], id="halves"),
+        pytest.param([PLAIN + CANONICAL, b"\n"], [], [0], id="two on a line, beside a blank message"),
+        pytest.param([b"\xff\n", b"\xff\n"], [], [0, 1], id="nothing valid"),
+    ],
+)
+def test_messages_give_a_block_for_each_context_and_what_takes_more_is_named(
+    messages: list[bytes], blocks: list[Block], others: list[int]
+) -> None:
+    assert decode_messages(messages) == (blocks, others)

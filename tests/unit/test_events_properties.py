@@ -3,11 +3,23 @@
 import json
 from typing import Any
 
-import msgspec
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from agent.events import Context, Decoded, Event, Group, Reject, Session, decode_block
+from agent.events import (
+    Block,
+    Context,
+    Decoded,
+    Reject,
+    Session,
+    as_array,
+    cut,
+    decode_events,
+    decode_lines,
+    decode_messages,
+    encode_events,
+    fitting,
+)
 from agent.queue.record import Record, decode_record, encode_record
 
 PLAIN = b'{"sessionId":"s","source":"REMOTE","event":"HIT","hash":"h","duration":7}'
@@ -66,47 +78,116 @@ blocks = st.builds(
 )
 
 
+event_lines = st.builds(
+    lambda value, order, ascii_only, spaces: json.dumps(
+        {key: value[key] for key in sorted(value, key=order.index)},
+        ensure_ascii=ascii_only,
+        separators=(", ", ": ") if spaces else (",", ":"),
+    ).encode("utf-8", "surrogatepass"),
+    valid_events,
+    st.just(["sessionId", "source", "event", "hash", "duration"])
+    | st.permutations(["sessionId", "source", "event", "hash", "duration"]),
+    ascii_only=st.booleans(),
+    spaces=st.booleans(),
+)
+
+
 def one_by_one(block: bytes, session: Session) -> Decoded:
     """What decoding each line for itself gives."""
-    groups: list[Group] = []
+    blocks: list[Block] = []
     rejects: list[Reject] = []
     for number, line in enumerate(block.split(b"\n"), 1):
-        decoded = decode_block(line, session)
+        decoded = decode_lines(line, session)
         session = decoded.session
-        groups += decoded.groups
+        blocks += decoded.blocks
         rejects += [Reject(number, reject.reason) for reject in decoded.rejects]
-    return Decoded(groups, rejects, session)
+    return Decoded(blocks, rejects, session)
 
 
-def flat(decoded: Decoded) -> list[tuple[Context, Event]]:
-    return [(group.context, event) for group in decoded.groups for event in group.events]
+def flat(decoded: Decoded) -> list[tuple[Context, bytes]]:
+    return [(block.context, line) for block in decoded.blocks for line in block.lines.splitlines(keepends=True)]
 
 
 @settings(max_examples=300, deadline=None)
 @given(blocks)
 @example(PLAIN + b"\n" + NO_DURATION)
 @example(PLAIN + PLAIN + b"\n\n")
+@example(PLAIN + b"\n" + PLAIN + b"\n")
+@example(PLAIN[:-1] + b',"duration":8}\n' + NO_DURATION + b"\n")
 def test_a_block_is_its_lines_one_by_one(block: bytes) -> None:
-    together, apart = decode_block(block, VERCEL), one_by_one(block, VERCEL)
-    assert repr(flat(together)) == repr(flat(apart))
-    assert [reject.line for reject in together.rejects] == [reject.line for reject in apart.rejects]
+    together, apart = decode_lines(block, VERCEL), one_by_one(block, VERCEL)
+    assert flat(together) == flat(apart)
+    assert together.rejects == apart.rejects
     assert together.session == apart.session
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(event_lines, max_size=6), st.booleans())
+def test_a_block_of_events_alone_is_the_same_beside_a_line_that_sends_it_the_other_way(
+    parts: list[bytes], last_end: bool
+) -> None:
+    """A block of events is taken as a whole; one that holds anything else, such as an empty array, line by line."""
+    block = b"\n".join(parts) + (b"\n" if last_end and parts else b"")
+    alone, beside = decode_lines(block, VERCEL), decode_lines(block.rstrip(b"\n") + b"\n[]", VERCEL)
+    assert alone.rejects == beside.rejects == []
+    assert alone.blocks == beside.blocks
+    assert sum(each.event_count for each in alone.blocks) == len(parts)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(event_lines, min_size=1, max_size=6))
+def test_canonical_lines_stay_as_they_are(parts: list[bytes]) -> None:
+    [block] = decode_lines(b"\n".join(parts), VERCEL).blocks
+    assert decode_lines(block.lines, VERCEL) == Decoded([block], [], VERCEL)
+    assert encode_events(decode_events(block.lines)) == block.lines
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=400) | blocks)
 def test_every_line_is_an_event_or_a_reject_or_blank_or_a_context_and_nothing_raises(block: bytes) -> None:
-    decoded = decode_block(block, VERCEL)
+    decoded = decode_lines(block, VERCEL)
     assert all(reject.reason and 1 <= reject.line <= block.count(b"\n") + 1 for reject in decoded.rejects)
-    assert all(group.events for group in decoded.groups)
+    assert all(each.event_count > 0 for each in decoded.blocks)
+    assert all(each.lines.count(b"\n") == each.event_count and each.lines.endswith(b"\n") for each in decoded.blocks)
+    assert all(len(decode_events(each.lines)) == each.event_count for each in decoded.blocks)
     assert len({reject.line for reject in decoded.rejects}) == len(decoded.rejects)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(blocks.map(lambda text: text if text.endswith(b"\n") else text + b"\n"), max_size=5))
+def test_messages_are_what_each_of_them_is_alone(messages: list[bytes]) -> None:
+    found, others = decode_messages(messages)
+    alone = [decode_lines(message, Session()) for message in messages]
+    assert others == [i for i, each in enumerate(alone) if each.rejects or each.session.durable_acks]
+    taken = [pair for i, each in enumerate(alone) if i not in others for pair in flat(each)]
+    for context in {context for context, _ in taken}:
+        [block] = [block for block in found if block.context == context]
+        assert block.lines == b"".join(line for other, line in taken if other == context)
+        assert block.event_count == block.lines.count(b"\n")
+    assert {block.context for block in found} == {context for context, _ in taken}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(event_lines, min_size=1, max_size=8), st.data())
+def test_lines_that_are_cut_to_a_size_are_the_first_that_fit_and_lose_nothing(
+    parts: list[bytes], data: st.DataObject
+) -> None:
+    [block] = decode_lines(b"\n".join(parts), VERCEL).blocks
+    count = data.draw(st.integers(0, len(parts)))
+    size = data.draw(st.integers(-1, len(block.lines) + 1))
+    fit = fitting(block.lines, count, size)
+    first, others = cut(block.lines, fit)
+    assert first + others == block.lines
+    assert (first.count(b"\n"), fit) == (fit, min(fit, count))
+    assert len(first) <= size or fit == 0
+    assert fit == count or len(cut(block.lines, fit + 1)[0]) > size
 
 
 @settings(max_examples=200, deadline=None)
 @given(valid_events, st.booleans())
 def test_what_is_sent_to_the_api_is_what_the_client_wrote(value: dict[str, Any], ascii_only: bool) -> None:
-    [(_, event)] = flat(decode_block(written(value, ascii_only=ascii_only), VERCEL))
-    stored = decode_record(encode_record(Record(0.0, Context(), [event]))).events[0]
-    sent = json.loads(msgspec.json.encode(stored))
+    [(_, line)] = flat(decode_lines(written(value, ascii_only=ascii_only), VERCEL))
+    stored = decode_record(encode_record(Record(0.0, Context(), line))).lines
+    [sent] = json.loads(as_array(stored))
     assert sent == value
     assert list(map(repr, sent.values())) == [repr(value[key]) for key in sent]

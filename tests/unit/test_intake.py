@@ -203,3 +203,26 @@ async def test_a_reason_is_cut_to_a_length_that_fits_a_log_line() -> None:
         assert [len(each["reason"]) for each in logged if each["event"] == "lines_rejected"] == [200]
         assert [len(error.reason) for error in conversation.errors] == [200]
         tasks.cancel_scope.cancel()
+
+
+async def test_messages_that_nobody_waits_for_are_shed_by_name_while_the_disk_hangs() -> None:
+    async with anyio.create_task_group() as tasks:
+        host = GatedHost(tasks)
+        pipeline = host.start()
+        intake = Intake(pipeline)
+        host.gate.close()
+        tasks.start_soon(pipeline.commit_once)
+        await anyio.wait_all_tasks_blocked()
+        message = line() * 500
+        accepted = 0
+        while not pipeline.must_shed and accepted < 2 * MAX_PENDING_BYTES:
+            assert intake.take_messages([message]) == []
+            accepted += len(message)
+            await anyio.sleep(STALL_SECONDS / 10)
+        assert accepted >= MAX_PENDING_BYTES
+        assert intake.take_messages([line(), line()]) == []
+        assert pipeline.ledger().dropped == {"stalled": 2}
+        host.gate.open()
+        await pipeline.commit_once()
+        assert balanced(pipeline)
+        tasks.cancel_scope.cancel()

@@ -13,11 +13,12 @@ from agent.delivery.policy import Settings
 from agent.delivery.source import Options
 from agent.delivery.transport import Kind, Verdict
 from agent.events import Context, Event
+from agent.queue.cursor import Pause, State, encode_slot
 from agent.queue.store import Limits
 from tests.support import virtual_time
 from tests.support.fake_transport import ACCEPTED, LOST, FakeTransport, Rule, reject
 from tests.support.fault_filesystem import failing, no_errors
-from tests.support.pipelines import DIRECTORY, balanced, dead_letters, host, numbered, submit
+from tests.support.pipelines import DIRECTORY, balanced, dead_letters, host, numbered, submit, submit_events
 from tests.support.stories import ACTIONS, BLOCKED, MAX_EVENTS, MISCONFIGURED, TRANSIENT, Action, Story
 
 NAMES = numbered(100)
@@ -231,7 +232,7 @@ async def test_split_sessions_sends_each_session_apart() -> None:
         h.transport = transport
         pipeline = h.start()
         mixed = [Event(f"s{number % 3}", "LOCAL", "HIT", name, 0) for number, name in enumerate(NAMES)]
-        await pipeline.submit(Context(), mixed).wait()
+        await submit_events(pipeline, mixed).wait()
         await pipeline.flush()
         assert [len({event.session_id for event in sent.events}) for sent in transport.answered] == [1, 1, 1]
         assert sorted(transport.taken) == sorted(NAMES)
@@ -255,6 +256,22 @@ async def test_an_operators_pause_survives_a_restart_and_waits_for_the_operator(
         assert transport.taken == NAMES
         await h.stop()
         assert (await h.open().status()).state == "running"
+
+
+@pytest.mark.anyio
+async def test_a_pause_for_a_reason_of_a_later_version_does_not_keep_the_daemon_from_starting() -> None:
+    async with host() as h:
+        pipeline = h.start()
+        pipeline.pause()
+        await submit(pipeline, NAMES).wait()
+        await h.stop()
+        unknown = Pause("tomorrow", "", h.wall_clock(), float("inf"), 0)
+        h.fs.write_bytes(DIRECTORY / "cursor", encode_slot(1, State(1, len(NAMES) + 1, 1, [], {}, {}, unknown)))
+        h.transport = transport = FakeTransport()
+        pipeline = h.start()
+        await pipeline.flush()
+        assert transport.taken == NAMES
+        assert (await pipeline.status()).since is None
 
 
 @pytest.mark.anyio

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.events import Context, Event
+from agent.events import Context, Event, decode_events, encode_events
 from agent.queue.record import (
     HEADER_BYTES,
     MARKER,
@@ -29,7 +29,9 @@ from agent.queue.record import (
 PAYLOAD = b"some payload"
 FRAME = encode_frame(41, 3, PAYLOAD)
 RECORD = Record(
-    1_700_000_000.25, Context("VERCEL", 0), [Event("s", "LOCAL", "HIT", "h", 7), Event("s", "REMOTE", "MISS", "i")]
+    1_700_000_000.25,
+    Context("VERCEL", 0),
+    encode_events([Event("s", "LOCAL", "HIT", "h", 7), Event("s", "REMOTE", "MISS", "i")]),
 )
 
 
@@ -162,8 +164,8 @@ def test_a_record_is_read_as_it_was_written() -> None:
 
 def test_a_record_keeps_context_and_absence_apart_from_zero() -> None:
     for context in (Context(), Context("X"), Context(None, 0), Context(None, 1)):
-        assert decode_record(encode_record(Record(0.0, context, []))).context == context
-    assert decode_record(encode_record(RECORD)).events[1].duration is msgspec.UNSET
+        assert decode_record(encode_record(Record(0.0, context, b""))).context == context
+    assert decode_events(decode_record(encode_record(RECORD)).lines)[1].duration is msgspec.UNSET
 
 
 @pytest.mark.parametrize(
@@ -174,10 +176,13 @@ def test_a_record_keeps_context_and_absence_apart_from_zero() -> None:
         encode_record(RECORD)[:-1],
         encode_record(RECORD) + b"x",
         msgspec.msgpack.encode([1.0]),
-        msgspec.msgpack.encode([1.0, ["x\n", 0], []]),
-        msgspec.msgpack.encode([1.0, [None, 2], []]),
+        msgspec.msgpack.encode([1.0, ["x\n", 0], b""]),
+        msgspec.msgpack.encode([1.0, [None, 2], b""]),
+        msgspec.msgpack.encode([1.0, [None, None]]),
+        msgspec.msgpack.encode([1.0, [None, None], []]),
+        msgspec.msgpack.encode([1.0, [None, None], None]),
         msgspec.msgpack.encode([1.0, [None, None], [{"hash": "h"}]]),
-        msgspec.msgpack.encode([1.0, [None, None], [], "more"]),
+        msgspec.msgpack.encode([1.0, [None, None], b"", "more"]),
     ],
 )
 def test_bytes_that_are_no_record_are_refused(payload: bytes) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from agent.delivery.batch import Batch
 from agent.delivery.source import MAX_HELD_BYTES, MAX_HELD_SPANS, READ_ATTEMPTS, Options, Seams, Source
-from agent.events import Context
+from agent.events import Context, Event, as_array, decode_events, encode_events
 from agent.queue.cursor import Outcome, Span
 from agent.queue.log import Entry
 from agent.queue.record import Record, encode_record
@@ -42,7 +42,7 @@ class Bench:
 
     def enqueue(self, *names: str, context: Context = PLAIN) -> None:
         """Commit one record."""
-        self.enqueue_payload(len(names), encode_record(Record(self._now, context, events(*names))))
+        self.enqueue_payload(len(names), encode_record(Record(self._now, context, encode_events(events(*names)))))
 
     def enqueue_payload(self, count: int, payload: bytes) -> None:
         """Commit a frame with any payload."""
@@ -71,7 +71,7 @@ class Bench:
 
 def names(batch: Batch) -> list[str]:
     """Return the events' hashes."""
-    return [event.hash for event in batch.events]
+    return [event.hash for event in decode_events(batch.lines)]
 
 
 async def test_events_come_once_in_order_with_their_numbers() -> None:
@@ -123,7 +123,7 @@ async def test_a_smaller_limit_splits_what_is_ready(limit: int) -> None:
     bench.enqueue(*numbered(20))
     await bench.source.read(20)
     found = bench.take(limit)
-    assert all(0 < len(batch.events) <= limit for batch in found)
+    assert all(0 < batch.event_count <= limit for batch in found)
     assert [name for batch in found for name in names(batch)] == numbered(20)
     assert [seq for batch in found for span in batch.spans for seq in range(*span)] == list(range(1, 21))
 
@@ -151,7 +151,24 @@ async def test_what_is_too_old_is_settled_as_expired_and_counted() -> None:
     assert bench.source.settled == 3
 
 
-@pytest.mark.parametrize("payload", [b"", b"\xc1", encode_record(Record(0.0, PLAIN, events("a", "b")))])
+FIVE = encode_events(events("a", "b", "c", "d", "e"))
+NOT_FIVE = {
+    "fewer lines": encode_events(events("a", "b")),
+    "more lines": FIVE + encode_events(events("f")),
+    "no lines": b"",
+    "no last line end": FIVE[:-1],
+    "more behind the last line end": FIVE + b"{}",
+}
+
+
+def record(lines: bytes) -> bytes:
+    """Return a record with any text as its lines, as bytes."""
+    return encode_record(Record(EPOCH, PLAIN, lines))
+
+
+@pytest.mark.parametrize(
+    "payload", [b"", b"\xc1", *(pytest.param(record(lines), id=name) for name, lines in NOT_FIVE.items())]
+)
 async def test_a_frame_that_is_no_record_is_settled_as_corrupt_and_kept(payload: bytes) -> None:
     bench = Bench()
     bench.enqueue("before")
@@ -196,7 +213,7 @@ async def test_contexts_that_take_turns_hold_a_bounded_number_of_spans() -> None
         pass
     found = bench.take(10**6)
     assert all(len(batch.spans) <= MAX_HELD_SPANS for batch in found)
-    assert sum(len(batch.events) for batch in found) >= 3 * MAX_HELD_SPANS
+    assert sum(batch.event_count for batch in found) >= 3 * MAX_HELD_SPANS
 
 
 async def test_however_many_contexts_take_turns_what_is_held_open_is_bounded() -> None:
@@ -206,9 +223,9 @@ async def test_however_many_contexts_take_turns_what_is_held_open_is_bounded() -
     while await bench.source.read(10**6):
         pass
     ready = bench.take(10**6)
-    assert sum(batch.size for batch in ready) >= MAX_HELD_BYTES
+    assert sum(len(batch.lines) for batch in ready) >= MAX_HELD_BYTES
     assert bench.source.close_due(anyio.current_time(), hurry=True)
-    assert sum(batch.size for batch in bench.take(10**6)) <= MAX_HELD_BYTES
+    assert sum(len(batch.lines) for batch in bench.take(10**6)) <= MAX_HELD_BYTES
     assert bench.store.cursor.queued == 40
 
 
@@ -217,17 +234,67 @@ async def test_a_batch_of_many_spans_is_split() -> None:
     bench.enqueue(*numbered(2400))
     bench.store.cursor.settle([Span(seq, seq + 1) for seq in range(2, 2400, 2)], Outcome.DELIVERED)
     found = await bench.batches(10**6)
-    assert sum(len(batch.events) for batch in found) == 1201
+    assert sum(batch.event_count for batch in found) == 1201
     assert all(len(batch.spans) <= MAX_HELD_SPANS for batch in found)
 
 
 async def test_split_sessions_gives_each_session_its_own_batches() -> None:
     bench = Bench(Options(split_sessions=True))
     mixed = [each.__class__(f"s{n % 2}", "LOCAL", "HIT", each.hash, 0) for n, each in enumerate(events(*numbered(6)))]
-    bench.enqueue_payload(6, encode_record(Record(EPOCH, PLAIN, mixed)))
+    bench.enqueue_payload(6, encode_record(Record(EPOCH, PLAIN, encode_events(mixed))))
     found = await bench.batches()
     assert [names(batch) for batch in found] == [["h0", "h2", "h4"], ["h1", "h3", "h5"]]
     assert found[0].spans == (Span(1, 2), Span(3, 4), Span(5, 6))
+
+
+async def test_split_sessions_gives_events_the_numbers_and_the_bytes_that_they_have() -> None:
+    bench = Bench(Options(split_sessions=True))
+    mixed = [Event(session, "REMOTE", "MISS", name, 1.5) for session, name in ("a1", "a2", "b3", "ü4", "a5", "a6")]
+    bench.enqueue_payload(6, record(encode_events(mixed)))
+    bench.store.cursor.settle([Span(2, 3), Span(5, 6)], Outcome.DELIVERED)
+    found = await bench.batches()
+    assert [(batch.spans, batch.lines) for batch in found] == [
+        ((Span(1, 2), Span(6, 7)), encode_events([mixed[0], mixed[5]])),
+        ((Span(3, 4),), encode_events([mixed[2]])),
+        ((Span(4, 5),), encode_events([mixed[3]])),
+    ]
+
+
+@pytest.mark.parametrize("max_events", [1, 3, 100])
+async def test_no_body_is_larger_than_max_bytes(max_events: int) -> None:
+    bench = Bench(Options(max_bytes=1000))
+    for number in range(30):
+        bench.enqueue(*("x" * (number * 7 % 50) for _ in range(number % 5 + 1)))
+    found = await bench.batches(max_events)
+    assert all(len(as_array(batch.lines)) <= 1000 for batch in found)
+    assert sum(batch.event_count for batch in found) == bench.store.cursor.queued
+
+
+FOREIGN = [
+    pytest.param(b"\n\n\n", id="blank lines"),
+    pytest.param(b"x\n\xff\n\0\n", id="not JSON"),
+    pytest.param(b"[]\n{}\nnull\n", id="not events"),
+    pytest.param(encode_events(events("a", "b")) + b"\n", id="fewer events than lines"),
+    pytest.param(encode_events(events("a")) * 2 + encode_events(events("b")).rstrip() * 2 + b"\n", id="more events"),
+    pytest.param(encode_events(events("a", "b"))[:-2] + b"\n}\n", id="an event on two lines"),
+    pytest.param(b"\r" * 10 + b"\n\n\n", id="other line ends"),
+]
+
+
+@pytest.mark.parametrize("split_sessions", [False, True])
+@pytest.mark.parametrize("lines", FOREIGN)
+async def test_whatever_text_a_record_holds_each_of_its_lines_is_sent_once_with_its_number(
+    lines: bytes, split_sessions: bool
+) -> None:
+    bench = Bench(Options(split_sessions=split_sessions))
+    bench.enqueue("before")
+    bench.enqueue_payload(3, record(lines))
+    bench.enqueue("after")
+    found = await bench.batches()
+    assert sorted(seq for batch in found for span in batch.spans for seq in range(*span)) == [1, 2, 3, 4, 5]
+    sent = {batch.spans[0].start: batch for batch in found}
+    assert all(batch.lines.count(b"\n") == batch.event_count for batch in found)
+    assert b"".join(sent[seq].lines for seq in sorted(sent)).count(lines) == 1
 
 
 def _unreadable(code: int) -> Callable[[str, Path], OSError | None]:

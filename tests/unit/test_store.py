@@ -9,7 +9,7 @@ from typing import TypeVar
 import pytest
 
 from agent.errors import StorageError
-from agent.events import Context, Event
+from agent.events import Context, Event, encode_events
 from agent.queue.cursor import Outcome, Span
 from agent.queue.filesystem import OsFilesystem
 from agent.queue.log import Entry
@@ -457,15 +457,15 @@ class TestOldest:
     def test_the_oldest_queued_event_tells_its_age(self, disk: FaultFilesystem) -> None:
         store = Store(disk, ROOT, Limits())
         assert store.oldest_enqueued_at() is None
-        commit(store, [Entry(1, encode_record(Record(12.5, Context(), [EVENT])))])
-        commit(store, [Entry(2, encode_record(Record(13.5, Context(), [EVENT, EVENT])))])
+        commit(store, [Entry(1, encode_record(Record(12.5, Context(), encode_events([EVENT]))))])
+        commit(store, [Entry(2, encode_record(Record(13.5, Context(), encode_events([EVENT, EVENT]))))])
         assert store.oldest_enqueued_at() == 12.5
         deliver(store, 1, 3)
         assert store.oldest_enqueued_at() == 13.5
         deliver(store, 3, 4)
         assert store.oldest_enqueued_at() is None
 
-    @pytest.mark.parametrize("payload", [b"", b"\x93", b"\xa2\xff\xff", b"\x93\x01\x92\xa1\xff\x00\x90"])
+    @pytest.mark.parametrize("payload", [b"", b"\x93", b"\xa2\xff\xff", b"\x93\x01\x92\xa1\xff\x00\xc4\x00"])
     def test_a_record_that_cannot_be_decoded_has_no_age(self, disk: FaultFilesystem, payload: bytes) -> None:
         store = Store(disk, ROOT, Limits())
         commit(store, [Entry(1, payload)])

@@ -11,7 +11,7 @@ from agent.delivery.letters import LetterSelection, letter_page
 from agent.delivery.policy import Settings
 from agent.delivery.transport import Kind, Verdict
 from agent.errors import DeadlineError, StorageError
-from agent.events import Context
+from agent.events import Context, encode_events
 from agent.pipeline import Delivery, Pipeline
 from agent.queue.cursor import Ledger
 from agent.queue.store import Limits
@@ -205,7 +205,7 @@ async def test_events_are_durable_before_their_letters_go_whatever_the_queue_syn
 
 
 def letter(seq: int, name: str, at: float = EPOCH, context: Context = PLAIN) -> DeadLetter:
-    return DeadLetter(seq, at, 400, "400 Bad Request: no", context, event(name))
+    return DeadLetter(seq, at, 400, "400 Bad Request: no", context, encode_events([event(name)]))
 
 
 def opened(fs: FaultFilesystem, *kept: DeadLetter) -> DeadLetters:
