@@ -5,11 +5,11 @@
     GET  /healthz                    200 only if events can be accepted and persisted, else 503
     POST /flush?deadline=SECONDS     200 when everything written before the call has left the queue, 504 if the deadline passed
     POST /pause, POST /resume        200
+    /queue…, /dead-letters…          see `agent.control_queue`
 
 It knows requests and the surface of what it controls. It must never know internals, or which socket it is served on.
 """
 
-import datetime as dt
 import math
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -20,9 +20,11 @@ import msgspec
 import structlog
 
 from agent import __version__
+from agent.control_queue import QueueRoutes
 from agent.http_server import Request, Response
 from agent.intake import Intake
 from agent.pipeline import Pipeline, Status
+from agent.timestamps import iso
 
 HEALTH_SECONDS = 5.0
 DEFAULT_DEADLINE = 30.0
@@ -69,6 +71,8 @@ class Control:
             ("POST", "/pause"): self._pause,
             ("POST", "/resume"): self._resume,
         }
+        for pipeline in pipelines.values():  # there is one, until a configuration can have several
+            self._routes.update(QueueRoutes(pipeline).routes())
 
     async def handle(self, request: Request) -> Response:
         """Answer one request."""
@@ -171,6 +175,4 @@ def _report(status: Status, now: float) -> dict[str, object]:
 
 
 def _iso(seconds: float | None) -> str | None:
-    if seconds is None:
-        return None
-    return dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return None if seconds is None else iso(seconds)

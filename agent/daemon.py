@@ -3,7 +3,6 @@
 It knows all parts, signals and their order. It must never know an algorithm: whatever decides or computes is elsewhere.
 """
 
-import errno
 import os
 import random
 import resource
@@ -25,20 +24,18 @@ from agent.config import Config
 from agent.control import Connections, Control
 from agent.delivery import policy, source
 from agent.delivery.http import Endpoint, HttpTransport
-from agent.errors import ConfigError, ListenError, QueueLockedError, StorageError
+from agent.errors import ConfigError, ListenError
 from agent.intake import Intake
 from agent.listeners import sockets
 from agent.listeners.datagram import DatagramListener
 from agent.listeners.sockets import Bound
 from agent.listeners.stream import StreamListener
+from agent.ownership import DESTINATION, limits_of, lock_queue
 from agent.pipeline import Delivery, Pipeline
-from agent.queue import segment
 from agent.queue.committer import run_in_thread
-from agent.queue.filesystem import FOREIGN, Filesystem, Lock, OsFilesystem
-from agent.queue.store import Limits
+from agent.queue.filesystem import OsFilesystem
 from agent.systemd import Notifier
 
-DESTINATION = "default"
 CONTROL_MODE = 0o600
 TOKEN_POLL_SECONDS = 5.0
 READ_OUT_SECONDS = 5.0
@@ -81,7 +78,7 @@ class Daemon:
         lock = lock_queue(fs, self._config.queue.directory)
         try:
             pipeline = Pipeline(
-                fs, self._config.queue.directory / DESTINATION, _limits(self._config), self._delivery, SEAMS
+                fs, self._config.queue.directory / DESTINATION, limits_of(self._config), self._delivery, SEAMS
             )
             try:
                 await self._serve(pipeline)
@@ -221,25 +218,6 @@ class _Fingerprint(NamedTuple):
     size: int
 
 
-def lock_queue(fs: Filesystem, directory: Path) -> Lock:
-    """Become the queue directory's only user. Raises QueueLockedError if another process is, StorageError if it cannot."""
-    try:
-        fs.make_directory(directory)
-        lock = fs.lock(directory / "lock")
-    except OSError as error:
-        reason = f"{directory}: the queue directory cannot be used: {error.strerror or error}"
-        if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
-            reason += ": make it writable for this user, or set queue.directory"
-        elif error.errno in {errno.EEXIST, errno.ENOTDIR}:
-            reason += ": move away what is in the way, or set queue.directory"
-        elif error.errno in FOREIGN:
-            reason = f"{directory / 'lock'}: is no regular file: move it away"
-        raise StorageError(reason) from error
-    if lock is None:
-        raise QueueLockedError(f"{directory}: another daemon uses this queue: stop it, or set another queue.directory")
-    return lock
-
-
 def _open_sockets(settings: Config, environ: Mapping[str, str]) -> dict[str, Bound]:
     """Open every socket that is configured, by role; those that systemd passed come first. Raises ListenError."""
     listen = settings.listen
@@ -270,19 +248,6 @@ def _listeners(
 
 def _connections(stream: StreamListener | None) -> Connections:
     return Connections(stream.connections, stream.evicted) if stream is not None else Connections()
-
-
-def _limits(settings: Config) -> Limits:
-    queue = settings.queue
-    return Limits(
-        # Room is made by whole segments; and one has a length to which it can be told from a file that is none.
-        segment_bytes=min(queue.segment_bytes, queue.max_bytes // 4, segment.MAX_BYTES // 2),
-        max_bytes=queue.max_bytes,
-        max_age=queue.max_age,
-        overflow=queue.overflow,
-        min_free_bytes=queue.min_free_bytes,
-        sync=queue.sync,
-    )
 
 
 def _delivery(settings: Config, environ: Mapping[str, str]) -> Delivery:

@@ -54,6 +54,7 @@ class _Fixed(Collector):
 def _ledgers(statuses: Mapping[str, Status]) -> Iterator[Metric]:
     accepted = _counter("events_accepted", "Events taken from clients.")
     delivered = _counter("events_delivered", "Events the API took.")
+    retried = _counter("events_retried", "Of the accepted events, those that came back from dead letters.")
     dead = _counter("events_dead_lettered", "Events the API refused one by one.")
     discarded = _counter("dead_letters_discarded", "Dead letters that made room for younger ones, since the start.")
     dropped = _counter("events_dropped", "Events dropped, by reason.", "reason")
@@ -63,12 +64,13 @@ def _ledgers(statuses: Mapping[str, Status]) -> Iterator[Metric]:
         accepted.add_metric([name], status.ledger.accepted)
         delivered.add_metric([name], status.ledger.delivered)
         dead.add_metric([name], status.ledger.dead_lettered)
+        retried.add_metric([name], status.ledger.retried)
         queued.add_metric([name], status.ledger.queued)
         requests.add_metric([name], status.requests)
         discarded.add_metric([name], status.dead_letters_discarded)
         for reason in DROP_REASONS:  # zeros too: an alert on a series that does not exist yet would miss its first drop
             dropped.add_metric([name, reason], status.ledger.dropped.get(reason, 0))
-    yield from (accepted, delivered, dead, discarded, dropped, queued, requests)
+    yield from (accepted, retried, delivered, dead, discarded, dropped, queued, requests)
 
 
 def _gauges(statuses: Mapping[str, Status], now: float) -> Iterator[Metric]:

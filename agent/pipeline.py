@@ -4,9 +4,10 @@ It knows how the parts are put together and in which order they start and stop. 
 files.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import anyio
 import structlog
@@ -16,7 +17,7 @@ from agent.delivery.dead_letter import DeadLetters
 from agent.delivery.policy import State
 from agent.delivery.source import Options, Seams, Source
 from agent.delivery.transport import Transport
-from agent.delivery.worker import Stats, Worker
+from agent.delivery.worker import Purge, Stats, Worker
 from agent.errors import StorageError
 from agent.events import Block
 from agent.logs import Throttle
@@ -26,6 +27,8 @@ from agent.queue.filesystem import Filesystem
 from agent.queue.log import Entry
 from agent.queue.record import Record, encode_record
 from agent.queue.store import Committed, Limits, Store
+
+T = TypeVar("T")
 
 HOUSEKEEPING_SECONDS = 30.0
 SYNC_SECONDS = 1.0
@@ -74,12 +77,11 @@ class Pipeline:
         self._storage_error: str | None = None
         self._sync_error: str | None = None
         self._stats = Stats()
-        self._store = Store(fs, directory, limits)
-        self._dead_letters = DeadLetters(
-            fs, directory / "dead-letters", segment_bytes=limits.segment_bytes // 8, max_bytes=limits.max_bytes // 8
-        )
+        self.fs = fs
+        self.store = Store(fs, directory, limits)
+        self.dead_letters = DeadLetters.beside(fs, directory, limits)
         self._committer = Committer(
-            self._store, run_blocking=seams.run_blocking, wall_clock=seams.wall_clock, on_commit=self._committed
+            self.store, run_blocking=seams.run_blocking, wall_clock=seams.wall_clock, on_commit=self._committed
         )
         self._worker = self._new_worker(delivery)
         self._dropped = self.ledger().dropped
@@ -97,28 +99,31 @@ class Pipeline:
 
     def submit(self, block: Block) -> Group:
         """Queue the block's events; the group's `wait` returns when they are durable, or says why they were dropped."""
+        return self._committer.submit(self._entry(block))
+
+    def _entry(self, block: Block, *, retried: bool = False) -> Entry:
         record = Record(self._seams.wall_clock(), block.context, block.lines)
-        return self._committer.submit(Entry(block.event_count, encode_record(record)))
+        return Entry(block.event_count, encode_record(record), retried)
 
     def shed(self, count: int) -> None:
         """Drop events that there was no room for, and count them."""
-        self._store.cursor.shed(count, Outcome.STALLED)
+        self.store.cursor.shed(count, Outcome.STALLED)
         self._complain("storage_stalled", events=count)
 
     # Operation
 
     def ledger(self) -> Ledger:
         """Return the counts of promise 3, which hold at every moment."""
-        return self._store.cursor.ledger()
+        return self.store.cursor.ledger()
 
     async def status(self) -> Status:
         """Return how the pipeline is doing; reads the queue for the age of its oldest event."""
         oldest = None
-        if self._store.cursor.queued:
-            oldest = await self._seams.run_blocking(self._store.oldest_enqueued_at)
-        state, pause = self._worker.state, self._store.cursor.pause
+        if self.store.cursor.queued:
+            oldest = await self._seams.run_blocking(self.store.oldest_enqueued_at)
+        state, pause = self._worker.state, self.store.cursor.pause
         now, steady = self._seams.wall_clock(), anyio.current_time()
-        view = self._store.log.view
+        view = self.store.log.view
         name, reason, until = _describe(state, steady)
         storage_error = "the disk does not answer" if self._committer.stalled else None
         storage_error = storage_error or self._storage_error or self._sync_error or self._worker.storage_error
@@ -133,9 +138,9 @@ class Pipeline:
             requests=self._stats.requests,
             queue_bytes=view.size,
             segments=len(view.segments),
-            quarantined=self._store.quarantine.kept,
-            quarantine_lost=self._store.quarantine.lost,
-            dead_letters_discarded=self._dead_letters.discarded,
+            quarantined=self.store.quarantine.kept,
+            quarantine_lost=self.store.quarantine.lost,
+            dead_letters_discarded=self.dead_letters.discarded,
             storage_error=storage_error,
         )
 
@@ -166,7 +171,7 @@ class Pipeline:
     @property
     def paused_since(self) -> float | None:
         """Since when delivery has been paused by something other than an operator, in seconds since the epoch."""
-        pause = self._store.cursor.pause
+        pause = self.store.cursor.pause
         return pause.since if pause is not None and pause.reason != policy.Reason.OPERATOR else None
 
     def reconfigure(self, delivery: Delivery) -> None:
@@ -176,6 +181,44 @@ class Pipeline:
         """
         self._delivery = delivery
         self._worker.stop()
+
+    # Upkeep: what `agent.upkeep` asks of whoever has a queue open
+
+    async def run_blocking(self, call: Callable[[], T]) -> T:
+        """Run a blocking call without blocking the event loop."""
+        return await self._seams.run_blocking(call)
+
+    def wall_clock(self) -> float:
+        """Return the time in seconds since the epoch."""
+        return self._seams.wall_clock()
+
+    async def checkpoint(self) -> None:
+        """Write what the cursor says. Raises StorageError."""
+        if (error := (await self.commit_once()).checkpoint_error) is not None:
+            raise StorageError(error)
+
+    async def put_back(self, block: Block) -> Outcome | None:
+        """Queue events of dead letters; return when they are committed, or why they are not. It pushes nothing out."""
+        entry = self._entry(block, retried=True)
+        if not await self.room():
+            return Outcome.STALLED
+        if not self.store.has_room(entry):
+            return Outcome.OVERFLOW
+        return (await self._committer.submit(entry).wait()).refused
+
+    async def purge(self, seconds: float) -> int | None:
+        """Settle all that is queued as purged, once no request is under way that may deliver some of it; return how many.
+
+        None if that moment did not come in time: then nothing is purged.
+        """
+        request = self._stats.purge = Purge()
+        self._worker.wake()
+        with anyio.move_on_after(seconds):
+            await request.done.wait()
+        if not request.done.is_set():
+            self._stats.purge = None
+            return None
+        return request.count
 
     # Life
 
@@ -205,9 +248,9 @@ class Pipeline:
             await self._delivery.transport.aclose()
         finally:
             try:
-                self._dead_letters.close()
+                self.dead_letters.close()
             finally:
-                self._store.close()
+                self.store.close()
 
     async def _deliver(self) -> None:
         """Run one worker after another: each new configuration gets a new one, which begins at the cursor."""
@@ -233,7 +276,7 @@ class Pipeline:
     async def _sync(self) -> None:
         """Make everything durable, or say that it is not; a commit makes new files in the place of those that failed."""
         try:
-            await self._seams.run_blocking(self._store.sync)
+            await self._seams.run_blocking(self.store.sync)
         except StorageError as error:
             self._sync_error = str(error)
             self._complain("storage_failing", error=self._sync_error)
@@ -245,11 +288,11 @@ class Pipeline:
 
     def _new_worker(self, delivery: Delivery, state: State | None = None) -> Worker:
         return Worker(
-            self._store,
+            self.store,
             self._committer,
             delivery.transport,
-            self._dead_letters,
-            Source(self._store, delivery.options, self._seams),
+            self.dead_letters,
+            Source(self.store, delivery.options, self._seams),
             delivery.settings,
             self._seams,
             self._stats,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from agent import config
 from agent.cli.control_client import ControlClient
-from agent.cli.status_screen import size
+from agent.cli.words import size
 from agent.config import Config
 from agent.errors import AgentError, ConfigError
 from agent.queue.filesystem import OsFilesystem

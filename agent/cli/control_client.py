@@ -5,17 +5,26 @@ It knows the requests of `agent.control` and httpx. It must never know what is d
 
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import httpx
+import msgspec
 
-from agent.errors import AgentError, NotRunningError
+from agent.errors import AgentError, DeadlineError, NotRunningError, StorageError
 
 TIMEOUT_SECONDS = 10.0
 # The daemon keeps the deadline; this is for one that does not answer at all.
 GRACE_SECONDS = 2.0
 
 _HOW_TO_START = "start it with `artifacts-agent run`, or `systemctl start artifacts-agent`, or correct listen.control"
+
+
+T = TypeVar("T")
+
+# Whole queues are read and written for some answers; a daemon that is stuck shows at the first, short question.
+LONG_SECONDS = 3600.0
+
+_ERRORS: dict[int, type[AgentError]] = {504: DeadlineError, 507: StorageError}
 
 
 class Answer(NamedTuple):
@@ -54,6 +63,20 @@ class ControlClient:
         """Let delivery go on."""
         self._ask("POST", "/resume")
 
+    def ask(self, method: str, target: str, kind: type[T], *, body: bytes | None = None) -> T:
+        """Return what the daemon answers, as `kind`. Raises DeadlineError, StorageError or AgentError with its message."""
+        response = self._request(method, target, LONG_SECONDS, body)
+        wanted = f"{method} {target.partition('?')[0]}"
+        if response.status_code == 404:
+            raise AgentError(f"{self._path}: the daemon knows no {wanted}: it is older than this command: restart it")
+        try:
+            if response.status_code == 200:
+                return msgspec.json.decode(response.content, type=kind)
+            message = response.json()["error"]["message"]
+        except (ValueError, KeyError, TypeError):
+            message = f"{wanted} got {response.status_code}: does listen.control name the right socket?"
+        raise _ERRORS.get(response.status_code, AgentError)(f"{self._path}: {message}")
+
     def __enter__(self) -> Self:
         return self
 
@@ -73,20 +96,26 @@ class ControlClient:
             )
         return Answer(response.status_code, response.text, value)
 
-    def _request(self, method: str, target: str, timeout: float) -> httpx.Response:
+    def _request(self, method: str, target: str, timeout: float, body: bytes | None = None) -> httpx.Response:
+        patience = httpx.Timeout(timeout, connect=TIMEOUT_SECONDS)
         try:
-            return self._client.request(method, target, timeout=httpx.Timeout(timeout, connect=TIMEOUT_SECONDS))
+            return self._client.request(method, target, content=body, timeout=patience)
         except httpx.TimeoutException as error:
             raise _SilentError(
                 f"{self._path}: no answer within {timeout:g} s: the daemon is stopped, or its disk hangs; "
                 "look at its process and its logs"
             ) from error
         except httpx.ConnectError as error:
-            raise NotRunningError(f"{self._path}: {_why_not(error)}") from error
+            kind = DeniedError if isinstance(_system_error(error), PermissionError) else NotRunningError
+            raise kind(f"{self._path}: {_why_not(error)}") from error
         except httpx.TransportError as error:
             raise NotRunningError(
                 f"{self._path}: the connection ended before the answer: the daemon has stopped; {_HOW_TO_START}"
             ) from error
+
+
+class DeniedError(NotRunningError):
+    """There may be a daemon, which this user may not ask."""
 
 
 class _SilentError(NotRunningError):

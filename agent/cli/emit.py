@@ -39,7 +39,11 @@ _REASONS = {
     help="The daemon's stream socket.  [default: ARTIFACTS_AGENT_SOCKET, else "
     "$XDG_RUNTIME_DIR/artifacts-agent/events.sock if it exists, else /run/artifacts-agent/events.sock]",
 )
-@click.option("--strict", is_flag=True, help="Exit with 4 (no daemon) or 1 if something was not sent.")
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Exit with 4 (no daemon) or 1 if something was not sent; wait as long as lines are taken.",
+)
 def emit(
     source_of_lines: str | None,
     event: str | None,
@@ -70,7 +74,7 @@ def emit(
             raise click.UsageError(f"'-' reads events from standard input: leave out {_options(given)}.")
         from agent.cli.emit_lines import send_standard_input
 
-        send_standard_input(report, path)
+        send_standard_input(report, path, strict=strict)
     else:
         if missing := [name for name in ("event", "source", "hash") if fields[name] is None]:
             raise click.UsageError(f"Missing {_options(missing)}; or write '-' to read events from standard input.")

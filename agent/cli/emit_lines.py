@@ -17,14 +17,14 @@ from agent.events import MAX_LINE_BYTES, Context, Event, Session, decode_events,
 from agent.framing.ndjson import LineFramer, Lines
 
 # How long, in all, to wait for a daemon that does not keep up, before events count as not sent: a pipe can wait, a build
-# that hangs on it cannot for long.
+# that hangs on it cannot for long. Who wants every event sent waits as long as some are taken.
 PATIENCE_SECONDS = 2.0
 _RETRY_SECONDS = 0.002
 
 
-def send_standard_input(report: Report, path: str | None) -> None:
+def send_standard_input(report: Report, path: str | None, *, strict: bool) -> None:
     """Send what standard input holds, up to its end. Raises AgentError if it cannot be read."""
-    framer, sender = LineFramer(MAX_LINE_BYTES), _Sender(report, path)
+    framer, sender = LineFramer(MAX_LINE_BYTES), _Sender(report, path, strict=strict)
     for chunk in _chunks():
         sender.take(framer.feed(chunk))
     sender.take(framer.end())
@@ -39,16 +39,21 @@ def _chunks() -> Iterator[bytes]:
         raise AgentError(f"standard input: cannot read: {error.strerror}") from error
 
 
+_UNSTATED = Session().context
+"""The context before any context line, known by its identity: the client then detects where it runs."""
+
+
 class _Sender:
     """Sends lines to one socket; a change of context takes a new connection, which is what a context is bound to."""
 
-    def __init__(self, report: Report, path: str | None) -> None:
+    def __init__(self, report: Report, path: str | None, *, strict: bool) -> None:
         self._report = report
+        self._strict = strict
         self._path = path
         self._session = Session()
         self._line = 0
         self._patience = PATIENCE_SECONDS
-        self._context = Context()
+        self._context = _UNSTATED
         self._client = EventClient(path)
         self._failures: Counter[str] = Counter()
 
@@ -68,14 +73,12 @@ class _Sender:
                 self._send(event)
 
     def _use(self, context: Context) -> None:
-        if context == self._context:
+        """Go on in that context; one that a line has stated is sent as stated, even if it is empty, and not detected."""
+        if context is self._context or (context == self._context and self._context is not _UNSTATED):
             return
         self._client.close()
         self._context = context
-        if context == Context():
-            self._client = EventClient(self._path)
-        else:
-            self._client = EventClient(self._path, ci=context.ci, interactive=context.interactive)
+        self._client = EventClient(self._path, ci=context.ci, interactive=context.interactive)
         self._failures.clear()
 
     def _send(self, event: Event) -> None:
@@ -87,6 +90,8 @@ class _Sender:
                 return
             sleep(_RETRY_SECONDS)
             self._patience -= _RETRY_SECONDS
+        if self._strict:
+            self._patience = PATIENCE_SECONDS
 
     def _last_failure(self) -> str:
         now: Counter[str] = Counter(self._client.unsent_by_reason)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent.cli.options import config_option, json_option, load_config
+from agent.cli.options import Duration, config_option, json_option, load_config
 from agent.cli.output import say
 from agent.errors import AgentError, DeadlineError
 
@@ -22,16 +22,9 @@ LONGEST = 86_400.0  # agent.control's MAX_DEADLINE; importing it would take long
 _POLL_SECONDS = 0.1
 
 
-class _Deadline(click.ParamType[float]):
-    name = "duration"
-
+class _Deadline(Duration):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        from agent.config import parse_duration
-
-        try:
-            seconds = parse_duration(value)
-        except ValueError as error:
-            self.fail(f"{value!r} {error}", param, ctx)
+        seconds = super().convert(value, param, ctx)
         if seconds > LONGEST:
             self.fail(f"{value!r} is too long: at most 1d", param, ctx)
         return seconds

@@ -25,6 +25,8 @@ _COMMANDS = {
     "flush": "agent.cli.flush:flush",
     "pause": "agent.cli.delivery:pause",
     "resume": "agent.cli.delivery:resume",
+    "queue": "agent.cli.queue:queue",
+    "dead-letters": "agent.cli.dead_letters:dead_letters",
     "check": "agent.cli.check:check",
     "demo": "agent.cli.demo:demo",
     "completion": "agent.cli.completion:completion",

@@ -28,6 +28,20 @@ config_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
 
 
+class Duration(click.ParamType[float]):
+    """A length of time, in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        from agent.config import parse_duration
+
+        try:
+            return parse_duration(value)
+        except ValueError as error:
+            self.fail(f"{value!r} {error}", param, ctx)
+
+
 def find_config(path: Path | None, system: Path = SYSTEM_CONFIG) -> Path | None:
     """Return the configuration file to read; None if it is variables and defaults alone."""
     if path is not None:

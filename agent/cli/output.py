@@ -32,6 +32,13 @@ def say(text: str) -> None:
         raise AgentError(f"standard output: cannot write: {error.strerror}") from error
 
 
+def say_json(value: object) -> None:
+    """Write a value as one line of JSON."""
+    import msgspec
+
+    say(msgspec.json.encode(value).decode())
+
+
 def show(renderable: "RenderableType") -> None:
     """Write what rich renders; where standard output is no terminal, plain text whose lines are as long as they are."""
     from rich.console import Console

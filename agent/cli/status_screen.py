@@ -11,6 +11,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from agent.cli.words import amount, duration, size
+
 # What `agent.queue.cursor.Outcome` calls them, in the words of an operator.
 DROPS = {
     "overflow": "queue.max_bytes was reached",
@@ -19,9 +21,8 @@ DROPS = {
     "disk_full": "the disk was full, or below queue.min_free_bytes",
     "disk_error": "the disk refused the write",
     "stalled": "the disk did not answer",
+    "purged": "an operator wanted it gone",
 }
-
-_UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 def screen(status: Mapping[str, Any], now: float) -> RenderableType:
@@ -62,7 +63,7 @@ def _rows(destination: Mapping[str, Any], rejected: int, now: float) -> Iterator
     yield "queued", _queued(destination)
     yield "last delivery", _last_delivery(destination, now)
     yield "dropped", _dropped(ledger["dropped"])
-    yield "dead letters", _counted(ledger["dead_lettered"], "event", "refused by the API, one by one", "none")
+    yield "dead letters", _dead_letters(ledger)
     yield "rejected", _counted(rejected, "line", "not valid, since the daemon started", "none")
     yield "ledger", _equation(ledger)
 
@@ -130,6 +131,13 @@ def _dropped(dropped: Mapping[str, int]) -> Text:
     return Text(f"{amount(total, 'event')}: {', '.join(reasons)}", style="yellow")
 
 
+def _dead_letters(ledger: Mapping[str, Any]) -> Text:
+    text = _counted(ledger["dead_lettered"], "event", "refused by the API, one by one", "none")
+    if retried := ledger.get("retried"):  # a daemon of an earlier version does not say
+        text.append(f"; {amount(retried, 'letter')} put back into the queue")
+    return text
+
+
 def _counted(count: int, noun: str, meaning: str, nothing: str) -> Text:
     return Text(f"{amount(count, noun)} {meaning}", style="yellow") if count else Text(nothing)
 
@@ -142,32 +150,6 @@ def _equation(ledger: Mapping[str, Any]) -> Text:
     if sum(counts.values()) == ledger["accepted"]:
         return Text(text)
     return Text(f"{text} does not add up: please report it", style="bold red")
-
-
-def amount(count: int, noun: str) -> str:
-    """Return such as "1 event" or "1,204 events"."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def duration(seconds: float) -> str:
-    """Return such as "0 s", "45 s", "3 min 20 s" or "2 d 4 h": the two largest units."""
-    rest, parts = int(seconds), []
-    for unit, length in _UNITS:
-        count, rest = divmod(rest, length)
-        if count:
-            parts.append(f"{count} {unit}")
-        elif parts:
-            break
-    return " ".join(parts[:2]) or "0 s"
-
-
-def size(count: float) -> str:
-    """Return such as "512 B" or "1.5 MiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
 
 
 def _seconds(iso: str) -> float:

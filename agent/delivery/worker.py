@@ -20,7 +20,7 @@ from agent.errors import StorageError
 from agent.events import as_array
 from agent.logs import Throttle
 from agent.queue.committer import Committer
-from agent.queue.cursor import Outcome, Pause
+from agent.queue.cursor import Outcome, Pause, Span
 from agent.queue.store import Store
 from agent.wakeup import Wakeup
 
@@ -38,17 +38,26 @@ _WORTH_A_TRY = {Kind.ACCEPTED, Kind.REJECTED, Kind.TOO_LARGE, Kind.MISCONFIGURED
 
 
 @dataclass
+class Purge:
+    """A wish that all that is queued be settled as purged: `count` says how many events that was, once it is `done`."""
+
+    done: anyio.Event = field(default_factory=anyio.Event)
+    count: int = 0
+
+
+@dataclass
 class Stats:
     """What the workers of a queue, one after another, have in common.
 
     `last_delivery_at` is in seconds since the epoch, `next_request_at` on the steady clock. Flushes wait for the events
-    below `barrier`; `settled` is set, and replaced, whenever they should look again.
+    below `barrier`; `settled` is set, and replaced, whenever they should look again. A `purge` waits for its moment.
     """
 
     requests: int = 0
     last_delivery_at: float | None = None
     next_request_at: float = float("-inf")
     barrier: int = 0
+    purge: Purge | None = None
     settled: anyio.Event = field(default_factory=anyio.Event)
 
 
@@ -146,14 +155,25 @@ class Worker:
 
     async def _step(self, tasks: anyio.abc.TaskGroup) -> None:
         now = anyio.current_time()
-        if self._in_flight and (self._rewind or self._in_flight >= self.state.slots or self._too_scattered):
+        standstill = self._rewind or self._stats.purge is not None
+        if self._in_flight and (standstill or self._in_flight >= self.state.slots or self._too_scattered):
             await self._wakeup.wait()
+        elif self._stats.purge is not None:
+            self._purge(self._stats.purge)
         elif self.state.paused is not None:
             await self._while_paused(self.state.paused, now)
         elif (wait := max(self.state.retry_at, self._stats.next_request_at) - now) > 0:
             await self._wakeup.wait(wait)
         elif not await self._send_next(tasks):
             await self._wakeup.wait(self._source.due_at - anyio.current_time())
+
+    def _purge(self, purge: Purge) -> None:
+        """Settle all that is queued: nothing of it is under way."""
+        cursor = self._store.cursor
+        purge.count = cursor.settle([Span(cursor.position, cursor.next_seq)], Outcome.PURGED)
+        self._source.forget()
+        self._stats.purge = None
+        purge.done.set()
 
     @property
     def _too_scattered(self) -> bool:

@@ -137,8 +137,7 @@ class Committer:
         committed = await self._run_blocking(partial(self._store.commit, plan, now))
         self._started_at = None
         self._store.published()
-        if committed.refused is not None:
-            self._store.cursor.shed(sum(entry.item_count for entry in entries), committed.refused)
+        self._store.account(entries, committed.refused)
         self._pending_bytes -= size
         self._room.set()
         self._room = anyio.Event()

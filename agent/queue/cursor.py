@@ -32,6 +32,7 @@ class Outcome(StrEnum):
     DISK_FULL = "disk_full"  # no room, or less than queue.min_free_bytes
     DISK_ERROR = "disk_error"  # the disk refused the write twice
     STALLED = "stalled"  # the disk did not answer, and the buffer before it was full
+    PURGED = "purged"  # an operator wanted it gone
 
 
 DROP_REASONS = tuple(outcome for outcome in Outcome if outcome not in {Outcome.DELIVERED, Outcome.DEAD_LETTERED})
@@ -60,17 +61,21 @@ class Pause(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Ledger(msgspec.Struct, frozen=True):
-    """The counts of promise 3. `dropped` has only reasons that occurred."""
+    """The counts of promise 3. `dropped` has only reasons that occurred; `retried` of the accepted were dead letters before."""
 
     accepted: int
     delivered: int
     dead_lettered: int
     dropped: dict[str, int]
     queued: int
+    retried: int = 0
 
 
 class State(msgspec.Struct, frozen=True, array_like=True):
-    """What a checkpoint holds. `shed` counts events that were dropped before they had a number."""
+    """What a checkpoint holds. `shed` counts events that were dropped before they had a number.
+
+    What is added comes last and has a default: older checkpoints lack it, and older daemons ignore it.
+    """
 
     position: int
     next_seq: int
@@ -79,6 +84,7 @@ class State(msgspec.Struct, frozen=True, array_like=True):
     counts: dict[str, int]
     shed: dict[str, int]
     pause: Pause | None
+    retried: int = 0
 
 
 _END_OF_TIME = 253_402_300_800.0  # the year 10000, which no calendar here goes to
@@ -102,12 +108,13 @@ def _is_possible_pause(pause: Pause) -> bool:
 class Cursor:
     """The settled part of one queue. `next_seq` is the number that the next event to become durable will get."""
 
-    __slots__ = ("_counts", "_origin", "_settled", "_shed", "next_seq", "pause", "position")
+    __slots__ = ("_counts", "_origin", "_settled", "_shed", "next_seq", "pause", "position", "retried")
 
     def __init__(self, first_seq: int = 1) -> None:
         """Begin at `first_seq`, as for a new queue or one whose cursor was lost."""
         self.position = first_seq
         self.next_seq = first_seq
+        self.retried = 0
         self.pause: Pause | None = None
         self._origin = first_seq
         self._settled: list[Span] = []
@@ -121,6 +128,7 @@ class Cursor:
         cursor.position = state.position
         cursor.next_seq = state.next_seq
         cursor.pause = state.pause
+        cursor.retried = state.retried
         cursor._settled = list(state.settled)
         cursor._counts = dict(state.counts)
         cursor._shed = dict(state.shed)
@@ -136,6 +144,7 @@ class Cursor:
             self._counts.copy(),
             self._shed.copy(),
             self.pause,
+            self.retried,
         )
 
     def settle(self, spans: Sequence[Span], outcome: Outcome) -> int:
@@ -183,7 +192,7 @@ class Cursor:
             if reason not in {Outcome.DELIVERED, Outcome.DEAD_LETTERED}:
                 dropped[str(reason)] = dropped.get(reason, 0) + count
         accepted = self.next_seq - self._origin + sum(self._shed.values())
-        return Ledger(accepted, delivered, dead_lettered, dropped, self.queued)
+        return Ledger(accepted, delivered, dead_lettered, dropped, self.queued, self.retried)
 
     def _add(self, fresh: list[Span]) -> None:
         self._settled = _union([*self._settled, *fresh])

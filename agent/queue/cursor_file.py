@@ -9,12 +9,13 @@ checkpoints from being written. After a failed sync the file is replaced, never 
 
 import contextlib
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar
 
 from agent.errors import StorageError
-from agent.queue.cursor import SLOT_BYTES, SLOTS, State, decode_slot, encode_slot
+from agent.queue.cursor import SLOT_BYTES, SLOTS, Checkpoint, State, decode_slot, encode_slot
 from agent.queue.filesystem import FOREIGN, File, Filesystem, put_aside
 
 T = TypeVar("T")
@@ -38,12 +39,11 @@ class CursorFile:
             self._file = self._open_or_create()
         except OSError as error:
             raise self._translate(error) from error
-        slots = [_read_slot(self._file, slot) for slot in range(SLOTS)]
-        found = [decode_slot(slot) for slot in slots]
-        newest = max((c for c in found if c is not None), key=lambda c: c.generation, default=None)
+        slots = _slots_of(self._file)
+        newest = newest_in(slots)
         self.recovered: State | None = newest.state if newest else None
         self._generation = newest.generation if newest else 0
-        self._durable_slot = found.index(newest)
+        self._durable_slot = [decode_slot(slot) for slot in slots].index(newest)
         try:
             self._make_durable(self._file, slots[self._durable_slot])
         except OSError:
@@ -129,6 +129,30 @@ class CursorFile:
     def _translate(self, error: OSError | ValueError) -> StorageError:
         reason = error.strerror if isinstance(error, OSError) else None
         return StorageError(f"{self._path}: the cursor cannot be kept: {reason or error}")
+
+
+def read_slots(fs: Filesystem, path: Path) -> list[bytes]:
+    """Return what the slots of a cursor file hold, changing nothing; [] if there is no file. Raises StorageError."""
+    try:
+        file = fs.open(path)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StorageError(f"{path}: the cursor cannot be read: {error.strerror or error}") from error
+    try:
+        return _slots_of(file)
+    finally:
+        file.close()
+
+
+def newest_in(slots: Iterable[bytes]) -> Checkpoint | None:
+    """Return the newest checkpoint of these slots; None if none is readable."""
+    found = (decode_slot(slot) for slot in slots)
+    return max((c for c in found if c is not None), key=attrgetter("generation"), default=None)
+
+
+def _slots_of(file: File) -> list[bytes]:
+    return [_read_slot(file, slot) for slot in range(SLOTS)]
 
 
 def _read_slot(file: File, slot: int) -> bytes:

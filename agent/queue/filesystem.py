@@ -76,6 +76,12 @@ class Filesystem(Protocol):
     def sync_directory(self, path: Path) -> None:
         """Make the directory's names durable."""
 
+    def mode(self, path: Path) -> int:
+        """Return a file's or directory's permissions, such as 0o600; of a symbolic link its own."""
+
+    def set_mode(self, path: Path, mode: int) -> None:
+        """Change them."""
+
     def free_bytes(self, directory: Path) -> int:
         """Return how many bytes this process could still write there."""
 
@@ -177,6 +183,14 @@ class OsFilesystem:
         finally:
             os.close(fd)
 
+    def mode(self, path: Path) -> int:
+        return stat.S_IMODE(path.lstat().st_mode)
+
+    def set_mode(self, path: Path, mode: int) -> None:
+        if path.is_symlink():  # chmod would follow it
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+        path.chmod(mode)
+
     def free_bytes(self, directory: Path) -> int:
         room = os.statvfs(directory)
         return room.f_bavail * room.f_frsize
@@ -201,6 +215,23 @@ def put_aside(fs: Filesystem, path: Path) -> None:
         f"{path.name}.unreadable{suffix}" for suffix in ["", *(f"-{number}" for number in range(1, len(taken) + 1))]
     )
     fs.rename(path, path.with_name(next(name for name in names if name not in taken)))
+
+
+UNFINISHED = ".new"
+"""How names end while a file is being written; it gets its own name when it is whole."""
+
+
+def remove_unfinished(fs: Filesystem, directory: Path) -> list[Path]:
+    """Remove what interrupted writes have left in a directory, durably; return it. Nobody may be writing there."""
+    try:
+        left = [directory / name for name in fs.names(directory) if name.endswith(UNFINISHED)]
+    except FileNotFoundError:
+        return []
+    for path in left:
+        fs.unlink(path)
+    if left:
+        fs.sync_directory(directory)
+    return left
 
 
 def read_around(file: File, size: int, offset: int) -> tuple[bytes, int]:

@@ -24,16 +24,20 @@ from agent.queue import segment
 from agent.queue.filesystem import FOREIGN, SHORTAGE, File, Filesystem, put_aside, read_around
 from agent.queue.quarantine import Quarantine
 from agent.queue.record import MAX_SEQ, encode_frame
-from agent.queue.segment import Segment
+from agent.queue.segment import End, Segment
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class Entry(NamedTuple):
-    """What is appended as one frame: `item_count` items, encoded in `payload`."""
+    """What is appended as one frame: `item_count` items, encoded in `payload`.
+
+    `retried` says that they are kept elsewhere until they are durable here: refusing them drops nothing.
+    """
 
     item_count: int
     payload: bytes
+    retried: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,10 +103,10 @@ class Log:
         """
         try:
             fs.make_directory(directory)
-            first_seqs = [seq for text in fs.names(directory) if (seq := segment.parse_name(text)) is not None]
-            segments = [found for seq in first_seqs if (found := _describe(fs, directory, seq)) is not None]
-            put_aside_seqs = {*first_seqs} - {found.first_seq for found in segments}
-            next_seq = max([next_seq, *(seq + 1 for seq in put_aside_seqs)])
+            segments, foreign = listing(fs, directory)
+            for seq in foreign:  # nothing to read, and it could not be deleted
+                put_aside(fs, directory / segment.name(seq))
+            next_seq = max([next_seq, *(seq + 1 for seq in foreign)])
             if segments:
                 end = _recover_tail(fs, directory, segments[-1], quarantine, next_seq)
                 segments[-1] = segments[-1]._replace(size=end.size)
@@ -156,7 +160,9 @@ class Log:
 
         The caller has made the position durable: an item may go only when nobody will ask for it again.
         """
-        count = segment.deletable(self.view.segments, position)
+        return self._delete(segment.deletable(self.view.segments, position))
+
+    def _delete(self, count: int) -> int:
         if not count:
             return 0
         try:
@@ -195,6 +201,24 @@ class Log:
         if not self._durable:
             self.sync()
         self._abandon()
+
+    def roll(self, now: float) -> None:
+        """Begin a new segment, unless the last one is still empty: whatever is older can then be deleted. Raises AppendError."""
+        if self._active is not None and self.view.segments[-1].size == segment.HEADER_BYTES:
+            return
+        self.seal()
+        try:
+            self._begin_segment(now)
+        except OSError as error:
+            raise AppendError(self._directory, error) from error
+
+    def clear(self) -> None:
+        """Delete every segment, without writing a byte: that works on a full disk. Raises StorageError.
+
+        Only for a log that keeps nothing else by its numbers: after a restart they begin anew.
+        """
+        self._abandon()
+        self._delete(len(self.view.segments))
 
     def _write_again(self, entries: Sequence[Entry], now: float) -> None:
         try:
@@ -260,24 +284,24 @@ class Log:
             active.file.close()
 
 
-class _End(NamedTuple):
-    size: int
-    next_seq: int
+def listing(fs: Filesystem, directory: Path) -> tuple[list[Segment], list[int]]:
+    """Return the segments of a directory, oldest first, and the numbers in names of segments that are no files."""
+    first_seqs = [seq for text in fs.names(directory) if (seq := segment.parse_name(text)) is not None]
+    described = {seq: _describe(fs, directory, seq) for seq in first_seqs}
+    segments = [found for found in described.values() if found is not None]
+    return segments, [seq for seq, found in described.items() if found is None]
 
 
 def _describe(fs: Filesystem, directory: Path, first_seq: int) -> Segment | None:
     """Read a segment's header; of one that cannot be read now, the size is 0, and the reader will see.
 
-    What is no file has nothing to read and could not be deleted: it is put aside, and None is returned.
+    None for what is no file, whatever its name.
     """
     path = directory / segment.name(first_seq)
     try:
         file = fs.open(path)
     except OSError as error:
-        if error.errno not in FOREIGN:
-            return Segment(first_seq, 0, None)
-        put_aside(fs, path)
-        return None
+        return None if error.errno in FOREIGN else Segment(first_seq, 0, None)
     try:
         size = min(file.size(), segment.MAX_BYTES)
         return Segment(first_seq, size, segment.decode_header(file.pread(segment.HEADER_BYTES, 0)))
@@ -287,36 +311,32 @@ def _describe(fs: Filesystem, directory: Path, first_seq: int) -> Segment | None
         file.close()
 
 
-def _recover_tail(fs: Filesystem, directory: Path, last: Segment, quarantine: Quarantine, known: int) -> _End:
-    """Find where the last segment's frames end and what number comes next; cut off what no frame can be made of.
-
-    `known` is the next number that the cursor remembers: it was written after the last commit, unless a crash came between.
-    Raises OSError for a shortage: to go on without knowing the number would give up what a moment later can be read.
-    """
+def _recover_tail(fs: Filesystem, directory: Path, last: Segment, quarantine: Quarantine, known: int) -> End:
+    """Find where the log ends, and cut off what no frame can be made of. Raises OSError for a shortage."""
     path = directory / segment.name(last.first_seq)
     try:
-        data, lost = _contents(fs, path)
+        data, lost = contents(fs, path)
     except OSError as error:
-        if error.errno in SHORTAGE:
-            raise
-        return _End(last.size, last.first_seq + 1)
-    found = segment.scan(data, segment.HEADER_BYTES, whole=True)
-    next_seq = max(
-        [last.first_seq, *(frame.next_seq for frame in found.frames)]
-    )  # frames of other files count for nothing
-    tail = data[found.end :]
-    claimed = known - next_seq if known > next_seq else segment.claimed_count(tail, next_seq)
-    if lost:  # nothing may be cut off that was only not seen
-        return _End(len(data), max(next_seq + claimed, last.first_seq + 1))
-    # A damaged frame that tells its count stays: the reader accounts for it.
-    end = len(data) if claimed else min(found.end, len(data))
-    if end < len(data) and not segment.is_torn(tail):
-        quarantine.keep(last.first_seq, end, tail)
-    _mend(fs, path, end)
-    return _End(end, next_seq + claimed)
+        return end_unread(last, error)
+    end = segment.end_of(data, last.first_seq, known, all_read=not lost)
+    if not lost:
+        if end.size < len(data) and not segment.is_torn(data[end.size :]):
+            quarantine.keep(last.first_seq, end.size, data[end.size :])
+        _mend(fs, path, end.size)
+    return end
 
 
-def _contents(fs: Filesystem, path: Path) -> tuple[bytes, int]:
+def end_unread(last: Segment, error: OSError) -> End:
+    """Say where a log ends whose last segment cannot be read.
+
+    Raises the error if it is a shortage: to go on without knowing the number would give up what a moment later can be read.
+    """
+    if error.errno in SHORTAGE:
+        raise error
+    return End(last.size, last.first_seq + 1)
+
+
+def contents(fs: Filesystem, path: Path) -> tuple[bytes, int]:
     """Read a file, around blocks that cannot be read; the second value is how many those are."""
     file = fs.open(path)
     try:

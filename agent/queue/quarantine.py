@@ -9,9 +9,14 @@ import threading
 import zlib
 from pathlib import Path
 
-from agent.queue.filesystem import Filesystem
+from agent.queue.filesystem import Filesystem, remove_unfinished
 
 MAX_BYTES = 64 * 1024 * 1024
+
+
+def copy_name(first_seq: int, offset: int, data: bytes) -> str:
+    """Return the name of the copy of `data`, which stood at `offset` of the segment that begins with `first_seq`."""
+    return f"{first_seq:020d}-{offset:010d}-{zlib.crc32(data):08x}.bin"
 
 
 class Quarantine:
@@ -31,7 +36,7 @@ class Quarantine:
 
     def keep(self, first_seq: int, offset: int, data: bytes) -> None:
         """Copy `data`, which stood at `offset` of the segment that begins with `first_seq`; once, however often it is read."""
-        name = f"{first_seq:020d}-{offset:010d}-{zlib.crc32(data):08x}.bin"
+        name = copy_name(first_seq, offset, data)
         with self._lock:
             try:
                 sizes = self._look()
@@ -46,6 +51,11 @@ class Quarantine:
             else:
                 sizes[name] = len(data)
                 self.kept += 1
+
+    def tidy(self) -> list[Path]:
+        """Remove what interrupted copies have left; return it. Raises OSError."""
+        with self._lock:
+            return remove_unfinished(self._fs, self.directory)
 
     def _look(self) -> dict[str, int]:
         """Return the sizes of what is there, by name; looks only once."""

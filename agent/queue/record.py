@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from agent.events import Context
+from agent.events import Context, is_lines
 
 MARKER = b"\xa4\xec\xe5R"
 MAX_PAYLOAD_BYTES = 4 * 1024 * 1024
@@ -31,6 +31,11 @@ class Frame(NamedTuple):
     item_count: int
     payload: bytes
     end: int
+
+    @property
+    def start(self) -> int:
+        """The offset where the frame begins."""
+        return self.end - HEADER_BYTES - len(self.payload)
 
     @property
     def next_seq(self) -> int:
@@ -101,6 +106,15 @@ class Record(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unkn
     enqueued_at: float
     context: Context
     lines: bytes
+
+
+def record_in(frame: Frame) -> Record | None:
+    """Return the record that a frame carries; None if the payload is none, or has another number of events than it says."""
+    try:
+        record = decode_record(frame.payload)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return record if is_lines(record.lines, frame.item_count) else None
 
 
 encode_record = msgspec.msgpack.Encoder().encode

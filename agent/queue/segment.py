@@ -45,6 +45,13 @@ class Damage(NamedTuple):
     end: int
 
 
+class End(NamedTuple):
+    """Where a log ends: the bytes of its last segment that count, and the number that comes next."""
+
+    size: int
+    next_seq: int
+
+
 class Scan(NamedTuple):
     """What a stretch of a segment holds; `end` is the offset up to which it has been understood."""
 
@@ -82,6 +89,11 @@ def decode_header(data: bytes) -> float | None:
     if magic != MAGIC or version != VERSION or crc != zlib.crc32(data[: _FIELDS.size]):
         return None
     return float(created_at) / 1000
+
+
+def is_header_of(data: bytes, first_seq: int) -> bool:
+    """Tell whether a segment of that name begins as it should."""
+    return decode_header(data) is not None and _FIELDS.unpack_from(data)[2] == first_seq
 
 
 def scan(data: bytes, offset: int, *, whole: bool) -> Scan:
@@ -132,6 +144,21 @@ def claimed_count(tail: bytes, expected_seq: int) -> int:
         return count
     plausible = first_seq == expected_seq and 0 < count <= len(tail)
     return count if plausible and not is_torn(tail) else 0
+
+
+def end_of(data: bytes, first_seq: int, known: int, *, all_read: bool) -> End:
+    """Find where the log ends, in the bytes of its last segment; what lies beyond, no frame can be made of.
+
+    `known` is the next number that the cursor remembers: it was written after the last commit, unless a crash came between.
+    Without `all_read`, some of the bytes are not what the file holds.
+    """
+    found = scan(data, HEADER_BYTES, whole=True)
+    next_seq = max([first_seq, *(frame.next_seq for frame in found.frames)])  # frames of other files may be lower
+    claimed = known - next_seq if known > next_seq else claimed_count(data[found.end :], next_seq)
+    if not all_read:  # nothing may be cut off that was only not seen
+        return End(len(data), max(next_seq + claimed, first_seq + 1))
+    # A damaged frame that tells its count stays: the reader accounts for it.
+    return End(len(data) if claimed else min(found.end, len(data)), next_seq + claimed)
 
 
 def deletable(segments: Sequence[Segment], position: int) -> int:

@@ -15,9 +15,9 @@ import msgspec
 
 from agent.errors import StorageError
 from agent.queue import record, segment
-from agent.queue.cursor import Cursor, Outcome, Pause, Span, State
-from agent.queue.cursor_file import CursorFile
-from agent.queue.filesystem import Filesystem
+from agent.queue.cursor import SLOTS, Cursor, Outcome, Pause, Span, State
+from agent.queue.cursor_file import CursorFile, read_slots
+from agent.queue.filesystem import Filesystem, remove_unfinished
 from agent.queue.log import AppendError, Entry, Log, View
 from agent.queue.quarantine import Quarantine
 from agent.queue.reader import Reader
@@ -72,6 +72,19 @@ class _Failure(NamedTuple):
     error: str
 
 
+class Counts(NamedTuple):
+    """How many events a plan's entries hold: those that come from clients, and those that come back from dead letters."""
+
+    new: int
+    retried: int
+
+
+def counts(entries: Sequence[Entry]) -> Counts:
+    """Count the events of `entries`."""
+    retried = sum(entry.item_count for entry in entries if entry.retried)
+    return Counts(sum(entry.item_count for entry in entries) - retried, retried)
+
+
 class Store:
     """An open queue. `cursor` says what is settled; `log` holds the rest."""
 
@@ -96,6 +109,12 @@ class Store:
             raise
         self.cursor = self._recover_cursor(state)
         self._durable_pause = self.cursor.pause
+        self._written = self.cursor.state()
+
+    @property
+    def directory(self) -> Path:
+        """Where the queue is."""
+        return self._directory
 
     def _recover_log(self, state: State | None) -> Log:
         return Log.recover(
@@ -133,7 +152,7 @@ class Store:
     def commit(self, plan: Plan, now: float) -> Committed:
         """Write and sync what `plan` says; what a full or broken disk refuses is reported, never raised.
 
-        The caller counts refused entries on `cursor`. The checkpoint has them already, or a kill would forget them.
+        The caller counts them with `account`. The checkpoint has them already, or a kill would forget them.
         """
         checkpoint_error = delete_error = None
         with self._lock:
@@ -151,6 +170,52 @@ class Store:
     def published(self) -> None:
         """Count what the last commit made durable as queued."""
         self.cursor.next_seq = self.log.view.next_seq
+
+    def account(self, entries: Sequence[Entry], refused: Outcome | None) -> None:
+        """Count on `cursor` what the checkpoint of their commit has already: entries refused, and entries that came back."""
+        found = counts(entries)
+        if refused is None:
+            self.cursor.retried += found.retried
+        elif found.new:
+            self.cursor.shed(found.new, refused)
+
+    def refresh(self) -> None:
+        """Write the last checkpoint durably into both slots of the cursor. Raises StorageError."""
+        with self._lock:
+            for _ in range(SLOTS):
+                self._cursor_file.write(self._written)
+                self._cursor_file.sync()
+
+    def reclaim(self, now: float) -> None:
+        """Delete what the last checkpoint says is settled, even the last segment: a new one begins. Raises StorageError.
+
+        The older segments go first: on a full disk they are the room for the new one.
+        """
+        with self._lock:
+            position = self._written.position
+            self._cursor_file.write(self._written)
+            self._cursor_file.sync()
+            self.log.delete_before(position)
+            if self.log.view.segments and position >= self.log.view.next_seq:
+                self.log.roll(now)
+                self.log.delete_before(position)
+
+    def has_room(self, entry: Entry) -> bool:
+        """Tell whether an entry would push nothing out of the queue."""
+        return sum(s.size for s in self._in_use(self.log.view)) + _size_on_disk([entry]) <= self._limits.max_bytes
+
+    def tidy(self) -> list[Path]:
+        """Remove what interrupted writes have left; return it. Raises StorageError."""
+        with self._lock:
+            try:
+                return remove_unfinished(self._fs, self._directory) + self.quarantine.tidy()
+            except OSError as error:
+                raise StorageError(f"{self._directory}: cannot remove leftovers: {error.strerror or error}") from error
+
+    def slots(self) -> list[bytes]:
+        """Read the cursor's slots as they are on the disk, while nothing writes them. Raises StorageError."""
+        with self._lock:
+            return read_slots(self._fs, self._directory / "cursor")
 
     def sync(self) -> None:
         """Make the log and the last checkpoint durable. Raises StorageError."""
@@ -240,6 +305,7 @@ class Store:
             self._cursor_file.write(state)
         except StorageError as error:
             return str(error)
+        self._written = state
         return None
 
     def _keep_pause(self, pause: Pause | None) -> str | None:
@@ -280,7 +346,10 @@ def _size_on_disk(entries: Sequence[Entry]) -> int:
 
 def _outcome(plan: Plan, refused: Outcome | None, next_seq: int) -> State:
     """Return the plan's checkpoint with what became of its entries."""
-    shed = plan.checkpoint.shed
-    if refused is not None:
-        shed = {**shed, refused: shed.get(refused, 0) + sum(entry.item_count for entry in plan.entries)}
+    found, shed = counts(plan.entries), plan.checkpoint.shed
+    if refused is None:
+        retried = plan.checkpoint.retried + found.retried
+        return msgspec.structs.replace(plan.checkpoint, next_seq=next_seq, retried=retried)
+    if found.new:
+        shed = {**shed, refused: shed.get(refused, 0) + found.new}
     return msgspec.structs.replace(plan.checkpoint, next_seq=next_seq, shed=shed)

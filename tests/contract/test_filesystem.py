@@ -16,7 +16,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.queue.filesystem import BLOCK_BYTES, FOREIGN, File, Filesystem, OsFile, OsFilesystem, read_around
+from agent.queue.filesystem import (
+    BLOCK_BYTES,
+    FOREIGN,
+    File,
+    Filesystem,
+    OsFile,
+    OsFilesystem,
+    read_around,
+    remove_unfinished,
+)
 from tests.support.fault_filesystem import FaultFilesystem
 
 FILESYSTEMS: tuple[Callable[[], Filesystem], ...] = (OsFilesystem, FaultFilesystem)
@@ -233,6 +242,28 @@ class TestNames:
         disk.put("file", b"")
         disk.filesystem.sync_directory(disk.root)
         assert disk.filesystem.names(disk.root) == ["file"]
+
+    def test_files_and_directories_are_their_owners_alone_and_that_can_be_set_right(self, disk: Disk) -> None:
+        path, directory = disk.put("file", b""), disk.root / "sub"
+        disk.filesystem.make_directory(directory)
+        assert (disk.filesystem.mode(path), disk.filesystem.mode(directory)) == (0o600, 0o700)
+        disk.filesystem.set_mode(path, 0o644)
+        assert disk.filesystem.mode(path) == 0o644
+        disk.filesystem.set_mode(path, 0o600)
+        assert disk.filesystem.mode(path) == 0o600
+
+    def test_a_missing_file_has_no_mode(self, disk: Disk) -> None:
+        with pytest.raises(FileNotFoundError):
+            disk.filesystem.mode(disk.root / "missing")
+        with pytest.raises(FileNotFoundError):
+            disk.filesystem.set_mode(disk.root / "missing", 0o600)
+
+    def test_what_interrupted_writes_left_is_removed_and_nothing_else(self, disk: Disk) -> None:
+        disk.put("a.new", b"half")
+        disk.put("b", b"whole")
+        assert remove_unfinished(disk.filesystem, disk.root) == [disk.root / "a.new"]
+        assert disk.filesystem.names(disk.root) == ["b"]
+        assert remove_unfinished(disk.filesystem, disk.root / "missing") == []
 
     def test_free_bytes_are_there(self, disk: Disk) -> None:
         assert disk.filesystem.free_bytes(disk.root) > 0

@@ -28,9 +28,10 @@ def delivery_of(status: dict[str, Any]) -> tuple[str, str | None]:
     return destination["state"], destination["reason"]
 
 
-def ledger(accepted: int, *, delivered: int = 0, dead_lettered: int = 0, queued: int = 0) -> Ledger:
+def ledger(accepted: int, *, delivered: int = 0, dead_lettered: int = 0, queued: int = 0, retried: int = 0) -> Ledger:
     """Return a ledger without drops."""
     counts = {"accepted": accepted, "delivered": delivered, "dead_lettered": dead_lettered, "queued": queued}
+    counts["retried"] = retried
     return counts | {"dropped": {}}
 
 

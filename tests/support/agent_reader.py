@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,14 @@ def ledger(directory: Path) -> dict[str, Any]:
     """Return the ledger, with `dropped` by reason."""
     with _opened(directory) as store:
         found: dict[str, Any] = msgspec.to_builtins(store.cursor.ledger())
+        del found["retried"]  # it is no part of the identity
         return found
 
 
 def dead_letters(directory: Path) -> list[Letter]:
-    """Return the last dead letter of each number, by number."""
+    """Return the dead letters that count, by number."""
     with _copied(directory) as copy:
-        last = {letter.seq: letter for letter in read_dead_letters(copy.parent)}
+        last = {letter.identity: letter for letter in read_dead_letters(copy.parent)}
     return [
         (
             letter.seq,
@@ -53,7 +55,7 @@ def dead_letters(directory: Path) -> list[Letter]:
             letter.context.interactive,
             msgspec.to_builtins(letter.event),
         )
-        for _, letter in sorted(last.items())
+        for letter in sorted(last.values(), key=attrgetter("seq"))
     ]
 
 

@@ -50,7 +50,8 @@ def problems(stderr: str) -> list[str]:
 class Terminal:
     """The command on a terminal of 24 lines and 100 columns. For `with`, which kills what still runs."""
 
-    def __init__(self, *args: str | Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(self, *args: str | Path, env: Mapping[str, str] | None = None, keyboard: bool = False) -> None:
+        """With `keyboard`, standard input is the terminal too."""
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
         self.output = ""
@@ -58,7 +59,7 @@ class Terminal:
             self.process = subprocess.Popen(
                 [*COMMAND, *args],
                 env=environment({"TERM": "xterm-256color", **(env or {})}),
-                stdin=subprocess.DEVNULL,
+                stdin=slave if keyboard else subprocess.DEVNULL,
                 stdout=slave,
                 stderr=slave,
             )
@@ -74,6 +75,10 @@ class Terminal:
         deadline = time.monotonic() + timeout
         while text not in self.text:
             assert self._read(deadline), f"no {text!r} in {self.text[-2000:]!r}"
+
+    def type(self, text: str) -> None:
+        """Type on the keyboard."""
+        os.write(self._master, text.encode())
 
     def finish(self, timeout: float = 20.0) -> int:
         """Read up to the end; return the exit code."""

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Never, TypeVar
 
+from agent.queue.filesystem import DIRECTORY_MODE, FILE_MODE
 from tests.support.crash_model import (
     Chooser,
     Inode,
@@ -66,7 +67,7 @@ When = Literal["before", "after"]
 
 UNLIMITED: Final = 1 << 40
 MUTATING: Final = frozenset(
-    {"create", "lock", "make_directory", "pwrite", "rename", "sync", "sync_directory", "truncate", "unlink"}
+    {"create", "lock", "make_directory", "pwrite", "rename", "set_mode", "sync", "sync_directory", "truncate", "unlink"}
 )
 """The operations that change what a crash may leave; crash points around the others only repeat these."""
 
@@ -234,6 +235,7 @@ class FaultFilesystem(Faults):
         self.life = 0
         self._names = Names(ordered=ordered_names)
         self._locked: set[Inode] = set()
+        self._modes: dict[Path, int] = {}
 
     def create(self, path: Path) -> FaultFile:
         return self.perform("create", path, lambda: self._create(path))
@@ -256,6 +258,14 @@ class FaultFilesystem(Faults):
 
     def sync_directory(self, path: Path) -> None:
         self.perform("sync_directory", path, lambda: self._names.sync(path))
+
+    def mode(self, path: Path) -> int:
+        """Return what it was created with, or what was set last; permissions survive everything, and keep nobody out."""
+        return self.perform("mode", path, lambda: self._mode(path))
+
+    def set_mode(self, path: Path, mode: int) -> None:
+        """Change it; durable at once."""
+        self.perform("set_mode", path, lambda: self._set_mode(path, mode))
 
     def free_bytes(self, directory: Path) -> int:
         return self.perform("free_bytes", directory, lambda: self._room_in(directory))
@@ -372,6 +382,17 @@ class FaultFilesystem(Faults):
         with contextlib.suppress(FileNotFoundError):
             self._names.inode(path)
             self._rename_all({path: None})
+
+    def _mode(self, path: Path) -> int:
+        try:
+            self._names.inode(path)
+        except IsADirectoryError:
+            return self._modes.get(path, DIRECTORY_MODE)
+        return self._modes.get(path, FILE_MODE)
+
+    def _set_mode(self, path: Path, mode: int) -> None:
+        self._mode(path)
+        self._modes[path] = mode
 
     def _rename_all(self, change: NameChange) -> None:
         for nameless in self._names.change(change):

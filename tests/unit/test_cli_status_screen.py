@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from agent.cli.status_screen import DROPS, amount, duration, screen, size
+from agent.cli.status_screen import DROPS, screen
+from agent.cli.words import amount, duration, size
 from agent.queue.cursor import Outcome
 
 NOW = 1_700_000_000.0  # 2023-11-14 22:13:20 UTC

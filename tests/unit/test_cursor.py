@@ -28,6 +28,7 @@ from agent.queue.cursor import (
 
 PAUSE = Pause("blocked", "402 Payment Required", 1_700_000_000.0, 1_700_000_300.0, 1)
 STATE = State(5, 20, 1, [Span(7, 9), Span(12, 13)], {"delivered": 6, "corrupt": 1}, {"disk_full": 2}, PAUSE)
+RETRIED = msgspec.structs.replace(STATE, retried=3)
 PREFIX = struct.Struct("<4sHII")
 
 
@@ -140,6 +141,24 @@ def test_a_ledger_is_a_copy() -> None:
     cursor.shed(1, Outcome.STALLED)
     cursor.ledger().dropped["stalled"] = 99
     assert cursor.ledger().dropped == {"stalled": 1}
+
+
+def test_a_checkpoint_of_an_earlier_version_counts_no_retries_and_an_earlier_daemon_ignores_them() -> None:
+    fields = msgspec.msgpack.decode(msgspec.msgpack.encode(msgspec.structs.replace(STATE, retried=3)))
+    assert fields[-1] == 3
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(fields[:-1]), type=State) == STATE
+    earlier = msgspec.defstruct(
+        "State", [(f.name, f.type) for f in msgspec.structs.fields(State)[:-1]], array_like=True
+    )
+    assert msgspec.structs.asdict(msgspec.msgpack.decode(msgspec.msgpack.encode(fields), type=earlier)) == {
+        name: value for name, value in msgspec.structs.asdict(STATE).items() if name != "retried"
+    }
+
+
+def test_retries_survive_a_checkpoint_and_show_in_the_ledger() -> None:
+    cursor = cursor_at(11)
+    cursor.retried = 4
+    assert Cursor.from_state(cursor.state()).ledger() == Ledger(10, 0, 0, {}, 10, 4)
 
 
 def test_a_checkpoint_is_a_copy() -> None:
@@ -255,11 +274,17 @@ def test_a_slot_with_a_flipped_bit_holds_no_checkpoint(bit: int) -> None:
     assert decode_slot(bytes(damaged)) is None
 
 
-@pytest.mark.parametrize("length", range(len(encode_slot(7, STATE))))
+@pytest.mark.parametrize("length", range(len(encode_slot(7, RETRIED))))
 def test_a_slot_that_was_written_in_part_holds_no_checkpoint(length: int) -> None:
-    begun = encode_slot(7, STATE)[:length]
+    begun = encode_slot(7, RETRIED)[:length]
     assert decode_slot(begun) is None
     assert decode_slot(begun.ljust(SLOT_BYTES, b"\0")) is None
+
+
+def test_a_slot_of_which_only_zeros_are_missing_is_whole_where_there_are_zeros() -> None:
+    begun = encode_slot(7, STATE)[:-1]
+    assert decode_slot(begun) is None
+    assert decode_slot(begun.ljust(SLOT_BYTES, b"\0")) == Checkpoint(7, STATE)
 
 
 @pytest.mark.parametrize("cut", range(len(encode_slot(7, STATE)) + 1))

@@ -23,6 +23,7 @@ from agent.queue.record import (
     encode_frame,
     encode_record,
     holds,
+    record_in,
 )
 
 PAYLOAD = b"some payload"
@@ -197,3 +198,27 @@ def test_a_record_keeps_context_and_absence_apart_from_zero() -> None:
 def test_bytes_that_are_no_record_are_refused(payload: bytes) -> None:
     with pytest.raises(msgspec.DecodeError):
         decode_record(payload)
+
+
+# --- what a frame carries -----------------------------------------------------------------------------------------
+
+
+def framed(payload: bytes, count: int) -> Frame:
+    frame = decode_frame(b"before" + encode_frame(41, count, payload), 6)
+    assert isinstance(frame, Frame)
+    return frame
+
+
+def test_a_frame_knows_where_it_begins_and_gives_its_record() -> None:
+    frame = framed(encode_record(RECORD), 2)
+    assert (frame.start, frame.next_seq) == (6, 43)
+    assert record_in(frame) == RECORD
+
+
+@pytest.mark.parametrize(
+    ("payload", "count"),
+    [(encode_record(RECORD), 3), (encode_record(RECORD)[:-1], 2), (b"", 1), (b"\x93\x00\xa1\xff\x90", 1)],
+    ids=["another count", "cut short", "empty", "no UTF-8"],
+)
+def test_a_frame_that_holds_other_things_than_it_says_gives_no_record(payload: bytes, count: int) -> None:
+    assert record_in(framed(payload, count)) is None

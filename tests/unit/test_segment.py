@@ -35,6 +35,13 @@ def test_a_name_tells_the_first_number(first_seq: int) -> None:
     assert segment.parse_name(segment.name(first_seq)) == first_seq
 
 
+def test_a_header_is_that_of_its_segment_alone() -> None:
+    assert segment.is_header_of(HEADER + b"frames", 41)
+    assert not segment.is_header_of(HEADER, 42)
+    assert not segment.is_header_of(HEADER[:-1], 41)
+    assert not segment.is_header_of(b"", 41)
+
+
 def test_names_sort_as_their_numbers_do() -> None:
     numbers = [1, 9, 10, 99, 100, 10**18, 2**63 - 1]
     assert sorted(map(segment.name, numbers)) == list(map(segment.name, numbers))

@@ -1,0 +1,140 @@
+"""The queue of a daemon that does not run: read, mended and emptied by the command itself, under the lock.
+
+It knows locks, users, and the functions behind the control socket's requests. It must never know arguments or output.
+"""
+
+import errno
+import os
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TypeVar
+
+from agent import ownership
+from agent.config import Config
+from agent.delivery.dead_letter import DeadLetters, weigh
+from agent.delivery.letters import LetterPage, LetterSelection, letter_page
+from agent.errors import QueueLockedError, StorageError
+from agent.queue.audit import Audit, audit
+from agent.queue.browse import EventPage, Listing, Selection, event_page, list_segments
+from agent.queue.cursor_file import read_slots
+from agent.queue.filesystem import Lock, OsFilesystem
+from agent.queue.snapshot import QueueSnapshot, read_queue
+from agent.upkeep import changes
+from agent.upkeep.offline import OfflineHost, at_once, opened
+
+T = TypeVar("T")
+
+
+@contextmanager
+def offline(settings: Config, reason: str) -> Iterator["Offline"]:
+    """Yield the queue, locked; `reason` says why no daemon was asked. Raises QueueLockedError or StorageError."""
+    directory = settings.queue.directory
+    with _as_owner(directory):
+        lock = _lock(directory, reason)
+    try:
+        yield Offline(settings)
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+class Offline:
+    """The queue, for whoever holds its lock: see `agent.cli.queue_access.Access`.
+
+    What is done to files is done as their owner, and nothing else is: a module might be readable for root alone.
+    """
+
+    def __init__(self, settings: Config) -> None:
+        self._fs = OsFilesystem()
+        self._root = settings.queue.directory
+        self._directory = self._root / ownership.DESTINATION
+        self._limits = ownership.limits_of(settings)
+        self._letters = DeadLetters.beside(self._fs, self._directory, self._limits)
+
+    @cached_property
+    def _queue(self) -> QueueSnapshot:
+        """The queue as it is until something is changed, which a command does at its end."""
+        return read_queue(self._fs, self._directory)
+
+    def listing(self) -> Listing:
+        with _as_owner(self._root):
+            return list_segments(self._queue)
+
+    def event_page(self, selection: Selection, start: int, limit: int) -> EventPage:
+        with _as_owner(self._root):
+            return event_page(self._queue, selection, start, limit)
+
+    def audit(self) -> Audit:
+        with _as_owner(self._root):
+            slots = read_slots(self._fs, self._directory / "cursor")
+            log, repeats = self._letters.read(lambda *found: found)
+            return audit(read_queue(self._fs, self._directory), slots, log, partial(weigh, repeats))
+
+    def letter_page(self, selection: LetterSelection, start: int, limit: int) -> LetterPage:
+        with _as_owner(self._root):
+            return self._letters.read(lambda log, repeats: letter_page(log, repeats, selection, start, limit))
+
+    def repair(self) -> changes.Repaired:
+        return self._change(changes.repair)
+
+    def purge(self) -> changes.Purged:
+        return self._change(partial(changes.purge, seconds=0.0))
+
+    def retry(self, selection: LetterSelection) -> changes.Retried:
+        return self._change(partial(changes.retry, selection=selection))
+
+    def purge_letters(self, selection: LetterSelection) -> changes.LettersPurged:
+        return self._change(partial(changes.purge_letters, selection=selection))
+
+    def _change(self, change: Callable[[OfflineHost], Coroutine[None, None, T]]) -> T:
+        with _as_owner(self._root), opened(self._fs, self._directory, self._limits, time.time) as host:
+            return at_once(change(host))
+
+
+@contextmanager
+def _as_owner(directory: Path) -> Iterator[None]:
+    """Let root be the owner of the queue meanwhile: a file that root makes there, the daemon could not open."""
+    try:
+        owner = directory.stat()
+    except FileNotFoundError as error:
+        reason = "there is no queue: no daemon has run with this configuration; or correct queue.directory"
+        raise StorageError(f"{directory}: {reason}") from error
+    except OSError as error:
+        raise _denied(directory, error) from error
+    if os.geteuid() != 0 or owner.st_uid == 0:
+        yield
+        return
+    group = os.getegid()
+    os.setegid(owner.st_gid)
+    os.seteuid(owner.st_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
+
+
+def _lock(directory: Path, reason: str) -> Lock | None:
+    """Become the queue's only user; None on a file system that is read-only, where no daemon can run either."""
+    try:
+        return ownership.lock_queue(OsFilesystem(), directory)
+    except QueueLockedError as error:
+        raise QueueLockedError(
+            f"{directory}: a daemon holds this queue, but does not answer on its control socket ({reason}): "
+            "if listen.control is right, look at the daemon's process and its logs; stop it to do this without it"
+        ) from error
+    except StorageError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno == errno.EROFS:
+            return None
+        if isinstance(cause, PermissionError):
+            raise _denied(directory, cause) from error
+        raise
+
+
+def _denied(directory: Path, error: OSError) -> StorageError:
+    advice = ": run it as the daemon's user, or as root" if isinstance(error, PermissionError) else ""
+    return StorageError(f"{directory}: the queue directory cannot be used: {error.strerror}{advice}")

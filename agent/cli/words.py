@@ -1,0 +1,29 @@
+"""Numbers as people read them. Pure, and quick to import."""
+
+_UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
+
+
+def amount(count: int, noun: str) -> str:
+    """Return such as "1 event" or "1,204 events"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Return such as "0 s", "45 s", "3 min 20 s" or "2 d 4 h": the two largest units."""
+    rest, parts = int(seconds), []
+    for unit, length in _UNITS:
+        count, rest = divmod(rest, length)
+        if count:
+            parts.append(f"{count} {unit}")
+        elif parts:
+            break
+    return " ".join(parts[:2]) or "0 s"
+
+
+def size(count: float) -> str:
+    """Return such as "512 B" or "1.5 MiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

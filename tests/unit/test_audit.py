@@ -1,0 +1,231 @@
+"""What `queue verify` promises: every rule of the format is checked, and each finding has its place, its price and a remedy."""
+
+import errno
+from collections.abc import Callable
+
+import pytest
+
+from agent.delivery.dead_letter import DeadLetters, weigh
+from agent.events import Context, encode_events
+from agent.queue import segment
+from agent.queue.audit import Audit, audit, contradictions
+from agent.queue.browse import Selection, event_page, list_segments
+from agent.queue.cursor import SLOT_BYTES, Outcome, Pause, Span, State
+from agent.queue.cursor_file import read_slots
+from agent.queue.log import Entry
+from agent.queue.record import Record, encode_frame, encode_record
+from agent.queue.snapshot import read_queue
+from agent.queue.store import Limits, Store
+from tests.support.fault_filesystem import FaultFilesystem, failing
+from tests.support.pipelines import DIRECTORY, EPOCH, events, numbered
+
+SEGMENTS = DIRECTORY / "segments"
+FIRST, SECOND = (SEGMENTS / segment.name(seq) for seq in (1, 7))
+LIMITS = Limits(segment_bytes=700)
+SOUND = State(5, 20, 1, [Span(7, 9), Span(12, 13)], {"delivered": 6, "corrupt": 1}, {"disk_full": 2}, None, 3)
+
+
+def made() -> FaultFilesystem:
+    """Return a disk with a queue of two segments, six events in each, in records of three."""
+    fs = FaultFilesystem()
+    store = Store(fs, DIRECTORY, LIMITS)
+    for start in range(0, 12, 3):
+        entry = Entry(
+            3, encode_record(Record(EPOCH + start, Context(), encode_events(events(*numbered(12)[start : start + 3]))))
+        )
+        store.commit(store.plan([entry], EPOCH), EPOCH)
+        store.published()
+    store.cursor.settle([Span(1, 3)], Outcome.DELIVERED)
+    store.close()
+    assert [path.name for path in fs.paths() if path.parent == SEGMENTS] == [FIRST.name, SECOND.name]
+    return fs
+
+
+def check(fs: FaultFilesystem) -> Audit:
+    log, repeats = DeadLetters.beside(fs, DIRECTORY, LIMITS).read(lambda *found: found)
+    slots = read_slots(fs, DIRECTORY / "cursor")
+    return audit(read_queue(fs, DIRECTORY), slots, log, lambda frame: weigh(repeats, frame))
+
+
+def unreadable(fs: FaultFilesystem) -> int:
+    """Return how many queued events a page after page of them finds unreadable."""
+    queue, count, start = read_queue(fs, DIRECTORY), 0, 1
+    while start:
+        page = event_page(queue, Selection(), start, 2)
+        count, start = count + page.unreadable, page.next or 0
+    return count
+
+
+def test_a_sound_queue_has_no_problem_and_nothing_to_note() -> None:
+    found = check(made())
+    assert (found.ok, found.problems, found.notes) == (True, [], [])
+    assert (found.segments, found.records, found.events) == (2, 4, 12)
+
+
+def rot_a_record(fs: FaultFilesystem) -> None:
+    fs.flip(FIRST, segment.HEADER_BYTES + 30, 0)
+
+
+def lose_a_segment(fs: FaultFilesystem) -> None:
+    cut(fs, FIRST)
+
+
+def cut(fs: FaultFilesystem, path: object) -> None:
+    assert path == FIRST
+    fs.unlink(FIRST)
+    fs.sync_directory(SEGMENTS)
+
+
+def truncate(fs: FaultFilesystem) -> None:
+    fs.truncate_durable(FIRST, len(fs.read_bytes(FIRST)) - 1)
+
+
+def truncate_to_a_frame(fs: FaultFilesystem) -> None:
+    size = len(fs.read_bytes(FIRST)) - segment.HEADER_BYTES
+    fs.truncate_durable(FIRST, segment.HEADER_BYTES + size // 2)
+
+
+def rot_the_end(fs: FaultFilesystem) -> None:
+    fs.flip(SECOND, len(fs.read_bytes(SECOND)) - 1, 7)
+
+
+def other_things(fs: FaultFilesystem) -> None:
+    """A frame whose CRC holds over a record with another number of events."""
+    record = encode_record(Record(EPOCH, Context(), encode_events(events("h"))))
+    data = fs.read_bytes(SECOND)
+    fs.write_bytes(SECOND, data + encode_frame(13, 2, record))
+
+
+@pytest.mark.parametrize(
+    ("damage", "file", "costs", "said"),
+    [
+        (rot_a_record, FIRST.name, 1, "damaged bytes in the place of 3 events from number 1 on"),
+        (lose_a_segment, "segments", 4, "4 events before the first segment are missing"),
+        (truncate, FIRST.name, 3, "damaged bytes in the place of 3 events from number 4 on"),
+        (truncate_to_a_frame, FIRST.name, 3, "3 events from number 4 on are missing: the file has no bytes of them"),
+        (rot_the_end, SECOND.name, 3, "damaged bytes in the place of 3 events from number 10 on"),
+        (other_things, SECOND.name, 2, "a record of 2 events from number 13 on holds other things than it says"),
+    ],
+)
+def test_damage_is_named_with_what_it_costs_of_what_waits(
+    damage: Callable[[FaultFilesystem], None], file: str, costs: int, said: str
+) -> None:
+    fs = made()
+    damage(fs)
+    (problem,) = check(fs).problems
+    assert problem.file.endswith(file)
+    assert (problem.costs, said in problem.what, "repair" in str(problem.remedy)) == (costs, True, True)
+    listing = list_segments(read_queue(fs, DIRECTORY))
+    assert (listing.unreadable, unreadable(fs)) == (costs, costs)
+    assert listing.queued == (12 if damage is other_things else 10)
+
+
+def test_damage_of_what_is_settled_is_worth_a_note() -> None:
+    fs = made()
+    store = Store(fs, DIRECTORY, LIMITS)
+    store.cursor.settle([Span(3, 4)], Outcome.DELIVERED)
+    store.close()
+    rot_a_record(fs)
+    found = check(fs)
+    assert found.ok
+    (note,) = found.notes
+    assert note.what.endswith("in the place of 3 events from number 1 on; all of them are settled already")
+
+
+def test_a_file_that_cannot_be_read_is_a_problem_that_gives_nothing_up() -> None:
+    fs = made()
+    fs.errors = failing("open", errno.EACCES, FIRST)
+    (problem,) = check(fs).problems
+    assert (problem.what, problem.costs) == ("cannot be read: Permission denied", 4)
+    listing = list_segments(read_queue(fs, DIRECTORY))
+    assert (listing.segments[0].problem, listing.segments[0].queued, listing.segments[0].unreadable) == (
+        "Permission denied",
+        4,
+        4,
+    )
+    assert unreadable(fs) == 4
+
+
+def test_a_damaged_header_costs_no_event() -> None:
+    fs = made()
+    fs.flip(FIRST, 20, 0)
+    (problem,) = check(fs).problems
+    assert (problem.offset, problem.costs, "header" in problem.what) == (0, 0, True)
+    assert unreadable(fs) == 0
+
+
+def test_leftovers_and_foreign_files_are_worth_a_note() -> None:
+    fs = made()
+    fs.write_bytes(FIRST, fs.read_bytes(FIRST) + encode_frame(7, 3, b"of a write that was done again"))
+    fs.write_bytes(SECOND, fs.read_bytes(SECOND) + b"\xa4\xec\xe5R\x01")
+    fs.write_bytes(SEGMENTS / "README", b"")
+    fs.write_bytes(DIRECTORY / "cursor.unreadable", b"")
+    found = check(fs)
+    assert found.ok
+    assert [note.what.split(" of a")[0].split(",")[0] for note in found.notes] == [
+        "54 bytes",
+        "5 bytes",
+        "a cursor that could not be opened",
+        "is no file of the queue",
+    ]
+
+
+def test_a_slot_that_is_damaged_and_a_cursor_that_is_lost_are_problems() -> None:
+    fs = made()
+    for offset in (20, SLOT_BYTES + 20):
+        fs.flip(DIRECTORY / "cursor", offset, 0)
+    found = check(fs)
+    assert [problem.offset for problem in found.problems][-1:] == [None]
+    assert "there is no readable checkpoint: 12 events count as queued" in found.problems[-1].what
+    fs = made()
+    fs.unlink(DIRECTORY / "cursor")
+    assert "no readable checkpoint" in check(fs).problems[0].what
+
+
+def test_permissions_that_let_others_look_or_keep_the_owner_out_are_problems_and_a_groups_are_not() -> None:
+    fs = made()
+    fs.set_mode(FIRST, 0o644)
+    fs.set_mode(SECOND, 0o660)
+    fs.set_mode(SEGMENTS, 0o500)
+    assert [(problem.file, problem.what) for problem in check(fs).problems] == [
+        ("segments", "has mode 0500 instead of 0700"),
+        (f"segments/{FIRST.name}", "has mode 0644 instead of 0600"),
+    ]
+
+
+def test_a_sound_checkpoint_contradicts_nothing() -> None:
+    assert list(contradictions(SOUND)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"position": 0}, "are not in this order"),
+        ({"next_seq": 4}, "are not in this order"),
+        ({"origin": 6}, "are not in this order"),
+        ({"settled": [Span(12, 13), Span(7, 9)]}, "the settled span 7 to 9 is out of order"),
+        ({"settled": [Span(5, 8)]}, "the settled span 5 to 8 is out of order"),
+        ({"settled": [Span(7, 9), Span(9, 10)]}, "the settled span 9 to 10 is out of order"),
+        ({"settled": [Span(7, 21)]}, "beyond 20"),
+        (
+            {"counts": {"delivered": 8}},
+            "the ledger does not add up: 8 events are counted as settled, and 7 numbers are",
+        ),
+        ({"shed": {"stalled": -1}}, "a count is negative"),
+        ({"retried": -1}, "a count is negative"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_is_told_apart(change: dict[str, object], said: str) -> None:
+    fields = {name: getattr(SOUND, name) for name in SOUND.__struct_fields__} | change
+    assert any(said in what for what in contradictions(State(**fields)))
+    assert isinstance(SOUND.pause, Pause | None)
+
+
+def test_a_page_never_reaches_into_the_next_segment_and_goes_on_where_it_stopped() -> None:
+    queue = read_queue(made(), DIRECTORY)
+    seen, start, pages = [], 1, 0
+    while start:
+        page = event_page(queue, Selection(after=EPOCH + 3), start, 4)
+        seen += [each.seq for each in page.events]
+        start, pages = page.next or 0, pages + 1
+    assert (seen, pages) == (list(range(4, 13)), 3)
