@@ -98,12 +98,12 @@ def audit(
 
 
 def _check_cursor(queue: QueueSnapshot, slots: list[bytes], tally: _Tally) -> None:
+    newest = newest_in(slots)
     for number, slot in enumerate(slots):
         if slot.strip(b"\0") and decode_slot(slot) is None:
-            what = f"slot {number + 1} of 2 is damaged"
-            remedy = f"write it anew: {REPAIR} (without it, what was delivered last may be delivered again)"
-            tally.add(Finding("cursor", number * SLOT_BYTES, what, 0, remedy), problem=True)
-    newest = newest_in(slots)
+            what = f"slot {number + 1} of 2 is damaged, as a power cut may leave it; the other one counts"
+            remedy = f"none: the next checkpoint goes there (or write it at once: {REPAIR})"
+            tally.add(Finding("cursor", number * SLOT_BYTES, what, 0, remedy), problem=newest is None)
     if newest is not None:
         for what in contradictions(newest.state):
             tally.add(Finding("cursor", None, what, 0, "please report it"), problem=True)

@@ -252,7 +252,7 @@ class Log:
         return active.size + size <= self._segment_bytes and abs(age) <= self._segment_seconds
 
     def _begin_segment(self, now: float) -> _Active:
-        """Create a segment named by the next number; the name is durable before anything is in it."""
+        """Create a segment named by the next number; name and header are durable before anything else is in it."""
         first_seq = self.view.next_seq
         path = self.path(first_seq)
         self._fs.unlink(path)  # a segment of this name holds no item that was ever acknowledged
@@ -260,7 +260,8 @@ class Log:
         try:
             header = segment.encode_header(first_seq, now)
             file.pwrite(header, 0)
-            self._fs.sync_directory(self._directory)  # the header becomes durable with the first frame
+            file.sync()  # a segment that has frames tells its age
+            self._fs.sync_directory(self._directory)
         except OSError:
             file.close()
             with contextlib.suppress(OSError):  # left behind it is harmless: it holds nothing, and the name is reused

@@ -168,12 +168,14 @@ ORDERS = (
         "segments go before the cursor is durable",
         STORE,
         """
-        self._cursor_file.sync()
-        self.log.delete_before(position)
+            self._cursor_file.sync()
+            self.log.delete_before(position)
+        except StorageError as error:
         """,
         """
-        self.log.delete_before(position)
-        self._cursor_file.sync()
+            self.log.delete_before(position)
+            self._cursor_file.sync()
+        except StorageError as error:
         """,
     ),
     Order(

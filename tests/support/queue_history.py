@@ -80,7 +80,6 @@ class Truth:
             "dead_lettered": outcomes.count(Outcome.DEAD_LETTERED),
             "dropped": dropped,
             "queued": len(self.rows) - len(self.settled),
-            "retried": 0,
         }
 
     def dead_letters(self) -> list[tuple[Any, ...]]:

@@ -170,7 +170,14 @@ def test_leftovers_and_foreign_files_are_worth_a_note() -> None:
     ]
 
 
-def test_a_slot_that_is_damaged_and_a_cursor_that_is_lost_are_problems() -> None:
+def test_a_slot_that_is_damaged_is_worth_a_note_and_a_cursor_that_is_lost_is_a_problem() -> None:
+    fs = made()
+    slots = read_slots(fs, DIRECTORY / "cursor")
+    written = next(number for number, slot in enumerate(slots) if slot.strip(b"\0"))
+    fs.write_bytes(DIRECTORY / "cursor", slots[written] * 2)
+    fs.flip(DIRECTORY / "cursor", SLOT_BYTES + 20, 0)
+    found = check(fs)
+    assert (found.ok, [note.offset for note in found.notes]) == (True, [SLOT_BYTES])
     fs = made()
     for offset in (20, SLOT_BYTES + 20):
         fs.flip(DIRECTORY / "cursor", offset, 0)

@@ -83,7 +83,7 @@ class TestFailure:
         log.append([entry("b")], 0.0)
         log.append([entry("c")], 0.0)
         log.seal()
-        assert [call.path for call in disk.log if call.operation == "sync"].count(segment_path(1)) == 2
+        assert [call.path for call in disk.log if call.operation == "sync"].count(segment_path(1)) == 3
 
     def test_what_was_refused_does_not_come_back_after_a_kill(self, disk: FaultFilesystem) -> None:
         """A refused append may have written whole frames before the disk was full."""
