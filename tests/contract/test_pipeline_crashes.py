@@ -3,8 +3,9 @@
 Each workload of tests.support.workloads is run once, and a copy of the world is taken before and after each call. On each copy
 another process starts, as after a SIGKILL, and as after a power cut, for each outcome that tests.support.crash_outcomes
 enumerates (its docstring says what is complete there). That process recovers, is held to what the witness saw, works on, and dies
-as well: at a call, during recovery or later, and with an outcome that are chosen by chance, from fixed seeds. A third one
-recovers again, delivers everything, stops in order, and finds the same exact ledger when it opens the queue once more.
+as well: at a call, during recovery or later, and with an outcome that are chosen by chance, from fixed seeds (it may be done
+before that call: the report counts the second deaths). A third one recovers again. Each of them, whatever became of it by then in
+another copy of the world, delivers everything, stops in order, and finds the same exact ledger when it opens the queue once more.
 
 Complete with `--hypothesis-profile=nightly`: every call, before and after, a kill and all the enumerated outcomes of a power cut
 (at most BOUND combinations, see there). Sampled without it: at every call, before and after, one of these outcomes: in turn a
