@@ -347,14 +347,14 @@ ORDERS = (
         "damaged bytes are cut off before they are in quarantine",
         LOG,
         """
-        if end < len(data) and not segment.is_torn(tail):
-            quarantine.keep(last.first_seq, end, tail)
-        _mend(fs, path, end)
+        if end.size < len(data) and not segment.is_torn(data[end.size :]):
+            quarantine.keep(last.first_seq, end.size, data[end.size :])
+        _mend(fs, path, end.size)
         """,
         """
-        _mend(fs, path, end)
-        if end < len(data) and not segment.is_torn(tail):
-            quarantine.keep(last.first_seq, end, tail)
+        _mend(fs, path, end.size)
+        if end.size < len(data) and not segment.is_torn(data[end.size :]):
+            quarantine.keep(last.first_seq, end.size, data[end.size :])
         """,
     ),
     Order(
