@@ -21,7 +21,7 @@ from agent.queue.browse import Selection, event_page
 from agent.queue.cursor import Ledger, Outcome, Span
 from agent.queue.cursor_file import read_slots
 from agent.queue.log import Entry
-from agent.queue.record import Record, encode_record
+from agent.queue.record import Record, encode_frame, encode_record
 from agent.queue.snapshot import read_queue
 from agent.queue.store import Limits, Store
 from agent.upkeep import changes
@@ -386,3 +386,20 @@ def rot(fs: FaultFilesystem, data: st.DataObject) -> None:
         fs.write_bytes(path, contents[:where] + bytes(len(contents[where : where + 512])) + contents[where + 512 :])
     elif contents:
         fs.flip(path, where, data.draw(st.integers(0, 7)))
+
+
+def test_frames_that_are_whole_and_hold_other_things_are_kept_in_quarantine_and_counted() -> None:
+    """Only another writer can have written them; the daemon would count them as corrupt too."""
+    fs = seeded()
+    for path, frame in (
+        (segments(fs)[-1], encode_frame(20, 2, b"no record")),
+        (segments(fs, "dead-letters")[-1], encode_frame(10, 1, b"no letter")),
+    ):
+        fs.write_bytes(path, fs.read_bytes(path) + frame)
+    assert [problem.costs for problem in check(fs).problems] == [2, 1]
+    assert perform(fs, run(changes.repair)) == changes.Repaired(2, 1, 0, 1, [], [])
+    assert check(fs).problems == []
+    assert ledger(fs) == Ledger(21, 4, 9, {"corrupt": 2}, 6)
+    kept = {fs.read_bytes(path) for path in fs.paths() if path.parent.name == "quarantine"}
+    assert kept == {b"no record", b"no letter"}
+    assert sorted(names_of_letters(fs)) == sorted(LETTERS)

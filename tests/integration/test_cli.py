@@ -308,6 +308,29 @@ def test_emit_waits_only_so_long_for_a_daemon_that_hangs(tmp_path: Path) -> None
     assert 0 < int(counted[1].replace(",", "")) < count
 
 
+def test_emit_that_is_strict_waits_for_a_daemon_that_is_slow_as_long_as_it_takes_lines(tmp_path: Path) -> None:
+    """In all it waits longer than for one that hangs."""
+    path, count, pace = tmp_path / "s.sock", 16_000, threading.Event()
+    taken: list[bytes] = []
+
+    def take_slowly(listening: socket.socket) -> None:
+        with listening.accept()[0] as connection:
+            while data := connection.recv(4096):
+                taken.append(data)
+                pace.wait(0.01)
+
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        taker = threading.Thread(target=take_slowly, args=(listening,))
+        taker.start()
+        done = run_command("emit", "-", "--strict", "--socket", path, stdin=lines(count))
+        pace.set()
+        taker.join()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert b"".join(taken).count(b'"hash"') == count
+
+
 def test_emit_is_strict_about_lines_that_are_not_valid(daemon: Daemon) -> None:
     done = run_command("emit", "-", "--strict", "--socket", daemon.stream, stdin=b"\n" + b"{}\n" * 15)
     assert done.returncode == 1

@@ -5,6 +5,8 @@ import os
 import re
 import socket
 import stat
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 
 from tests.support.accounts import flushed, holds, ledger, ledger_of
 from tests.support.api_server import Answer, ApiServer
-from tests.support.command import Terminal, problems, run_command
+from tests.support.command import Terminal, environment, problems, run_command
 from tests.support.daemon import Daemon, Sections
 
 SESSIONS = ("11111111-2222-4333-8444-555555555555", "66666666-7777-4888-8999-aaaaaaaaaaaa")
@@ -368,6 +370,32 @@ def test_root_leaves_nothing_in_a_daemons_queue_that_the_daemon_could_not_open(a
         ok(daemon, "queue", "export", daemon.directory / "copy")
         assert {path.stat().st_uid for path in [daemon.queue, *daemon.queue.rglob("*")]} == {12345}
         assert (daemon.directory / "copy").stat().st_uid == 0
+
+
+AS_SOMEBODY_ELSE = """
+import os, sys
+import agent.cli.queue, agent.cli.queue_access, agent.cli.queue_offline, encodings.idna, encodings.utf_8_sig
+from agent.cli.main import main
+os.setgroups([]), os.setgid(12345), os.setuid(12345)
+sys.exit(main())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@pytest.mark.parametrize(("running", "code"), [(True, 4), (False, 7)], ids=["running", "stopped"])
+def test_somebody_who_may_not_is_told_who_may(running: bool, code: int) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        with Daemon(Path(directory) / "d", NOWHERE) as daemon:
+            if not running:
+                daemon.terminate()
+            command = [sys.executable, "-c", AS_SOMEBODY_ELSE, "queue", "ls", "--config", str(daemon.config)]
+            env = {name: value for name, value in environment().items() if not name.startswith("COV")}
+            done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=30, check=False)
+    (said,) = problems(done.stderr)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert "Permission denied" in said
+    assert said.endswith("run it as the daemon's user, or as root")
 
 
 @pytest.mark.parametrize(
