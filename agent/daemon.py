@@ -261,7 +261,7 @@ def _delivery(settings: Config, environ: Mapping[str, str]) -> Delivery:
         timeout=api.timeout,
     )
     return Delivery(
-        transport=HttpTransport(endpoint, wall_clock=SEAMS.wall_clock, connections=batch.concurrency),
+        transport=HttpTransport(endpoint, wall_clock=SEAMS.wall_clock),
         settings=policy.Settings(
             max_events=batch.max_events,
             concurrency=batch.concurrency,

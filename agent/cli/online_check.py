@@ -41,7 +41,7 @@ def ask_server(settings: Config, environ: Mapping[str, str]) -> tuple[bool, str]
 
 
 async def _probe(endpoint: Endpoint) -> Verdict | None:
-    transport = HttpTransport(endpoint, wall_clock=time.time, connections=1)
+    transport = HttpTransport(endpoint, wall_clock=time.time)
     try:
         return await transport.probe()
     finally:

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -127,10 +128,12 @@ def _message(body: bytes) -> str:
 
 
 class HttpTransport:
-    """Sends batches through httpx's pool of connections. `wall_clock` returns seconds since the epoch; `transport` is for tests.
+    """Sends batches with httpx, as many at a time as are asked for. `wall_clock` returns seconds since the epoch; `transport` is
+    for tests.
 
-    It uses httpx's transport without its client: what a client adds (cookies, redirects, authentication) is not wanted here, and
-    costs half of a request's time.
+    It uses httpx's transports without its client: what a client adds (cookies, redirects, authentication) is not wanted here, and
+    costs half of a request's time. Each has one connection, and the one that was used last is used next: a pool of several looks
+    at all of them, several times for each request.
 
     The environment's proxies and certificates count (HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE), but nothing for this host itself
     goes through a proxy: plain HTTP would show it the token. Raises ConfigError if what the environment says is unusable.
@@ -141,7 +144,6 @@ class HttpTransport:
         endpoint: Endpoint,
         *,
         wall_clock: Callable[[], float],
-        connections: int = 4,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._endpoint = endpoint
@@ -155,7 +157,8 @@ class HttpTransport:
             self._headers["authorization"] = f"Bearer {endpoint.token}"
         self._params = {k: v for k, v in (("teamId", endpoint.team_id), ("slug", endpoint.slug)) if v}
         self._urls: dict[str, httpx.URL] = {}
-        self._transport = transport or _transport(endpoint.url, connections)
+        self._connection = _connections(endpoint.url) if transport is None else lambda: transport
+        self._idle = [self._connection()]
 
     async def send(self, context: Context, body: bytes) -> Verdict:
         """See `Transport`."""
@@ -175,15 +178,17 @@ class HttpTransport:
         return None if verdict.status in {404, 405, 501} else verdict
 
     async def aclose(self) -> None:
-        """Close the connections."""
-        await self._transport.aclose()
+        """Close the connections; no request may be under way."""
+        for connection in self._idle:
+            await connection.aclose()
 
     async def _request(self, method: str, path: str, headers: dict[str, str], body: bytes | None = None) -> Verdict:
         """Make one request; an answer that accepts counts only when it is whole."""
+        connection = self._idle.pop() if self._idle else self._connection()
         try:
             request = httpx.Request(method, self._url(path), headers=headers, content=body)
             with anyio.fail_after(self._endpoint.timeout):
-                response = await self._transport.handle_async_request(request)
+                response = await connection.handle_async_request(request)
                 try:
                     answer = await _read_some(response)
                 finally:
@@ -199,6 +204,8 @@ class HttpTransport:
             return Verdict(Kind.MISCONFIGURED, self._clean(f"cannot ask {self._endpoint.url}: {_reason(error)}"))
         except httpx.TransportError as error:
             return Verdict(Kind.CUT_OFF, self._clean(f"the connection broke: {_reason(error)}"))
+        finally:
+            self._idle.append(connection)
         verdict = classify(response.status_code, response.headers, answer, now=self._wall_clock())
         if path == STATUS_PATH and verdict.kind is Kind.ACCEPTED:
             verdict = _account_status(answer)
@@ -219,22 +226,23 @@ class HttpTransport:
         return "[token]".join([first, *(part[_shared(part, rest) :] for part in others)])
 
 
-def _transport(url: str, connections: int) -> httpx.AsyncHTTPTransport:
-    """Return a pool of so many connections to `url`. Raises ConfigError."""
-    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=60)
-    proxy = _proxy(url)
+def _connections(url: str) -> Callable[[], httpx.AsyncBaseTransport]:
+    """Return what makes transports of one connection to `url`. Raises ConfigError."""
+    limits, proxy = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=60), _proxy(url)
     try:
         # Certificates are read only where they are needed: that takes longer than all the rest of the start, and 3 MiB.
         verify = (
             httpx.create_ssl_context() if "https" in {urlsplit(url).scheme, urlsplit(proxy or "").scheme} else False
         )
-        return httpx.AsyncHTTPTransport(verify=verify, limits=limits, proxy=proxy)
+        make = partial(httpx.AsyncHTTPTransport, verify=verify, limits=limits, proxy=proxy)
+        make()  # whatever is wrong with it is said now
     except OSError as error:
         raise ConfigError(f"SSL_CERT_FILE, SSL_CERT_DIR: the certificates cannot be read: {error}") from error
     except (ValueError, ImportError, httpx.InvalidURL):  # their messages, and so their cause, may hold a password
         raise ConfigError(
             "HTTPS_PROXY, HTTP_PROXY, ALL_PROXY: the proxy cannot be used; it should be http://HOST:PORT or https://HOST:PORT"
         ) from None
+    return make
 
 
 def _proxy(url: str) -> str | None:
