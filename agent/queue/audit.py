@@ -13,7 +13,7 @@ import msgspec
 
 from agent.queue import segment
 from agent.queue.browse import missing, unsettled
-from agent.queue.cursor import SLOT_BYTES, Ledger, Span, State, decode_slot
+from agent.queue.cursor import SLOT_BYTES, Ledger, Span, decode_slot
 from agent.queue.cursor_file import newest_in
 from agent.queue.filesystem import DIRECTORY_MODE, FILE_MODE, UNFINISHED, Filesystem
 from agent.queue.quarantine import copy_name
@@ -101,33 +101,13 @@ def _check_cursor(queue: QueueSnapshot, slots: list[bytes], tally: _Tally) -> No
     newest = newest_in(slots)
     for number, slot in enumerate(slots):
         if slot.strip(b"\0") and decode_slot(slot) is None:
-            what = f"slot {number + 1} of 2 is damaged, as a power cut may leave it; the other one counts"
-            remedy = f"none: the next checkpoint goes there (or write it at once: {REPAIR})"
-            tally.add(Finding("cursor", number * SLOT_BYTES, what, 0, remedy), problem=newest is None)
-    if newest is not None:
-        for what in contradictions(newest.state):
-            tally.add(Finding("cursor", None, what, 0, "please report it"), problem=True)
-    elif queue.log.view.next_seq > 1:
+            harmless = ", as a power cut may leave it; the other one counts" if newest is not None else ""
+            what = f"slot {number + 1} of 2 is damaged{harmless}"
+            tally.add(Finding("cursor", number * SLOT_BYTES, what, 0, f"write it anew: {REPAIR}"), problem=not harmless)
+    if newest is None and queue.log.view.next_seq > 1:
         count = unsettled(queue, Span(1, queue.log.view.next_seq))
         what = f"there is no readable checkpoint: {_events(count)} count as queued, delivered or not; the ledger begins anew"
         tally.add(Finding("cursor", None, what, 0, f"write a new one: {REPAIR}"), problem=True)
-
-
-def contradictions(state: State) -> Iterator[str]:
-    """Yield what cannot be so in a checkpoint. Pure."""
-    if not 1 <= state.origin <= state.position <= state.next_seq:
-        yield f"origin {state.origin}, position {state.position} and next number {state.next_seq} are not in this order"
-    before = state.position
-    for span in state.settled:
-        if not before < span.start < span.stop <= state.next_seq:
-            yield f"the settled span {span.start} to {span.stop} is out of order or beyond {state.next_seq}"
-        before = span.stop
-    settled = state.position - state.origin + sum(span.length for span in state.settled)
-    counted = sum(state.counts.values())
-    if counted != settled:
-        yield f"the ledger does not add up: {counted:,} events are counted as settled, and {settled:,} numbers are"
-    if min([0, state.retried, *state.counts.values(), *state.shed.values()]) < 0:
-        yield "a count is negative"
 
 
 # Segments

@@ -96,7 +96,10 @@ def is_possible(state: State) -> bool:
     in_order = 0 < state.origin <= state.position <= state.next_seq <= MAX_SEQ
     apart = all(one < other for one, other in pairwise(edges[1:-1])) and edges[-2] <= state.next_seq
     settled = state.position - state.origin + sum(span.length for span in state.settled)
-    counted = sum(state.counts.values()) == settled and min([*state.counts.values(), *state.shed.values(), 0]) == 0
+    counted = (
+        sum(state.counts.values()) == settled
+        and min([*state.counts.values(), *state.shed.values(), state.retried, 0]) == 0
+    )
     return in_order and apart and counted and (state.pause is None or _is_possible_pause(state.pause))
 
 

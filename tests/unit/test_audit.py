@@ -8,9 +8,9 @@ import pytest
 from agent.delivery.dead_letter import DeadLetters, weigh
 from agent.events import Context, encode_events
 from agent.queue import segment
-from agent.queue.audit import Audit, audit, contradictions
+from agent.queue.audit import Audit, audit
 from agent.queue.browse import Selection, event_page, list_segments
-from agent.queue.cursor import SLOT_BYTES, Outcome, Pause, Span, State
+from agent.queue.cursor import SLOT_BYTES, Outcome, Span
 from agent.queue.cursor_file import read_slots
 from agent.queue.log import Entry
 from agent.queue.record import Record, encode_frame, encode_record
@@ -22,7 +22,6 @@ from tests.support.pipelines import DIRECTORY, EPOCH, events, numbered
 SEGMENTS = DIRECTORY / "segments"
 FIRST, SECOND = (SEGMENTS / segment.name(seq) for seq in (1, 7))
 LIMITS = Limits(segment_bytes=700)
-SOUND = State(5, 20, 1, [Span(7, 9), Span(12, 13)], {"delivered": 6, "corrupt": 1}, {"disk_full": 2}, None, 3)
 
 
 def made() -> FaultFilesystem:
@@ -198,34 +197,6 @@ def test_permissions_that_let_others_look_or_keep_the_owner_out_are_problems_and
         ("segments", "has mode 0500 instead of 0700"),
         (f"segments/{FIRST.name}", "has mode 0644 instead of 0600"),
     ]
-
-
-def test_a_sound_checkpoint_contradicts_nothing() -> None:
-    assert list(contradictions(SOUND)) == []
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"position": 0}, "are not in this order"),
-        ({"next_seq": 4}, "are not in this order"),
-        ({"origin": 6}, "are not in this order"),
-        ({"settled": [Span(12, 13), Span(7, 9)]}, "the settled span 7 to 9 is out of order"),
-        ({"settled": [Span(5, 8)]}, "the settled span 5 to 8 is out of order"),
-        ({"settled": [Span(7, 9), Span(9, 10)]}, "the settled span 9 to 10 is out of order"),
-        ({"settled": [Span(7, 21)]}, "beyond 20"),
-        (
-            {"counts": {"delivered": 8}},
-            "the ledger does not add up: 8 events are counted as settled, and 7 numbers are",
-        ),
-        ({"shed": {"stalled": -1}}, "a count is negative"),
-        ({"retried": -1}, "a count is negative"),
-    ],
-)
-def test_a_checkpoint_that_cannot_be_is_told_apart(change: dict[str, object], said: str) -> None:
-    fields = {name: getattr(SOUND, name) for name in SOUND.__struct_fields__} | change
-    assert any(said in what for what in contradictions(State(**fields)))
-    assert isinstance(SOUND.pause, Pause | None)
 
 
 def test_a_page_never_reaches_into_the_next_segment_and_goes_on_where_it_stopped() -> None:

@@ -352,6 +352,7 @@ def test_the_largest_state_that_fits_is_read_again() -> None:
         {"counts": {**STATE.counts, "new": 1}},
         {"counts": {**STATE.counts, "expired": -1, "new": STATE.counts.get("expired", 0) + 1}},
         {"shed": {"stalled": -1}},
+        {"retried": -1},
         {"pause": Pause("blocked", "", math.nan, 1.0, 0)},
         {"pause": Pause("blocked", "", 1e300, 1.0, 0)},
         {"pause": Pause("blocked", "", 1.0, -math.inf, 0)},
