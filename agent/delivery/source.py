@@ -20,13 +20,13 @@ import structlog
 
 from agent.delivery.batch import Batch, Batcher, Piece
 from agent.errors import StorageError
-from agent.events import cut, decode_events, encode_events, is_lines
+from agent.events import cut, decode_events, encode_events
 from agent.logs import Throttle
 from agent.queue.committer import RunBlocking
 from agent.queue.cursor import Outcome, Span
 from agent.queue.filesystem import FOREIGN
 from agent.queue.reader import Gap, Reader
-from agent.queue.record import Frame, Record, decode_record
+from agent.queue.record import Frame, Record, record_in
 from agent.queue.store import Store
 
 READ_BYTES = 1024 * 1024
@@ -177,11 +177,8 @@ class Source:
 
     def _decode(self, frame: Frame) -> _Read | Gap:
         span = Span(frame.first_seq, frame.next_seq)
-        try:
-            record = decode_record(frame.payload)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            record = None
-        if record is None or not is_lines(record.lines, frame.item_count):
+        record = record_in(frame)
+        if record is None:
             self._store.quarantine.keep(frame.first_seq, 0, frame.payload)
             return Gap(span)
         return _Read(span, record)
