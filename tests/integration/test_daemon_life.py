@@ -1,5 +1,6 @@
 """The real daemon from start to end: what it says, how it stops, what it refuses, what survives."""
 
+import os
 import re
 import signal
 import socket
@@ -16,7 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.accounts import ledger as expected
-from tests.support.api_server import ApiServer
+from tests.support.api_server import Answer, ApiServer
 from tests.support.daemon import TOKEN, Daemon, Sections
 from tests.support.edge import line
 from tests.support.json_log import logged, wait_logged
@@ -114,14 +115,20 @@ def test_events_written_in_the_moment_of_sigterm_are_kept(tmp_path: Path) -> Non
         assert ledger(daemon)["queued"] == sum(each // len(line()) for each in written)
 
 
+@pytest.mark.parametrize("api", ["gone", "hanging"])
 def test_with_the_api_down_it_ends_at_the_deadline_and_a_restart_delivers(
-    tmp_path: Path, api_server: ApiServer
+    tmp_path: Path, api_server: ApiServer, api: str
 ) -> None:
-    with Daemon(tmp_path / "d", NOWHERE, {"shutdown": {"deadline": "500ms"}}) as daemon:
+    api_server.default = Answer(mode="hang")
+    url, sections = NOWHERE if api == "gone" else api_server.url, {"shutdown": {"deadline": "500ms"}}
+    with Daemon(tmp_path / "d", url, {**sections, "api": {"timeout": "1h"}}) as daemon:
         emit(daemon, 20)
+        if api == "hanging":
+            api_server.wait_for_posts(1)
         started = time.monotonic()
         assert daemon.terminate() == 0
         assert 0.4 < time.monotonic() - started < 5
+        api_server.default = Answer()
         daemon.configure(api_server.url, {})
         daemon.start()
         daemon.wait_status(lambda status: status["destinations"]["default"]["ledger"]["delivered"] == 20)
@@ -146,6 +153,52 @@ def test_two_signals_at_once_end_it_in_order(tmp_path: Path) -> None:
         daemon.signal(signal.SIGINT)
         assert daemon.wait(10) == 0
         assert ledger(daemon.start())["queued"] == 20
+
+
+def test_a_kill_while_it_drains_costs_no_event(tmp_path: Path, api_server: ApiServer) -> None:
+    api_server.default = Answer(mode="hang")
+    with Daemon(tmp_path / "d", api_server.url, {"shutdown": {"deadline": "1h"}, **JSON_LOG}) as daemon:
+        emit(daemon, 20)
+        daemon.signal(signal.SIGTERM)
+        wait_logged(daemon, "stopping")
+        api_server.wait_for_posts(1)
+        daemon.kill()
+        api_server.default = Answer()
+        daemon.start()
+        daemon.wait_status(lambda status: status["destinations"]["default"]["ledger"] == expected(20, delivered=20))
+        assert len(api_server.accepted_events()) == 20
+
+
+def test_what_comes_while_it_is_stopped_is_taken_when_it_goes_on(tmp_path: Path, api_server: ApiServer) -> None:
+    """A request that is under way meanwhile has timed out then, and is made again."""
+    api_server.default = Answer(mode="hang")
+    with Daemon(tmp_path / "d", api_server.url, {"api": {"timeout": "200ms"}}) as daemon:
+        emit(daemon, 20)
+        api_server.wait_for_posts(1)
+        daemon.signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, daemon.pid, os.WSTOPPED)
+        for _ in range(10):
+            daemon.send_lines(line() * 10)
+            daemon.send_datagram(line())
+        api_server.default = Answer()
+        daemon.signal(signal.SIGCONT)
+        daemon.wait_status(lambda status: status["destinations"]["default"]["ledger"] == expected(130, delivered=130))
+        assert len(api_server.accepted_events()) == 130
+
+
+def test_what_a_killed_daemon_had_not_read_is_gone_and_was_not_acknowledged(tmp_path: Path) -> None:
+    with Daemon(tmp_path / "d", NOWHERE) as daemon:
+        emit(daemon, 1)
+        with daemon.connect() as client:
+            daemon.signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, daemon.pid, os.WSTOPPED)
+            client.send(line() * 5)
+            daemon.send_lines(line() * 5)
+            daemon.kill()
+            with pytest.raises(ConnectionResetError):
+                client.answer()
+        daemon.start()
+        assert ledger(daemon) == expected(1, queued=1)
 
 
 def test_a_flush_may_wait_while_the_daemon_drains(tmp_path: Path) -> None:

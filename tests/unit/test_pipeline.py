@@ -151,6 +151,25 @@ async def test_a_lost_answer_repeats_its_batch_and_loses_nothing() -> None:
 
 
 @pytest.mark.anyio
+async def test_after_a_power_loss_the_batches_of_the_last_moments_are_sent_again_and_counted_once() -> None:
+    """A checkpoint is written at every batch, and synced only when that has a reason: a sync for each would cost more."""
+    async with host() as h:
+        h.settings, transport = Settings(max_events=10, concurrency=1), FakeTransport()
+        h.transport = transport
+        pipeline = h.start()
+        await submit(pipeline, NAMES).wait()
+        await pipeline.flush()
+        await h.kill(LoseAll())
+        pipeline = h.start()
+        await pipeline.flush()
+        times = Counter(transport.taken)
+        assert times.keys() == set(NAMES)
+        assert set(times.values()) <= {1, 2}
+        assert times.total() > len(NAMES)
+        assert (pipeline.ledger().accepted, pipeline.ledger().delivered) == (100, 100)
+
+
+@pytest.mark.anyio
 async def test_a_batch_has_one_context_and_keeps_the_order_of_its_events() -> None:
     contexts = [Context("A", 0), Context("A", 1), Context("B", 0), Context()]
     async with host() as h:
@@ -195,6 +214,23 @@ async def test_what_is_older_than_max_age_is_dropped_by_that_name() -> None:
         await anyio.sleep(3599)
         await submit(pipeline, numbered(5, "new")).wait()
         await anyio.sleep(2)
+        pipeline.resume()
+        await pipeline.flush()
+        assert transport.taken == numbered(5, "new")
+        assert pipeline.ledger().dropped == {"expired": 5}
+        assert balanced(pipeline)
+
+
+@pytest.mark.anyio
+async def test_a_clock_that_jumps_ahead_by_more_than_max_age_lets_what_waits_expire_by_that_name() -> None:
+    async with host() as h:
+        h.limits, h.options = Limits(max_age=3600), Options(max_age=3600)
+        h.transport = transport = FakeTransport()
+        pipeline = h.start()
+        pipeline.pause()
+        await submit(pipeline, numbered(5, "old")).wait()
+        h.skew = 3601
+        await submit(pipeline, numbered(5, "new")).wait()
         pipeline.resume()
         await pipeline.flush()
         assert transport.taken == numbered(5, "new")

@@ -11,7 +11,7 @@ import pytest
 
 from agent.errors import StorageError
 from agent.events import Context, Event, encode_events
-from agent.queue.cursor import Outcome, Pause, Span
+from agent.queue.cursor import Ledger, Outcome, Pause, Span
 from agent.queue.filesystem import OsFilesystem
 from agent.queue.log import Entry
 from agent.queue.reader import Gap
@@ -290,6 +290,37 @@ class TestRoom:
         disk.kill()
         assert Store(disk, ROOT, Limits()).cursor.ledger() == ledger
         assert ledger.dropped == {Outcome.OVERFLOW: 5, Outcome.DISK_ERROR: 2}
+
+    def test_a_kill_forgets_drops_that_no_checkpoint_could_hold(self, disk: FaultFilesystem) -> None:
+        """The known limit: what was refused is nowhere but in a checkpoint, and the disk took none."""
+        store = Store(disk, ROOT, Limits())
+        commit(store, [entry("a")])
+        disk.errors = failing("pwrite", errno.EIO)
+        committed = commit(store, [entry("b", 5)])
+        commit(store)
+        assert (committed.refused, dropped(store)) == (Outcome.DISK_ERROR, {Outcome.DISK_ERROR: 5})
+        disk.errors = no_errors
+        disk.kill()
+        store = Store(disk, ROOT, Limits())
+        assert store.cursor.ledger() == Ledger(1, 0, 0, {}, 1)
+        assert numbers(store) == [1]
+
+    def test_what_was_refused_may_come_back_after_a_power_loss_and_then_counts_as_accepted(self) -> None:
+        """The known limit: a disk that fails to sync may also fail to forget. Nothing that was accepted suffers."""
+        found = set()
+        for seed in range(40):
+            disk = FaultFilesystem()
+            store = Store(disk, ROOT, Limits())
+            commit(store, [entry("a")])
+            disk.errors, disk.partial = failing("sync", errno.EIO), RandomChooser(seed)
+            assert commit(store, [entry("b", 5)]).refused is Outcome.DISK_ERROR
+            disk.errors = no_errors
+            disk.crash(RandomChooser(seed))
+            store = Store(disk, ROOT, Limits())
+            found.add(tuple(numbers(store)))
+            ledger = store.cursor.ledger()
+            assert ledger.accepted == ledger.queued + sum(ledger.dropped.values())
+        assert found == {(1,), (1, 2)}
 
     def test_segments_are_deleted_on_a_full_disk(self, disk: FaultFilesystem) -> None:
         store = Store(disk, ROOT, Limits(segment_bytes=1))

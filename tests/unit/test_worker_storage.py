@@ -141,6 +141,35 @@ async def test_a_disk_that_refuses_what_delivery_writes_holds_it_up_and_loses_no
         assert pipeline.ledger().dead_lettered == 1
 
 
+async def test_a_full_disk_on_which_the_cursor_failed_to_sync_stops_delivery_until_64_kib_are_free() -> None:
+    """The known limit: after a failed sync nothing but a new file can be trusted, and a new file takes room."""
+    async with host() as h:
+        h.settings, transport = Settings(max_events=1, concurrency=1), FakeTransport()
+        h.transport = transport
+        pipeline = h.start()
+        await submit(pipeline, numbered(3)).wait()
+        await pipeline.flush()
+        h.fs.errors = lambda called, path: (
+            OSError(errno.EIO, "no") if (called, path.stem) == ("sync", "cursor") else None
+        )
+        pipeline.pause()
+        await submit(pipeline, numbered(3, "late")).wait()
+        await pipeline.commit_once()
+        h.fs.errors = no_errors
+        h.fs.capacity = h.fs.used + 64 * 1024 - 1
+        pipeline.resume()
+        await anyio.sleep(600)
+        taken = len(transport.taken)
+        assert taken <= 3 + 1
+        assert "No space left" in str((await pipeline.status()).storage_error)
+        assert balanced(pipeline)
+        h.fs.capacity += 1
+        await pipeline.flush()
+        assert set(transport.taken) == {*numbered(3), *numbered(3, "late")}
+        assert len(transport.taken) <= 6 + 1
+        assert (await pipeline.status()).storage_error is None
+
+
 async def test_a_dead_letter_is_on_disk_before_its_event_is_settled() -> None:
     async with host() as h:
         transport = FakeTransport(reject("h0"))
