@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from agent.queue.record import MARKER
 from tests.support import rot
-from tests.support.accounts import flushed, holds, ledger_of
+from tests.support.accounts import flushed, holds, ledger, ledger_of
 from tests.support.api_server import ApiServer
 from tests.support.daemon import Daemon, Sections
 from tests.support.dead_letters import read_dead_letters
@@ -222,3 +223,26 @@ def test_what_leaves_no_place_for_a_queue_is_named_in_one_line(tmp_path: Path, s
         daemon.start()
     [said] = daemon.stderr_text().splitlines()
     assert said.startswith(f"artifacts-agent: {place}: ")
+
+
+def test_segments_that_are_deleted_under_a_running_daemon_are_counted_until_the_next_one_begins(
+    tmp_path: Path, api_server: ApiServer
+) -> None:
+    """The known limit: what is written to a file without a name is acknowledged, and gone."""
+    with Daemon(tmp_path / "agent", api_server.url, SECTIONS) as daemon:
+        daemon.request("POST", "/pause")
+        with daemon.connect() as client:
+            client.send(record_of(0))
+            client.wait_settled(EVENTS)
+            shutil.rmtree(daemon.queue / "default" / "segments")
+            client.send(record_of(1))
+            client.wait_settled(2 * EVENTS)
+        assert daemon.terminate() == 0
+        daemon.start()
+        with daemon.connect() as client:
+            client.send(record_of(2))
+            client.wait_settled(EVENTS)
+        daemon.request("POST", "/resume")
+        assert flushed(daemon)
+        assert ledger_of(daemon.status()) == ledger(3 * EVENTS, delivered=EVENTS) | {"dropped": {"corrupt": 2 * EVENTS}}
+    assert [event["hash"] for event in api_server.accepted_events()] == [f"r2-{index}" for index in range(EVENTS)]
