@@ -4,8 +4,7 @@ It knows the wire protocol's context lines, and files. It must never know where 
 """
 
 import contextlib
-import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ import msgspec
 from agent.cli.output import say
 from agent.cli.words import amount
 from agent.errors import AgentError
+from agent.queue.filesystem import UNFINISHED, File, Filesystem, OsFilesystem
 
 if TYPE_CHECKING:
     from agent.events import Event
@@ -85,10 +85,11 @@ class _Stdout:
 
 
 class _File:
-    def __init__(self, fd: int, target: Path) -> None:
-        self._fd = fd
+    def __init__(self, file: File, target: Path) -> None:
+        self._file = file
         self._target = target
         self._buffer = bytearray()
+        self._size = 0
 
     def write(self, line: bytes) -> None:
         self._buffer += line + b"\n"
@@ -97,10 +98,11 @@ class _File:
 
     def flush(self) -> None:
         try:
-            while self._buffer:
-                del self._buffer[: os.write(self._fd, self._buffer)]
+            self._file.pwrite(bytes(self._buffer), self._size)
         except OSError as error:
             raise AgentError(f"{self._target}: cannot write: {error.strerror}: nothing was exported") from error
+        self._size += len(self._buffer)
+        self._buffer.clear()
 
 
 @contextmanager
@@ -118,7 +120,7 @@ def writer(target: str, *, force: bool, whole: bool, noun: str) -> Iterator[Writ
         with standard_output() as out:
             yield Writer(out, whole=whole)
         return
-    with Export(Path(target), force=force) as export:
+    with Export(OsFilesystem(), Path(target), force=force) as export:
         made = Writer(export.sink, whole=whole)
         yield made
         export.finish()
@@ -128,25 +130,27 @@ def writer(target: str, *, force: bool, whole: bool, noun: str) -> Iterator[Writ
 class Export:
     """A file that gets its name when it is whole. For `with`: leaving it with an error leaves nothing behind."""
 
-    def __init__(self, target: Path, *, force: bool) -> None:
+    def __init__(self, fs: Filesystem, target: Path, *, force: bool) -> None:
         """Raises AgentError if there is such a file already, unless `force`, or if none can be made there."""
+        self._fs = fs
         self._target = target
         self._force = force
+        self._temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{UNFINISHED}")
         self._refuse_to_overwrite()
         try:
-            fd, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".new", dir=target.parent)
+            self._file = fs.create(self._temporary)
         except OSError as error:
             raise AgentError(f"{target}: cannot write there: {error.strerror}") from error
-        self._fd, self._temporary = fd, Path(name)
-        self.sink = _File(fd, target)
+        self.sink = _File(self._file, target)
 
     def finish(self) -> None:
         """Give the file its name: from now on it is there, whole, whatever happens. Raises AgentError."""
         self.sink.flush()
         self._refuse_to_overwrite()
         try:
-            os.fsync(self._fd)
-            self._temporary.replace(self._target)
+            self._file.sync()
+            self._fs.rename(self._temporary, self._target)
+            self._fs.sync_directory(self._target.parent)
         except OSError as error:
             raise AgentError(f"{self._target}: cannot write there: {error.strerror}: nothing was exported") from error
 
@@ -154,10 +158,16 @@ class Export:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+        self._file.close()
         with contextlib.suppress(OSError):  # it has its name, or cannot be removed
-            self._temporary.unlink(missing_ok=True)
+            self._fs.unlink(self._temporary)
 
     def _refuse_to_overwrite(self) -> None:
-        if os.path.lexists(self._target) and not self._force:
+        if not self._force and self._target.name in self._names():
             raise AgentError(f"{self._target}: exists already: choose another name, or add --force to replace it")
+
+    def _names(self) -> list[str]:
+        try:
+            return self._fs.names(self._target.parent)
+        except OSError as error:
+            raise AgentError(f"{self._target}: cannot write there: {error.strerror}") from error
