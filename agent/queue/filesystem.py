@@ -222,15 +222,16 @@ UNFINISHED = ".new"
 
 
 def remove_unfinished(fs: Filesystem, directory: Path) -> list[Path]:
-    """Remove what interrupted writes have left in a directory, durably; return it. Nobody may be writing there."""
+    """Remove what interrupted writes have left in a directory; return it. Nobody may be writing there.
+
+    A power cut may bring it back, where it does no harm.
+    """
     try:
         left = [directory / name for name in fs.names(directory) if name.endswith(UNFINISHED)]
     except FileNotFoundError:
         return []
     for path in left:
         fs.unlink(path)
-    if left:
-        fs.sync_directory(directory)
     return left
 
 
