@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from agent.queue import record, segment
 from agent.queue.cursor import SLOT_BYTES, Outcome, decode_slot
 from agent.queue.record import encode_frame
-from tests.support import agent_reader
+from tests.support import agent_reader, second_reader
 from tests.support.queue_history import CONTEXTS, History, Truth
 
 
@@ -35,7 +35,7 @@ class QueueReader(Protocol):
         """Return the last dead letter of each number, by number."""
 
 
-READERS: list[QueueReader] = [agent_reader]
+READERS: list[QueueReader] = [agent_reader, second_reader]
 each_reader = pytest.mark.parametrize("reader", READERS, ids=[getattr(r, "__name__", "") for r in READERS])
 
 NONE: Final = frozenset[int]()
