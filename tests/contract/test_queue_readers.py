@@ -259,6 +259,29 @@ def test_files_that_are_no_segments_are_ignored(reader: QueueReader, killed: Kil
     check(reader, killed.directory, killed.truth)
 
 
+@each_reader
+def test_the_number_in_a_name_that_is_no_file_is_not_given_again(reader: QueueReader, killed: Killed) -> None:
+    (killed.directory / "segments" / segment.name(len(killed.truth.rows) + 5)).mkdir()
+    ledger = killed.truth.ledger()
+    ledger["accepted"] += 5
+    ledger["queued"] += 5
+    assert reader.ledger(killed.directory) == ledger
+    assert reader.queued_events(killed.directory) == killed.truth.queued()
+
+
+@each_reader
+def test_a_frame_damaged_outside_of_its_payload_is_accepted_even_if_it_looks_torn(
+    reader: QueueReader, tmp_path: Path
+) -> None:
+    history = History(tmp_path / "default")
+    history.append(2)
+    directory = history.kill()
+    (directory / "cursor").unlink()
+    last = places(directory)[-1]
+    flip(last.path, last.offset + 6, 4)  # its length, to one that is below the limit and beyond the file
+    check(reader, directory, history.truth, lost=last.numbers)
+
+
 numbers = st.integers(1, 40)
 steps = st.one_of(
     st.tuples(st.just("append"), st.lists(st.integers(1, 5), min_size=1, max_size=3), st.sampled_from(CONTEXTS)),

@@ -13,9 +13,11 @@ from agent.delivery.dead_letter import DeadLetter, DeadLetters
 from agent.events import Context, Event, encode_events
 from agent.queue import cursor, record, segment
 from agent.queue.cursor import SLOT_BYTES, SLOTS, Cursor, Outcome, Pause, Span, State, decode_slot, encode_slot
+from agent.queue.cursor_file import newest_in
 from agent.queue.filesystem import DIRECTORY_MODE, FILE_MODE, OsFilesystem
 from agent.queue.log import Entry
 from agent.queue.record import Record, decode_record, encode_record
+from agent.queue.snapshot import read_queue
 from agent.queue.store import Limits, Store
 
 REFERENCE: Final = Path(record.__file__).with_name("FORMAT.md").read_text()
@@ -123,6 +125,7 @@ def test_the_ledger_of_the_dumped_slot_is_the_one_that_the_reference_computes() 
 @pytest.mark.parametrize(
     ("what", "size"),
     [
+        ("segment, at most", segment.MAX_BYTES),
         ("segment header", segment.HEADER_BYTES),
         ("frame header", record.HEADER_BYTES),
         ("payload of a frame, at most", record.MAX_PAYLOAD_BYTES),
@@ -164,6 +167,38 @@ def test_a_slot_of_another_version_is_not_valid() -> None:
     assert decode_slot(bytes(slot)) is not None
     slot[4] = 2
     assert decode_slot(bytes(slot)) is None
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {0: True},
+        {0: 4.0},
+        {3: [[5, 6, 7]]},
+        {4: {b"delivered": 3}},
+        {4: {"delivered": 3.0}},
+        {6: ["operator", "paused", NOW, NOW]},
+        {6: ["a reason of tomorrow", "paused", -1.0, NOW, 0]},
+        {7: None},
+    ],
+    ids=str,
+)
+def test_a_checkpoint_of_another_shape_is_none(changed: dict[int, object]) -> None:
+    good: list[object] = [4, 9, 1, [], {"delivered": 3}, {}, None, 0]
+    assert decode_slot(slot_of(good)) is not None
+    assert decode_slot(slot_of([changed.get(index, value) for index, value in enumerate(good)])) is None
+
+
+def test_of_two_slots_with_the_same_generation_the_first_counts() -> None:
+    newest = newest_in([encode_slot(7, CURSOR_STATE), encode_slot(7, State(2, 2, 2, [], {}, {}, None))])
+    assert newest is not None
+    assert newest.state == CURSOR_STATE
+
+
+def test_without_a_cursor_and_segments_the_numbers_begin_after_a_name_that_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "segments" / segment.name(7)).mkdir(parents=True)
+    found = read_queue(OsFilesystem(), tmp_path)
+    assert (found.cursor.position, found.cursor.next_seq, found.cursor.ledger().accepted) == (8, 8, 0)
 
 
 LINE: Final = b'{"sessionId":"s","source":"LOCAL","event":"HIT","hash":"h"}\n'
