@@ -65,7 +65,15 @@ class DeadLetter(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
 
 
 encode_dead_letter = msgspec.msgpack.Encoder().encode
-decode_dead_letter = msgspec.msgpack.Decoder(DeadLetter).decode
+_decode_dead_letter = msgspec.msgpack.Decoder(DeadLetter).decode
+
+
+def decode_dead_letter(payload: bytes) -> DeadLetter:
+    """Return the letter in a payload. Raises msgspec.DecodeError or UnicodeDecodeError for what is none."""
+    try:
+        return _decode_dead_letter(payload)
+    except RecursionError as error:  # elements that a Context may have beyond those we know
+        raise msgspec.DecodeError("nested too deeply") from error
 
 
 def letter_in(frame: Frame) -> DeadLetter | None:

@@ -253,6 +253,6 @@ def decode_slot(data: bytes) -> Checkpoint | None:
         return None
     try:
         checkpoint = Checkpoint(_GENERATION.unpack_from(body)[0], _decode_state(body[_GENERATION.size :]))
-    except (ValueError, struct.error):  # a CRC that holds over something that is no state
+    except (ValueError, struct.error, RecursionError):  # a CRC that holds over something that is no state
         return None
     return checkpoint if checkpoint.generation < MAX_SEQ and is_possible(checkpoint.state) else None

@@ -118,4 +118,12 @@ def record_in(frame: Frame) -> Record | None:
 
 
 encode_record = msgspec.msgpack.Encoder().encode
-decode_record = msgspec.msgpack.Decoder(Record).decode
+_decode_record = msgspec.msgpack.Decoder(Record).decode
+
+
+def decode_record(payload: bytes) -> Record:
+    """Return the record in a payload. Raises msgspec.DecodeError or UnicodeDecodeError for what is none."""
+    try:
+        return _decode_record(payload)
+    except RecursionError as error:  # elements that a Context may have beyond those we know
+        raise msgspec.DecodeError("nested too deeply") from error

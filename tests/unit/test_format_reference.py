@@ -9,7 +9,7 @@ import msgpack
 import msgspec
 import pytest
 
-from agent.delivery.dead_letter import DeadLetter, DeadLetters
+from agent.delivery.dead_letter import DeadLetter, DeadLetters, letter_in
 from agent.events import Context, Event, encode_events
 from agent.queue import cursor, record, segment
 from agent.queue.cursor import SLOT_BYTES, SLOTS, Cursor, Outcome, Pause, Span, State, decode_slot, encode_slot
@@ -199,6 +199,19 @@ def test_without_a_cursor_and_segments_the_numbers_begin_after_a_name_that_is_no
     (tmp_path / "segments" / segment.name(7)).mkdir(parents=True)
     found = read_queue(OsFilesystem(), tmp_path)
     assert (found.cursor.position, found.cursor.next_seq, found.cursor.ledger().accepted) == (8, 8, 0)
+
+
+DEEP: Final = b"\x91" * 10_000 + b"\xc0"
+
+
+def test_what_is_nested_too_deeply_is_of_another_shape() -> None:
+    state = b"\x99" + msgpack.packb([4, 9, 1, [], {"delivered": 3}, {}, None, 0])[1:] + DEEP
+    assert decode_slot(slot_of(msgspec.Raw(state))) is None
+    context = b"\x93\xc0\xc0" + DEEP
+    with pytest.raises(msgspec.DecodeError):
+        decode_record(b"\x93" + msgpack.packb(1.0) + context + msgpack.packb(LINE))
+    letter = b"\x96" + msgpack.packb([1, 1.0, None, "m"])[1:] + context + msgpack.packb(LINE)
+    assert letter_in(record.Frame(1, 1, letter, 0)) is None
 
 
 LINE: Final = b'{"sessionId":"s","source":"LOCAL","event":"HIT","hash":"h"}\n'
