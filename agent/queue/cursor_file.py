@@ -52,7 +52,7 @@ class CursorFile:
     def write(self, state: State) -> None:
         """Write a checkpoint; it survives the process, but not yet the machine. Raises StorageError."""
         try:
-            if self._file is None:
+            if self._file is None or not self._file.has_name():
                 self._replace(state)
             else:
                 slot = self._next_slot(state)
@@ -111,6 +111,8 @@ class CursorFile:
 
     def _replace(self, state: State) -> None:
         """Put a new file, with this checkpoint durable in its first slot, in the place of one whose sync failed."""
+        self.close()
+        self._fs.make_directory(self._path.parent)  # somebody may have deleted it
         fresh = self._path.with_suffix(".new")
         self._fs.unlink(fresh)
         file = self._fs.create(fresh)

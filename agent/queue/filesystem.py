@@ -41,6 +41,9 @@ class File(Protocol):
     def size(self) -> int:
         """Return the file's length."""
 
+    def has_name(self) -> bool:
+        """Tell whether the file is still in a directory. One that somebody has deleted takes bytes, and nobody can find them."""
+
     def close(self) -> None:
         """Release the descriptor; never reports a failed write (sync did)."""
 
@@ -119,6 +122,9 @@ class OsFile:
 
     def size(self) -> int:
         return os.fstat(self._fd).st_size
+
+    def has_name(self) -> bool:
+        return os.fstat(self._fd).st_nlink > 0
 
     def close(self) -> None:
         try:

@@ -242,7 +242,7 @@ class Log:
 
     def _room_for(self, size: int, now: float) -> _Active:
         if self._active is not None:
-            if self._takes(self.view.segments[-1], size, now):
+            if self._takes(self.view.segments[-1], size, now) and self._active.file.has_name():
                 return self._active
             self.seal()
         return self._begin_segment(now)
@@ -255,6 +255,7 @@ class Log:
         """Create a segment named by the next number; name and header are durable before anything else is in it."""
         first_seq = self.view.next_seq
         path = self.path(first_seq)
+        self._fs.make_directory(self._directory)  # somebody may have deleted it
         self._fs.unlink(path)  # a segment of this name holds no item that was ever acknowledged
         file = self._fs.create(path)
         try:

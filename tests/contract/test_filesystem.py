@@ -235,6 +235,13 @@ class TestNames:
         assert file.pread(10, 0) == b"still here"
         assert disk.filesystem.names(disk.root) == []
 
+    def test_an_open_file_knows_whether_it_still_has_a_name(self, disk: Disk, file: File) -> None:
+        assert file.has_name()
+        disk.filesystem.rename(disk.root / "file", disk.root / "other")
+        assert file.has_name()
+        disk.filesystem.unlink(disk.root / "other")
+        assert not file.has_name()
+
     def test_unlink_of_a_missing_file_is_fine(self, disk: Disk) -> None:
         disk.filesystem.unlink(disk.root / "missing")
 

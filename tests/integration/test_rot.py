@@ -225,24 +225,22 @@ def test_what_leaves_no_place_for_a_queue_is_named_in_one_line(tmp_path: Path, s
     assert said.startswith(f"artifacts-agent: {place}: ")
 
 
-def test_segments_that_are_deleted_under_a_running_daemon_are_counted_until_the_next_one_begins(
-    tmp_path: Path, api_server: ApiServer
+@pytest.mark.parametrize("deleted", ["segments", "."])
+def test_what_is_deleted_under_a_running_daemon_costs_what_was_in_it_and_nothing_that_comes_after(
+    tmp_path: Path, api_server: ApiServer, deleted: str
 ) -> None:
-    """The known limit: what is written to a file without a name is acknowledged, and gone."""
+    """Somebody's cleaner: what is acknowledged after it is in files that have names, and survives a kill."""
     with Daemon(tmp_path / "agent", api_server.url, SECTIONS) as daemon:
         daemon.request("POST", "/pause")
         with daemon.connect() as client:
             client.send(record_of(0))
             client.wait_settled(EVENTS)
-            shutil.rmtree(daemon.queue / "default" / "segments")
+            shutil.rmtree(daemon.queue / "default" / deleted)
             client.send(record_of(1))
             client.wait_settled(2 * EVENTS)
-        assert daemon.terminate() == 0
+        daemon.kill()
         daemon.start()
-        with daemon.connect() as client:
-            client.send(record_of(2))
-            client.wait_settled(EVENTS)
         daemon.request("POST", "/resume")
         assert flushed(daemon)
-        assert ledger_of(daemon.status()) == ledger(3 * EVENTS, delivered=EVENTS) | {"dropped": {"corrupt": 2 * EVENTS}}
-    assert [event["hash"] for event in api_server.accepted_events()] == [f"r2-{index}" for index in range(EVENTS)]
+        assert ledger_of(daemon.status()) == ledger(2 * EVENTS, delivered=EVENTS) | {"dropped": {"corrupt": EVENTS}}
+    assert [event["hash"] for event in api_server.accepted_events()] == [f"r1-{index}" for index in range(EVENTS)]

@@ -185,6 +185,9 @@ class FaultFile:
     def size(self) -> int:
         return self._disk.perform("size", self._path, lambda: len(self._alive().data))
 
+    def has_name(self) -> bool:
+        return self._disk.perform("has_name", self._path, lambda: self._disk.is_named(self._alive()))
+
     def close(self) -> None:
         self._disk.perform("close", self._path, self._close)
 
@@ -333,6 +336,10 @@ class FaultFilesystem(Faults):
         if size - len(inode.data) > self._room():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._change(inode, Resize(size))
+
+    def is_named(self, inode: Inode) -> bool:
+        """Tell whether a name means this file (FaultFile asks)."""
+        return any(inode is each for each in self._names.files().values())
 
     def release(self, inode: Inode) -> None:
         """Take one reference away (a handle closes, a name goes), and with the last the room."""

@@ -74,7 +74,7 @@ class Failing:
     def __call__(self, operation: str, path: Path) -> OSError | None:
         reading = operation == "pread" and (self.lasting or path == DIRECTORY / "cursor")
         opening = operation == "open" and self.code != errno.EMFILE
-        if operation in {"close", "release", "size"} or reading or opening:
+        if operation in {"close", "release", "size", "has_name"} or reading or opening:
             return None
         self.n -= 1
         if self.n >= 0 or (self.fired and not self.lasting):

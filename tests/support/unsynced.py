@@ -26,6 +26,9 @@ class Unsynced:
     def size(self) -> int:
         return self._file.size()
 
+    def has_name(self) -> bool:
+        return self._file.has_name()
+
     def close(self) -> None:
         self._file.close()
 

@@ -131,6 +131,15 @@ class TestSlots:
 
 
 class TestFailure:
+    def test_a_file_that_somebody_has_deleted_is_replaced(self, disk: FaultFilesystem) -> None:
+        file = CursorFile(disk, PATH)
+        file.write(state(2))
+        file.sync()
+        disk.unlink(PATH)
+        file.write(state(3))
+        disk.crash(LoseAll())
+        assert recovered(disk) == 3
+
     def test_after_a_failed_sync_the_file_is_replaced(self, disk: FaultFilesystem) -> None:
         file = CursorFile(disk, PATH)
         file.write(state(2))

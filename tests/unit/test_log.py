@@ -40,7 +40,7 @@ class TestAppend:
         log.append([entry("first")], 0.0)
         before = disk.calls
         log.append([entry(str(n)) for n in range(50)], 0.0)
-        assert [call.operation for call in disk.log[before:]] == ["pwrite", "sync"]
+        assert [call.operation for call in disk.log[before:]] == ["has_name", "pwrite", "sync"]
 
     def test_what_is_appended_survives_a_power_loss(self, disk: FaultFilesystem) -> None:
         open_log(disk).append([entry("kept")], 0.0)
@@ -84,6 +84,14 @@ class TestFailure:
         log.append([entry("c")], 0.0)
         log.seal()
         assert [call.path for call in disk.log if call.operation == "sync"].count(segment_path(1)) == 3
+
+    def test_a_segment_that_somebody_has_deleted_gets_nothing_more(self, disk: FaultFilesystem) -> None:
+        log = open_log(disk)
+        log.append([entry("a")], 0.0)
+        disk.unlink(segment_path(1))
+        assert log.append([entry("b")], 0.0) == 2
+        disk.crash(LoseAll())
+        assert contents(disk, open_log(disk), 2) == [(2, "b")]
 
     def test_what_was_refused_does_not_come_back_after_a_kill(self, disk: FaultFilesystem) -> None:
         """A refused append may have written whole frames before the disk was full."""
