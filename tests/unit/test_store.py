@@ -11,7 +11,8 @@ import pytest
 
 from agent.errors import StorageError
 from agent.events import Context, Event, encode_events
-from agent.queue.cursor import Ledger, Outcome, Pause, Span
+from agent.queue.cursor import SLOT_BYTES, Ledger, Outcome, Pause, Span, decode_slot
+from agent.queue.cursor_file import read_slots
 from agent.queue.filesystem import OsFilesystem
 from agent.queue.log import Entry
 from agent.queue.reader import Gap
@@ -333,6 +334,17 @@ class TestRoom:
 
 
 class TestCheckpoints:
+    def test_a_refreshed_cursor_is_durable_in_both_slots(self, disk: FaultFilesystem) -> None:
+        store = Store(disk, ROOT, Limits())
+        commit(store, [entry("a")])
+        store.sync()
+        disk.flip(ROOT / "cursor", SLOT_BYTES + 30, 1)
+        disk.flip(ROOT / "cursor", 30, 1)
+        store.refresh()
+        disk.crash(LoseAll())
+        found = [decode_slot(slot) for slot in read_slots(disk, ROOT / "cursor")]
+        assert [each.state.next_seq for each in found if each is not None] == [2, 2]
+
     def test_the_cursor_is_durable_before_a_segment_goes(self, disk: FaultFilesystem) -> None:
         store = Store(disk, ROOT, Limits(segment_bytes=1))
         commit(store, [entry("a")])
