@@ -15,7 +15,7 @@ from agent.queue import segment
 from agent.queue.browse import missing, unsettled
 from agent.queue.cursor import SLOT_BYTES, Ledger, Span, decode_slot
 from agent.queue.cursor_file import newest_in
-from agent.queue.filesystem import DIRECTORY_MODE, FILE_MODE, UNFINISHED, Filesystem
+from agent.queue.filesystem import DIRECTORY_MODE, FILE_MODE, UNFINISHED, Filesystem, is_file
 from agent.queue.quarantine import copy_name
 from agent.queue.record import Frame, record_in
 from agent.queue.snapshot import Contents, Hole, LogSnapshot, QueueSnapshot, holes
@@ -236,8 +236,11 @@ def _check_files(fs: Filesystem, queue: QueueSnapshot, tally: _Tally) -> None:
             if name.endswith(UNFINISHED):
                 tally.add(Finding(file, None, "left of a write that was interrupted", 0, REPAIR), problem=False)
             elif name == "cursor.unreadable":
-                what = "a cursor that could not be opened, put aside"
+                what = "a cursor without a readable checkpoint, put aside"
                 tally.add(Finding(file, None, what, 0, "look at it, then remove it"), problem=False)
+            elif is_ours(directory, name) and not is_file(fs, queue.directory / file):
+                what = "is no file, so none of the queue: a daemon puts it aside when it starts"
+                tally.add(Finding(file, None, what), problem=False)
             elif not is_ours(directory, name):
                 tally.add(Finding(file, None, "is no file of the queue, and is ignored"), problem=False)
     for file, mode, wanted in wrong_modes(fs, queue.directory):
@@ -266,6 +269,8 @@ def wrong_modes(fs: Filesystem, root: Path) -> Iterator[tuple[str, int, int]]:
     for directory, names in listing(fs, root):
         for name, wanted in [("", DIRECTORY_MODE), *((name, FILE_MODE) for name in names if is_ours(directory, name))]:
             path = root / directory / name
+            if name and not is_file(fs, path):
+                continue
             try:
                 mode = fs.mode(path)
             except OSError:  # it has gone meanwhile, or is not there at all

@@ -30,17 +30,24 @@ class CursorFile:
     """An open cursor file; `recovered` is the newest checkpoint that it held, None if it is new or none was readable."""
 
     def __init__(self, fs: Filesystem, path: Path) -> None:
-        """Open or create the file. Raises StorageError if that fails; a file that cannot be read is replaced."""
+        """Open or create the file. Raises StorageError if that fails.
+
+        A file that cannot be read, or holds something and no checkpoint, is put aside, where a person can look at it.
+        """
         self._fs = fs
         self._path = path
         self._dirty = False
         self._file: File | None = None
         try:
             self._file = self._open_or_create()
+            slots = _slots_of(self._file)
+            newest = newest_in(slots)
+            if newest is None and any(slot.strip(b"\0") for slot in slots):
+                self._file.close()
+                self._file = self._put_aside_and_create()
+                slots = [b""] * SLOTS
         except OSError as error:
             raise self._translate(error) from error
-        slots = _slots_of(self._file)
-        newest = newest_in(slots)
         self.recovered: State | None = newest.state if newest else None
         self._generation = newest.generation if newest else 0
         self._durable_slot = [decode_slot(slot) for slot in slots].index(newest)
@@ -94,6 +101,9 @@ class CursorFile:
         except OSError as error:
             if error.errno not in _UNREADABLE:
                 raise
+        return self._put_aside_and_create()
+
+    def _put_aside_and_create(self) -> File:
         put_aside(self._fs, self._path)
         return self._fs.create(self._path)
 

@@ -241,6 +241,15 @@ def remove_unfinished(fs: Filesystem, directory: Path) -> list[Path]:
     return left
 
 
+def is_file(fs: Filesystem, path: Path) -> bool:
+    """Tell whether what stands at `path` is a file, or may be one: something keeps it from being opened."""
+    try:
+        fs.open(path).close()
+    except OSError as error:
+        return error.errno not in FOREIGN
+    return True
+
+
 def read_around(file: File, size: int, offset: int) -> tuple[bytes, int]:
     """Return what `pread` would, with zeros for the blocks that the disk does not give back, and how many those are."""
     stop = min(offset + size, file.size())

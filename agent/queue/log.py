@@ -104,9 +104,8 @@ class Log:
         try:
             fs.make_directory(directory)
             segments, foreign = listing(fs, directory)
-            for seq in foreign:  # nothing to read, and it could not be deleted
+            for seq in foreign:  # nothing to read, and it could not be deleted; its name says nothing of our numbers
                 put_aside(fs, directory / segment.name(seq))
-            next_seq = max([next_seq, *(seq + 1 for seq in foreign)])
             if segments:
                 end = _recover_tail(fs, directory, segments[-1], quarantine, next_seq)
                 segments[-1] = segments[-1]._replace(size=end.size)

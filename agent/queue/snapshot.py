@@ -161,8 +161,7 @@ def holes(found: Contents) -> Iterator[Hole]:
 
 
 def _read_view(fs: Filesystem, directory: Path, next_seq: int) -> View:
-    segments, foreign = listing(fs, directory)
-    next_seq = max([next_seq, *(seq + 1 for seq in foreign)])
+    segments, _ = listing(fs, directory)
     if segments:
         last = segments[-1]
         try:

@@ -288,7 +288,8 @@ def test_a_crash_in_a_repair_loses_nothing_more_and_another_one_completes_it() -
         assert found.problems == []
         assert not [path for path in fs.paths() if path.name.endswith(".new")]
         assert len([path for path in fs.paths() if path.parent == DIRECTORY / "quarantine"]) == 1
-        assert len([path for path in fs.paths() if path.parent.name == "quarantine"]) == 2
+        letters = [path for path in fs.paths() if path.parent == DIRECTORY / "dead-letters" / "quarantine"]
+        assert len(letters) >= 1  # and copies of letters that a power cut has torn
 
     assert after_each_crash(damaged, run(changes.repair), holds) > 150
 

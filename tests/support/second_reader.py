@@ -49,7 +49,7 @@ def walk(directory: Path, known: list[Any] | None) -> tuple[list[Any], list[tupl
     named = {int(p.stem): p for p in paths if re.fullmatch("[0-9]{20}[.]seg", p.name) and 1 <= int(p.stem) <= MAX_SEQ}
     files = {n: path for n, path in named.items() if path.is_file() and not path.is_symlink()}
     scans = {n: scan(path.read_bytes()[:MAX_SEGMENT], n) for n, path in files.items()}
-    next_seq = max([known[1] if known else 1, *(n + 1 for n in named if n not in files)])
+    next_seq = known[1] if known else 1
     for _, end, claimed in [*scans.values()][-1:]:
         next_seq = next_seq if next_seq > end else end + claimed
     begin, counting = min(scans, default=next_seq), list[tuple[int, Frame]]()

@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from agent.queue.audit import Audit, audit
 from agent.queue.browse import Selection, event_page, list_segments
 from agent.queue.cursor import SLOT_BYTES, Outcome, Span
 from agent.queue.cursor_file import read_slots
+from agent.queue.filesystem import OsFilesystem
 from agent.queue.log import Entry
 from agent.queue.record import Record, encode_frame, encode_record
 from agent.queue.snapshot import read_queue
@@ -164,7 +166,7 @@ def test_leftovers_and_foreign_files_are_worth_a_note() -> None:
     assert [note.what.split(" of a")[0].split(",")[0] for note in found.notes] == [
         "54 bytes",
         "5 bytes",
-        "a cursor that could not be opened",
+        "a cursor without a readable checkpoint",
         "is no file of the queue",
     ]
 
@@ -186,6 +188,21 @@ def test_a_slot_that_is_damaged_is_worth_a_note_and_a_cursor_that_is_lost_is_a_p
     fs = made()
     fs.unlink(DIRECTORY / "cursor")
     assert "no readable checkpoint" in check(fs).problems[0].what
+
+
+def test_a_directory_in_a_segments_place_is_named_and_costs_nothing_that_was_not_there(tmp_path: Path) -> None:
+    store = Store(OsFilesystem(), tmp_path / "queue", LIMITS)
+    store.close()
+    (tmp_path / "queue" / "segments" / segment.name(9999)).mkdir(mode=0o755)
+    (tmp_path / "queue" / "dead-letters").mkdir(mode=0o700)
+    fs = OsFilesystem()
+    log, repeats = DeadLetters.beside(fs, tmp_path / "queue", LIMITS).read(lambda *found: found)
+    slots = read_slots(fs, tmp_path / "queue" / "cursor")
+    found = audit(read_queue(fs, tmp_path / "queue"), slots, log, lambda frame: weigh(repeats, frame))
+    assert (found.ok, found.ledger.accepted) == (True, 0)
+    assert [note.what for note in found.notes] == [
+        "is no file, so none of the queue: a daemon puts it aside when it starts"
+    ]
 
 
 def test_permissions_that_let_others_look_or_keep_the_owner_out_are_problems_and_a_groups_are_not() -> None:

@@ -131,6 +131,18 @@ class TestSlots:
 
 
 class TestFailure:
+    def test_what_is_left_of_a_cursor_without_a_checkpoint_is_put_aside(self, disk: FaultFilesystem) -> None:
+        file = CursorFile(disk, PATH)
+        for position in (2, 3):
+            file.write(state(position))
+            file.sync()
+        file.close()
+        for slot in (0, 1):
+            disk.flip(PATH, slot * SLOT_BYTES + 20, 0)
+        rotten = disk.read_bytes(PATH)
+        assert recovered(disk) is None
+        assert disk.read_bytes(PATH.with_name("cursor.unreadable")) == rotten
+
     def test_a_file_that_somebody_has_deleted_is_replaced(self, disk: FaultFilesystem) -> None:
         file = CursorFile(disk, PATH)
         file.write(state(2))

@@ -362,7 +362,7 @@ class TestUnreadable:
         for text in "abc":
             log.append([entry(text)], 0.0)
         disk.errors = failing("open", errno.EISDIR, segment_path(foreign))
-        log = open_log(disk)
+        log = open_log(disk, next_seq=4)
         disk.errors = no_errors
         left = [(number, text) for number, text in ((1, "a"), (2, "b"), (3, "c")) if number != foreign]
         assert log.append([entry("d")], 0.0) == 4
