@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import signal
 import socket
 import sys
 import threading
@@ -21,7 +20,7 @@ from pathlib import Path
 from agent.client import EventClient
 from tests.soak.events import Id, ci_of, fields, line
 from tests.support.process import Child, running
-from tests.support.senders import Durable, Item, Report
+from tests.support.senders import Durable, Item, Report, endless, until_sigterm
 
 
 @contextmanager
@@ -67,21 +66,13 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=100.0, help="events a second, at most")
     parser.add_argument("--progress", type=Path, required=True, help="where the number of acknowledged events is kept")
     options = parser.parse_args()
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    stop = until_sigterm()
     report = _durable(options, stop) if options.kind == "durable" else _careless(options, stop)
     sys.stdout.write(json.dumps(dataclasses.asdict(report)) + "\n")
 
 
 def _durable(options: argparse.Namespace, stop: threading.Event) -> Report:
-    asked = -1
-
-    def source(index: int) -> Item | None:
-        nonlocal asked
-        if stop.is_set() and index > asked:
-            return None
-        asked = max(asked, index)
-        return Item(ci_of(index), line(Id(options.number, index)))
+    source = endless(lambda index: Item(ci_of(index), line(Id(options.number, index))), stop)
 
     def pace(length: int) -> None:
         stop.wait(length / options.rate)

@@ -250,21 +250,27 @@ def main() -> None:
 
 def _send(options: argparse.Namespace) -> Report:
     if options.kind == "endless":
-        return Durable(options.socket, _endless(options.session), options.window, 0, options.progress).run()
+        source = endless(lambda index: Item(None, numbered(options.session, index)), until_sigterm())
+        return Durable(options.socket, source, options.window, 0, options.progress).run()
     requests = recordings.load(options.recording)
     if options.kind == "client":
         return send_with_client(options.socket, requests)
     if options.kind == "datagram":
         return send_datagrams(options.socket, requests, options.window)
     items = [Item(r.headers.get(CI), line) for r in requests for line in r.lines.splitlines(keepends=True)]
-    source: Source = dict(enumerate(items)).get
+    source = dict(enumerate(items)).get
     return Durable(options.socket, source, options.window, options.breaks, options.progress).run()
 
 
-def _endless(session: str) -> Source:
-    """Return a source that ends at SIGTERM, but not before what was asked of it already."""
+def until_sigterm() -> threading.Event:
+    """Return what is set when SIGTERM comes."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    return stop
+
+
+def endless(item: Callable[[int], Item], stop: threading.Event) -> Source:
+    """Return a source of items that ends when `stop` is set, but not before what was asked of it already."""
     asked = -1
 
     def source(index: int) -> Item | None:
@@ -272,7 +278,7 @@ def _endless(session: str) -> Source:
         if stop.is_set() and index > asked:
             return None
         asked = max(asked, index)
-        return Item(None, numbered(session, index))
+        return item(index)
 
     return source
 
