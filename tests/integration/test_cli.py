@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -292,6 +293,47 @@ def test_emit_without_permission_for_the_socket_says_so_and_fails_only_if_it_is_
         assert problem.startswith(f"1 event was not sent: {path}: Permission denied")
 
 
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (["--duration", ""], "--duration: '' is not a number of milliseconds"),
+        (["--duration", "12ms"], "--duration: '12ms' is not a number of milliseconds"),
+        (["--duration", "nan"], "--duration: 'nan' is not a number of milliseconds"),
+        (["--hash", ""], "--hash: '' is not the hash of an artifact"),
+        (["--event", "hit"], "--event: 'hit' is not one of 'HIT', 'MISS'"),
+        (
+            ["--source", "", "--hash", ""],
+            "--source: '' is not one of 'LOCAL', 'REMOTE'; --hash: '' is not the hash of an artifact",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_emit_never_fails_a_build_for_a_value_that_it_computed_unless_it_is_told_to(
+    tmp_path: Path, values: list[str], reason: str
+) -> None:
+    path = tmp_path / "s.sock"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        listening.setblocking(False)
+        lenient, strict = (run_command(*ONE_EVENT, *values, "--socket", path, *more) for more in ([], ["--strict"]))
+        with pytest.raises(BlockingIOError):
+            listening.accept()
+    assert (lenient.returncode, lenient.stdout) == (0, "")
+    assert problems(lenient.stderr) == [f"1 event was not sent: {reason}"]
+    assert (strict.returncode, strict.stdout) == (2, "")
+    assert reason.partition("; ")[0].partition(": ")[2] in strict.stderr
+
+
+def test_emit_makes_a_session_where_the_given_one_is_empty(daemon: Daemon, api_server: ApiServer) -> None:
+    for _ in range(2):
+        assert run_command(*ONE_EVENT, "--strict", "--session-id", "", "--socket", daemon.stream).returncode == 0
+    api_server.wait_for_accepted(2)
+    one, other = (event["sessionId"] for request in api_server.accepted() for event in request.events)
+    assert UUID(one).version == UUID(other).version == 4
+    assert one != other
+
+
 def test_emit_that_is_turned_off_says_nothing() -> None:
     done = run_command(*ONE_EVENT, env={"ARTIFACTS_AGENT_SOCKET": ""})
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -347,8 +389,10 @@ def test_emit_is_strict_about_lines_that_are_not_valid(daemon: Daemon) -> None:
     "args",
     [
         ["emit"],
-        ["emit", "--event", "MAYBE", "--source", "LOCAL", "--hash", "h"],
+        ["emit", "--event", "MAYBE", "--source", "LOCAL", "--hash", "h", "--strict"],
         ["emit", "--event", "HIT", "--source", "LOCAL"],
+        ["emit", "--event", "", "--source", "LOCAL"],
+        ["emit", "--event", "HIT", "--source", "LOCAL", "--hash", "h", "--duratoin", "514"],
         ["emit", "-", "--hash", "h"],
         ["flush", "--deadline", "soon"],
         ["flush", "--deadline", "2d"],
