@@ -12,6 +12,7 @@ import click
 
 from agent.cli.emit_report import Report
 from agent.cli.options import PROGRAM
+from agent.errors import AgentError
 
 _REASONS = {
     "absent": "no daemon listens on {path}: start it with `artifacts-agent run`, or name its socket with --socket",
@@ -96,9 +97,7 @@ def emit(source_of_lines: str | None, path: str | None, strict: bool, **values: 
     if source_of_lines is not None:
         if given := [name for name, value in fields.items() if value is not None]:
             raise click.UsageError(f"'-' reads events from standard input: leave out {_options(given)}.")
-        from agent.cli.emit_lines import send_standard_input
-
-        send_standard_input(report, path, strict=strict)
+        _send_lines(report, path, strict=strict)
     else:
         if missing := [name for name in ("event", "source", "hash") if fields[name] is None]:
             raise click.UsageError(f"Missing {_options(missing)}; or write '-' to read events from standard input.")
@@ -112,6 +111,18 @@ def emit(source_of_lines: str | None, path: str | None, strict: bool, **values: 
 
 def _options(names: Iterable[str]) -> str:
     return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
+def _send_lines(report: Report, path: str | None, *, strict: bool) -> None:
+    """Send the lines of standard input. Raises AgentError if it cannot be read and that is to fail the build."""
+    from agent.cli.emit_lines import send_standard_input
+
+    try:
+        send_standard_input(report, path, strict=strict)
+    except AgentError as error:
+        if strict:
+            raise
+        click.echo(f"{PROGRAM}: {error}", err=True)
 
 
 def _refuse(invalid: Mapping[str, click.BadParameter], *, strict: bool) -> int:

@@ -325,6 +325,24 @@ def test_emit_never_fails_a_build_for_a_value_that_it_computed_unless_it_is_told
     assert reason.partition("; ")[0].partition(": ")[2] in strict.stderr
 
 
+def test_emit_never_fails_a_build_for_want_of_its_standard_input_unless_it_is_told_to(tmp_path: Path) -> None:
+    with (tmp_path / "write-only").open("wb") as stdin:
+        lenient, strict = (
+            subprocess.run(
+                [*COMMAND, "emit", "-", *more],
+                stdin=stdin,
+                env=environment(),
+                capture_output=True,
+                text=True,
+                timeout=30,
+            )
+            for more in ([], ["--strict"])
+        )
+    assert (lenient.returncode, strict.returncode) == (0, 1)
+    for done in (lenient, strict):
+        assert problems(done.stderr) == ["standard input: cannot read: Bad file descriptor"]
+
+
 def test_emit_makes_a_session_where_the_given_one_is_empty(daemon: Daemon, api_server: ApiServer) -> None:
     for _ in range(2):
         assert run_command(*ONE_EVENT, "--strict", "--session-id", "", "--socket", daemon.stream).returncode == 0
