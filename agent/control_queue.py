@@ -11,6 +11,7 @@
 
 What is meant, of events and of letters, is said in the query, or in a JSON object as the body of a POST: `session`, `source`,
 `event`, `before` and `after` (seconds since the epoch); of letters also `status`, `message` and `numbers` (`1,2` or `[1,2]`).
+Never in both: one of them would be overlooked, and more be meant than was said.
 
 It knows requests and `agent.upkeep`. It must never know files. What takes long runs in a thread; changes go one after another.
 """
@@ -129,6 +130,9 @@ async def _answer(route: Route, request: Request) -> Response:
 
 def _selection(request: Request, kind: type[S]) -> S:
     wanted: dict[str, object] = {name: value for name, value in request.query.items() if name not in _PAGING}
+    if wanted and request.body:
+        names = ", ".join(wanted)
+        raise _BadRequestError(f"the query ({names}) and the body both say what is meant: use one of the two")
     if "numbers" in request.query:
         wanted["numbers"] = request.query["numbers"].split(",")
     try:

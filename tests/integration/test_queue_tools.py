@@ -315,6 +315,28 @@ def test_letters_are_selected_by_number_status_message_and_age(waiting: Filled) 
     assert ledger_of(daemon.status())["dead_lettered"] == 2
 
 
+@pytest.mark.parametrize("body", [b"{}", b'{"numbers":[3]}', b"[]", b"no JSON"], ids=repr)
+@pytest.mark.parametrize("what", ["purge", "retry"])
+def test_a_selection_in_the_query_is_never_overlooked_because_of_a_body(
+    idle_daemon: Daemon, what: str, body: bytes
+) -> None:
+    answer = idle_daemon.request("POST", f"/dead-letters/{what}?numbers=6&status=400", content=body)
+    assert answer.status_code == 400
+    said = answer.json()["error"]["message"]
+    assert said == "the query (numbers, status) and the body both say what is meant: use one of the two"
+
+
+@pytest.mark.parametrize("what", ["purge", "retry"])
+def test_a_request_that_says_twice_what_is_meant_changes_nothing(waiting: Filled, what: str) -> None:
+    daemon = waiting.daemon
+    assert daemon.request("POST", f"/dead-letters/{what}?numbers=6", content=b"{}").status_code == 400
+    assert [row["seq"] for row in rows(ok(daemon, "dead-letters", "ls", "--json"))] == [3, 6]
+    assert daemon.request("POST", f"/dead-letters/{what}?numbers=6").status_code == 200
+    assert [row["seq"] for row in rows(ok(daemon, "dead-letters", "ls", "--json"))] == [3]
+    assert daemon.request("POST", f"/dead-letters/{what}", content=b'{"numbers":[3]}').status_code == 200
+    assert ok(daemon, "dead-letters", "ls", "--json") == ""
+
+
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [

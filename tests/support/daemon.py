@@ -121,10 +121,10 @@ class Daemon:
     def __exit__(self, _type: type[BaseException] | None, _e: BaseException | None, _tb: TracebackType | None) -> None:
         self.kill()
 
-    def request(self, method: str, path: str, timeout: float = 10.0) -> httpx.Response:
-        """Ask the control socket."""
+    def request(self, method: str, path: str, timeout: float = 10.0, content: bytes = b"") -> httpx.Response:
+        """Ask the control socket, perhaps with a body."""
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(self.control)), timeout=timeout) as client:
-            return client.request(method, f"http://agent{path}")
+            return client.request(method, f"http://agent{path}", content=content)
 
     def status(self) -> dict[str, Any]:
         """Return what GET /status says."""
