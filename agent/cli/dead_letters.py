@@ -16,12 +16,13 @@ from agent.cli.words import amount
 from agent.errors import AgentError
 
 if TYPE_CHECKING:
-    from agent.cli.queue_access import Access
+    from agent.cli.queue_access import Access, Letters
     from agent.delivery.letters import LetterSelection
     from agent.upkeep.changes import LettersPurged, Retried
 
 LEFT = 1
 DECLINED = 1
+UNREADABLE = 1
 
 
 @click.group("dead-letters", short_help="Look at refused events: ls, show, retry, export, purge.")
@@ -38,26 +39,23 @@ def dead_letters() -> None:
 @limit_option
 @config_option
 @json_option
-def ls(path: Path | None, as_json: bool, limit: int | None, **options: object) -> None:
+def ls(path: Path | None, as_json: bool, limit: int | None, **options: object) -> int:
     """List dead letters: number, when it was refused, status, session, hash, and the API's message.
 
     They come in the order in which they were kept; letters beside one that was removed may have moved to the end.
 
-    With --json, one object a line: seq, rejected_at, status, message, context, event.
+    With --json, one object a line: seq, rejected_at, status, message, context, event. Exit code 1: some letters cannot be read,
+    which `queue verify` explains.
     """
-    from agent.cli.exporting import encode, standard_output
-    from agent.cli.queue_access import access, letters
+    from agent.cli.queue_access import Letters, access
 
     with access(load_config(path)) as way:
-        found = letters(way, letter_selection(options), limit)
+        found = Letters(way, letter_selection(options), limit)
         if as_json:
-            with standard_output() as out:
-                for letter in found:
-                    out.write(encode(letter))
-            return
-        from agent.cli.letter_screen import letter_table
-
-        show(letter_table(found, narrow=is_terminal()))
+            _print_lines(found)
+        else:
+            _print_table(found)
+    return _warn_of(found.unreadable)
 
 
 @dead_letters.command("show")
@@ -69,12 +67,14 @@ def show_letter(path: Path | None, as_json: bool, seq: int) -> None:
 
     There is one, unless the queue's cursor was lost meanwhile and numbers began anew: then all of them are printed.
     """
-    from agent.cli.queue_access import access, letters
+    from agent.cli.queue_access import Letters, access
 
     with access(load_config(path)) as way:
-        found = list(letters(way, letter_selection({}, (seq,)), None))
+        letters = Letters(way, letter_selection({}, (seq,)))
+        found = list(letters)
     if not found:
-        raise AgentError(f"there is no dead letter {seq}: `{PROGRAM} dead-letters ls` lists those that are there")
+        where = _unread(letters.unreadable) or f"`{PROGRAM} dead-letters ls` lists those that are there"
+        raise AgentError(f"there is no dead letter {seq}: {where}")
     for letter in found:
         if as_json:
             say_json(letter)
@@ -93,7 +93,8 @@ def retry(path: Path | None, as_json: bool, numbers: tuple[int, ...], **options:
     """Put the events of dead letters back into the queue: all, those with the numbers SEQ, or those that the options select.
 
     Each is accepted as a new event, with its context. Its letter is removed once the event is on disk: a crash in between leaves
-    both. What the API refuses again becomes a letter again, with a new number. Exit code 1: some could not be put back.
+    both. What the API refuses again becomes a letter again, with a new number. Exit code 1: some could not be put back, or cannot
+    be read.
     """
     from agent.cli.queue_access import access
 
@@ -111,7 +112,7 @@ def retry(path: Path | None, as_json: bool, numbers: tuple[int, ...], **options:
     if done.problem:
         why = "their letters could not be removed, so that another retry would send them twice"
         click.echo(f"{PROGRAM}: {why}: {done.problem}", err=True)
-    return LEFT if done.refused or done.problem else 0
+    return _warn_of(done.unreadable) or (LEFT if done.refused or done.problem or done.damaged else 0)
 
 
 @dead_letters.command()
@@ -121,19 +122,21 @@ def retry(path: Path | None, as_json: bool, numbers: tuple[int, ...], **options:
 @limit_option
 @config_option
 @json_option
-def export(path: Path | None, target: str, force: bool, as_json: bool, limit: int | None, **options: object) -> None:
+def export(path: Path | None, target: str, force: bool, as_json: bool, limit: int | None, **options: object) -> int:
     """Copy the events of dead letters to FILE, or to standard output for "-", so that they can be sent again.
 
     FILE is protocol 1: events, and a context line wherever the context changes. With --json the lines are those of
-    `dead-letters ls --json`, with the reasons. The letters stay.
+    `dead-letters ls --json`, with the reasons. The letters stay. Exit code 1: some cannot be read, and are not in FILE.
     """
     from agent.cli.exporting import writer
-    from agent.cli.queue_access import access, letters
+    from agent.cli.queue_access import Letters, access
 
     settings = load_config(path)
     with writer(target, force=force, whole=as_json, noun="dead letter") as out, access(settings) as way:
-        for letter in letters(way, letter_selection(options), limit):
+        found = Letters(way, letter_selection(options), limit)
+        for letter in found:
             out.add(letter)
+    return _warn_of(found.unreadable)
 
 
 @dead_letters.command()
@@ -145,7 +148,8 @@ def export(path: Path | None, target: str, force: bool, as_json: bool, limit: in
 def purge(path: Path | None, as_json: bool, yes: bool, numbers: tuple[int, ...], **options: object) -> int:
     """Remove dead letters: all, those with the numbers SEQ, or those that the options select.
 
-    It asks first. The ledger still counts their events as dead-lettered. Exit code 1: the answer was no.
+    It asks first. The ledger still counts their events as dead-lettered. Exit code 1: the answer was no, or some letters
+    cannot be read, and stay.
     """
     from agent.cli.queue_access import access
 
@@ -159,25 +163,54 @@ def purge(path: Path | None, as_json: bool, yes: bool, numbers: tuple[int, ...],
         say_json(done)
     else:
         say(_purged(done))
-    return 0
+    return _warn_of(done.unreadable)
+
+
+def _print_lines(found: "Letters") -> None:
+    from agent.cli.exporting import encode, standard_output
+
+    with standard_output() as out:
+        for letter in found:
+            out.write(encode(letter))
+
+
+def _print_table(found: "Letters") -> None:
+    from agent.cli.letter_screen import letter_table
+
+    letters = list(found)
+    if letters or not found.unreadable:  # "none" would be wrong where some cannot be read
+        show(letter_table(letters, narrow=is_terminal()))
+
+
+def _unread(count: int) -> str:
+    return f"{amount(count, 'dead letter')} cannot be read: `{PROGRAM} queue verify` says why" if count else ""
+
+
+def _warn_of(unreadable: int) -> int:
+    if not unreadable:
+        return 0
+    click.echo(f"{PROGRAM}: {_unread(unreadable)}", err=True)
+    return UNREADABLE
 
 
 def _all_there(way: "Access", numbers: tuple[int, ...]) -> None:
     """Raise AgentError for a number that no letter has: it is likely a mistake, and then nothing should happen."""
     if not numbers:
         return
-    from agent.cli.queue_access import letters
+    from agent.cli.queue_access import Letters
 
-    there = {letter.seq for letter in letters(way, letter_selection({}, numbers), None)}
+    letters = Letters(way, letter_selection({}, numbers))
+    there = {letter.seq for letter in letters}
     if wrong := sorted(set(numbers) - there):
         names = ", ".join(map(str, wrong))
-        raise AgentError(f"there is no dead letter {names}, and nothing was done: see `{PROGRAM} dead-letters ls`")
+        where = _unread(letters.unreadable) or f"see `{PROGRAM} dead-letters ls`"
+        raise AgentError(f"there is no dead letter {names}, and nothing was done: {where}")
 
 
 def _agrees(way: "Access", meant: "LetterSelection") -> bool:
-    from agent.cli.queue_access import letters
+    from agent.cli.queue_access import Letters
 
-    count = sum(1 for _ in letters(way, meant, None))
+    count = sum(1 for _ in Letters(way, meant))
     what = amount(count, "dead letter")
     if confirmed(f"Remove {what} for good? (`{PROGRAM} dead-letters export` makes a copy)", yes=False):
         return True
@@ -186,15 +219,20 @@ def _agrees(way: "Access", meant: "LetterSelection") -> bool:
 
 
 def _retried(done: "Retried") -> str:
-    return (
+    text = (
         f"{amount(done.retried, 'event')} of dead letters put back into the queue"
         if done.retried
         else "No event was put back"
     )
+    return text + _gone_too(done.damaged)
 
 
 def _purged(done: "LettersPurged") -> str:
     text = f"{amount(done.purged, 'dead letter')} removed" if done.purged else "No dead letter was removed"
-    if done.damaged:
-        text += f"; {amount(done.damaged, 'damaged one')} went too, and their bytes are in dead-letters/quarantine"
-    return text
+    return text + _gone_too(done.damaged)
+
+
+def _gone_too(damaged: int) -> str:
+    if not damaged:
+        return ""
+    return f"; {amount(damaged, 'damaged letter')} went too: the bytes are in dead-letters/quarantine"

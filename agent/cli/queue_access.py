@@ -81,13 +81,25 @@ def events(queue: Access, selection: Selection, limit: int | None) -> Iterator[Q
         start, limit = page.next, None if limit is None else limit - len(page.events)
 
 
-def letters(queue: Access, selection: LetterSelection, limit: int | None) -> Iterator[Letter]:
-    """Yield the letters that are meant, in the log's order, at most `limit`."""
-    start: int | None = 0
-    while start is not None and limit != 0:
-        page = queue.letter_page(selection, start, MAX_PAGE_EVENTS if limit is None else min(limit, MAX_PAGE_EVENTS))
-        yield from page.letters
-        start, limit = page.next, None if limit is None else limit - len(page.letters)
+class Letters:
+    """The letters that are meant, in the log's order, at most `limit`; `unreadable` counts what lies between them so far."""
+
+    def __init__(self, queue: Access, selection: LetterSelection, limit: int | None = None) -> None:
+        self._queue = queue
+        self._selection = selection
+        self._limit = limit
+        self.unreadable = 0
+
+    def __iter__(self) -> Iterator[Letter]:
+        self.unreadable = 0
+        start: int | None = 0
+        limit = self._limit
+        while start is not None and limit != 0:
+            most = MAX_PAGE_EVENTS if limit is None else min(limit, MAX_PAGE_EVENTS)
+            page = self._queue.letter_page(self._selection, start, most)
+            self.unreadable += page.unreadable
+            yield from page.letters
+            start, limit = page.next, None if limit is None else limit - len(page.letters)
 
 
 class Online:

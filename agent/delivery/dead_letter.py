@@ -11,6 +11,7 @@ rule for repeats covers. It changes their order, and takes no more room than tho
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from heapq import merge
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -19,12 +20,13 @@ import msgspec
 from agent.errors import StorageError
 from agent.events import Context, Event, decode_event, is_lines
 from agent.queue import segment
+from agent.queue.cursor import Span
 from agent.queue.filesystem import Filesystem
 from agent.queue.log import AppendError, Entry, Log, View
 from agent.queue.quarantine import Quarantine
 from agent.queue.record import Frame
 from agent.queue.segment import Segment
-from agent.queue.snapshot import Contents, LogSnapshot, holes
+from agent.queue.snapshot import Contents, Hole, LogSnapshot, holes
 from agent.queue.store import Limits
 
 T = TypeVar("T")
@@ -119,25 +121,69 @@ def weigh(repeats: Repeats, frame: Frame) -> int | None:
 
 def letters_in(log: LogSnapshot, repeats: Repeats, start: int = 0) -> Iterator[Kept]:
     """Read the letters that count, one for each refused event, from that number on. Raises StorageError for a shortage."""
-    for kept in _all_kept(log, start):
-        if not repeats or repeats.get(kept.letter.identity, kept.number) == kept.number:
-            yield kept
+    return (each for each in pieces_in(log, repeats, start) if isinstance(each, Kept))
+
+
+def pieces_in(log: LogSnapshot, repeats: Repeats, start: int = 0) -> Iterator[Kept | Span]:
+    """Yield what `letters_in` does and, where letters cannot be read, the numbers that the log gave them; all in order."""
+    for piece in _all_pieces(log, start):
+        if isinstance(piece, Span) or repeats.get(piece.letter.identity, piece.number) == piece.number:
+            yield piece
+
+
+def unreadable_in(log: LogSnapshot, start: int = 0) -> int:
+    """Count the letters from that number on that cannot be read. Raises StorageError for a shortage."""
+    return sum(each.length for each in _all_pieces(log, start) if isinstance(each, Span))
 
 
 def _all_kept(log: LogSnapshot, start: int) -> Iterator[Kept]:
+    return (each for each in _all_pieces(log, start) if isinstance(each, Kept))
+
+
+def _all_pieces(log: LogSnapshot, start: int) -> Iterator[Kept | Span]:
     for index in range(log.index_of(start), len(log.view.segments)):
         found = log.contents(index)
-        for frame in found.frames if found is not None else ():
-            letter = letter_in(frame) if frame.first_seq >= start else None
-            if letter is not None:
-                yield Kept(index, frame.first_seq, letter)
+        for piece in _pieces(index, found) if found is not None else ():
+            if isinstance(piece, Kept):
+                if piece.number >= start:
+                    yield piece
+            elif piece.stop > start:
+                yield Span(max(piece.start, start), piece.stop)
+
+
+def _pieces(index: int, found: Contents) -> Iterator[Kept | Span]:
+    """Yield the letters of a segment, and the numbers of those that are damaged, or in a file that cannot be read at all."""
+    if found.error is not None:
+        yield Span(found.segment.first_seq, found.limit)
+        return
+    whole: Iterator[Kept | Span] = (_piece(index, frame) for frame in found.frames)
+    lost: Iterator[Kept | Span] = (hole.span for hole in _lost(found))
+    yield from merge(whole, lost, key=_first_number)
+
+
+def _piece(index: int, frame: Frame) -> Kept | Span:
+    letter = letter_in(frame)
+    return Span(frame.first_seq, frame.next_seq) if letter is None else Kept(index, frame.first_seq, letter)
+
+
+def _lost(found: Contents) -> Iterator[Hole]:
+    """Yield the holes that have bytes: numbers that are missing at the end may be of letters that were removed."""
+    return (hole for hole in holes(found) if hole.start < hole.end)
+
+
+def _first_number(piece: Kept | Span) -> int:
+    return piece.start if isinstance(piece, Span) else piece.number
 
 
 class Removed(NamedTuple):
-    """What a removal did: letters that went, and damaged ones of which only the bytes are kept, in quarantine."""
+    """What a removal did: letters that went, and damaged ones of which only the bytes are kept, in quarantine.
+
+    `unreadable` ones are left: damaged, or in files that cannot be read now.
+    """
 
     letters: int
     damaged: int
+    unreadable: int = 0
 
 
 @dataclass
@@ -239,11 +285,12 @@ class _Removal:
                 count, last = count + 1, max(last, kept.place)
         if mend:
             last = max([last, *(index for index, found in self._contents(len(self._segments)) if _is_damaged(found))])
+        unreadable = unreadable_in(self._before, self._before.limit(last) if last >= 0 else 0)
         if last < 0:
-            return Removed(0, 0)
+            return Removed(0, 0, unreadable)
         damaged = self._keep_damage(last)
         self._rewrite(goes, last, now)
-        return Removed(count, damaged)
+        return Removed(count, damaged, unreadable)
 
     @property
     def _segments(self) -> tuple[Segment, ...]:
@@ -266,7 +313,7 @@ class _Removal:
                 if letter_in(frame) is None:
                     self._quarantine.keep(frame.first_seq, 0, frame.payload)
                     damaged += frame.item_count
-            damaged += sum(hole.span.length for hole in holes(found) if hole.start < hole.end)
+            damaged += sum(hole.span.length for hole in _lost(found))
         return damaged
 
     def _rewrite(self, goes: Callable[[Kept], bool], last: int, now: float) -> None:
@@ -311,7 +358,5 @@ def _chunks(letters: Iterator[DeadLetter]) -> Iterator[list[Entry]]:
 def _is_damaged(found: Contents) -> bool:
     """Tell whether a segment holds anything but letters; numbers that are missing at its end may be of one that was removed."""
     return found.error is None and (
-        found.header_damaged
-        or any(letter_in(frame) is None for frame in found.frames)
-        or any(hole.start < hole.end for hole in holes(found))
+        found.header_damaged or any(letter_in(frame) is None for frame in found.frames) or any(_lost(found))
     )

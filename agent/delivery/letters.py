@@ -6,9 +6,10 @@ It knows letters and what may be asked of them. It must never know who asks, or 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from agent.delivery.dead_letter import DeadLetter, Repeats, letters_in
+from agent.delivery.dead_letter import DeadLetter, Repeats, pieces_in
 from agent.events import Event
 from agent.queue.browse import Origin, Selection
+from agent.queue.cursor import Span
 from agent.queue.snapshot import LogSnapshot
 from agent.timestamps import iso
 
@@ -54,21 +55,27 @@ class Letter(msgspec.Struct, frozen=True):
 
 
 class LetterPage(msgspec.Struct, frozen=True):
-    """Some of the letters that are meant, as the log has them; `next` is where in the log to go on, None at the end."""
+    """Some of the letters that are meant, as the log has them; `next` is where in the log to go on, None at the end.
+
+    `unreadable` counts the letters in this stretch of the log, meant or not, that are damaged, or in a file that cannot be read
+    now.
+    """
 
     letters: list[Letter]
     next: int | None
+    unreadable: int = 0
 
 
 def letter_page(log: LogSnapshot, repeats: Repeats, selection: LetterSelection, start: int, limit: int) -> LetterPage:
     """Return up to `limit` letters, of about a MiB. Raises StorageError for a shortage."""
     letters: list[Letter] = []
-    size = 0
-    for kept in letters_in(log, repeats, start):
-        if not selection.means(kept.letter):
-            continue
-        if len(letters) >= limit or size >= _PAGE_BYTES:
-            return LetterPage(letters, kept.number)
-        letters.append(Letter.of(kept.letter))
-        size += len(kept.letter.message) + len(kept.letter.line)
-    return LetterPage(letters, None)
+    size = unreadable = 0
+    for piece in pieces_in(log, repeats, start):
+        if isinstance(piece, Span):
+            unreadable += piece.length
+        elif selection.means(piece.letter):
+            if len(letters) >= limit or size >= _PAGE_BYTES:
+                return LetterPage(letters, piece.number, unreadable)
+            letters.append(Letter.of(piece.letter))
+            size += len(piece.letter.message) + len(piece.letter.line)
+    return LetterPage(letters, None, unreadable)

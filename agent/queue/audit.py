@@ -80,7 +80,7 @@ def audit(
         tally.segments += 1
         _check_segment(queue, found, tally)
     for found in letters.all_contents():
-        _check_letters(queue.directory, found, weigh, tally)
+        _check_letters(queue.directory, letters, found, weigh, tally)
     _check_files(fs, queue, tally)
     return Audit(
         ok=not tally.problems,
@@ -192,14 +192,18 @@ def _note_the_rest(found: Contents, file: str, tally: _Tally) -> None:
 # Dead letters
 
 
-def _check_letters(root: Path, found: Contents, weigh: Callable[[Frame], int | None], tally: _Tally) -> None:
+def _check_letters(
+    root: Path, log: LogSnapshot, found: Contents, weigh: Callable[[Frame], int | None], tally: _Tally
+) -> None:
     file, remedy = (
         str(found.path.relative_to(root)),
         f"keep the bytes in quarantine, write the other letters anew: {REPAIR}",
     )
     if found.error is not None:
-        advice = "make it readable for the daemon's user, then verify again"
-        tally.add(Finding(file, None, f"cannot be read: {found.error}", 0, advice), problem=True)
+        advice = "make it readable for the daemon's user, then verify again; nothing of it is given up until then"
+        held = found.limit - found.segment.first_seq
+        at_least = "" if log.live or found.segment != log.view.segments[-1] else "; it may hold more letters than one"
+        tally.add(Finding(file, None, f"cannot be read: {found.error}{at_least}", held, advice), problem=True)
         return
     for frame in found.frames:
         if (count := weigh(frame)) is not None:

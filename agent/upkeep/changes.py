@@ -11,11 +11,11 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from agent.delivery.dead_letter import DeadLetters, Kept, Repeats, letters_in
+from agent.delivery.dead_letter import DeadLetters, Kept, Removed, Repeats, letters_in, pieces_in
 from agent.delivery.letters import LetterSelection
 from agent.errors import DeadlineError, StorageError
 from agent.events import Block
-from agent.queue.cursor import Outcome
+from agent.queue.cursor import Outcome, Span
 from agent.queue.filesystem import Filesystem
 from agent.queue.repair import account, restore_modes
 from agent.queue.snapshot import LogSnapshot, snapshot_of
@@ -84,20 +84,24 @@ class Purged(msgspec.Struct, frozen=True):
 class Retried(msgspec.Struct, frozen=True):
     """What a retry did: letters whose events are queued again, those that are left because the queue `refused` them, and why.
 
-    `problem` says why the letters that were put back could not be removed: another retry would put them back again.
+    `problem` says why the letters that were put back could not be removed: another retry would put them back again. `damaged`
+    letters went with them, but for their bytes; `unreadable` ones are left, and nobody knows whether they were meant.
     """
 
     retried: int
     left: int
     refused: str | None
     problem: str | None
+    damaged: int = 0
+    unreadable: int = 0
 
 
 class LettersPurged(msgspec.Struct, frozen=True):
-    """What a purge of dead letters did; `damaged` ones went with them, but for their bytes."""
+    """What a purge of dead letters did; `damaged` ones went with them, but for their bytes; `unreadable` ones are left."""
 
     purged: int
     damaged: int
+    unreadable: int = 0
 
 
 async def repair(host: Host) -> Repaired:
@@ -140,7 +144,7 @@ async def purge_letters(host: Host, selection: LetterSelection) -> LettersPurged
     """Remove the letters that are meant. Raises StorageError: then they are still there."""
     goes = partial(_is_meant, selection)
     removed = await host.run_blocking(partial(host.dead_letters.remove, goes, host.wall_clock()))
-    return LettersPurged(removed.letters, removed.damaged)
+    return LettersPurged(removed.letters, removed.damaged, removed.unreadable)
 
 
 async def retry(host: Host, selection: LetterSelection) -> Retried:
@@ -156,8 +160,10 @@ async def retry(host: Host, selection: LetterSelection) -> Retried:
         read = partial(_read_some, selection, start, meant.stop)
         some = await host.run_blocking(partial(host.dead_letters.read, read))
         refused, start = await _put_back(host, some.letters, done), some.next
-    problem = await _remove_retried(host, done) if done else None
-    return Retried(len(done), meant.letters - len(done), str(refused) if refused else None, problem)
+    removed, problem = await _remove_retried(host, done) if done else (None, None)
+    damaged, unreadable = (removed.damaged, removed.unreadable) if removed else (0, meant.unreadable)
+    left = meant.letters - len(done)
+    return Retried(len(done), left, str(refused) if refused else None, problem, damaged, unreadable)
 
 
 async def _put_back(host: Host, letters: list[Kept], done: set[int]) -> Outcome | None:
@@ -171,21 +177,21 @@ async def _put_back(host: Host, letters: list[Kept], done: set[int]) -> Outcome 
     return None
 
 
-async def _remove_retried(host: Host, numbers: set[int]) -> str | None:
-    """Make the events durable whatever `queue.sync` says, then remove their letters; return why not."""
+async def _remove_retried(host: Host, numbers: set[int]) -> tuple[Removed | None, str | None]:
+    """Make the events durable whatever `queue.sync` says, then remove their letters; return what that did, or why not."""
     try:
         await host.run_blocking(host.store.sync)
         goes: Callable[[Kept], bool] = lambda kept: kept.number in numbers  # noqa: E731
-        await host.run_blocking(partial(host.dead_letters.remove, goes, host.wall_clock()))
+        return await host.run_blocking(partial(host.dead_letters.remove, goes, host.wall_clock())), None
     except StorageError as error:
-        return str(error)
-    return None
+        return None, str(error)
 
 
 class _Meant(NamedTuple):
-    """How many letters are meant, and the number that the log gives next."""
+    """How many letters are meant, how many cannot be read, and the number that the log gives next."""
 
     letters: int
+    unreadable: int
     stop: int
 
 
@@ -197,8 +203,13 @@ class _Some(NamedTuple):
 
 
 def _survey(selection: LetterSelection, log: LogSnapshot, repeats: Repeats) -> _Meant:
-    letters = sum(selection.means(kept.letter) for kept in letters_in(log, repeats))
-    return _Meant(letters, log.view.next_seq)
+    letters = unreadable = 0
+    for piece in pieces_in(log, repeats):
+        if isinstance(piece, Span):
+            unreadable += piece.length
+        else:
+            letters += selection.means(piece.letter)
+    return _Meant(letters, unreadable, log.view.next_seq)
 
 
 def _read_some(selection: LetterSelection, start: int, stop: int, log: LogSnapshot, repeats: Repeats) -> _Some:

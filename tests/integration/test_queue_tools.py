@@ -170,7 +170,7 @@ def test_a_retry_after_the_server_changed_its_mind_delivers_the_event_and_counts
     assert ok(daemon, "dead-letters", "retry") == "2 events of dead letters put back into the queue\n"
     if not online:
         daemon.start()
-    assert daemon.request("GET", "/dead-letters").json() == {"letters": [], "next": None}
+    assert daemon.request("GET", "/dead-letters").json() == {"letters": [], "next": None, "unreadable": 0}
     assert ledger_of(daemon.status()) == ledger(16, delivered=4, dead_lettered=2, queued=10, retried=2)
     daemon.request("POST", "/resume")
     assert flushed(daemon)
@@ -313,6 +313,93 @@ def test_letters_are_selected_by_number_status_message_and_age(waiting: Filled) 
         == '{"context":{"ci":null,"interactive":null}}\n' + json.dumps(event(2), separators=(",", ":")) + "\n"
     )
     assert ledger_of(daemon.status())["dead_lettered"] == 2
+
+
+def letter_file(daemon: Daemon) -> Path:
+    (file,) = (daemon.queue / "default" / "dead-letters").glob("*.seg")
+    return file
+
+
+def damage_letter(daemon: Daemon, number: int) -> None:
+    """Flip a bit of the letter about an event."""
+    file = letter_file(daemon)
+    data = bytearray(file.read_bytes())
+    data[data.index(f"{number:016x}".encode())] ^= 1
+    file.write_bytes(data)
+
+
+UNREAD = "1 dead letter cannot be read: `artifacts-agent queue verify` says why"
+
+
+@pytest.mark.parametrize("online", [True, False], ids=["online", "offline"])
+def test_a_damaged_letter_is_never_left_out_in_silence(waiting: Filled, tmp_path: Path, online: bool) -> None:
+    daemon, copy = waiting.daemon, tmp_path / "copy"
+    daemon.terminate()
+    damage_letter(daemon, 2)
+    if online:
+        daemon.start()
+        page = daemon.request("GET", "/dead-letters").json()
+        assert ([row["seq"] for row in page["letters"]], page["unreadable"]) == ([6], 1)
+    for look in (("ls",), ("ls", "--json"), ("export", "-"), ("export", copy)):
+        code, out, err = run(daemon, "dead-letters", *look)
+        assert (code, problems(err)) == (1, [UNREAD])
+        assert ("0000000000000005" in out) == (copy not in look)
+    assert hashes(copy.read_text().partition("\n")[2]) == [5]
+    ok(daemon, "dead-letters", "show", "6")
+    code, _, err = run(daemon, "dead-letters", "show", "3")
+    assert (code, problems(err)) == (1, [f"there is no dead letter 3: {UNREAD}"])
+    code, _, err = run(daemon, "dead-letters", "retry", "3")
+    assert (code, problems(err)) == (1, [f"there is no dead letter 3, and nothing was done: {UNREAD}"])
+
+
+@pytest.mark.parametrize("online", [True, False], ids=["online", "offline"])
+@pytest.mark.parametrize("what", ["retry", "purge"])
+def test_a_damaged_letter_that_goes_with_others_is_named(waiting: Filled, what: str, online: bool) -> None:
+    daemon = waiting.daemon
+    daemon.terminate()
+    damage_letter(daemon, 2)
+    if online:
+        daemon.start()
+    code, out, err = run(daemon, "dead-letters", what, *(["--yes"] if what == "purge" else []))
+    assert (code, err) == (int(what == "retry"), "")
+    done = {"retry": "1 event of dead letters put back into the queue", "purge": "1 dead letter removed"}[what]
+    assert out == f"{done}; 1 damaged letter went too: the bytes are in dead-letters/quarantine\n"
+    assert ok(daemon, "dead-letters", "ls") == "No dead letters.\n"
+
+
+@pytest.mark.parametrize("what", ["retry", "purge"])
+def test_damaged_letters_that_nothing_goes_with_stay_and_are_said(waiting: Filled, what: str) -> None:
+    daemon = waiting.daemon
+    for number in (2, 5):
+        damage_letter(daemon, number)
+    before = letter_file(daemon).read_bytes()
+    answer = daemon.request("POST", f"/dead-letters/{what}").json()
+    assert (answer["damaged"], answer["unreadable"]) == (0, 2)
+    code, out, err = run(daemon, "dead-letters", what, *(["--yes"] if what == "purge" else []))
+    assert (code, problems(err)) == (1, [UNREAD.replace("1 dead letter", "2 dead letters")])
+    assert out == {"retry": "No event was put back\n", "purge": "No dead letter was removed\n"}[what]
+    assert letter_file(daemon).read_bytes() == before
+    code, out, _ = run(daemon, "dead-letters", "ls")
+    assert (code, out) == (1, "")
+
+
+def test_letters_in_a_file_that_cannot_be_opened_are_never_reported_as_none(api_server: ApiServer) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)  # the queue's owner has to get there
+        with Daemon(Path(directory) / "d", api_server.url, PAUSED) as daemon:
+            filled(daemon, api_server)
+        if os.geteuid() == 0:  # root may read everything; the commands read as the queue's owner
+            for path in [daemon.queue, *daemon.queue.rglob("*")]:
+                os.chown(path, 12345, 12345)
+        letter_file(daemon).chmod(0)
+        for command in (("ls",), ("ls", "--json"), ("export", "-"), ("retry",), ("purge", "--yes")):
+            code, _, err = run(daemon, "dead-letters", *command)
+            assert (code, problems(err)) == (1, [UNREAD]), command
+        code, out, _ = run(daemon, "queue", "verify")
+        assert (code, "costs: 1 dead letter\n" in out) == (1, True)
+        assert "cannot be read: Permission denied; it may hold more letters than one" in out
+        letter_file(daemon).chmod(0o600)
+        assert len(rows(ok(daemon, "dead-letters", "ls", "--json"))) == 2
 
 
 @pytest.mark.parametrize("body", [b"{}", b'{"numbers":[3]}', b"[]", b"no JSON"], ids=repr)

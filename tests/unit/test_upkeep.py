@@ -258,6 +258,38 @@ def test_only_segments_up_to_the_last_letter_that_goes_are_written_again() -> No
     assert sorted(seq for seq, _, _ in shown(log)) == list(range(1, 20))
 
 
+def test_the_pages_of_letters_count_each_letter_that_cannot_be_read_once() -> None:
+    fs = FaultFilesystem()
+    log = opened(fs, *(letter(number, f"h{number}") for number in range(20)))
+    files = [path for path in fs.paths() if path.parent.name == "dead-letters"]
+    lost = int(files[2].stem) - int(files[1].stem)
+    fs.errors = failing("open", errno.EACCES, files[1])
+    fs.flip(files[0], fs.read_bytes(files[0]).index(b"h1"), 0)
+    for size in (1, 3, 100):
+        found, unreadable, start = list[int](), 0, 0
+        while True:
+            at = start
+            page = log.read(lambda snapshot, repeats: letter_page(snapshot, repeats, EVERYTHING, at, size))  # noqa: B023
+            found += [each.seq for each in page.letters]
+            unreadable += page.unreadable
+            if page.next is None:
+                break
+            start = page.next
+        assert (len(found), unreadable) == (19 - lost, 1 + lost)
+        assert found == sorted(set(range(20)) - {1} - set(range(int(files[1].stem) - 1, int(files[2].stem) - 1)))
+
+
+def test_a_purge_of_what_lies_before_a_file_that_cannot_be_read_says_how_many_are_left() -> None:
+    fs = FaultFilesystem()
+    log = opened(fs, *(letter(number, f"h{number}") for number in range(20)))
+    last = [path for path in fs.paths() if path.parent.name == "dead-letters"][-1]
+    lost = 21 - int(last.stem)
+    fs.errors = failing("open", errno.EACCES, last)
+    assert log.remove(lambda _: True, EPOCH) == (20 - lost, 0, lost)
+    fs.errors = no_errors
+    assert [seq for seq, _, _ in shown(log)] == list(range(20 - lost, 20))
+
+
 def test_a_letter_file_that_cannot_be_read_is_not_deleted() -> None:
     fs = FaultFilesystem()
     log = opened(fs, *(letter(number, f"h{number}") for number in range(20)))
