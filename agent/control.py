@@ -169,6 +169,7 @@ def _report(status: Status, now: float) -> dict[str, object]:
             "quarantined": status.quarantined,
             "quarantine_lost": status.quarantine_lost,
         },
+        "dead_letters": status.dead_letters,
         "dead_letters_discarded": status.dead_letters_discarded,
         "storage_error": status.storage_error,
     }

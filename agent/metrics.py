@@ -58,6 +58,7 @@ def _ledgers(statuses: Mapping[str, Status]) -> Iterator[Metric]:
     dead = _counter("events_dead_lettered", "Events the API refused one by one.")
     discarded = _counter("dead_letters_discarded", "Dead letters that made room for younger ones, since the start.")
     dropped = _counter("events_dropped", "Events dropped, by reason.", "reason")
+    held = _gauge("dead_letters", "Dead letters that are kept; absent while that cannot be told.")
     queued = _gauge("events_queued", "Events on disk that wait for delivery.")
     requests = _counter("requests", "Requests to the API since the start.")
     for name, status in statuses.items():
@@ -68,9 +69,11 @@ def _ledgers(statuses: Mapping[str, Status]) -> Iterator[Metric]:
         queued.add_metric([name], status.ledger.queued)
         requests.add_metric([name], status.requests)
         discarded.add_metric([name], status.dead_letters_discarded)
+        if status.dead_letters is not None:
+            held.add_metric([name], status.dead_letters)
         for reason in DROP_REASONS:  # zeros too: an alert on a series that does not exist yet would miss its first drop
             dropped.add_metric([name, reason], status.ledger.dropped.get(reason, 0))
-    yield from (accepted, retried, delivered, dead, discarded, dropped, queued, requests)
+    yield from (accepted, retried, delivered, dead, held, discarded, dropped, queued, requests)
 
 
 def _gauges(statuses: Mapping[str, Status], now: float) -> Iterator[Metric]:

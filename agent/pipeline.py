@@ -60,6 +60,7 @@ class Status:
     segments: int
     quarantined: int
     quarantine_lost: int
+    dead_letters: int | None
     dead_letters_discarded: int
     storage_error: str | None
 
@@ -80,6 +81,7 @@ class Pipeline:
         self.fs = fs
         self.store = Store(fs, directory, limits)
         self.dead_letters = DeadLetters.beside(fs, directory, limits)
+        self.dead_letters.count()
         self._committer = Committer(
             self.store, run_blocking=seams.run_blocking, wall_clock=seams.wall_clock, on_commit=self._committed
         )
@@ -140,6 +142,7 @@ class Pipeline:
             segments=len(view.segments),
             quarantined=self.store.quarantine.kept,
             quarantine_lost=self.store.quarantine.lost,
+            dead_letters=self.dead_letters.held,
             dead_letters_discarded=self.dead_letters.discarded,
             storage_error=storage_error,
         )

@@ -63,7 +63,7 @@ def _rows(destination: Mapping[str, Any], rejected: int, now: float) -> Iterator
     yield "queued", _queued(destination)
     yield "last delivery", _last_delivery(destination, now)
     yield "dropped", _dropped(ledger["dropped"])
-    yield "dead letters", _dead_letters(ledger)
+    yield "dead letters", _dead_letters(ledger, destination.get("dead_letters"))
     yield "rejected", _counted(rejected, "line", "not valid, since the daemon started", "none")
     yield "ledger", _equation(ledger)
 
@@ -131,10 +131,12 @@ def _dropped(dropped: Mapping[str, int]) -> Text:
     return Text(f"{amount(total, 'event')}: {', '.join(reasons)}", style="yellow")
 
 
-def _dead_letters(ledger: Mapping[str, Any]) -> Text:
+def _dead_letters(ledger: Mapping[str, Any], kept: int | None) -> Text:
     text = _counted(ledger["dead_lettered"], "event", "refused by the API, one by one", "none")
     if retried := ledger.get("retried"):  # a daemon of an earlier version does not say
         text.append(f"; {amount(retried, 'letter')} put back into the queue")
+    if kept or (kept is not None and ledger["dead_lettered"]):
+        text.append(f"; {amount(kept, 'letter')} kept now")
     return text
 
 

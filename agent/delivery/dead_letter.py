@@ -8,6 +8,7 @@ more to the end; when they are durable there, those segments are deleted. A cras
 rule for repeats covers. It changes their order, and takes no more room than those few segments.
 """
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -201,6 +202,7 @@ class DeadLetters:
     _log: Log | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _repeats: tuple[View, Repeats] | None = None
+    _counted: View | None = None
 
     @classmethod
     def beside(cls, fs: Filesystem, directory: Path, limits: Limits) -> "DeadLetters":
@@ -219,6 +221,25 @@ class DeadLetters:
                 log.delete_before(segment.overflow_before(log.view.segments, excess))
                 self.discarded += log.view.segments[0].first_seq - before
             log.append([Entry(1, encode_dead_letter(letter))], now)
+
+    def count(self) -> None:
+        """Find out how many letters there are, for `held`, without opening the log; reads its end."""
+        with (
+            self._lock,
+            contextlib.suppress(StorageError),
+        ):  # then nobody knows, and whoever needs the letters is told why
+            self._counted = self._snapshot().view
+
+    @property
+    def held(self) -> int | None:
+        """How many letters there are, by their numbers; None until it is opened or counted. Never waits.
+
+        Damaged ones count, and those that a crash has left twice count twice.
+        """
+        view = self._log.view if self._log is not None else self._counted
+        if view is None:
+            return None
+        return view.next_seq - view.segments[0].first_seq if view.segments else 0
 
     def read(self, call: Callable[[LogSnapshot, Repeats], T]) -> T:
         """Return what `call` makes of the letters, while none comes or goes; changes nothing. Raises StorageError."""

@@ -402,6 +402,19 @@ def test_letters_in_a_file_that_cannot_be_opened_are_never_reported_as_none(api_
         assert len(rows(ok(daemon, "dead-letters", "ls", "--json"))) == 2
 
 
+def test_the_status_and_the_metrics_say_how_many_letters_are_kept_now(waiting: Filled) -> None:
+    daemon = waiting.daemon
+    for start, kept in ((False, 2), (True, 2), (False, 1), (True, 1), (False, 0)):
+        if start:
+            daemon.terminate()
+            daemon.start()
+        elif kept < 2:
+            ok(daemon, "dead-letters", "purge", "--yes", *(["3"] if kept else []))
+        status = daemon.status()["destinations"]["default"]
+        assert (status["dead_letters"], status["ledger"]["dead_lettered"]) == (kept, 2)
+        assert f'dead_letters{{destination="default"}} {kept}.0' in daemon.request("GET", "/metrics").text
+
+
 @pytest.mark.parametrize("body", [b"{}", b'{"numbers":[3]}', b"[]", b"no JSON"], ids=repr)
 @pytest.mark.parametrize("what", ["purge", "retry"])
 def test_a_selection_in_the_query_is_never_overlooked_because_of_a_body(

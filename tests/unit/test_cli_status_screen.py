@@ -91,6 +91,23 @@ def test_what_is_queued_dropped_dead_lettered_and_rejected_is_counted_and_explai
     assert "1,300 accepted = 10 delivered + 2 dead-lettered + 84 dropped + 1,204 queued\n" in text
 
 
+@pytest.mark.parametrize(
+    ("refused", "kept", "said"),
+    [
+        (0, 0, "none"),
+        (0, 1, "none; 1 letter kept now"),
+        (2, 0, "2 events refused by the API, one by one; 0 letters kept now"),
+        (2, 2, "2 events refused by the API, one by one; 2 letters kept now"),
+        (2, None, "2 events refused by the API, one by one"),
+    ],
+)
+def test_how_many_dead_letters_are_kept_now_is_shown_where_it_is_known(
+    refused: int, kept: int | None, said: str
+) -> None:
+    text = shown(status(ledger={"dead_lettered": refused}, dead_letters=kept))
+    assert f"dead letters   {said}\n" in text
+
+
 def test_a_ledger_that_does_not_add_up_is_not_hidden() -> None:
     assert "does not add up" in shown(status(ledger={"accepted": 11}))
 

@@ -89,6 +89,34 @@ def test_a_disk_that_refuses_is_an_error_and_the_next_try_keeps_the_letter_once(
     assert [kept.seq for kept in dead_letters(fs)] == [1, 2]
 
 
+def test_how_many_letters_there_are_is_known_whatever_comes_and_goes_and_in_another_life() -> None:
+    fs = FaultFilesystem()
+    log = opened(fs, segment_bytes=500, max_bytes=2000)
+    assert log.held is None
+    log.count()
+    assert log.held == 0
+    for number in range(100):
+        log.append(letter(number), now=5.0)
+        assert log.held == len(dead_letters(fs))
+    log.remove(lambda kept: kept.letter.seq % 2 == 0, now=6.0)
+    assert log.held == len(dead_letters(fs)) > 0
+    log.close()
+    another = opened(fs)
+    another.count()
+    assert another.held == log.held
+    another.remove(lambda _: True, now=7.0)
+    assert another.held == 0
+
+
+def test_how_many_letters_there_are_is_not_known_where_they_cannot_be_listed() -> None:
+    fs = FaultFilesystem()
+    opened(fs).append(letter(1), now=5.0)
+    fs.errors = failing("names", errno.EACCES)
+    log = opened(fs)
+    log.count()
+    assert log.held is None
+
+
 def test_what_could_not_be_deleted_is_not_counted_as_discarded() -> None:
     fs = FaultFilesystem()
     log = opened(fs, segment_bytes=300, max_bytes=600)
