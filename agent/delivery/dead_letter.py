@@ -137,6 +137,12 @@ def unreadable_in(log: LogSnapshot, start: int = 0) -> int:
     return sum(each.length for each in _all_pieces(log, start) if isinstance(each, Span))
 
 
+def unopened_in(log: LogSnapshot, last: int) -> Contents | None:
+    """Return the first segment up to that place that cannot be read at all: no letter behind it can be removed."""
+    contents = (log.contents(index) for index in range(last + 1))
+    return next((found for found in contents if found is not None and found.error is not None), None)
+
+
 def _all_kept(log: LogSnapshot, start: int) -> Iterator[Kept]:
     return (each for each in _all_pieces(log, start) if isinstance(each, Kept))
 

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from agent.delivery.dead_letter import DeadLetters, Kept, Removed, Repeats, letters_in, pieces_in
+from agent.delivery.dead_letter import DeadLetters, Kept, Removed, Repeats, letters_in, pieces_in, unopened_in
 from agent.delivery.letters import LetterSelection
 from agent.errors import DeadlineError, StorageError
 from agent.events import Block
@@ -150,7 +150,8 @@ async def purge_letters(host: Host, selection: LetterSelection) -> LettersPurged
 async def retry(host: Host, selection: LetterSelection) -> Retried:
     """Queue the events of the letters that are meant once more, and remove the letters when those are durable.
 
-    A crash in between leaves both. Letters that come meanwhile stay: an event that is refused again is not tried for ever.
+    A crash in between leaves both. Letters that come meanwhile stay: an event that is refused again is not tried for ever. Raises
+    StorageError, before anything is queued, if the letters could not be removed for a file before them that cannot be read.
     """
     meant = await host.run_blocking(partial(host.dead_letters.read, partial(_survey, selection)))
     done: set[int] = set()
@@ -204,11 +205,15 @@ class _Some(NamedTuple):
 
 def _survey(selection: LetterSelection, log: LogSnapshot, repeats: Repeats) -> _Meant:
     letters = unreadable = 0
+    last = -1
     for piece in pieces_in(log, repeats):
         if isinstance(piece, Span):
             unreadable += piece.length
-        else:
-            letters += selection.means(piece.letter)
+        elif selection.means(piece.letter):
+            letters, last = letters + 1, piece.place
+    if unreadable and (stuck := unopened_in(log, last)):
+        why = "no event was put back, because letters behind this file could not be removed"
+        raise StorageError(f"{stuck.path}: cannot be read: {stuck.error}: {why}")
     return _Meant(letters, unreadable, log.view.next_seq)
 
 

@@ -184,6 +184,26 @@ async def test_a_retry_whose_letters_cannot_be_removed_says_that_another_one_wou
         assert pipeline.ledger().retried == 1
 
 
+async def test_a_retry_of_letters_that_could_not_be_removed_queues_nothing_and_says_why() -> None:
+    names = numbered(20)
+    async with host() as h:
+        h.limits, h.transport, h.settings = Limits(segment_bytes=8 * 400), FakeTransport(reject(*names)), ONE_BY_ONE
+        pipeline = h.start()
+        await submit(pipeline, names).wait()
+        await pipeline.flush()
+        pipeline.pause()
+        first, *_, last = [path for path in h.fs.paths() if path.parent == DIRECTORY / "dead-letters"]
+        h.fs.errors = failing("open", errno.EACCES, first)
+        with pytest.raises(StorageError, match=rf"{first}: cannot be read: .*: no event was put back"):
+            await changes.retry(pipeline, EVERYTHING)
+        assert (pipeline.ledger().retried, pipeline.ledger().queued) == (0, 0)
+        h.fs.errors = failing("open", errno.EACCES, last)
+        done = await changes.retry(pipeline, EVERYTHING)
+        assert (done.retried, done.unreadable, done.problem) == (int(last.stem) - 1, 21 - int(last.stem), None)
+        h.fs.errors = no_errors
+        assert [name for _, name in letters_of(pipeline)] == names[done.retried :]
+
+
 async def test_events_are_durable_before_their_letters_go_whatever_the_queue_syncs() -> None:
     async with host() as h:
         h.limits, h.transport = Limits(sync="off"), FakeTransport(reject("h0"))
