@@ -96,7 +96,7 @@ def retry(path: Path | None, as_json: bool, numbers: tuple[int, ...], **options:
     both. What the API refuses again becomes a letter again, with a new number. Exit code 1: some could not be put back, or cannot
     be read.
     """
-    from agent.cli.queue_access import access
+    from agent.cli.queue_access import Online, access
 
     meant = letter_selection(options, numbers)
     with access(load_config(path)) as way:
@@ -108,7 +108,8 @@ def retry(path: Path | None, as_json: bool, numbers: tuple[int, ...], **options:
         say(_retried(done))
     if done.refused:
         why = f"{amount(done.left, 'letter')} stayed: the queue takes no more now ({done.refused})"
-        click.echo(f"{PROGRAM}: {why}: `{PROGRAM} status` says why", err=True)
+        where = f"`{PROGRAM} status` says why" if isinstance(way, Online) else "no daemon runs that would make room"
+        click.echo(f"{PROGRAM}: {why}: {where}", err=True)
     if done.problem:
         why = "their letters could not be removed, so that another retry would send them twice"
         click.echo(f"{PROGRAM}: {why}: {done.problem}", err=True)
@@ -212,7 +213,7 @@ def _agrees(way: "Access", meant: "LetterSelection") -> bool:
 
     count = sum(1 for _ in Letters(way, meant))
     what = amount(count, "dead letter")
-    if confirmed(f"Remove {what} for good? (`{PROGRAM} dead-letters export` makes a copy)", yes=False):
+    if confirmed(f"Remove {what} for good? (`{PROGRAM} dead-letters export` makes a copy)"):
         return True
     click.echo("Nothing was removed.", err=True)
     return False

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent.cli.asking import confirmed
+from agent.cli.asking import confirmed, require_somebody
 from agent.cli.options import PROGRAM, config_option, json_option, load_config
 from agent.cli.output import say, say_json, show
 from agent.cli.selecting import event_options, limit_option, selection, yes_option
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from agent.cli.exporting import Writer
     from agent.cli.queue_access import Access
     from agent.queue.browse import Selection
+    from agent.upkeep.changes import Purged
 
 UNREADABLE = 1
 FOUND_PROBLEMS = 1
@@ -154,15 +155,16 @@ def export(path: Path | None, target: str, force: bool, as_json: bool, limit: in
 def purge(path: Path | None, as_json: bool, yes: bool) -> int:
     """Drop every event that waits. They will not be delivered, and are counted as dropped: purged.
 
-    It asks first. `queue export` makes a copy. A running daemon finishes the requests that are under way before, and what the
-    API takes of them counts as delivered. Exit code 1: the answer was no; 3: requests were under way for too long.
+    It asks first if something waits. `queue export` makes a copy. A running daemon finishes the requests that are under way
+    before, and what the API takes of them counts as delivered. Exit code 1: the answer was no; 3: requests were under way for too
+    long.
     """
     from agent.cli.queue_access import access
 
     with access(load_config(path)) as way:
-        if not yes and not _agrees(way):
-            return DECLINED
-        done = way.purge()
+        done = way.purge() if yes else _purge_if_told(way)
+    if done is None:
+        return DECLINED
     if as_json:
         say_json(done)
     else:
@@ -172,16 +174,21 @@ def purge(path: Path | None, as_json: bool, yes: bool) -> int:
     return 0
 
 
-def _agrees(way: "Access") -> bool:
+def _purge_if_told(way: "Access") -> "Purged | None":
+    """Ask, and purge; None if the answer is no. Where nothing waits there is nothing to ask, and nothing is done."""
     import time
 
     from agent.cli.queue_screen import purge_question
+    from agent.upkeep.changes import Purged
 
-    question = purge_question(way.listing(), time.time())
-    if confirmed(question, yes=False):
-        return True
+    require_somebody()
+    listing = way.listing()
+    if not listing.queued:
+        return Purged(0, 0, None)
+    if confirmed(purge_question(listing, time.time())):
+        return way.purge()
     click.echo("Nothing was purged.", err=True)
-    return False
+    return None
 
 
 def _copy(way: "Access", meant: "Selection", limit: int | None, writer: "Writer") -> int:

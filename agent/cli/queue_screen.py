@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import msgspec
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -81,7 +82,10 @@ def _finding(word: str, finding: Finding) -> Iterator[str]:
 
 
 def repair_lines(done: Repaired) -> Iterator[str]:
-    """Yield what a repair did, and only that."""
+    """Yield what a repair did, and only that; it writes the cursor anew whether or not that was damaged."""
+    if not any(msgspec.structs.astuple(done)):
+        yield "there was nothing to repair, but perhaps in the cursor, which is always written anew"
+        return
     if done.restored:
         yield f"restored the permissions of {_files(done.restored)}"
     if done.quarantined:
@@ -104,7 +108,7 @@ def _files(names: list[str]) -> str:
 def purge_question(listing: Listing, now: float) -> str:
     """Return what to ask before a purge."""
     times = [each.oldest for each in listing.segments if each.queued and each.oldest is not None]
-    age = f", up to {_age(min(times), now)} old" if times else ""
+    age = f", up to {_age(min(times), now)} old," if times else ""
     return f"Drop {amount(listing.queued, 'queued event')}{age} for good? (`{PROGRAM} queue export FILE` makes a copy)"
 
 

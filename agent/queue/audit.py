@@ -74,7 +74,7 @@ def audit(
     tally, fs = _Tally(), queue.log.fs
     _check_cursor(queue, slots, tally)
     if lost := missing(queue):
-        what = f"{_events(lost)} before the first segment are missing: a segment is gone"
+        what = f"{_events(lost)} before the first segment {_are(lost)} missing: a segment is gone"
         tally.add(Finding("segments", None, what, lost, _accounts()), problem=True)
     for found in queue.log.all_contents():
         tally.segments += 1
@@ -147,7 +147,7 @@ def _add_lost(queue: QueueSnapshot, tally: _Tally, file: str, offset: int, what:
 def _describe(hole: Hole, lost_blocks: int) -> str:
     numbers = f"{_events(hole.span.length)} from number {hole.span.start} on"
     if hole.start >= hole.end:
-        return f"{numbers} are missing: the file has no bytes of them"
+        return f"{numbers} {_are(hole.span.length)} missing: the file has no bytes of them"
     blocks = ", some of which the disk does not give back" if lost_blocks else ""
     return f"{hole.end - hole.start:,} damaged bytes{blocks} in the place of {numbers}"
 
@@ -217,9 +217,8 @@ def _check_letters(
             what = f"{hole.end - hole.start:,} damaged bytes in the place of {letters}"
             tally.add(Finding(file, hole.start, what, count, remedy), problem=True)
         else:
-            what = (
-                f"after it, {letters} are not there: a removal that was interrupted leaves that, or a file that is gone"
-            )
+            cause = "a removal that was interrupted leaves that, or a file that is gone"
+            what = f"after it, {letters} {_are(count)} not there: {cause}"
             tally.add(Finding(file, hole.start, what), problem=False)
     if found.header_damaged:
         tally.add(Finding(file, 0, "the header is damaged, or another segment's", 0, remedy), problem=True)
@@ -292,6 +291,10 @@ def _names(fs: Filesystem, directory: Path) -> Iterable[str]:
 
 def _accounts() -> str:
     return f"have them counted as corrupt, and the bytes kept in quarantine: {REPAIR} (delivery does the same when it gets there)"
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def _events(count: int) -> str:

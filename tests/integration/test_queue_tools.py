@@ -180,6 +180,21 @@ def test_a_retry_after_the_server_changed_its_mind_delivers_the_event_and_counts
     assert 'events_retried_total{destination="default"} 2.0' in daemon.request("GET", "/metrics").text
 
 
+@pytest.mark.parametrize("online", [True, False], ids=["online", "offline"])
+def test_a_retry_that_finds_no_room_sends_nobody_to_a_daemon_that_does_not_run(waiting: Filled, online: bool) -> None:
+    daemon, api_server = waiting
+    daemon.terminate()
+    daemon.configure(api_server.url, {**PAUSED, "queue": {"min_free_bytes": "1000000GiB"}})
+    if online:
+        daemon.start()
+    code, out, err = run(daemon, "dead-letters", "retry")
+    (said,) = problems(err)
+    assert (code, out) == (1, "No event was put back\n")
+    assert said.startswith("2 letters stayed: the queue takes no more now (")
+    hint = "`artifacts-agent status` says why" if online else "no daemon runs that would make room"
+    assert said.endswith(f"): {hint}")
+
+
 def test_requests_under_way_are_not_purged_but_end_first(tmp_path: Path, api_server: ApiServer) -> None:
     """The first request is answered late, and taken; whatever follows is never answered."""
     sections: Sections = {"batch": {"max_events": 4, "concurrency": 1}, "api": {"timeout": "3s"}}
@@ -212,10 +227,14 @@ def test_a_purge_asks_on_a_terminal_and_takes_no_for_an_answer(waiting: Filled) 
     for answer, code, left in (("n", 1, 8), ("y", 0, 0)):
         with Terminal("queue", "purge", "--config", config, keyboard=True) as terminal:
             terminal.wait_for("[y/N]")
-            assert re.search(r"Drop 8 queued events, up to \d+ s old for good\?", terminal.text)
+            assert re.search(r"Drop 8 queued events, up to \d+ s old, for good\?", terminal.text)
             terminal.type(answer + "\n")
             assert terminal.finish() == code
         assert ledger_of(waiting.daemon.status())["queued"] == left
+    with Terminal("queue", "purge", "--config", config, keyboard=True) as terminal:
+        assert terminal.finish() == 0
+        assert "[y/N]" not in terminal.text
+        assert "0 events dropped: purged" in terminal.text
 
 
 @pytest.mark.parametrize("online", [True, False], ids=["online", "offline"])

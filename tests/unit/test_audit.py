@@ -121,6 +121,16 @@ def test_damage_is_named_with_what_it_costs_of_what_waits(
     assert listing.queued == (12 if damage is other_things else 10)
 
 
+def test_one_event_that_is_missing_is_missing() -> None:
+    fs = made()
+    store = Store(fs, DIRECTORY, LIMITS)
+    store.cursor.settle([Span(3, 6)], Outcome.DELIVERED)
+    store.close()
+    lose_a_segment(fs)
+    (problem,) = check(fs).problems
+    assert problem.what == "1 event before the first segment is missing: a segment is gone"
+
+
 def test_damage_of_what_is_settled_is_worth_a_note() -> None:
     fs = made()
     store = Store(fs, DIRECTORY, LIMITS)

@@ -88,7 +88,8 @@ def test_problems_come_first_and_have_a_price_and_a_remedy() -> None:
 
 
 def test_a_repair_says_what_it_did_and_only_that() -> None:
-    assert list(repair_lines(Repaired(0, 0, 0, 0, [], []))) == ["wrote the cursor anew"]
+    nothing = "there was nothing to repair, but perhaps in the cursor, which is always written anew"
+    assert list(repair_lines(Repaired(0, 0, 0, 0, [], []))) == [nothing]
     assert list(repair_lines(Repaired(3, 1, 2, 1, ["cursor.new"], [".", "cursor"]))) == [
         "restored the permissions of the queue's directory, cursor",
         "kept 1 damaged piece in quarantine",
@@ -102,7 +103,7 @@ def test_a_repair_says_what_it_did_and_only_that() -> None:
 
 def test_a_purge_asks_with_the_count_and_the_age_and_says_what_it_did() -> None:
     question = purge_question(listing(SEGMENT), NOW)
-    assert question.startswith("Drop 1,400 queued events, up to 2 min 40 s old for good?")
+    assert question.startswith("Drop 1,400 queued events, up to 2 min 40 s old, for good?")
     assert purge_question(listing(queued=1), NOW).startswith("Drop 1 queued event for good?")
     assert list(purge_lines(Purged(1, 512, "no room"))) == [
         "1 event dropped: purged; 512 B freed",
