@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.delivery.dead_letter import DeadLetters, weigh
+from agent.delivery.dead_letter import DeadLetter, DeadLetters, weigh
 from agent.events import Context, encode_events
 from agent.queue import segment
 from agent.queue.audit import Audit, audit
@@ -119,6 +119,22 @@ def test_damage_is_named_with_what_it_costs_of_what_waits(
     listing = list_segments(read_queue(fs, DIRECTORY))
     assert (listing.unreadable, unreadable(fs)) == (costs, costs)
     assert listing.queued == (12 if damage is other_things else 10)
+
+
+def test_letters_in_a_file_that_cannot_be_read_are_priced_by_its_name_and_the_next_ones() -> None:
+    fs = made()
+    log = DeadLetters.beside(fs, DIRECTORY, LIMITS)
+    for number in range(5):
+        log.append(DeadLetter(number, EPOCH, 400, "400: no", Context(), encode_events(events(f"h{number}"))), EPOCH)
+    files = [path for path in fs.paths() if path.parent.name == "dead-letters"]
+    fs.errors = failing("open", errno.EACCES, files[0])
+    (problem,) = check(fs).problems
+    assert problem.what == "cannot be read: Permission denied"
+    assert problem.costs == int(files[1].stem) - int(files[0].stem)
+    fs.errors = failing("open", errno.EACCES, files[-1])
+    (problem,) = check(fs).problems
+    assert problem.what == "cannot be read: Permission denied; it may hold more letters than one"
+    assert problem.costs == 1
 
 
 def test_one_event_that_is_missing_is_missing() -> None:
