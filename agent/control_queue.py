@@ -85,6 +85,10 @@ class QueueRoutes:
 
     async def _purge(self, request: Request) -> Response:
         deadline = _deadline(request)
+        if _selection(request, Selection) != Selection():
+            raise _BadRequestError(
+                "a purge of the queue drops all that waits: it takes no selection, and nothing was purged"
+            )
         async with self._changing:
             return Response.json(await changes.purge(self._pipeline, deadline))
 

@@ -445,6 +445,14 @@ def test_a_selection_in_the_query_is_never_overlooked_because_of_a_body(
     assert said == "the query (numbers, status) and the body both say what is meant: use one of the two"
 
 
+def test_a_purge_of_the_queue_with_a_selection_drops_nothing_at_all(waiting: Filled) -> None:
+    daemon = waiting.daemon
+    for query, body in ((f"?session={SESSIONS[0]}", b""), ("", b'{"event":"HIT"}'), ("?numbers=1", b"")):
+        assert daemon.request("POST", f"/queue/purge{query}", content=body).status_code == 400
+    assert ledger_of(daemon.status())["queued"] == 8
+    assert daemon.request("POST", "/queue/purge?deadline=5", content=b"{}").json()["purged"] == 8
+
+
 @pytest.mark.parametrize("what", ["purge", "retry"])
 def test_a_request_that_says_twice_what_is_meant_changes_nothing(waiting: Filled, what: str) -> None:
     daemon = waiting.daemon
