@@ -79,11 +79,12 @@ class Reject(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """What lines held, and the session as it is after them."""
+    """What lines held, the session as it is after them, and how many they were, an unterminated last one included."""
 
     blocks: list[Block]
     rejects: list[Reject]
     session: Session
+    line_count: int
 
 
 decode_event = msgspec.json.Decoder(Event).decode
@@ -100,7 +101,7 @@ def decode_lines(text: bytes, session: Session) -> Decoded:
     Never raises for what a client sent: a line that is not valid becomes a Reject and costs that line only.
     """
     block = _decode_plain(text, session.context)
-    return Decoded([block], [], session) if block is not None else _decode_each(text, session)
+    return Decoded([block], [], session, block.event_count) if block is not None else _decode_each(text, session)
 
 
 def decode_messages(messages: Sequence[bytes]) -> tuple[list[Block], list[int]]:
@@ -145,7 +146,7 @@ ARRAY_BYTES = 1
 
 def as_array(lines: bytes) -> bytes:
     """Return lines of events as a JSON array. Their line ends are the only ones: in JSON's strings they are escaped."""
-    return b"[%b]" % lines[:-1].replace(b"\n", b",")
+    return b"".join((b"[", memoryview(lines.replace(b"\n", b","))[:-1], b"]"))
 
 
 def cut(lines: bytes, count: int) -> tuple[bytes, bytes]:
@@ -169,9 +170,12 @@ def _is_one_a_line(text: bytes, events: list[Event]) -> bool:
 
     JSON's strings hold no line ends, so a brace before a line end is always the end of an event.
     """
-    lines = text.count(b"\n") + (not text.endswith(b"\n"))
     last_braces = text.count(b"}\n") + text.endswith(b"}")
-    return lines == last_braces == len(events)
+    return _line_count(text) == last_braces == len(events)
+
+
+def _line_count(text: bytes) -> int:
+    return text.count(b"\n") + (bool(text) and not text.endswith(b"\n"))
 
 
 def _may_repeat_a_key(text: bytes, events: list[Event]) -> bool:
@@ -201,7 +205,7 @@ def _decode_each(text: bytes, session: Session) -> Decoded:
         elif events:
             groups.append((session.context, events))
     blocks = [Block(context, len(events), encode_events(events)) for context, events in groups]
-    return Decoded(blocks, rejects, session)
+    return Decoded(blocks, rejects, session, _line_count(text))
 
 
 def _events_of(line: bytes) -> list[Event]:

@@ -127,7 +127,7 @@ class Intake:
         too_long = Reject(0, f"Line is longer than {MAX_LINE_BYTES:,} bytes")
         rejects = [too_long] * lines.oversized + decoded.rejects
         first = conversation.lines + lines.oversized
-        conversation.lines = first + lines.block.count(b"\n")
+        conversation.lines = first + decoded.line_count
         if not rejects:
             return
         self.rejected += len(rejects)

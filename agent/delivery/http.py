@@ -9,9 +9,10 @@ import email.utils
 import ipaddress
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -148,13 +149,14 @@ class HttpTransport:
     ) -> None:
         self._endpoint = endpoint
         self._wall_clock = wall_clock
-        self._headers = {
-            "accept": "*/*",
-            "accept-encoding": "identity",
-            "user-agent": f"artifacts-agent/{__version__}",
-        }
+        self._headers = [
+            ("host", httpx.URL(endpoint.url).netloc.decode("ascii")),
+            ("accept", "*/*"),
+            ("accept-encoding", "identity"),
+            ("user-agent", f"artifacts-agent/{__version__}"),
+        ]
         if endpoint.token:
-            self._headers["authorization"] = f"Bearer {endpoint.token}"
+            self._headers.append(("authorization", f"Bearer {endpoint.token}"))
         self._params = {k: v for k, v in (("teamId", endpoint.team_id), ("slug", endpoint.slug)) if v}
         self._urls: dict[str, httpx.URL] = {}
         self._connection = _connections(endpoint.url) if transport is None else lambda: transport
@@ -162,12 +164,8 @@ class HttpTransport:
 
     async def send(self, context: Context, body: bytes) -> Verdict:
         """See `Transport`."""
-        headers = {**self._headers, "content-type": "application/json"}
-        if context.ci is not None:
-            headers["x-artifact-client-ci"] = context.ci
-        if context.interactive is not None:
-            headers["x-artifact-client-interactive"] = str(context.interactive)
-        return await self._request("POST", EVENTS_PATH, headers, body)
+        content = ("content-type", "application/json"), ("content-length", str(len(body)))
+        return await self._request("POST", EVENTS_PATH, [*self._headers, *_context_headers(context), *content], body)
 
     async def probe(self) -> Verdict | None:
         """See `Transport`: `GET /v8/artifacts/status` says enabled, disabled, over_limit or paused, where there is one.
@@ -182,17 +180,15 @@ class HttpTransport:
         for connection in self._idle:
             await connection.aclose()
 
-    async def _request(self, method: str, path: str, headers: dict[str, str], body: bytes | None = None) -> Verdict:
+    async def _request(self, method: str, path: str, headers: list[tuple[str, str]], body: bytes = b"") -> Verdict:
         """Make one request; an answer that accepts counts only when it is whole."""
         connection = self._idle.pop() if self._idle else self._connection()
         try:
-            request = httpx.Request(method, self._url(path), headers=headers, content=body)
+            # With a stream instead of contents, httpx sends the headers as they are, and looks for no others to add.
+            request = httpx.Request(method, self._url(path), headers=headers, stream=httpx.ByteStream(body))
             with anyio.fail_after(self._endpoint.timeout):
                 response = await connection.handle_async_request(request)
-                try:
-                    answer = await _read_some(response)
-                finally:
-                    await response.aclose()
+                answer = await _read_some(response)
         except _CutAnswerError as error:
             return Verdict(Kind.TRANSIENT, self._clean(f"the answer was cut off: {_reason(error)}"))
         except TimeoutError:
@@ -254,6 +250,13 @@ def _proxy(url: str) -> str | None:
     return found if "://" in found else f"http://{found}"
 
 
+def _context_headers(context: Context) -> Iterator[tuple[str, str]]:
+    if context.ci is not None:
+        yield "x-artifact-client-ci", context.ci
+    if context.interactive is not None:
+        yield "x-artifact-client-interactive", str(context.interactive)
+
+
 class _CutAnswerError(Exception):
     """The connection broke in the middle of an answer that would have accepted the batch."""
 
@@ -263,16 +266,21 @@ async def _read_some(response: httpx.Response) -> bytes:
 
     The rest is given up by cancelling the read: httpx's nested generators end properly in no other way.
     """
-    body = bytearray()
-    with anyio.CancelScope() as enough:
-        try:
-            async for chunk in response.aiter_raw():
+    body, stream = (
+        bytearray(),
+        cast(httpx.AsyncByteStream, response.stream),
+    )  # that of an AsyncBaseTransport is no other
+    try:
+        with anyio.CancelScope() as enough:
+            async for chunk in stream:
                 body += chunk
                 if len(body) >= MAX_ANSWER_BYTES:
                     enough.cancel()
-        except httpx.TransportError as error:
-            if response.is_success:
-                raise _CutAnswerError(_reason(error)) from error
+    except httpx.TransportError as error:
+        if response.is_success:
+            raise _CutAnswerError(_reason(error)) from error
+    finally:
+        await stream.aclose()
     return bytes(body)
 
 

@@ -82,7 +82,7 @@ def the_session(*lines: bytes, before: Session = VERCEL) -> Session:
 
 
 def test_an_event_is_taken_as_it_was_sent() -> None:
-    assert decode_lines(PLAIN + b"\n", VERCEL) == Decoded([Block(VERCEL.context, 1, PLAIN + b"\n")], [], VERCEL)
+    assert decode_lines(PLAIN + b"\n", VERCEL) == Decoded([Block(VERCEL.context, 1, PLAIN + b"\n")], [], VERCEL, 1)
 
 
 def test_duration_may_be_left_out_and_then_stays_out() -> None:
@@ -258,7 +258,7 @@ def test_deep_nesting_is_refused_at_its_first_level(line: bytes) -> None:
 
 @pytest.mark.parametrize("block", [b"", b"\n", b"\r\n", b" \t\r\n\n", b"\x0c\n"])
 def test_blank_lines_are_nothing(block: bytes) -> None:
-    assert decode_lines(block, VERCEL) == Decoded([], [], VERCEL)
+    assert decode_lines(block, VERCEL) == Decoded([], [], VERCEL, block.count(b"\n"))
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,8 @@ def test_blank_lines_are_nothing(block: bytes) -> None:
     ],
 )
 def test_white_space_around_an_event_does_not_matter(block: bytes) -> None:
-    assert decode_lines(block, VERCEL) == Decoded([Block(VERCEL.context, 1, PLAIN + b"\n")], [], VERCEL)
+    expected = Decoded([Block(VERCEL.context, 1, PLAIN + b"\n")], [], VERCEL, len(block.splitlines()))
+    assert decode_lines(block, VERCEL) == expected
 
 
 @pytest.mark.parametrize(
@@ -436,9 +437,8 @@ def test_a_context_line_holds_for_what_follows_it() -> None:
 
 def test_asking_for_acks_in_between_does_not_part_events_of_one_context() -> None:
     decoded = decode_lines(b"\n".join([PLAIN, b'{"context":{"ack":"durable"}}', PLAIN]), VERCEL)
-    assert decoded == Decoded(
-        [Block(VERCEL.context, 2, (PLAIN + b"\n") * 2)], [], Session(VERCEL.context, durable_acks=True)
-    )
+    session = Session(VERCEL.context, durable_acks=True)
+    assert decoded == Decoded([Block(VERCEL.context, 2, (PLAIN + b"\n") * 2)], [], session, 3)
 
 
 # --- bounds and the queue ---------------------------------------------------------------------------------------------

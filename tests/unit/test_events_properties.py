@@ -101,7 +101,7 @@ def one_by_one(block: bytes, session: Session) -> Decoded:
         session = decoded.session
         blocks += decoded.blocks
         rejects += [Reject(number, reject.reason) for reject in decoded.rejects]
-    return Decoded(blocks, rejects, session)
+    return Decoded(blocks, rejects, session, block.count(b"\n") + (bool(block) and not block.endswith(b"\n")))
 
 
 def flat(decoded: Decoded) -> list[tuple[Context, bytes]]:
@@ -138,7 +138,7 @@ def test_a_block_of_events_alone_is_the_same_beside_a_line_that_sends_it_the_oth
 @given(st.lists(event_lines, min_size=1, max_size=6))
 def test_canonical_lines_stay_as_they_are(parts: list[bytes]) -> None:
     [block] = decode_lines(b"\n".join(parts), VERCEL).blocks
-    assert decode_lines(block.lines, VERCEL) == Decoded([block], [], VERCEL)
+    assert decode_lines(block.lines, VERCEL) == Decoded([block], [], VERCEL, len(parts))
     assert encode_events(decode_events(block.lines)) == block.lines
 
 
