@@ -177,7 +177,7 @@ class Source:
 
     def _decode(self, frame: Frame) -> _Read | Gap:
         span = Span(frame.first_seq, frame.next_seq)
-        record = record_in(frame)
+        record = record_in(frame, own=frame.first_seq >= self._store.first_own_seq)
         if record is None:
             self._store.quarantine.keep(frame.first_seq, 0, frame.payload)
             return Gap(span)

@@ -86,7 +86,7 @@ def counts(entries: Sequence[Entry]) -> Counts:
 
 
 class Store:
-    """An open queue. `cursor` says what is settled; `log` holds the rest."""
+    """An open queue. `cursor` says what is settled; `log` holds the rest, and from `first_own_seq` on what this process wrote."""
 
     def __init__(self, fs: Filesystem, directory: Path, limits: Limits) -> None:
         """Open or create the queue in `directory` and recover what a crash left. Raises StorageError."""
@@ -108,6 +108,7 @@ class Store:
             self._cursor_file.close()
             raise
         self.cursor = self._recover_cursor(state)
+        self.first_own_seq = self.cursor.next_seq
         self._durable_pause = self.cursor.pause
         self._written = self.cursor.state()
 
