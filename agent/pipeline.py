@@ -24,8 +24,7 @@ from agent.logs import Throttle
 from agent.queue.committer import Committer, Group
 from agent.queue.cursor import Ledger, Outcome
 from agent.queue.filesystem import Filesystem
-from agent.queue.log import Entry
-from agent.queue.record import Record, encode_record
+from agent.queue.grouping import Submitted, entries_of
 from agent.queue.store import Committed, Limits, Store
 
 T = TypeVar("T")
@@ -101,11 +100,7 @@ class Pipeline:
 
     def submit(self, block: Block) -> Group:
         """Queue the block's events; the group's `wait` returns when they are durable, or says why they were dropped."""
-        return self._committer.submit(self._entry(block))
-
-    def _entry(self, block: Block, *, retried: bool = False) -> Entry:
-        record = Record(self._seams.wall_clock(), block.context, block.lines)
-        return Entry(block.event_count, encode_record(record), retried)
+        return self._committer.submit(block)
 
     def shed(self, count: int) -> None:
         """Drop events that there was no room for, and count them."""
@@ -202,12 +197,11 @@ class Pipeline:
 
     async def put_back(self, block: Block) -> Outcome | None:
         """Queue events of dead letters; return when they are committed, or why they are not. It pushes nothing out."""
-        entry = self._entry(block, retried=True)
         if not await self.room():
             return Outcome.STALLED
-        if not self.store.has_room(entry):
+        if not self.store.has_room(entries_of([Submitted(block)], self._seams.wall_clock())):
             return Outcome.OVERFLOW
-        return (await self._committer.submit(entry).wait()).refused
+        return (await self._committer.submit(block, retried=True).wait()).refused
 
     async def purge(self, seconds: float) -> int | None:
         """Settle all that is queued as purged, once no request is under way that may deliver some of it; return how many.

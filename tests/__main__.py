@@ -10,6 +10,7 @@ PURE = [
     "agent/events.py",
     "agent/framing/*.py",
     "agent/queue/record.py",
+    "agent/queue/grouping.py",
     "agent/queue/segment.py",
     "agent/queue/cursor.py",
     "agent/delivery/batch.py",

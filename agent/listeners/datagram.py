@@ -7,7 +7,6 @@ A datagram that was received is always taken: nothing cancels that but the end o
 
 import contextlib
 import socket
-from typing import NamedTuple
 
 import anyio
 import anyio.lowlevel
@@ -27,23 +26,11 @@ TURN_BYTES = 256 * 1024
 _NOBODY = Peer(pid=0, uid=0xFFFF_FFFF)
 
 
-class _Datagram(NamedTuple):
-    """What was received; `ancillary` says who sent it."""
+# As an int: to test a flag of an enum takes longer than to receive a datagram.
+_TRUNCATED = int(socket.MSG_TRUNC)
 
-    data: bytes
-    ancillary: list[tuple[int, int, bytes]]
-    truncated: bool
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether it is all there, and too short for a line that is too long."""
-        return not self.truncated and len(self.data) <= MAX_LINE_BYTES
-
-    @property
-    def sender(self) -> Peer:
-        """Who sent it, as the kernel says."""
-        found = (Peer(*read_credentials(d)) for _, kind, d in self.ancillary if kind == socket.SCM_CREDENTIALS)
-        return next(found, _NOBODY)
+# What was received, its ancillary data, which say who sent it, and its flags: a plain tuple costs least.
+_Datagram = tuple[bytes, list[tuple[int, int, bytes]], int]
 
 
 class DatagramListener:
@@ -55,6 +42,7 @@ class DatagramListener:
         self._waiting = anyio.CancelScope()
         self._closing = False
         self._buffer = memoryview(bytearray(MAX_DATAGRAM_BYTES))
+        self._buffers = [self._buffer]
         self._taking = False
         self._taken = 0
         self._progress = anyio.Event()
@@ -106,33 +94,44 @@ class DatagramListener:
         await anyio.lowlevel.checkpoint()
         return bool(received)
 
-    def _take_at_once(self, received: list["_Datagram"]) -> list["_Datagram"]:
+    def _take_at_once(self, received: list[_Datagram]) -> list[_Datagram]:
         """Take the datagrams that hold nothing but good lines, together; return the others."""
-        whole = [each for each in received if each.is_whole]
-        others = self._intake.take_messages([as_lines(each.data) for each in whole]) if whole else []
-        return [whole[index] for index in others] + [each for each in received if not each.is_whole]
+        whole = [each for each in received if _is_whole(each)]
+        others = self._intake.take_messages([as_lines(data) for data, _, _ in whole]) if whole else []
+        return [whole[index] for index in others] + [each for each in received if not _is_whole(each)]
 
     def _advance(self) -> None:
         self._progress.set()
         self._progress = anyio.Event()
 
-    def _receive_some(self) -> list["_Datagram"]:
+    def _receive_some(self) -> list[_Datagram]:
         received: list[_Datagram] = []
-        size = 0
+        size, receive, buffer, buffers = 0, self._bound.socket.recvmsg_into, self._buffer, self._buffers
         with contextlib.suppress(BlockingIOError):
             while size < TURN_BYTES and len(received) < TURN_DATAGRAMS:
-                length, ancillary, flags, _ = self._bound.socket.recvmsg_into([self._buffer], CREDENTIALS_SPACE)
-                received.append(_Datagram(bytes(self._buffer[:length]), ancillary, bool(flags & socket.MSG_TRUNC)))
+                length, ancillary, flags, _ = receive(buffers, CREDENTIALS_SPACE)
+                received.append((buffer[:length].tobytes(), ancillary, flags))
                 size += length
         return received
 
-    async def _take(self, datagram: "_Datagram") -> None:
-        data, framer = datagram.data, LineFramer(MAX_LINE_BYTES)
-        conversation = Conversation(datagram.sender, answerable=False)
+    async def _take(self, datagram: _Datagram) -> None:
+        data, ancillary, flags = datagram
+        framer, conversation = LineFramer(MAX_LINE_BYTES), Conversation(_sender(ancillary), answerable=False)
         for start in range(0, len(data), MAX_LINE_BYTES):
             await self._take_lines(framer.feed(data[start : start + MAX_LINE_BYTES]), conversation)
-        await self._take_lines(Lines(b"", 1) if datagram.truncated else framer.end(), conversation)
+        await self._take_lines(Lines(b"", 1) if flags & _TRUNCATED else framer.end(), conversation)
 
     async def _take_lines(self, lines: Lines, conversation: Conversation) -> None:
         if lines.block or lines.oversized:
             await self._intake.take(lines, conversation)
+
+
+def _is_whole(datagram: _Datagram) -> bool:
+    """Tell whether it is all there, and too short for a line that is too long."""
+    return not datagram[2] & _TRUNCATED and len(datagram[0]) <= MAX_LINE_BYTES
+
+
+def _sender(ancillary: list[tuple[int, int, bytes]]) -> Peer:
+    """Return who sent it, as the kernel says."""
+    found = (Peer(*read_credentials(data)) for _, kind, data in ancillary if kind == socket.SCM_CREDENTIALS)
+    return next(found, _NOBODY)

@@ -11,7 +11,8 @@ from typing import Protocol, TypeVar
 import anyio
 import anyio.to_thread
 
-from agent.queue.log import Entry
+from agent.events import Block
+from agent.queue.grouping import Submitted, entries_of
 from agent.queue.store import Committed, Store
 from agent.wakeup import Wakeup
 
@@ -34,7 +35,7 @@ async def run_in_thread(call: Callable[[], T]) -> T:
 
 
 class Group:
-    """The entries of one commit, as those who wait for it see them."""
+    """The blocks of one commit, as those who wait for it see them."""
 
     __slots__ = ("_committed", "_done")
 
@@ -48,7 +49,7 @@ class Group:
         self._done.set()
 
     async def wait(self) -> Committed:
-        """Return when the commit is over: the entries are durable, unless it says why they were refused."""
+        """Return when the commit is over: the blocks are durable, unless it says why they were refused."""
         await self._done.wait()
         return self._committed
 
@@ -72,7 +73,7 @@ class Committer:
         self._wall_clock = wall_clock
         self._on_commit = on_commit
         self._wakeup = Wakeup()
-        self._entries: list[Entry] = []
+        self._submitted: list[Submitted] = []
         self._group = Group()
         self._requested = False
         self._pending_bytes = 0
@@ -80,10 +81,10 @@ class Committer:
         self._started_at: float | None = None
         self._closing = False
 
-    def submit(self, entry: Entry) -> Group:
-        """Add `entry` to the next commit; wait for the group to know that it is durable. Call `room` before."""
-        self._entries.append(entry)
-        self._pending_bytes += len(entry.payload)
+    def submit(self, block: Block, *, retried: bool = False) -> Group:
+        """Add `block` to the next commit; wait for the group to know that it is durable. Call `room` before."""
+        self._submitted.append(Submitted(block, retried))
+        self._pending_bytes += len(block.lines)
         return self.request()
 
     def request(self) -> Group:
@@ -128,10 +129,11 @@ class Committer:
         self._wakeup.set()
 
     async def _commit(self) -> None:
-        entries, self._entries = self._entries, []
+        submitted, self._submitted = self._submitted, []
         group, self._group = self._group, Group()
         size, self._requested = self._pending_bytes, False
         now = self._wall_clock()
+        entries = entries_of(submitted, now)
         plan = self._store.plan(entries, now)
         self._started_at = anyio.current_time()
         committed = await self._run_blocking(partial(self._store.commit, plan, now))

@@ -201,9 +201,9 @@ class Store:
                 self.log.roll(now)
                 self.log.delete_before(position)
 
-    def has_room(self, entry: Entry) -> bool:
-        """Tell whether an entry would push nothing out of the queue."""
-        return sum(s.size for s in self._in_use(self.log.view)) + _size_on_disk([entry]) <= self._limits.max_bytes
+    def has_room(self, entries: Sequence[Entry]) -> bool:
+        """Tell whether entries would push nothing out of the queue."""
+        return sum(s.size for s in self._in_use(self.log.view)) + _size_on_disk(entries) <= self._limits.max_bytes
 
     def tidy(self) -> list[Path]:
         """Remove what interrupted writes have left; return it. Raises StorageError."""

@@ -14,8 +14,7 @@ from agent.errors import StorageError
 from agent.events import Block
 from agent.queue.cursor import Outcome, Span
 from agent.queue.filesystem import Filesystem
-from agent.queue.log import Entry
-from agent.queue.record import Record, encode_record
+from agent.queue.grouping import Submitted, entries_of
 from agent.queue.store import Limits, Plan, Store
 
 T = TypeVar("T")
@@ -44,12 +43,12 @@ class OfflineHost:
     async def put_back(self, block: Block) -> Outcome | None:
         """Queue events of dead letters; return why they are not. It pushes nothing out."""
         now = self.wall_clock()
-        entry = Entry(block.event_count, encode_record(Record(now, block.context, block.lines)), retried=True)
-        if not self.store.has_room(entry):
+        entries = entries_of([Submitted(block, retried=True)], now)
+        if not self.store.has_room(entries):
             return Outcome.OVERFLOW
-        committed = self.store.commit(self.store.plan([entry], now), now)
+        committed = self.store.commit(self.store.plan(entries, now), now)
         self.store.published()
-        self.store.account([entry], committed.refused)
+        self.store.account(entries, committed.refused)
         return committed.refused
 
     async def purge(self, seconds: float) -> int | None:

@@ -10,19 +10,24 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from agent.events import Block, Context
 from agent.queue.committer import MAX_PENDING_BYTES, STALL_SECONDS, Committer, Group, RunBlocking, run_in_thread
 from agent.queue.cursor import Outcome, Span
 from agent.queue.filesystem import OsFilesystem
-from agent.queue.log import Entry
+from agent.queue.record import Frame, decode_record
 from agent.queue.store import Committed, Limits, Store
 from tests.support.fault_filesystem import FaultFilesystem, failing, no_errors
-from tests.support.queue_files import entry
 
 pytestmark = pytest.mark.anyio
 
 T = TypeVar("T")
 ROOT = Path("/queue")
-FULL = Entry(1, bytes(MAX_PENDING_BYTES // 4))
+FULL = Block(Context(), 1, bytes(MAX_PENDING_BYTES // 4))
+
+
+def block(text: str, count: int = 1) -> Block:
+    """Return a block whose text nobody looks into."""
+    return Block(Context(), count, text.encode())
 
 
 class Gate:
@@ -95,14 +100,14 @@ class TestGroups:
     async def test_a_group_is_durable_when_its_wait_returns(self) -> None:
         setting = Setting()
         async with running(setting) as committer:
-            committed = await outcome(committer.submit(entry("a", 3)).wait())
+            committed = await outcome(committer.submit(block("a", 3)).wait())
             assert committed == Committed(None, None, None)
             assert setting.store.cursor.queued == 3
         assert setting.commits[0] is committed
 
     async def test_many_that_wait_share_one_write(self) -> None:
         setting = Setting()
-        groups = [setting.committer.submit(entry(str(number))) for number in range(100)]
+        groups = [setting.committer.submit(block(str(number))) for number in range(100)]
         async with running(setting):
             for group in groups:
                 assert (await outcome(group.wait())).refused is None
@@ -112,9 +117,9 @@ class TestGroups:
         setting = Setting()
         setting.gate.shut()
         async with running(setting) as committer:
-            first = committer.submit(entry("a"))
+            first = committer.submit(block("a"))
             await settled(lambda: setting.gate.entered == 1)
-            later = [committer.submit(entry("b")) for _ in range(10)]
+            later = [committer.submit(block("b")) for _ in range(10)]
             assert first not in later
             setting.gate.open()
             for group in (first, *later):
@@ -125,14 +130,14 @@ class TestGroups:
         setting = Setting()
         async with running(setting) as committer:
             for text in "abcdef":
-                committer.submit(entry(text))
+                committer.submit(block(text))
                 await anyio.lowlevel.checkpoint()
         items = setting.store.reader().read(1000)
-        assert [getattr(item, "payload", None) for item in items] == [b"a", b"b", b"c", b"d", b"e", b"f"]
+        assert b"".join(decode_record(i.payload).lines for i in items if isinstance(i, Frame)) == b"abcdef"
 
     async def test_everyone_who_waits_for_a_group_is_told(self) -> None:
         setting = Setting()
-        group, told = setting.committer.submit(entry("a")), []
+        group, told = setting.committer.submit(block("a")), []
 
         async def wait(group: Group) -> None:
             told.append(await group.wait())
@@ -147,7 +152,7 @@ class TestGroups:
     async def test_a_checkpoint_can_be_had_without_entries(self) -> None:
         setting = Setting()
         async with running(setting) as committer:
-            await outcome(committer.submit(entry("a", 2)).wait())
+            await outcome(committer.submit(block("a", 2)).wait())
             setting.store.cursor.settle([Span(1, 2)], Outcome.DELIVERED)
             await outcome(committer.request().wait())
         setting.disk.kill()
@@ -157,7 +162,7 @@ class TestGroups:
     async def test_segments_know_the_wall_clocks_time(self) -> None:
         setting = Setting()
         async with running(setting) as committer:
-            await outcome(committer.submit(entry("a")).wait())
+            await outcome(committer.submit(block("a")).wait())
         assert setting.store.log.view.segments[0].created_at == 1000.0
 
 
@@ -168,8 +173,8 @@ class TestRefusals:
     async def test_a_refusal_is_told_to_all_and_counted(self, code: int, reason: Outcome) -> None:
         setting = Setting()
         setting.disk.errors = failing("create", code)
-        group = setting.committer.submit(entry("a", 3))
-        setting.committer.submit(entry("b", 2))
+        group = setting.committer.submit(block("a", 3))
+        setting.committer.submit(block("b", 2))
         async with running(setting):
             committed = await outcome(group.wait())
         assert committed.refused is reason
@@ -181,15 +186,15 @@ class TestRefusals:
         setting = Setting()
         setting.disk.errors = failing("sync", errno.EIO)
         async with running(setting) as committer:
-            assert (await outcome(committer.submit(entry("a")).wait())).refused is Outcome.DISK_ERROR
+            assert (await outcome(committer.submit(block("a")).wait())).refused is Outcome.DISK_ERROR
             setting.disk.errors = no_errors
-            assert (await outcome(committer.submit(entry("b")).wait())).refused is None
+            assert (await outcome(committer.submit(block("b")).wait())).refused is None
         assert setting.store.cursor.ledger().dropped == {Outcome.DISK_ERROR: 1}
 
     async def test_overflow_is_a_refusal_without_an_error(self) -> None:
         setting = Setting(Limits(max_bytes=100, overflow="drop-newest"))
         async with running(setting) as committer:
-            committed = await outcome(committer.submit(entry("x" * 200, 4)).wait())
+            committed = await outcome(committer.submit(block("x" * 200, 4)).wait())
         assert committed == Committed(Outcome.OVERFLOW, None, None)
         assert setting.store.cursor.ledger().dropped == {Outcome.OVERFLOW: 4}
 
@@ -197,7 +202,7 @@ class TestRefusals:
         setting = Setting()
         setting.disk.errors = failing("pwrite", errno.EIO, ROOT / "cursor")
         async with running(setting) as committer:
-            committed = await outcome(committer.submit(entry("a")).wait())
+            committed = await outcome(committer.submit(block("a")).wait())
         assert committed.refused is None
         assert committed.checkpoint_error is not None
 
@@ -254,9 +259,9 @@ class TestEnd:
         setting = Setting()
         setting.gate.shut()
         async with running(setting) as committer:
-            committer.submit(entry("a"))
+            committer.submit(block("a"))
             await settled(lambda: setting.gate.entered == 1)
-            last = committer.submit(entry("b"))
+            last = committer.submit(block("b"))
             committer.close()
             setting.gate.open()
         assert (await outcome(last.wait())).refused is None
@@ -270,7 +275,7 @@ class TestEnd:
 
     async def test_closing_before_running_still_commits(self) -> None:
         setting = Setting()
-        setting.committer.submit(entry("a"))
+        setting.committer.submit(block("a"))
         setting.committer.close()
         with anyio.fail_after(5):
             await setting.committer.run()
@@ -283,7 +288,7 @@ async def test_a_real_disk_and_a_real_thread(tmp_path: Path) -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(real.run)
         for number in range(20):
-            assert (await outcome(real.submit(entry(str(number))).wait())).refused is None
+            assert (await outcome(real.submit(block(str(number))).wait())).refused is None
         real.close()
     store.close()
     assert Store(OsFilesystem(), tmp_path, Limits()).cursor.queued == 20
