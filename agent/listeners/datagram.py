@@ -15,6 +15,7 @@ from agent.events import MAX_LINE_BYTES
 from agent.framing.ndjson import LineFramer, Lines, as_lines
 from agent.intake import Conversation, Intake, Peer
 from agent.listeners.sockets import CREDENTIALS_SPACE, Bound, read_credentials
+from agent.wakeup import News
 
 # More than net.core.wmem_default lets a client send at once.
 MAX_DATAGRAM_BYTES = 256 * 1024
@@ -45,7 +46,7 @@ class DatagramListener:
         self._buffers = [self._buffer]
         self._taking = False
         self._taken = 0
-        self._progress = anyio.Event()
+        self._progress = News()
         bound.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
 
     async def serve(self) -> None:
@@ -84,35 +85,32 @@ class DatagramListener:
     async def _take_some(self) -> bool:
         """Take what has been sent, but no more than is good in one turn; False if nothing had been."""
         await self._intake.room()
-        received = self._receive_some()
-        self._taking = bool(received)
-        for datagram in self._take_at_once(received):
+        whole, odd = self._receive_some()
+        self._taking = bool(whole or odd)
+        others = self._intake.take_messages([as_lines(data) for data, _, _ in whole]) if whole else []
+        for datagram in [whole[index] for index in others] + odd:
             await self._take(datagram)
         self._taking = False
-        self._taken += len(received)
+        self._taken += len(whole) + len(odd)
         self._advance()
         await anyio.lowlevel.checkpoint()
-        return bool(received)
-
-    def _take_at_once(self, received: list[_Datagram]) -> list[_Datagram]:
-        """Take the datagrams that hold nothing but good lines, together; return the others."""
-        whole = [each for each in received if _is_whole(each)]
-        others = self._intake.take_messages([as_lines(data) for data, _, _ in whole]) if whole else []
-        return [whole[index] for index in others] + [each for each in received if not _is_whole(each)]
+        return bool(whole or odd)
 
     def _advance(self) -> None:
-        self._progress.set()
-        self._progress = anyio.Event()
+        self._progress.tell()
 
-    def _receive_some(self) -> list[_Datagram]:
-        received: list[_Datagram] = []
+    def _receive_some(self) -> tuple[list[_Datagram], list[_Datagram]]:
+        """Return the datagrams that can be taken together, and those that were cut off or are too long for that."""
+        whole: list[_Datagram] = []
+        odd: list[_Datagram] = []
         size, receive, buffer, buffers = 0, self._bound.socket.recvmsg_into, self._buffer, self._buffers
         with contextlib.suppress(BlockingIOError):
-            while size < TURN_BYTES and len(received) < TURN_DATAGRAMS:
+            while size < TURN_BYTES and len(whole) < TURN_DATAGRAMS:
                 length, ancillary, flags, _ = receive(buffers, CREDENTIALS_SPACE)
-                received.append((buffer[:length].tobytes(), ancillary, flags))
+                into = odd if flags & _TRUNCATED or length > MAX_LINE_BYTES else whole
+                into.append((buffer[:length].tobytes(), ancillary, flags))
                 size += length
-        return received
+        return whole, odd
 
     async def _take(self, datagram: _Datagram) -> None:
         data, ancillary, flags = datagram
@@ -124,11 +122,6 @@ class DatagramListener:
     async def _take_lines(self, lines: Lines, conversation: Conversation) -> None:
         if lines.block or lines.oversized:
             await self._intake.take(lines, conversation)
-
-
-def _is_whole(datagram: _Datagram) -> bool:
-    """Tell whether it is all there, and too short for a line that is too long."""
-    return not datagram[2] & _TRUNCATED and len(datagram[0]) <= MAX_LINE_BYTES
 
 
 def _sender(ancillary: list[tuple[int, int, bytes]]) -> Peer:

@@ -25,6 +25,7 @@ from agent.framing.ndjson import LineFramer, Lines, as_lines
 from agent.intake import Conversation, Intake, Peer
 from agent.listeners.sockets import Bound, peer_of
 from agent.logs import Throttle
+from agent.wakeup import News
 
 READ_BYTES = MAX_LINE_BYTES
 # Refusing a line costs much more than taking one: who sends bad lines has to share the daemon in smaller turns.
@@ -56,7 +57,7 @@ class _Connection:
         self.taken = 0
         self.open = True
         self.refused = False
-        self.progress = anyio.Event()
+        self.progress = News()
         self._patience: anyio.CancelScope | None = None
 
     def receive(self, size: int) -> bytes:
@@ -75,8 +76,7 @@ class _Connection:
 
     def advance(self) -> None:
         self.taken = self.received
-        self.progress.set()
-        self.progress = anyio.Event()
+        self.progress.tell()
 
     def waiting_bytes(self) -> int:
         size = array.array("i", [0])
@@ -118,7 +118,7 @@ class StreamListener:
         self._log = structlog.get_logger("agent.listeners")
         self._throttle = Throttle(LOG_INTERVAL)
         self._connections: OrderedDict[_Connection, None] = OrderedDict()
-        self._left = anyio.Event()
+        self._left = News()
         self._accepting = anyio.CancelScope()
         self._tasks: anyio.abc.TaskGroup | None = None
         self.evicted = 0
@@ -243,8 +243,7 @@ class StreamListener:
         finally:
             del self._connections[connection]
             connection.close()
-            self._left.set()
-            self._left = anyio.Event()
+            self._left.tell()
 
     async def _read_to_end(self, connection: _Connection, conversation: Conversation) -> None:
         size = READ_BYTES

@@ -14,7 +14,7 @@ import anyio.to_thread
 from agent.events import Block
 from agent.queue.grouping import Submitted, entries_of
 from agent.queue.store import Committed, Store
-from agent.wakeup import Wakeup
+from agent.wakeup import News, Wakeup
 
 T = TypeVar("T")
 
@@ -77,7 +77,7 @@ class Committer:
         self._group = Group()
         self._requested = False
         self._pending_bytes = 0
-        self._room = anyio.Event()
+        self._room = News()
         self._started_at: float | None = None
         self._closing = False
 
@@ -141,7 +141,6 @@ class Committer:
         self._store.published()
         self._store.account(entries, committed.refused)
         self._pending_bytes -= size
-        self._room.set()
-        self._room = anyio.Event()
+        self._room.tell()
         self._on_commit(committed)
         group.finish(committed)

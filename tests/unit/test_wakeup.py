@@ -4,7 +4,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from agent.wakeup import Wakeup
+from agent.wakeup import News, Wakeup
 
 pytestmark = pytest.mark.anyio
 
@@ -48,3 +48,26 @@ async def test_a_cancelled_wait_forgets_nothing() -> None:
         await wakeup.wait()
     wakeup.set()
     assert await returns_at_once(wakeup)
+
+
+async def test_news_wake_all_who_wait_and_nobody_who_comes_later() -> None:
+    news, woken = News(), []
+
+    async def wait(name: str) -> None:
+        await news.wait()
+        woken.append(name)
+
+    async with anyio.create_task_group() as tasks:
+        news.tell()
+        for name in "ab":
+            tasks.start_soon(wait, name)
+        await anyio.wait_all_tasks_blocked()
+        assert woken == []
+        news.tell()
+        await anyio.wait_all_tasks_blocked()
+        assert sorted(woken) == ["a", "b"]
+        tasks.start_soon(wait, "late")
+        await anyio.wait_all_tasks_blocked()
+        assert "late" not in woken
+        news.tell()
+    assert woken[-1] == "late"
