@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import MutableMapping
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -22,16 +23,20 @@ def run(path: Path | None) -> None:
     SIGTERM and SIGINT stop it when what is queued has been delivered, or after shutdown.deadline: the rest waits on disk
     for the next start. A second one stops it at once. SIGHUP makes it read configuration and token again.
     """
-    _do_without_rich()
+    _start_lean(os.environ)
     from agent import config, daemon
 
     # Found once: a file that is missing at a reload must be an error, not a reason to fall back on the defaults.
     daemon.run(partial(config.load, find_config(path), os.environ), os.environ)
 
 
-def _do_without_rich() -> None:
-    """Keep httpx and structlog from importing rich, which they do if they can; a daemon has no use for it.
+def _start_lean(environ: MutableMapping[str, str]) -> None:
+    """Keep libraries from importing, only because it is there, what a daemon has no use for: that is memory and time.
 
-    What is None in `sys.modules` cannot be imported (https://docs.python.org/3/reference/import.html#the-module-cache).
+    httpx and structlog take rich if they can, and httpcore takes trio; what is None in `sys.modules` cannot be imported
+    (https://docs.python.org/3/reference/import.html#the-module-cache). pydantic looks through all installed packages for
+    plugins (https://docs.pydantic.dev/latest/concepts/plugins/).
     """
-    sys.modules.setdefault("rich", cast(ModuleType, None))
+    for name in ("rich", "trio"):
+        sys.modules.setdefault(name, cast(ModuleType, None))
+    environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
