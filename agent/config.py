@@ -10,7 +10,6 @@ directory of the TOML file, or to the current directory when a variable holds th
 The token is read by `read_token` and is never part of a `Config`, so that a `Config` can be logged.
 """
 
-import difflib
 import ipaddress
 import os
 import re
@@ -464,6 +463,8 @@ class _Sources:
         if len(self.problems) >= PROBLEM_LIMIT:  # what is not shown need not be searched for
             self.problems.append(where)
             return
+        import difflib  # for a mistake only: a daemon has no other use for it
+
         near = difflib.get_close_matches(word[:80], sorted(valid), n=1, cutoff=0.0)[0]
         self.problems.append(f"{where}: unknown {'variable' if valid is VARIABLES else 'key'}; the nearest is {near}")
 

@@ -33,10 +33,10 @@ def run(path: Path | None) -> None:
 def _start_lean(environ: MutableMapping[str, str]) -> None:
     """Keep libraries from importing, only because it is there, what a daemon has no use for: that is memory and time.
 
-    httpx and structlog take rich if they can, and httpcore takes trio; what is None in `sys.modules` cannot be imported
-    (https://docs.python.org/3/reference/import.html#the-module-cache). pydantic looks through all installed packages for
+    httpx and structlog take rich and pygments if they can, and httpcore takes trio; what is None in `sys.modules` cannot be
+    imported (https://docs.python.org/3/reference/import.html#the-module-cache). pydantic looks through all installed packages for
     plugins (https://docs.pydantic.dev/latest/concepts/plugins/).
     """
-    for name in ("rich", "trio"):
+    for name in ("pygments", "rich", "trio"):
         sys.modules.setdefault(name, cast(ModuleType, None))
     environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
