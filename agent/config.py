@@ -122,6 +122,18 @@ def _socket(path: Path) -> Path:
     return path
 
 
+def _loopback(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    try:
+        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+        fits = address.is_loopback and host.startswith("[") == (address.version == 6)
+    except ValueError:
+        fits = False
+    if not fits or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
+        raise ValueError('should be an address of this machine alone and a port, such as "127.0.0.1:0" or "[::1]:9900"')
+    return text
+
+
 def _must(holds: Callable[[T], bool], reason: str) -> AfterValidator:
     def check(value: T) -> T:
         if not holds(value):
@@ -142,6 +154,7 @@ AbsolutePath = Annotated[
     _must(lambda path: path.is_absolute() and "\0" not in str(path), "should be a path, not empty and without NUL"),
 ]
 SocketPath = Annotated[AbsolutePath, AfterValidator(_socket)]
+LoopbackAddress = Annotated[str, AfterValidator(_loopback)]
 Url = Annotated[
     Word,
     _must(lambda url: "\\" not in url, "should be a URL, without backslashes"),
@@ -169,9 +182,13 @@ class _Section(BaseModel):
         return self
 
     def _conflict(self, key: str, other: str, reason: str) -> PydanticCustomError:
-        """For two keys that are fine alone; the report shows the first of them that somebody set."""
-        keys = [f"{type(self).__name__.lower()}.{name}" for name in (key, other)]
-        return PydanticCustomError("conflict", "{reason}", {"keys": keys, "reason": f"{' and '.join(keys)} {reason}"})
+        section = type(self).__name__.lower()
+        return _conflict(f"{section}.{key}", f"{section}.{other}", reason)
+
+
+def _conflict(key: str, other: str, reason: str) -> PydanticCustomError:
+    """For two keys that are fine alone; the report shows the first of them that somebody set."""
+    return PydanticCustomError("conflict", "{reason}", {"keys": [key, other], "reason": f"{key} and {other} {reason}"})
 
 
 class Api(_Section):
@@ -197,6 +214,17 @@ class Listen(_Section):
             if getattr(self, one) is not None and getattr(self, one) == getattr(self, other):
                 raise self._conflict(one, other, "are the same path: each socket needs its own")
         return self
+
+
+class Http(_Section):
+    socket: OrOff[SocketPath] = None
+    listen: OrOff[LoopbackAddress] = None
+    token_file: OrOff[AbsolutePath] = None
+    max_connections: Count = Field(default=512, ge=1)
+
+
+class Front(_Section):
+    enabled: bool = False
 
 
 class Queue(_Section):
@@ -246,6 +274,8 @@ class Config(_Section):
 
     api: Api = Api()
     listen: Listen
+    http: Http = Http()
+    front: Front = Front()
     queue: Queue
     batch: Batch = Batch()
     retry: Retry = Retry()
@@ -253,19 +283,33 @@ class Config(_Section):
     shutdown: Shutdown = Shutdown()
     log: Log = Log()
 
+    @model_validator(mode="after")
+    def _http_fits(self) -> Self:
+        http, listen = self.http, self.listen
+        for key in ("stream", "datagram", "control"):
+            if http.socket is not None and http.socket == getattr(listen, key):
+                reason = "are the same path: each socket needs its own"
+                raise _conflict("http.socket", f"listen.{key}", reason)
+        if self.front.enabled and http.socket is None and http.listen is None:
+            raise _conflict("front.enabled", "http.listen", "belong together: set http.listen, or http.socket")
+        if http.listen is not None and http.token_file is None and not self.front.enabled:
+            reason = "belong together: any user of this machine can connect to a port, so that clients need a token"
+            raise _conflict("http.listen", "http.token_file", reason)
+        return self
+
 
 _SECTIONS: Final[Mapping[str, type[BaseModel]]] = {name: get_type_hints(Config)[name] for name in Config.model_fields}
 KEYS: Final = tuple(f"{section}.{key}" for section, model in _SECTIONS.items() for key in model.model_fields)
 VARIABLES: Final = {f"{PREFIX}{key.replace('.', '_').upper()}": key for key in KEYS}
 TURBO_VARIABLES: Final = {"TURBO_API": "api.url", "TURBO_TEAM": "api.slug", "TURBO_TEAMID": "api.team_id"}
 # Sockets are bound once, and the queue is opened once.
-RESTART_KEYS: Final = frozenset(key for key in KEYS if key.startswith(("listen.", "queue.")))
+RESTART_KEYS: Final = frozenset(key for key in KEYS if key.startswith(("listen.", "http.", "front.", "queue.")))
 _SOCKETS: Final = {
     "listen.stream": "events.sock",
     "listen.datagram": "datagram.sock",
     "listen.control": "control.sock",
 }
-_PATHS: Final = {"api.token_file", "queue.directory", *_SOCKETS}
+_PATHS: Final = {"api.token_file", "http.socket", "http.token_file", "queue.directory", *_SOCKETS}
 
 
 def differences(old: Config, new: Config) -> list[str]:
@@ -333,9 +377,27 @@ def read_token(config: Config, environ: Mapping[str, str]) -> SecretStr | None:
     if source is None:
         return None
     secret = SecretStr(environ[source].strip()) if isinstance(source, str) else _token_in(source)
+    return _usable(secret, source)
+
+
+def _usable(secret: SecretStr, source: Path | str) -> SecretStr:
     if complaint := _complaint(secret):
         raise ConfigError(f"{source}: {complaint}; it should hold the token alone, on one line")
     return secret
+
+
+def read_http_token(config: Config, environ: Mapping[str, str]) -> SecretStr | None:
+    """What clients have to send over TCP: the token in http.token_file, or else the API's; None where nobody listens.
+
+    Raises ConfigError as `read_token` does, and where there is none.
+    """
+    if config.http.listen is None:
+        return None
+    if config.http.token_file is None:
+        if (token := read_token(config, environ)) is None:
+            raise ConfigError("http.listen: clients need a token there: set http.token_file, or one for the API")
+        return token
+    return _usable(_token_in(config.http.token_file), config.http.token_file)
 
 
 def _token_in(path: Path) -> SecretStr:

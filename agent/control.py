@@ -45,6 +45,19 @@ class Connections(NamedTuple):
     evicted: int = 0
 
 
+class Http(NamedTuple):
+    """The HTTP listener: where it listens, its connections, and its answers since the start by status.
+
+    `events` is about requests with events, `front` about those that were passed on.
+    """
+
+    socket: str | None = None
+    listen: str | None = None
+    connections: int = 0
+    events: Mapping[int, int] = {}
+    front: Mapping[int, int] = {}
+
+
 class Control:
     """Answers requests about the pipelines, by destination."""
 
@@ -55,7 +68,9 @@ class Control:
         listeners: Sequence[Listener],
         connections: Callable[[], Connections],
         wall_clock: Callable[[], float],
+        http: Callable[[], Http] = Http,
     ) -> None:
+        self._http = http
         self._pipelines = pipelines
         self._intake = intake
         self._listeners = listeners
@@ -96,6 +111,7 @@ class Control:
                 "rejected": self._intake.rejected,
                 "connections": connections.open,
                 "evicted": connections.evicted,
+                "http": self._http()._asdict(),
                 "destinations": destinations,
             }
         )
@@ -104,7 +120,9 @@ class Control:
         from agent import metrics  # here: a daemon that nobody scrapes does not pay for the import
 
         statuses = {name: await pipeline.status() for name, pipeline in self._pipelines.items()}
-        clients = metrics.Clients(self._intake.rejected, *self._connections())
+        http = self._http()
+        answered = {"events": http.events, "front": http.front}
+        clients = metrics.Clients(self._intake.rejected, *self._connections(), http.connections, answered)
         text = metrics.render(statuses, clients, self._wall_clock())
         return Response(200, text, metrics.CONTENT_TYPE)
 

@@ -21,13 +21,15 @@ import structlog
 
 from agent import __version__, config, http_server, logs
 from agent.config import Config
-from agent.control import Connections, Control
+from agent.control import Connections, Control, Http
 from agent.delivery import policy, source
 from agent.delivery.http import Endpoint, HttpTransport
 from agent.errors import ConfigError, ListenError
+from agent.front import Front
 from agent.intake import Intake
 from agent.listeners import sockets
 from agent.listeners.datagram import DatagramListener
+from agent.listeners.http import HttpListener, Terms
 from agent.listeners.sockets import Bound
 from agent.listeners.stream import StreamListener
 from agent.ownership import DESTINATION, limits_of, lock_queue
@@ -41,6 +43,7 @@ TOKEN_POLL_SECONDS = 5.0
 READ_OUT_SECONDS = 5.0
 # For the queue's files, the control socket's connections and the requests to the API.
 RESERVED_FILES = 192
+HTTP_ROLES = ("http", "http_tcp")
 SEAMS = source.Seams(run_blocking=run_in_thread, wall_clock=time.time, random=random.random)
 
 
@@ -56,6 +59,9 @@ async def _run(load: Callable[[], Config], environ: Mapping[str, str]) -> None:
     await Daemon(load, environ).run()
 
 
+AnyListener = StreamListener | DatagramListener | HttpListener
+
+
 class Daemon:
     """One daemon: the queue's only owner."""
 
@@ -66,6 +72,9 @@ class Daemon:
         self._config = load()
         self._delivery = _delivery(self._config, environ)
         self._token = _fingerprint(self._config, environ)
+        self._terms = _terms(self._config, environ)
+        self._front = Front(self._config.api.url) if self._config.front.enabled else None
+        self._http: HttpListener | None = None
         self._notifier = Notifier(environ)
         self._stop = anyio.Event()
         self._hurry = anyio.CancelScope()
@@ -93,23 +102,54 @@ class Daemon:
         bound = _open_sockets(self._config, self._environ)
         try:
             stream, listeners = _listeners(bound, intake, self._connection_limit())
+            self._http = self._http_listener(bound, intake)
+            listeners += [self._http] if self._http is not None else []
             control = Control(
-                {DESTINATION: pipeline}, intake, listeners, partial(_connections, stream), SEAMS.wall_clock
+                {DESTINATION: pipeline},
+                intake,
+                listeners,
+                partial(_connections, stream),
+                SEAMS.wall_clock,
+                partial(self._http_report, sockets.tcp_address(bound["http_tcp"]) if "http_tcp" in bound else None),
             )
-            control_listener = http_server.SocketListener(bound["control"].socket)
+            control_listener = bound["control"].socket
             self._resume_if_token_is_newer(pipeline)
             async with anyio.create_task_group() as background:
                 await background.start(self._watch_signals, pipeline)
                 background.start_soon(http_server.serve, control_listener, control.handle)
                 background.start_soon(self._watch_token, pipeline)
                 background.start_soon(self._feed_watchdog, pipeline)
+                if self._front is not None:
+                    background.start_soon(self._front.watch)
                 await self._work(pipeline, listeners)
                 background.cancel_scope.cancel()
         finally:
             for each in bound.values():
                 each.release()
+            if self._front is not None:
+                await self._front.aclose()
 
-    async def _work(self, pipeline: Pipeline, listeners: Sequence[StreamListener | DatagramListener]) -> None:
+    def _http_listener(self, bound: Mapping[str, Bound], intake: Intake) -> HttpListener | None:
+        sockets = [bound[role] for role in HTTP_ROLES if role in bound]
+        if not sockets:
+            return None
+        listener = HttpListener(sockets, intake, self._terms, self._config.http.max_connections)
+        listener.forward = self._front.forward if self._front is not None else None
+        return listener
+
+    def _http_report(self, address: str | None) -> Http:
+        if self._http is None:
+            return Http()
+        path = self._config.http.socket
+        return Http(
+            socket=str(path) if path is not None else None,
+            listen=address,
+            connections=self._http.connections,
+            events=self._http.answered,
+            front=self._front.answered if self._front is not None else {},
+        )
+
+    async def _work(self, pipeline: Pipeline, listeners: Sequence[AnyListener]) -> None:
         """Take events and deliver them until told to stop; return when all that was taken is on disk."""
         async with anyio.create_task_group() as writing:
             writing.start_soon(pipeline.run)
@@ -117,7 +157,7 @@ class Daemon:
             with self._hurry:
                 await pipeline.drain(deadline - anyio.current_time())
 
-    async def _listen(self, listeners: Sequence[StreamListener | DatagramListener]) -> float:
+    async def _listen(self, listeners: Sequence[AnyListener]) -> float:
         """Take events until told to stop; then let no more in, and take what has been written.
 
         Returns until when the rest of the shutdown may take. Reading what is left may take longer: it is bounded by the
@@ -177,12 +217,16 @@ class Daemon:
         try:
             new = load()
             token = _fingerprint(new, self._environ)
-            delivery = _delivery(new, self._environ)
+            delivery, terms = _delivery(new, self._environ), _terms(self._with_fixed(new), self._environ)
+            if self._front is not None:
+                self._front.reconfigure(new.api.url)
         except ConfigError as error:
             self._log.error("reload_refused", error=str(error))
         else:
             self._adopt(new)
-            self._token = token
+            self._token, self._terms = token, terms
+            if self._http is not None:
+                self._http.terms = terms
             pipeline.reconfigure(delivery)
         self._notifier.notify("READY=1")
 
@@ -190,9 +234,14 @@ class Daemon:
         for key in config.needs_restart(self._config, new):
             self._log.warning("restart_needed", key=key)
         changed = [key for key in config.differences(self._config, new) if key not in config.RESTART_KEYS]
-        self._config = new.model_copy(update={"listen": self._config.listen, "queue": self._config.queue})
+        self._config = self._with_fixed(new)
         logs.configure(new.log.level, new.log.format)
         self._log.info("reloaded", changed=changed)
+
+    def _with_fixed(self, new: Config) -> Config:
+        """Return a new configuration with what stays as it is until a restart."""
+        fixed = {key.partition(".")[0] for key in config.RESTART_KEYS}
+        return new.model_copy(update={section: getattr(self._config, section) for section in fixed})
 
     def _resume_if_token_is_newer(self, pipeline: Pipeline) -> None:
         """End a pause if the token was replaced while no daemon ran; of a credential systemd makes a new copy at each start."""
@@ -227,6 +276,11 @@ def _open_sockets(settings: Config, environ: Mapping[str, str]) -> dict[str, Bou
             bound["stream"] = sockets.bind(listen.stream, sockets.STREAM, mode=listen.mode, group=listen.group)
         if listen.datagram is not None and "datagram" not in bound:
             bound["datagram"] = sockets.bind(listen.datagram, sockets.DATAGRAM, mode=listen.mode, group=listen.group)
+        http = settings.http
+        if http.socket is not None:
+            bound["http"] = sockets.bind(http.socket, sockets.STREAM, mode=listen.mode, group=listen.group)
+        if http.listen is not None:
+            bound["http_tcp"] = sockets.bind_tcp(http.listen)
         if "control" not in bound:
             bound["control"] = sockets.bind(listen.control, sockets.STREAM, mode=CONTROL_MODE)
     except ListenError:
@@ -238,9 +292,9 @@ def _open_sockets(settings: Config, environ: Mapping[str, str]) -> dict[str, Bou
 
 def _listeners(
     bound: Mapping[str, Bound], intake: Intake, max_connections: int
-) -> tuple[StreamListener | None, list[StreamListener | DatagramListener]]:
+) -> tuple[StreamListener | None, list[AnyListener]]:
     stream = StreamListener(bound["stream"], intake, max_connections) if "stream" in bound else None
-    listeners: list[StreamListener | DatagramListener] = [stream] if stream else []
+    listeners: list[AnyListener] = [stream] if stream else []
     if "datagram" in bound:
         listeners.append(DatagramListener(bound["datagram"], intake))
     return stream, listeners
@@ -248,6 +302,10 @@ def _listeners(
 
 def _connections(stream: StreamListener | None) -> Connections:
     return Connections(stream.connections, stream.evicted) if stream is not None else Connections()
+
+
+def _terms(settings: Config, environ: Mapping[str, str]) -> Terms:
+    return Terms(config.read_http_token(settings, environ), settings.api.team_id, settings.api.slug)
 
 
 def _delivery(settings: Config, environ: Mapping[str, str]) -> Delivery:

@@ -90,6 +90,7 @@ class Decoded(NamedTuple):
 decode_event = msgspec.json.Decoder(Event).decode
 decode_events = msgspec.json.Decoder(Event).decode_lines
 encode_events = msgspec.json.Encoder().encode_lines
+_decode_array = msgspec.json.Decoder(list[Event]).decode
 _decode_line = msgspec.json.Decoder(Event | list[Event]).decode
 _decode_context = msgspec.json.Decoder(_ContextLine).decode
 _is_context_line = re.compile(rb'\s*\{\s*"context"\s*:').match
@@ -102,6 +103,32 @@ def decode_lines(text: bytes, session: Session) -> Decoded:
     """
     block = _decode_plain(text, session.context)
     return Decoded([block], [], session, block.event_count) if block is not None else _decode_each(text, session)
+
+
+def decode_array(text: bytes) -> list[bytes]:
+    """Validate an array of events, the API's body; return them as lines, several in one piece of at most MAX_LINE_BYTES.
+
+    Raises ValueError, which names the offending item and field, where there is one.
+    """
+    try:
+        events = _decode_array(text)
+        if _may_repeat_a_key(text, events):
+            _refuse_repeated_keys_of_items(text)
+    except ValueError as error:
+        raise ValueError(_explain(error)) from error
+    return _pieces(encode_events(events))
+
+
+def _pieces(lines: bytes) -> list[bytes]:
+    pieces, start = [], 0
+    while start < len(lines):
+        end = lines.rfind(b"\n", start, start + MAX_LINE_BYTES + 1) + 1
+        if not end:
+            index = lines.count(b"\n", 0, start)
+            raise ValueError(f"Event is longer than {MAX_LINE_BYTES:,} bytes - at `$[{index}]`")
+        pieces.append(lines[start:end])
+        start = end
+    return pieces
 
 
 def decode_messages(messages: Sequence[bytes]) -> tuple[list[Block], list[int]]:
@@ -243,6 +270,20 @@ def _apply(settings: _Settings, session: Session) -> Session:
 
 def _refuse_repeated_keys(line: bytes) -> None:
     json.loads(line, object_pairs_hook=_unique)
+
+
+def _refuse_repeated_keys_of_items(array: bytes) -> None:
+    index = -1
+
+    def unique(pairs: Iterable[tuple[str, object]]) -> None:
+        nonlocal index
+        index += 1
+        try:
+            _unique(pairs)
+        except ValueError as error:
+            raise ValueError(f"{error} - at `$[{index}]`") from error
+
+    json.loads(array, object_pairs_hook=unique)
 
 
 def _unique(pairs: Iterable[tuple[str, object]]) -> None:

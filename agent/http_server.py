@@ -1,4 +1,5 @@
-"""A small HTTP/1.1 server on h11: one handler, keep-alive, bounded requests. It serves the control socket and the demo's API.
+"""A small HTTP/1.1 server on h11: keep-alive, bounded requests, whole or as a stream. It serves the control socket, the API's own
+endpoint for clients that know no other, and the demo's API.
 
 It knows HTTP's messages. It must never know what they ask for.
 
@@ -8,9 +9,9 @@ handler gets 500 and a log line, and when no more files can be opened it waits u
 
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 import anyio
@@ -20,19 +21,37 @@ import h11
 import msgspec
 import structlog
 
+from agent.http_wire import ClientGoneError, Wire, timed_out
 from agent.logs import Throttle
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_CONNECTIONS = 64
-IDLE_SECONDS = 60.0
-READ_BYTES = 64 * 1024
+BODY_SECONDS = 60.0
 ACCEPT_RETRY_SECONDS = 0.1
+TURN_CLIENTS = 32
 LOG_INTERVAL = 60.0
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a request says before its body. `query` holds the last value of each parameter; `headers` has lower-case names.
+
+    `target` and `raw_headers` are these as they were sent.
+    """
+
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: dict[str, str]
+    target: bytes = b""
+    raw_headers: Headers = ()
 
 
 @dataclass(frozen=True)
 class Request:
-    """A whole request. `query` holds the last value of each parameter; `headers` has lower-case names."""
+    """A whole request. See `Head`."""
 
     method: str
     path: str
@@ -61,179 +80,226 @@ class Response:
         return cls.json({"error": {"code": code, "message": message}}, status)
 
 
-Handler = Callable[[Request], Awaitable[Response]]
+class Exchange:
+    """One request, of which the head has come, and its answer. Reading raises what `Wire.read` does, writing ClientGoneError.
 
-
-class SocketListener(anyio.abc.Listener[anyio.abc.ByteStream]):
-    """A listening Unix socket that does not block, for `serve`; whoever opened it closes it.
-
-    anyio's own Unix streams complain of an InvalidStateError when they are cancelled, on asyncio, while the client
-    hangs up. Waiting for a socket to become readable does not.
+    `status` is the answer's, once it has begun.
     """
 
-    def __init__(self, listening: socket.socket) -> None:
-        self._socket = listening
+    def __init__(self, head: Head, wire: Wire) -> None:
+        self.head = head
+        self.status: int | None = None
+        self._wire = wire
 
-    async def serve(
-        self,
-        handler: Callable[[anyio.abc.ByteStream], Any],
-        task_group: anyio.abc.TaskGroup | None = None,
-    ) -> None:
-        """Give each connection to `handler`. Raises OSError if one cannot be accepted."""
-        if task_group is None:
-            async with anyio.create_task_group() as task_group:
-                return await self.serve(handler, task_group)
-        while True:
-            await anyio.wait_readable(self._socket)
-            with contextlib.suppress(BlockingIOError):
-                task_group.start_soon(handler, _SocketStream(self._socket.accept()[0]))
-
-    async def aclose(self) -> None:
-        """Leave the socket to its owner."""
-
-
-class _SocketStream(anyio.abc.ByteStream):
-    def __init__(self, connection: socket.socket) -> None:
-        connection.setblocking(False)
-        self._socket = connection
-
-    async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
-        await anyio.lowlevel.checkpoint()
-        while True:
-            try:
-                data = self._socket.recv(max_bytes)
-            except BlockingIOError:
-                await anyio.wait_readable(self._socket)
-            except ConnectionError as error:
-                raise anyio.BrokenResourceError from error
-            else:
-                if data:
-                    return data
-                raise anyio.EndOfStream
-
-    async def send(self, item: bytes) -> None:
-        await anyio.lowlevel.checkpoint()
-        while item:
-            try:
-                item = item[self._socket.send(item, socket.MSG_NOSIGNAL) :]
-            except BlockingIOError:
-                await anyio.wait_writable(self._socket)
-            except ConnectionError as error:
-                raise anyio.BrokenResourceError from error
-
-    async def send_eof(self) -> None:
-        self._socket.shutdown(socket.SHUT_WR)
-
-    async def aclose(self) -> None:
-        self._socket.close()
-
-
-async def serve(listener: anyio.abc.Listener[anyio.abc.ByteStream], handler: Handler) -> None:
-    """Answer requests until cancelled. What connects beyond MAX_CONNECTIONS is closed unanswered."""
-    limiter, throttle = anyio.CapacityLimiter(MAX_CONNECTIONS), Throttle(LOG_INTERVAL)
-
-    async def converse(stream: anyio.abc.ByteStream) -> None:
-        async with stream:
-            if limiter.available_tokens:
-                async with limiter:
-                    await _Conversation(stream, handler).run()
-
-    async with anyio.create_task_group() as tasks:
-        while True:
-            try:
-                await listener.serve(converse, tasks)
-            except (OSError, anyio.BrokenResourceError) as error:  # such as too many open files
-                held_back = throttle.allow("accept", anyio.current_time())
-                if held_back is not None:
-                    reason = str(error.__cause__ or error)
-                    structlog.get_logger("agent.http").error("cannot_accept", error=reason, suppressed=held_back)
-                await anyio.sleep(ACCEPT_RETRY_SECONDS)
-
-
-class _Conversation:
-    """One connection: request, response, and so on while both sides want to."""
-
-    def __init__(self, stream: anyio.abc.ByteStream, handler: Handler) -> None:
-        self._stream = stream
-        self._handler = handler
-        self._wire = h11.Connection(h11.SERVER)
-        self._head: h11.Request | None = None
-
-    async def run(self) -> None:
-        try:
-            while (request := await self._next_request()) is not None:
-                await self._respond(await self._answer(request))
-                if self._wire.our_state is not h11.DONE or self._wire.their_state is not h11.DONE:
-                    return
-                self._wire.start_next_cycle()
-                self._head = None
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-            pass  # the client has gone
-
-    async def _next_request(self) -> Request | None:
-        """Return None if none came in time; what is no request is answered here."""
-        try:
-            with anyio.move_on_after(IDLE_SECONDS):
-                return await self._read_request()
-        except h11.RemoteProtocolError as error:
-            if self._wire.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
-                await self._respond(Response.error(error.error_status_hint, "bad_request", str(error)))
-        return None
-
-    async def _answer(self, request: Request) -> Response:
-        try:
-            return await self._handler(request)
-        except Exception:  # whatever it is: a fault in a report must not stop the daemon
-            log = structlog.get_logger("agent.http")
-            log.exception("request_failed", method=request.method, path=request.path)
-            return Response.error(500, "internal_error", "the request failed: the daemon's log says how")
-
-    async def _read_request(self) -> Request | None:
+    async def body(self, limit: int = MAX_BODY_BYTES, seconds: float = BODY_SECONDS) -> bytes:
+        """Read the whole body; one that is larger is refused before it is read, where its length is known."""
+        too_large = h11.RemoteProtocolError(f"a body may have {limit} bytes", error_status_hint=413)
+        if int(self.head.headers.get("content-length", 0)) > limit:
+            raise too_large
         body = bytearray()
-        while True:
-            event = self._wire.next_event()
-            if event is h11.NEED_DATA:
-                await self._receive_more()
-            elif isinstance(event, h11.Request):
-                self._head = event
-            elif isinstance(event, h11.Data):
-                body += event.data
-                if len(body) > MAX_BODY_BYTES:
-                    raise h11.RemoteProtocolError(f"a body may have {MAX_BODY_BYTES} bytes", error_status_hint=413)
-            elif isinstance(event, h11.EndOfMessage) and self._head is not None:
-                return _request(self._head, bytes(body))
-            else:  # the connection was closed between requests
-                return None
+        with anyio.move_on_after(seconds):
+            while piece := await self.read():
+                body += piece
+                if len(body) > limit:
+                    raise too_large
+            return bytes(body)
+        raise timed_out("the whole body", seconds)
 
-    async def _receive_more(self) -> None:
-        if self._wire.they_are_waiting_for_100_continue:
-            go_on = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
-            await self._send(self._wire.send(go_on))
-        try:
-            self._wire.receive_data(await self._stream.receive(READ_BYTES))
-        except anyio.EndOfStream:
-            self._wire.receive_data(b"")
+    async def read(self) -> bytes:
+        """Read a piece of the body; b"" at its end."""
+        return await self._wire.read()
 
-    async def _respond(self, response: Response) -> None:
+    async def answer(self, response: Response) -> None:
+        """Send a whole response."""
         length = ("content-length", str(len(response.body)))
         headers = [("content-type", response.content_type), length, *response.headers]
-        head = self._wire.send(h11.Response(status_code=response.status, headers=headers))
-        bodiless = self._head is not None and self._head.method == b"HEAD"
-        body = None if bodiless else self._wire.send(h11.Data(response.body))
-        await self._send(head, body, self._wire.send(h11.EndOfMessage()))
+        raw = [(name.encode(), value.encode("latin-1")) for name, value in headers]
+        self.status = response.status
+        send = self._wire.http.send
+        head = send(self._response(response.status, raw))
+        body = None if self.head.method == "HEAD" else send(h11.Data(response.body))
+        await self._wire.send(head, body, send(h11.EndOfMessage()))
 
-    async def _send(self, *parts: bytes | None) -> None:
-        with anyio.move_on_after(IDLE_SECONDS) as patience:
-            await self._stream.send(b"".join(part for part in parts if part))
-        if patience.cancelled_caught:
-            raise anyio.BrokenResourceError
+    async def start(self, status: int, headers: Headers, reason: bytes = b"") -> None:
+        """Begin a response whose body comes in pieces; without a content-length it is sent in chunks."""
+        self.status = status
+        await self._wire.send_event(self._response(status, headers, reason))
+
+    async def write(self, piece: bytes) -> None:
+        """Send a piece of the body. Lets no others run if the socket takes it at once."""
+        await self._wire.send_event(h11.Data(piece))
+
+    async def finish(self) -> None:
+        """End the body."""
+        await self._wire.send_event(h11.EndOfMessage())
+
+    def cut(self) -> None:
+        """Give up an answer that has begun, so that the client cannot take what it has for the whole."""
+        self._wire.cut()
+
+    def go_on_endlessly(self) -> None:
+        """Say that nobody should wait for the end of this."""
+        self._wire.go_on_endlessly()
+
+    @property
+    def client_gone(self) -> bool:
+        """Whether the client has hung up, be it only its sending half: more than that cannot be seen."""
+        return self._wire.client_gone
+
+    def _response(self, status: int, headers: Headers, reason: bytes = b"") -> h11.Response:
+        going_on = self._wire.http.their_state is h11.DONE and not self._wire.ending
+        closing = [] if going_on else [(b"connection", b"close")]
+        return h11.Response(status_code=status, headers=[*headers, *closing], reason=reason)
 
 
-def _request(head: h11.Request, body: bytes) -> Request:
+Handler = Callable[[Request], Awaitable[Response]]
+StreamHandler = Callable[[Exchange], Awaitable[None]]
+
+
+def whole(handler: Handler) -> StreamHandler:
+    """Return a handler that reads the request to its end before it gives it to `handler`."""
+
+    async def handle(exchange: Exchange) -> None:
+        head = exchange.head
+        body = await exchange.body()
+        await exchange.answer(await handler(Request(head.method, head.path, head.query, head.headers, body)))
+
+    return handle
+
+
+async def serve(listening: socket.socket, handler: Handler) -> None:
+    """Answer requests until cancelled; whoever opened the socket closes it."""
+    await Server(MAX_CONNECTIONS).serve(listening, whole(handler))
+
+
+class Server:
+    """Serves any number of listening sockets, with at most `max_connections` together.
+
+    When one more comes, the one that has waited longest for a request has to go; if none waits, the new one is closed.
+    """
+
+    def __init__(self, max_connections: int) -> None:
+        self._max_connections = max_connections
+        self._connections: dict[Wire, None] = {}  # those that were used last are last
+        self._doors: list[_Door] = []
+        self._closing = False
+        self._throttle = Throttle(LOG_INTERVAL)
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return len(self._connections)
+
+    async def serve(
+        self, listening: socket.socket, handler: StreamHandler, release: Callable[[], None] = lambda: None
+    ) -> None:
+        """Answer requests until `close`; then call `release`, and return when those that have begun are answered."""
+        listening.setblocking(False)
+        async with anyio.create_task_group() as tasks:
+            with anyio.CancelScope() as accepting:
+                door = _Door(listening, handler, tasks, accepting)
+                self._doors.append(door)
+                while not self._closing:
+                    await anyio.wait_readable(listening)
+                    await self._accept_ready(door)
+            self._doors.remove(door)
+            release()
+
+    def close(self) -> None:
+        """Accept no more connections and, after those that have begun, no more requests."""
+        self._closing = True
+        for door in self._doors:
+            door.accepting.cancel()
+        for wire in self._connections:
+            wire.end()
+
+    async def catch_up(self) -> None:
+        """Return when every request that clients had written before the call is answered, but for endless ones."""
+        for door in self._doors:
+            await self._accept_ready(door)
+        for wire, target in [(wire, wire.written) for wire in self._connections]:
+            await wire.taking(target)
+
+    async def _accept_ready(self, door: "_Door") -> None:
+        """Accept everyone who waits. What is accepted is served, even if this is cancelled."""
+        try:
+            while not self._closing:
+                for _ in range(TURN_CLIENTS):
+                    self._admit(door.listening.accept()[0], door)
+                await anyio.lowlevel.checkpoint()
+        except BlockingIOError:
+            pass
+        except OSError as error:  # such as too many open files
+            held_back = self._throttle.allow("accept", anyio.current_time())
+            if held_back is not None:
+                reason = error.strerror or str(error)
+                structlog.get_logger("agent.http").error("cannot_accept", error=reason, suppressed=held_back)
+            await anyio.sleep(ACCEPT_RETRY_SECONDS)
+
+    def _admit(self, accepted: socket.socket, door: "_Door") -> None:
+        if len(self._connections) >= self._max_connections and not any(wire.evict() for wire in self._connections):
+            accepted.close()
+            return
+        wire = Wire(accepted)
+        self._connections[wire] = None
+        door.tasks.start_soon(self._converse, wire, door.handler)
+
+    async def _converse(self, wire: Wire, handler: StreamHandler) -> None:
+        """Serve a connection: request, response, and so on while both sides want to."""
+        try:
+            while await _exchange(wire, handler) and wire.next_cycle():
+                self._connections[wire] = self._connections.pop(wire)
+            await wire.linger()
+        finally:
+            self._connections.pop(wire)
+            wire.close()
+
+
+class _Door(NamedTuple):
+    """A listening socket, what answers those who come through it, and what keeps it open."""
+
+    listening: socket.socket
+    handler: StreamHandler
+    tasks: anyio.abc.TaskGroup
+    accepting: anyio.CancelScope
+
+
+async def _exchange(wire: Wire, handler: StreamHandler) -> bool:
+    """Take a request and have it answered; False if none came. What is no request is answered here."""
+    exchange = Exchange(Head("", "", {}, {}), wire)
     try:
-        target = urlsplit(head.target.decode("ascii"))
+        found = await wire.next_head()
+        if found is None:
+            return False
+        exchange.head = _head(found)
+        await handler(exchange)
+    except h11.RemoteProtocolError as error:
+        wire.ending = True
+        await _fail(exchange, Response.error(error.error_status_hint, "bad_request", str(error)))
+    except ClientGoneError:
+        return False
+    except Exception:  # whatever it is: a fault in a handler must not stop the daemon
+        log = structlog.get_logger("agent.http")
+        log.exception("request_failed", method=exchange.head.method, path=exchange.head.path)
+        await _fail(exchange, Response.error(500, "internal_error", "the request failed: the daemon's log says how"))
+    return True
+
+
+async def _fail(exchange: Exchange, response: Response) -> None:
+    """Answer with an error; an answer that has begun is cut off instead."""
+    if exchange.status is not None:
+        exchange.cut()
+        return
+    with contextlib.suppress(ClientGoneError):
+        await exchange.answer(response)
+
+
+def _head(found: h11.Request) -> Head:
+    try:
+        target = urlsplit(found.target.decode("ascii"))
     except ValueError as error:
         raise h11.RemoteProtocolError(f"the request's target is no URL: {error}") from error
     query = {name: values[-1] for name, values in parse_qs(target.query, keep_blank_values=True).items()}
-    headers = {name.decode("ascii"): value.decode("latin-1") for name, value in head.headers}
-    return Request(head.method.decode("ascii"), target.path, query, headers, body)
+    headers = {name.decode("ascii"): value.decode("latin-1") for name, value in found.headers}
+    raw = found.headers.raw_items()
+    return Head(found.method.decode("ascii"), target.path, query, headers, found.target, raw)

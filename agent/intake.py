@@ -10,11 +10,12 @@ import anyio
 import msgspec
 import structlog
 
-from agent.events import MAX_LINE_BYTES, Block, Decoded, Reject, Session, decode_lines, decode_messages
+from agent.events import MAX_LINE_BYTES, Block, Context, Decoded, Reject, Session, decode_lines, decode_messages
 from agent.framing.ndjson import Lines
 from agent.logs import Throttle
 from agent.pipeline import Pipeline
 from agent.queue.committer import Group
+from agent.queue.cursor import Outcome
 
 NAMED_REJECTS = 5
 MAX_REASON_CHARACTERS = 200
@@ -105,6 +106,17 @@ class Intake:
             else:
                 self._pipeline.submit(block)
         return others
+
+    async def take_whole(self, pieces: Sequence[bytes], context: Context) -> Outcome | None:
+        """Queue what `decode_array` has returned, all or nothing; return when it is durable, or why it is not kept."""
+        if not pieces:
+            return None
+        blocks = [Block(context, piece.count(b"\n"), piece) for piece in pieces]
+        if not await self._pipeline.room():
+            self._pipeline.shed(sum(block.event_count for block in blocks))
+            return Outcome.STALLED
+        groups = [self._pipeline.submit(block) for block in blocks]  # the same one: nothing waits in between
+        return (await groups[-1].wait()).refused
 
     def _validate(self, lines: Lines, conversation: Conversation) -> list[Block]:
         """Return the events; the rejects, which may be many, are not kept while somebody waits."""

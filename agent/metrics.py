@@ -16,11 +16,16 @@ _PREFIX = "artifacts_agent_"
 
 
 class Clients(NamedTuple):
-    """What clients did: lines rejected since the start, open connections, and connections evicted since the start."""
+    """What clients did: lines rejected, open connections and those evicted; open HTTP connections and HTTP requests answered.
+
+    `answered` is by what the requests were about and by status. All but open connections count since the start.
+    """
 
     rejected: int
     connections: int
     evicted: int
+    http_connections: int = 0
+    answered: Mapping[str, Mapping[int, int]] = {}
 
 
 def render(statuses: Mapping[str, Status], clients: Clients, now: float) -> bytes:
@@ -35,12 +40,23 @@ def render(statuses: Mapping[str, Status], clients: Clients, now: float) -> byte
             "Connections that had to make room, since the start.",
             value=clients.evicted,
         ),
+        GaugeMetricFamily(_PREFIX + "http_connections", "Open HTTP connections.", value=clients.http_connections),
+        _answers(clients.answered),
         *_ledgers(statuses),
         *_gauges(statuses, now),
     ]
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Fixed(families))
     return generate_latest(registry)
+
+
+def _answers(answered: Mapping[str, Mapping[int, int]]) -> Metric:
+    text = "HTTP requests answered since the start, by what they were about and by status."
+    family = CounterMetricFamily(_PREFIX + "http_requests", text, labels=["about", "status"])
+    for about, statuses in answered.items():
+        for status, count in sorted(statuses.items()):
+            family.add_metric([about, str(status)], count)
+    return family
 
 
 class _Fixed(Collector):

@@ -29,6 +29,7 @@ STATUS_PATH = "/v8/artifacts/status"
 
 MAX_ANSWER_BYTES = 64 * 1024
 MAX_MESSAGE_CHARACTERS = 300
+ONE_CONNECTION = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=60)
 _TELLING = 8  # so many of the token's first characters are told from other text, and are too few to help anyone
 
 _KINDS = {
@@ -159,7 +160,7 @@ class HttpTransport:
             self._headers.append(("authorization", f"Bearer {endpoint.token}"))
         self._params = {k: v for k, v in (("teamId", endpoint.team_id), ("slug", endpoint.slug)) if v}
         self._urls: dict[str, httpx.URL] = {}
-        self._connection = _connections(endpoint.url) if transport is None else lambda: transport
+        self._connection = transports(endpoint.url, ONE_CONNECTION) if transport is None else lambda: transport
         self._idle = [self._connection()]
 
     async def send(self, context: Context, body: bytes) -> Verdict:
@@ -222,9 +223,9 @@ class HttpTransport:
         return "[token]".join([first, *(part[_shared(part, rest) :] for part in others)])
 
 
-def _connections(url: str) -> Callable[[], httpx.AsyncBaseTransport]:
-    """Return what makes transports of one connection to `url`. Raises ConfigError."""
-    limits, proxy = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=60), _proxy(url)
+def transports(url: str, limits: httpx.Limits) -> Callable[[], httpx.AsyncBaseTransport]:
+    """Return what makes transports to `url`, by way of the environment's proxies and certificates. Raises ConfigError."""
+    proxy = _proxy(url)
     try:
         # Certificates are read only where they are needed: that takes longer than all the rest of the start, and 3 MiB.
         verify = (

@@ -4,10 +4,10 @@ It knows lifetimes and exit codes. It must never know what is shown.
 """
 
 import signal
+import socket
 from pathlib import Path
 
 import anyio
-import anyio.abc
 
 from agent.demo import report, script
 from agent.demo.agent_process import TOKEN, AgentProcess, DemoError, short_directory
@@ -78,17 +78,17 @@ def _first(errors: ExceptionGroup) -> Exception:
 async def _perform(view: View, pace: Pace, directory: Path) -> Evidence:
     """Start the server, play the script, and leave no process behind."""
     api = DemoApi(TOKEN, delay=pace.answer, retry_after=pace.retry_after)
-    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
-    port = listener.extra(anyio.abc.SocketAttribute.local_port)  # noqa: S610 - this is not Django
-    agent = AgentProcess(directory, f"http://127.0.0.1:{port}")
+    listening = socket.create_server(("127.0.0.1", 0))
+    agent = AgentProcess(directory, f"http://127.0.0.1:{listening.getsockname()[1]}")
     stage = Stage(agent, api, view, pace, directory)
     try:
-        async with listener, anyio.create_task_group() as tasks:
-            tasks.start_soon(serve, listener, api.handle)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(serve, listening, api.handle)
             tasks.start_soon(stage.watch)
             evidence = await script.play(stage)
             tasks.cancel_scope.cancel()
     finally:
+        listening.close()
         with anyio.CancelScope(shield=True):
             await agent.kill()
     return evidence

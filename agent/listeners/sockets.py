@@ -1,4 +1,4 @@
-"""Opening Unix sockets: bound here, or handed over by systemd. A stale socket file is replaced, a live one never.
+"""Opening sockets: bound here, or handed over by systemd. A stale socket file is replaced, a live one never.
 
 It knows paths, permissions and descriptors. It must never know what is said on a socket.
 """
@@ -63,6 +63,29 @@ def bind(path: Path, kind: socket.SocketKind, *, mode: int, group: str | None = 
         if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
             reason += ": make its directory writable for this user, or choose another path"
         raise ListenError(reason) from error
+
+
+def bind_tcp(address: str) -> Bound:
+    """Open a TCP socket at `HOST:PORT`, the host an IP address, which for IPv6 is in brackets. Raises ListenError."""
+    host, _, port = address.rpartition(":")
+    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not to wait for connections of a former daemon
+        bound.bind((host.strip("[]"), int(port)))
+        bound.listen(BACKLOG)
+        bound.setblocking(False)
+    except OSError as error:
+        bound.close()
+        reason = f"{address}: the port cannot be opened: {error.strerror or error}: choose another http.listen"
+        raise ListenError(reason) from error
+    return Bound(bound, None)
+
+
+def tcp_address(bound: Bound) -> str:
+    """Return where a TCP socket listens, as `bind_tcp` takes it."""
+    host, port = bound.socket.getsockname()[:2]
+    return f"[{host}]:{port}" if bound.socket.family == socket.AF_INET6 else f"{host}:{port}"
 
 
 def passed_by_systemd(environ: Mapping[str, str], pid: int) -> dict[str, socket.socket]:

@@ -7,7 +7,6 @@ from structlog.testing import capture_logs
 
 from agent import http_server
 from agent.control import Connections, Control
-from agent.http_server import SocketListener
 from agent.intake import Intake
 from agent.listeners import sockets
 from tests.fuzz.loop import Loop
@@ -45,7 +44,7 @@ class Daemon:
         try:
             async with host() as made:
                 control = _control(made)
-                made.tasks.start_soon(http_server.serve, SocketListener(bound.socket), control.handle)
+                made.tasks.start_soon(http_server.serve, bound.socket, control.handle)
                 started.set()
                 await anyio.sleep_forever()
         finally:

@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -273,13 +274,13 @@ async def test_poison_costs_the_batch_that_holds_it_and_an_unknown_path_is_not_f
 
 async def ask(api: DemoApi, request: Callable[[httpx.AsyncClient], Awaitable[httpx.Response]]) -> httpx.Response:
     """Serve the API on a real socket for one request."""
-    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
-    port = listener.extra(anyio.abc.SocketAttribute.local_port)  # noqa: S610 - this is not Django
-    async with listener, anyio.create_task_group() as tasks:
-        tasks.start_soon(serve, listener, api.handle)
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
-            answer = await request(client)
-        tasks.cancel_scope.cancel()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(serve, listening, api.handle)
+            async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
+                answer = await request(client)
+            tasks.cancel_scope.cancel()
     return answer
 
 

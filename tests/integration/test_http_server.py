@@ -114,7 +114,7 @@ async def serving(directory: Path) -> AsyncIterator[Server]:
     bound = sockets.bind(server.path, sockets.STREAM, mode=0o600)
     try:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(http_server.serve, http_server.SocketListener(bound.socket), server.handle)
+            tasks.start_soon(http_server.serve, bound.socket, server.handle)
             yield server
             server.go_on.set()
             with server.client() as client:
@@ -277,15 +277,31 @@ async def test_an_exception_in_the_handler_is_a_500_and_a_log_line(tmp_path: Pat
         assert (failure["path"], failure["exc_info"], failure["log_level"]) == ("/raise", True, "error")
 
 
-async def test_silent_clients_hold_nobody_up_and_there_may_be_only_so_many(tmp_path: Path) -> None:
+async def test_of_more_clients_than_there_may_be_the_one_that_was_silent_longest_has_to_go(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
-        silent = [server.client() for _ in range(MAX_CONNECTIONS - 1)]
+        silent = [server.client() for _ in range(MAX_CONNECTIONS)]
         await anyio.wait_all_tasks_blocked()
         with server.client() as client:
             await client.send(GET)
             assert (await client.answer()).status == 200
-            with server.client() as one_too_many:
-                assert await one_too_many.ended()
+        assert await silent[0].ended()
+        await silent[1].send(GET)
+        assert (await silent[1].answer()).status == 200
         for each in silent:
             each.socket.close()
+        await anyio.wait_all_tasks_blocked()
+
+
+async def test_when_every_client_is_being_answered_one_more_is_hung_up_on(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        clients = [server.client() for _ in range(MAX_CONNECTIONS)]
+        for client in clients:
+            await client.send(GET.replace(b"ok", b"wait"))
+        await anyio.wait_all_tasks_blocked()
+        with server.client() as one_too_many:
+            assert await one_too_many.ended()
+        server.go_on.set()
+        for client in clients:
+            with client:
+                assert (await client.answer()).status == 200
         await anyio.wait_all_tasks_blocked()

@@ -72,6 +72,11 @@ DEFAULTS: dict[str, object] = {
     "listen.mode": 0o660,
     "listen.group": None,
     "listen.max_connections": 1024,
+    "http.socket": None,
+    "http.listen": None,
+    "http.token_file": None,
+    "http.max_connections": 512,
+    "front.enabled": False,
     "queue.directory": Path("/home/ci/.local/state/artifacts-agent"),
     "queue.segment_bytes": 8 * 1024**2,
     "queue.max_bytes": 1024**3,
@@ -441,12 +446,6 @@ def test_unknown_key_names_the_nearest_and_never_the_value(tmp_path: Path, text:
     assert problems(path) == [f"{path}: {where}: unknown key; the nearest is {nearest}"]
 
 
-@pytest.mark.parametrize("section", ["http", "front"])
-def test_sections_of_later_features_are_unknown(tmp_path: Path, section: str) -> None:
-    (problem,) = problems(written(tmp_path, f"[{section}]\nenabled = true"))
-    assert f"{section}: unknown key" in problem
-
-
 def test_unknown_variable_of_a_section_names_the_nearest() -> None:
     assert problems(environ=ENVIRON | {"ARTIFACTS_AGENT_QUEUE_MAX_BYTE": SECRET}) == [
         "ARTIFACTS_AGENT_QUEUE_MAX_BYTE: unknown variable; the nearest is ARTIFACTS_AGENT_QUEUE_MAX_BYTES"
@@ -611,4 +610,4 @@ def test_differences_name_the_changed_keys() -> None:
 
 
 def test_sockets_and_the_queue_need_a_restart_and_nothing_else_does() -> None:
-    assert {key for key in KEYS if key.split(".")[0] in {"listen", "queue"}} == RESTART_KEYS
+    assert {key for key in KEYS if key.split(".")[0] in {"listen", "http", "front", "queue"}} == RESTART_KEYS

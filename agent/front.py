@@ -1,0 +1,163 @@
+"""The front: passes requests on to the real API and its answers back, unchanged, as streams.
+
+It knows HTTP's rules for what stands between a client and a server (RFC 9110, 7.6). It must never know what is asked, or
+hold more of a body than one piece.
+
+What breaks on one side is broken off on the other: a client that hangs up ends its request to the API, and an answer that
+ends too early ends the client's connection. A client that closes only its sending half counts as one that has hung up.
+"""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from typing import NamedTuple, cast
+
+import anyio
+import httpx
+
+from agent.delivery.http import transports
+from agent.http_server import Exchange, Response
+from agent.http_wire import ClientGoneError
+
+CONNECT_SECONDS = 10.0
+STALL_SECONDS = 300.0
+KEEP_SECONDS = 4.0  # a connection that is not used; servers of Node.js close theirs after 5 s
+IDLE_CONNECTIONS = 32
+WATCH_SECONDS = 0.1
+
+_TIMEOUT = {"connect": CONNECT_SECONDS, "read": STALL_SECONDS, "write": STALL_SECONDS, "pool": CONNECT_SECONDS}
+_HOP_BY_HOP = {b"connection", b"proxy-connection", b"keep-alive", b"te", b"transfer-encoding", b"upgrade"}
+_CHUNKED = (b"transfer-encoding", b"chunked")
+_METHODS = "GET, HEAD, PUT, POST, OPTIONS, PATCH, DELETE"
+
+_Headers = list[tuple[bytes, bytes]]
+
+
+class _Upstream(NamedTuple):
+    url: httpx.URL
+    transport: httpx.AsyncBaseTransport
+
+
+class Front:
+    """Passes requests on to `url`. `answered` counts the answers, the API's and its own, by status."""
+
+    def __init__(self, url: str) -> None:
+        """Raises ConfigError if what the environment says of proxies and certificates is unusable."""
+        self.answered: Counter[int] = Counter()
+        self._upstream = _open(url)
+        self._former: list[_Upstream] = []
+        self._under_way: dict[Exchange, anyio.CancelScope] = {}
+        self._begun = anyio.Event()
+
+    def reconfigure(self, url: str) -> None:
+        """Pass later requests on to `url`. Raises ConfigError."""
+        if httpx.URL(url) != self._upstream.url:
+            new = _open(url)
+            self._former.append(self._upstream)
+            self._upstream = new
+
+    async def aclose(self) -> None:
+        """Close the connections; no request may be under way."""
+        for upstream in [self._upstream, *self._former]:
+            await upstream.transport.aclose()
+
+    async def watch(self) -> None:
+        """Break off, until cancelled, the requests of clients that have hung up."""
+        while True:
+            await self._begun.wait()
+            while self._under_way:
+                await anyio.sleep(WATCH_SECONDS)
+                for exchange, scope in self._under_way.items():
+                    if exchange.client_gone:
+                        scope.cancel()
+            self._begun = anyio.Event()
+
+    async def forward(self, exchange: Exchange) -> None:
+        """Have the API answer a request. Raises ClientGoneError and what reading the request raises."""
+        with anyio.CancelScope() as scope:
+            self._under_way[exchange] = scope
+            self._begun.set()
+            try:
+                await self._relay(exchange)
+            finally:
+                del self._under_way[exchange]
+                if exchange.status is not None:
+                    self.answered[exchange.status] += 1
+        if scope.cancelled_caught:
+            raise ClientGoneError
+
+    async def _relay(self, exchange: Exchange) -> None:
+        upstream = self._upstream
+        if exchange.head.method not in _METHODS.split(", ") or not exchange.head.target.startswith(b"/"):
+            message = f"Only {_METHODS} of a path are passed on"
+            return await exchange.answer(Response.error(405, "method_not_allowed", message))
+        try:
+            response = await upstream.transport.handle_async_request(_request(exchange, upstream.url))
+        except httpx.ConnectTimeout as error:
+            return await exchange.answer(_unreachable(upstream, error))
+        except httpx.TimeoutException:
+            message = f"{upstream.url} has not answered within {STALL_SECONDS:g} s"
+            return await exchange.answer(Response.error(504, "gateway_timeout", message))
+        except (httpx.TransportError, httpx.InvalidURL, UnicodeError) as error:
+            return await exchange.answer(_unreachable(upstream, error))
+        try:
+            return await _pass_back(exchange, response)
+        finally:
+            await response.aclose()
+
+
+async def _pass_back(exchange: Exchange, response: httpx.Response) -> None:
+    headers, stream = _end_to_end(response.headers.raw), cast(httpx.AsyncByteStream, response.stream)
+    await exchange.start(response.status_code, headers, response.extensions.get("reason_phrase", b""))
+    try:
+        async for piece in stream:
+            await exchange.write(piece)
+    except httpx.TransportError:
+        exchange.cut()
+    else:
+        await exchange.finish()
+
+
+class _Body(httpx.AsyncByteStream):
+    """A request's body, piece by piece. No generator: what is left of it needs no end."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if piece := await self._exchange.read():
+            return piece
+        raise StopAsyncIteration
+
+
+def _open(url: str) -> _Upstream:
+    limits = httpx.Limits(
+        max_connections=None, max_keepalive_connections=IDLE_CONNECTIONS, keepalive_expiry=KEEP_SECONDS
+    )
+    return _Upstream(httpx.URL(url), transports(url, limits)())
+
+
+def _request(exchange: Exchange, url: httpx.URL) -> httpx.Request:
+    head = exchange.head
+    chunked = [_CHUNKED] if "transfer-encoding" in head.headers else []
+    headers = [(b"Host", url.netloc), *_end_to_end(head.raw_headers, b"host"), *chunked]
+    target = url.raw_path.rstrip(b"/") + head.target
+    extensions = {"timeout": _TIMEOUT, "target": target}
+    return httpx.Request(head.method, url, headers=headers, stream=_Body(exchange), extensions=extensions)
+
+
+def _end_to_end(headers: Iterable[tuple[bytes, bytes]], *others: bytes) -> _Headers:
+    """Return the headers that are not for the next hop alone: RFC 9110, 7.6.1."""
+    found = list(headers)
+    named = {
+        option.strip().lower() for name, value in found if name.lower() == b"connection" for option in value.split(b",")
+    }
+    dropped = _HOP_BY_HOP | named | {*others}
+    return [(name, value) for name, value in found if name.lower() not in dropped]
+
+
+def _unreachable(upstream: _Upstream, error: Exception) -> Response:
+    reason = str(error) or type(error).__name__
+    return Response.error(502, "bad_gateway", f"{upstream.url} cannot be reached: {reason}")
