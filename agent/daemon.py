@@ -71,7 +71,7 @@ class Daemon:
         self._environ = environ
         self._config = load()
         self._delivery = _delivery(self._config, environ)
-        self._token = _fingerprint(self._config, environ)
+        self._tokens = _token_files(self._config, environ)
         self._terms = _terms(self._config, environ)
         self._front = Front(self._config.api.url) if self._config.front.enabled else None
         self._http: HttpListener | None = None
@@ -101,8 +101,9 @@ class Daemon:
         intake = Intake(pipeline)
         bound = _open_sockets(self._config, self._environ)
         try:
-            stream, listeners = _listeners(bound, intake, self._connection_limit())
-            self._http = self._http_listener(bound, intake)
+            limit, http_limit = self._connection_limits()
+            stream, listeners = _listeners(bound, intake, limit)
+            self._http = self._http_listener(bound, intake, http_limit)
             listeners += [self._http] if self._http is not None else []
             control = Control(
                 {DESTINATION: pipeline},
@@ -129,11 +130,11 @@ class Daemon:
             if self._front is not None:
                 await self._front.aclose()
 
-    def _http_listener(self, bound: Mapping[str, Bound], intake: Intake) -> HttpListener | None:
-        sockets = [bound[role] for role in HTTP_ROLES if role in bound]
-        if not sockets:
+    def _http_listener(self, bound: Mapping[str, Bound], intake: Intake, limit: int) -> HttpListener | None:
+        found = [bound[role] for role in HTTP_ROLES if role in bound]
+        if not found:
             return None
-        listener = HttpListener(sockets, intake, self._terms, self._config.http.max_connections)
+        listener = HttpListener(found, intake, self._terms, limit)
         listener.forward = self._front.forward if self._front is not None else None
         return listener
 
@@ -179,14 +180,29 @@ class Daemon:
                 await listener.close()
         return now + seconds
 
-    def _connection_limit(self) -> int:
-        """Return how many connections may be open; the rest of the process needs files too."""
-        wanted, files = self._config.listen.max_connections, _raise_file_limit()
-        limit = min(wanted, max(files - RESERVED_FILES, 1))
-        if limit < wanted:
-            reason = f"the process may open {files} files; raise LimitNOFILE= or ulimit -n"
-            self._log.warning("max_connections_lowered", max_connections=limit, wanted=wanted, reason=reason)
-        return limit
+    def _connection_limits(self) -> tuple[int, int]:
+        """Return how many connections may be open, on the stream socket and over HTTP; the rest of the process needs files too.
+
+        A connection over HTTP takes two files: the front has one to the API for each.
+        """
+        http = self._config.http
+        files = _raise_file_limit()
+        free = max(files - RESERVED_FILES, 4)
+        wanted = {
+            "listen.max_connections": self._config.listen.max_connections,
+            "http.max_connections": http.max_connections if http.socket or http.listen else 0,
+        }
+        over_http = min(wanted["http.max_connections"], free // 4)
+        limits = {
+            "listen.max_connections": min(wanted["listen.max_connections"], free - 2 * over_http),
+            "http.max_connections": over_http,
+        }
+        reason = f"the process may open {files} files; raise LimitNOFILE= or ulimit -n"
+        for key, limit in limits.items():
+            if limit < wanted[key]:
+                facts = {"max_connections": limit, "wanted": wanted[key], "reason": reason}
+                self._log.warning("max_connections_lowered", key=key, **facts)
+        return limits["listen.max_connections"], over_http
 
     # Signals and reload
 
@@ -206,35 +222,37 @@ class Daemon:
     async def _watch_token(self, pipeline: Pipeline) -> None:
         while True:
             await anyio.sleep(TOKEN_POLL_SECONDS)
-            token = _fingerprint(self._config, self._environ)
-            if token is not None and token != self._token:
-                self._token = token
+            found = _token_files(self._config, self._environ)
+            found = _TokenFiles(found.api or self._tokens.api, found.clients or self._tokens.clients)
+            if found != self._tokens:
+                self._tokens = found
                 self._reload(pipeline, lambda: self._config)
 
     def _reload(self, pipeline: Pipeline, load: Callable[[], Config]) -> None:
         """Take over a new configuration and token; a wrong one is refused as a whole, and the old one stays."""
         self._notifier.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
-            new = load()
-            token = _fingerprint(new, self._environ)
-            delivery, terms = _delivery(new, self._environ), _terms(self._with_fixed(new), self._environ)
+            loaded = load()
+            new = self._with_fixed(loaded)
+            tokens = _token_files(new, self._environ)
+            delivery, terms = _delivery(new, self._environ), _terms(new, self._environ)
             if self._front is not None:
                 self._front.reconfigure(new.api.url)
         except ConfigError as error:
             self._log.error("reload_refused", error=str(error))
         else:
-            self._adopt(new)
-            self._token, self._terms = token, terms
+            self._adopt(loaded, new)
+            self._tokens, self._terms = tokens, terms
             if self._http is not None:
                 self._http.terms = terms
             pipeline.reconfigure(delivery)
         self._notifier.notify("READY=1")
 
-    def _adopt(self, new: Config) -> None:
-        for key in config.needs_restart(self._config, new):
+    def _adopt(self, loaded: Config, new: Config) -> None:
+        for key in config.needs_restart(self._config, loaded):
             self._log.warning("restart_needed", key=key)
-        changed = [key for key in config.differences(self._config, new) if key not in config.RESTART_KEYS]
-        self._config = self._with_fixed(new)
+        changed = config.differences(self._config, new)
+        self._config = new
         logs.configure(new.log.level, new.log.format)
         self._log.info("reloaded", changed=changed)
 
@@ -245,7 +263,7 @@ class Daemon:
 
     def _resume_if_token_is_newer(self, pipeline: Pipeline) -> None:
         """End a pause if the token was replaced while no daemon ran; of a credential systemd makes a new copy at each start."""
-        since, token = pipeline.paused_since, self._token
+        since, token = pipeline.paused_since, self._tokens.api
         if since is not None and token is not None and self._config.api.token_file and token.changed_at > since:
             pipeline.resume()
 
@@ -265,6 +283,13 @@ class _Fingerprint(NamedTuple):
     changed_at: float
     inode: int
     size: int
+
+
+class _TokenFiles(NamedTuple):
+    """The files with the API's token, and with that of clients over TCP."""
+
+    api: _Fingerprint | None
+    clients: _Fingerprint | None
 
 
 def _open_sockets(settings: Config, environ: Mapping[str, str]) -> dict[str, Bound]:
@@ -339,9 +364,12 @@ def _delivery(settings: Config, environ: Mapping[str, str]) -> Delivery:
     )
 
 
-def _fingerprint(settings: Config, environ: Mapping[str, str]) -> _Fingerprint | None:
-    """Return what the token file looks like; None if the token comes from elsewhere, or the file is being replaced."""
-    path = config.token_source(settings, environ)
+def _token_files(settings: Config, environ: Mapping[str, str]) -> _TokenFiles:
+    return _TokenFiles(_fingerprint(config.token_source(settings, environ)), _fingerprint(settings.http.token_file))
+
+
+def _fingerprint(path: Path | str | None) -> _Fingerprint | None:
+    """Return what a token's file looks like; None if the token comes from elsewhere, or the file is being replaced."""
     if not isinstance(path, Path):
         return None
     try:

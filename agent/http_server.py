@@ -31,6 +31,8 @@ ACCEPT_RETRY_SECONDS = 0.1
 TURN_CLIENTS = 32
 LOG_INTERVAL = 60.0
 
+_CODES = {408: "request_timeout", 413: "payload_too_large", 501: "not_implemented"}
+
 Headers = Sequence[tuple[bytes, bytes]]
 
 
@@ -130,12 +132,8 @@ class Exchange:
         await self._wire.send_event(h11.Data(piece))
 
     async def finish(self) -> None:
-        """End the body."""
+        """End the body. If this is not called, the connection is cut off."""
         await self._wire.send_event(h11.EndOfMessage())
-
-    def cut(self) -> None:
-        """Give up an answer that has begun, so that the client cannot take what it has for the whole."""
-        self._wire.cut()
 
     def go_on_endlessly(self) -> None:
         """Say that nobody should wait for the end of this."""
@@ -275,7 +273,10 @@ async def _exchange(wire: Wire, handler: StreamHandler) -> bool:
         await handler(exchange)
     except h11.RemoteProtocolError as error:
         wire.ending = True
-        await _fail(exchange, Response.error(error.error_status_hint, "bad_request", str(error)))
+        await _fail(
+            exchange,
+            Response.error(error.error_status_hint, _CODES.get(error.error_status_hint, "bad_request"), str(error)),
+        )
     except ClientGoneError:
         return False
     except Exception:  # whatever it is: a fault in a handler must not stop the daemon
@@ -286,12 +287,10 @@ async def _exchange(wire: Wire, handler: StreamHandler) -> bool:
 
 
 async def _fail(exchange: Exchange, response: Response) -> None:
-    """Answer with an error; an answer that has begun is cut off instead."""
-    if exchange.status is not None:
-        exchange.cut()
-        return
-    with contextlib.suppress(ClientGoneError):
-        await exchange.answer(response)
+    """Answer with an error, unless an answer has begun, which is cut off then: see `Wire.close`."""
+    if exchange.status is None:
+        with contextlib.suppress(ClientGoneError):
+            await exchange.answer(response)
 
 
 def _head(found: h11.Request) -> Head:

@@ -55,7 +55,6 @@ class Wire:
         self.endless = False
         self.ending = False
         self.open = True
-        self._broken = False
         self._progress = anyio.Event()
         self._socket = connection
         self._idle: anyio.CancelScope | None = None
@@ -126,7 +125,7 @@ class Wire:
 
     async def linger(self) -> None:
         """Before the end, read what the client still sends: it might not see its answer otherwise, which a reset overtakes."""
-        if self._broken or self.http.their_state not in {h11.SEND_BODY, h11.ERROR}:
+        if self.http.our_state is h11.SEND_BODY or self.http.their_state not in {h11.SEND_BODY, h11.ERROR}:
             return
         with contextlib.suppress(OSError), anyio.move_on_after(LINGER_SECONDS):
             self._socket.shutdown(socket.SHUT_WR)
@@ -220,14 +219,10 @@ class Wire:
 
     # The end
 
-    def cut(self) -> None:
-        """Let the end of the connection be one that a client cannot take for the end of an answer."""
-        self._broken = True
-        if self._socket.family != socket.AF_UNIX:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; if an answer is incomplete, so that no client can take it for a whole one."""
+        if self.http.our_state is h11.SEND_BODY and self._socket.family != socket.AF_UNIX:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self.open = False
         self._advance()
         self._socket.close()

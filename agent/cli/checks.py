@@ -8,6 +8,7 @@ import grp
 import os
 import stat
 from collections.abc import Iterator, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +40,7 @@ def examine(path: Path | None, environ: Mapping[str, str], *, online: bool) -> I
         return
     yield Finding("configuration", True, "variables and defaults, no file" if path is None else str(path))
     yield _token(settings, environ)
+    yield from _clients_token(settings, environ)
     daemon = _daemon(settings.listen.control)
     yield daemon
     yield from _sockets(settings, daemon)
@@ -59,6 +61,19 @@ def _token(settings: Config, environ: Mapping[str, str]) -> Finding:
         return Finding("token", False, f"there is none: {ways} (a systemd credential is seen by the service alone)")
     source = config.token_source(settings, environ)
     return Finding("token", True, f"from {source}" if isinstance(source, Path) else f"from the variable {source}")
+
+
+def _clients_token(settings: Config, environ: Mapping[str, str]) -> Iterator[Finding]:
+    if settings.http.listen is None:
+        return
+    try:
+        config.read_http_token(settings, environ)
+    except ConfigError as error:
+        yield Finding("clients' token", False, str(error))
+    else:
+        yield Finding(
+            "clients' token", True, f"from {settings.http.token_file}" if settings.http.token_file else "the API's"
+        )
 
 
 def _daemon(control: Path) -> Finding:
@@ -83,12 +98,18 @@ def _bound_paths() -> set[str]:
 
 def _sockets(settings: Config, daemon: Finding) -> Iterator[Finding]:
     listen, bound = settings.listen, _bound_paths()
-    for role in ("stream", "datagram", "control"):
-        path: Path | None = getattr(listen, role)
+    keys = {
+        "stream": "listen.stream",
+        "datagram": "listen.datagram",
+        "control": "listen.control",
+        "HTTP": "http.socket",
+    }
+    for role, key in keys.items():
+        path: Path | None = attrgetter(key)(settings)
         if path is None:
             yield Finding(f"{role} socket", True, "turned off")
         else:
-            problem = _socket_problem(path) or _directory_problem(path.parent, path.parent.parent, f"listen.{role}")
+            problem = _socket_problem(path) or _directory_problem(path.parent, path.parent.parent, key)
             running = daemon.message.startswith("running")
             yield Finding(f"{role} socket", problem is None, problem or _socket_state(path, bound, running=running))
     if listen.group is not None:

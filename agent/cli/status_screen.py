@@ -41,6 +41,8 @@ def _headline(status: Mapping[str, Any]) -> Text:
         facts.append(f"up {duration(status['uptime'])}")
     if "connections" in status:
         facts.append(amount(status["connections"], "connection"))
+    if http := status.get("http"):  # a daemon of an earlier version does not say
+        facts += [f"HTTP on {http[key]}" for key in ("listen", "socket") if http[key]]
     return Text(" · ".join(facts))
 
 

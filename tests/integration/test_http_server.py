@@ -5,7 +5,6 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Self
 
 import anyio
 import anyio.lowlevel
@@ -15,76 +14,10 @@ from structlog.testing import capture_logs
 from agent import http_server
 from agent.http_server import MAX_BODY_BYTES, MAX_CONNECTIONS, Request, Response
 from agent.listeners import sockets
+from tests.support.http_client import Client
 
 pytestmark = pytest.mark.anyio
 GET = b"GET /ok HTTP/1.1\r\nHost: agent\r\n\r\n"
-
-
-class Answer(NamedTuple):
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def error(self) -> dict[str, Any]:
-        """The error in the API's shape, which has nothing else in it."""
-        (name, error), *more = json.loads(self.body).items()
-        assert (name, more, error.keys()) == ("error", [], {"code", "message"})
-        assert isinstance(error, dict)
-        return error
-
-
-class Client:
-    def __init__(self, path: Path) -> None:
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.setblocking(False)
-        self.socket.connect(str(path))
-        self._unread = b""
-
-    async def send(self, data: bytes) -> None:
-        with anyio.fail_after(10):
-            while data:
-                try:
-                    data = data[self.socket.send(data) :]
-                except BlockingIOError:
-                    await anyio.wait_writable(self.socket)
-
-    async def more(self) -> bytes:
-        with anyio.fail_after(10):
-            while True:
-                try:
-                    return self.socket.recv(1 << 16)
-                except BlockingIOError:
-                    await anyio.wait_readable(self.socket)
-
-    async def head(self) -> tuple[int, dict[str, str]]:
-        while b"\r\n\r\n" not in self._unread:
-            more = await self.more()
-            assert more, f"the connection ended in {self._unread!r}"
-            self._unread += more
-        head, _, self._unread = self._unread.partition(b"\r\n\r\n")
-        status, *fields = head.decode().split("\r\n")
-        return int(status.split()[1]), dict(each.split(": ") for each in fields)
-
-    async def answer(self, *, body: bool = True) -> Answer:
-        status, headers = await self.head()
-        length = int(headers["content-length"]) if body else 0
-        while len(self._unread) < length:
-            self._unread += await self.more()
-        content, self._unread = self._unread[:length], self._unread[length:]
-        return Answer(status, headers, content)
-
-    async def ended(self) -> bool:
-        try:
-            return await self.more() == b""
-        except ConnectionResetError:
-            return True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
 
 
 class Server:
@@ -96,7 +29,7 @@ class Server:
         self.go_on = anyio.Event()
 
     def client(self) -> Client:
-        return Client(self.path)
+        return Client(str(self.path))
 
     async def handle(self, request: Request) -> Response:
         self.requests.append(request)
