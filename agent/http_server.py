@@ -21,15 +21,15 @@ import h11
 import msgspec
 import structlog
 
-from agent.http_wire import ClientGoneError, Wire, timed_out
+from agent.http_wire import ClientGoneError, Patience, Wire, timed_out
 from agent.logs import Throttle
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_CONNECTIONS = 64
-BODY_SECONDS = 60.0
 ACCEPT_RETRY_SECONDS = 0.1
 TURN_CLIENTS = 32
 LOG_INTERVAL = 60.0
+PATIENCE = Patience()
 
 _CODES = {408: "request_timeout", 413: "payload_too_large", 501: "not_implemented"}
 
@@ -93,12 +93,12 @@ class Exchange:
         self.status: int | None = None
         self._wire = wire
 
-    async def body(self, limit: int = MAX_BODY_BYTES, seconds: float = BODY_SECONDS) -> bytes:
+    async def body(self, limit: int = MAX_BODY_BYTES) -> bytes:
         """Read the whole body; one that is larger is refused before it is read, where its length is known."""
         too_large = h11.RemoteProtocolError(f"a body may have {limit} bytes", error_status_hint=413)
         if int(self.head.headers.get("content-length", 0)) > limit:
             raise too_large
-        body = bytearray()
+        body, seconds = bytearray(), self._wire.patience.body
         with anyio.move_on_after(seconds):
             while piece := await self.read():
                 body += piece
@@ -176,7 +176,8 @@ class Server:
     When one more comes, the one that has waited longest for a request has to go; if none waits, the new one is closed.
     """
 
-    def __init__(self, max_connections: int) -> None:
+    def __init__(self, max_connections: int, patience: Patience = PATIENCE) -> None:
+        self._patience = patience
         self._max_connections = max_connections
         self._connections: dict[Wire, None] = {}  # those that were used last are last
         self._doors: list[_Door] = []
@@ -238,7 +239,7 @@ class Server:
         if len(self._connections) >= self._max_connections and not any(wire.evict() for wire in self._connections):
             accepted.close()
             return
-        wire = Wire(accepted)
+        wire = Wire(accepted, self._patience)
         self._connections[wire] = None
         door.tasks.start_soon(self._converse, wire, door.handler)
 

@@ -14,15 +14,12 @@ from array import array
 from collections.abc import Iterable
 from fcntl import ioctl
 from termios import FIONREAD
+from typing import NamedTuple
 
 import anyio
 import anyio.lowlevel
 import h11
 
-IDLE_SECONDS = 60.0
-HEAD_SECONDS = 10.0
-STALL_SECONDS = 60.0
-LINGER_SECONDS = 2.0
 HEAD_READ_BYTES = 16 * 1024
 READ_BYTES = 256 * 1024
 
@@ -30,8 +27,20 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, for zero seconds: clo
 _GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 
 
+class Patience(NamedTuple):
+    """How long to wait, in seconds: for a request to begin, for its whole head, its whole body, for a sign of life in a body or
+    while the client is to take an answer, and for a client to see that it was refused in the middle.
+    """
+
+    idle: float = 60.0
+    head: float = 10.0
+    body: float = 30.0
+    stall: float = 60.0
+    linger: float = 2.0
+
+
 class ClientGoneError(Exception):
-    """The client has hung up, or has not taken for STALL_SECONDS what it was sent."""
+    """The client has hung up, or does not take what it is sent."""
 
 
 def timed_out(what: str, seconds: float) -> h11.RemoteProtocolError:
@@ -45,10 +54,11 @@ class Wire:
     `ending` says that this request is its last one, `endless` that nobody should wait for the end of this one.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, patience: Patience) -> None:
         connection.setblocking(False)
         if connection.family != socket.AF_UNIX:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.patience = patience
         self.http = h11.Connection(h11.SERVER)
         self.received = 0
         self.taken = 0
@@ -70,20 +80,20 @@ class Wire:
         if event is h11.NEED_DATA:
             self._advance()
             self.http.receive_data(await self._first_bytes())
-            event = await self._event_within(HEAD_SECONDS, HEAD_READ_BYTES, "the whole head of a request")
+            event = await self._event_within(self.patience.head, HEAD_READ_BYTES, "the whole head of a request")
         if not isinstance(event, h11.Request):
             return None
         if not _has_body(event):
             self.http.next_event()
         return event
 
-    async def read(self, seconds: float = STALL_SECONDS) -> bytes:
-        """Return the next piece of a request's body; b"" at its end. Raises h11.RemoteProtocolError, and so after `seconds`."""
+    async def read(self) -> bytes:
+        """Return the next piece of a request's body; b"" at its end. Raises h11.RemoteProtocolError, and so if none comes."""
         if self.http.their_state is not h11.SEND_BODY:
             return b""
         event = self.http.next_event()
         if event is h11.NEED_DATA:
-            event = await self._event_within(seconds, READ_BYTES, "more of the body")
+            event = await self._event_within(self.patience.stall, READ_BYTES, "more of the body")
         return event.data if isinstance(event, h11.Data) else b""
 
     def next_cycle(self) -> bool:
@@ -127,7 +137,7 @@ class Wire:
         """Before the end, read what the client still sends: it might not see its answer otherwise, which a reset overtakes."""
         if self.http.our_state is h11.SEND_BODY or self.http.their_state not in {h11.SEND_BODY, h11.ERROR}:
             return
-        with contextlib.suppress(OSError), anyio.move_on_after(LINGER_SECONDS):
+        with contextlib.suppress(OSError), anyio.move_on_after(self.patience.linger):
             self._socket.shutdown(socket.SHUT_WR)
             while await self._receive(READ_BYTES):
                 await anyio.lowlevel.checkpoint()
@@ -159,7 +169,7 @@ class Wire:
         self.http.receive_data(await self._receive(size))
 
     async def _first_bytes(self) -> bytes:
-        with anyio.move_on_after(IDLE_SECONDS) as self._idle:
+        with anyio.move_on_after(self.patience.idle) as self._idle:
             return await self._receive(HEAD_READ_BYTES)
         with contextlib.suppress(BlockingIOError):  # what came at the last moment still counts
             return self._read_now(HEAD_READ_BYTES)
@@ -212,9 +222,9 @@ class Wire:
         await self.send(*(parts or ()))
 
     async def _wait_writable(self) -> None:
-        with anyio.move_on_after(STALL_SECONDS) as patience:
+        with anyio.move_on_after(self.patience.stall) as waiting:
             await anyio.wait_writable(self._socket)
-        if patience.cancelled_caught:
+        if waiting.cancelled_caught:
             raise ClientGoneError
 
     # The end

@@ -14,16 +14,17 @@ import anyio
 import msgspec
 from pydantic import SecretStr
 
+from agent import http_server
 from agent.delivery.http import EVENTS_PATH
 from agent.events import Ci, Context, decode_array
 from agent.http_server import Exchange, Head, Response, Server
+from agent.http_wire import Patience
 from agent.intake import Intake
 from agent.listeners.sockets import Bound
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 SMALL_BODY_BYTES = 64 * 1024
 LARGE_BODIES = 8
-BODY_SECONDS = 30.0
 RETRY_SECONDS = 5
 CI_HEADER = "x-artifact-client-ci"
 INTERACTIVE_HEADER = "x-artifact-client-interactive"
@@ -64,13 +65,20 @@ class HttpListener:
     `answered` counts the answers to requests with events, by status.
     """
 
-    def __init__(self, bound: Sequence[Bound], intake: Intake, terms: Terms, max_connections: int) -> None:
+    def __init__(
+        self,
+        bound: Sequence[Bound],
+        intake: Intake,
+        terms: Terms,
+        max_connections: int,
+        patience: Patience = http_server.PATIENCE,
+    ) -> None:
         self.terms = terms
         self.forward: Forward | None = None
         self.answered: Counter[int] = Counter()
         self._bound = bound
         self._intake = intake
-        self._server = Server(max_connections)
+        self._server = Server(max_connections, patience)
         self._large = anyio.CapacityLimiter(LARGE_BODIES)
 
     async def serve(self) -> None:
@@ -140,9 +148,9 @@ class HttpListener:
         """Read and validate the events; a few large bodies at a time, so that memory is bounded."""
         length = int(exchange.head.headers.get("content-length", MAX_BODY_BYTES))
         if length <= SMALL_BODY_BYTES or length > MAX_BODY_BYTES:
-            return _decode(await exchange.body(MAX_BODY_BYTES, BODY_SECONDS))
+            return _decode(await exchange.body(MAX_BODY_BYTES))
         async with self._large:
-            return _decode(await exchange.body(MAX_BODY_BYTES, BODY_SECONDS))
+            return _decode(await exchange.body(MAX_BODY_BYTES))
 
 
 def _decode(body: bytes) -> list[bytes]:

@@ -30,13 +30,14 @@ class Client:
     """A connection to a Unix socket, or a port of this machine. For `with`."""
 
     def __init__(self, address: str | int) -> None:
-        if isinstance(address, str):
-            self.socket = socket.socket(socket.AF_UNIX)
-            self.socket.connect(address)
-        else:
-            self.socket = socket.create_connection(("127.0.0.1", address))
-        self.socket.setblocking(False)
+        self.socket = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
         self._unread = b""
+        try:
+            self.socket.connect(address if isinstance(address, str) else ("127.0.0.1", address))
+        except OSError:
+            self.socket.close()
+            raise
+        self.socket.setblocking(False)
 
     async def send(self, data: bytes) -> None:
         """Write all of it."""
