@@ -1,6 +1,7 @@
 """The target for what is written to the control socket: a real one, before a real queue."""
 
 import socket
+from pathlib import Path
 
 import anyio
 from structlog.testing import capture_logs
@@ -51,18 +52,23 @@ class Daemon:
             bound.release()
 
     async def converse(self, data: bytes) -> bytes:
-        """Write all of it, hang up on this side, and read to the end."""
-        answer = b""
-        with Client(self._path) as client:
-            try:
-                await client.send(data)
-                client.socket.shutdown(socket.SHUT_WR)
-                while more := await client.receive():
-                    answer += more
-                    assert len(answer) <= MAX_ANSWERS
-            except ConnectionError:
-                pass  # it hung up with bytes of ours unread
-        return answer
+        """See `converse`."""
+        return await converse(self._path, data)
+
+
+async def converse(path: Path, data: bytes) -> bytes:
+    """Write all of it, hang up on this side, and read to the end."""
+    answer = b""
+    with Client(path) as client:
+        try:
+            await client.send(data)
+            client.socket.shutdown(socket.SHUT_WR)
+            while more := await client.receive():
+                answer += more
+                assert len(answer) <= MAX_ANSWERS
+        except ConnectionError:
+            pass  # it hung up with bytes of ours unread
+    return answer
 
 
 def _control(made: Host) -> Control:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from tests.fuzz import answers, control, disk, lines, settings
+from tests.fuzz import answers, control, disk, http, lines, settings
 
 
 class Target(NamedTuple):
@@ -26,4 +26,5 @@ TARGETS = {
     "classify": Target(answers.classified, answers.classified_seeds),
     "answer": Target(answers.answered, answers.answered_seeds),
     "control": Target(control.control, control.control_seeds),
+    "http": Target(http.http, http.http_seeds),
 }

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz.targets import TARGETS
 
-EXAMPLES = {"answer": 40, "control": 40, "queue": 60, "events": 80, "scan": 80}
+EXAMPLES = {"answer": 40, "control": 40, "http": 40, "queue": 60, "events": 80, "scan": 80}
 """Those that are slow get fewer than the others; `python -m tests.fuzz` gives each of them a minute."""
 
 Edit = Callable[[bytes], bytes]

@@ -18,6 +18,7 @@ from agent.config import (
     needs_restart,
     parse_duration,
     parse_size,
+    read_http_token,
     read_token,
     runtime_directory,
     state_directory,
@@ -360,6 +361,20 @@ REFUSED = [
     ("listen.mode", "660", "octal"),
     ("listen.max_connections", "0", "greater than or equal to 1"),
     ("listen.max_connections", "true", "number"),
+    ("http.listen", '"0.0.0.0:80"', "this machine alone"),
+    ("http.listen", '"192.168.0.1:80"', "this machine alone"),
+    ("http.listen", '"localhost:80"', "this machine alone"),
+    ("http.listen", '"[::]:80"', "this machine alone"),
+    ("http.listen", '"::1:80"', "this machine alone"),
+    ("http.listen", '"[127.0.0.1]:80"', "this machine alone"),
+    ("http.listen", '"127.0.0.1"', "this machine alone"),
+    ("http.listen", '"127.0.0.1:"', "this machine alone"),
+    ("http.listen", '"127.0.0.1:65536"', "this machine alone"),
+    ("http.listen", '"127.0.0.1:-1"', "this machine alone"),
+    ("http.listen", "9900", "valid string"),
+    ("http.max_connections", "0", "greater than or equal to 1"),
+    ("http.listen", '"127.0.0.1:80"', "http.listen and http.token_file belong together"),
+    ("front.enabled", '"true"', "front.enabled and http.listen belong together"),
     ("queue.directory", '""', "not empty"),
     ("queue.segment_bytes", '"63KiB"', "65536"),
     ("queue.max_bytes", '"255KiB"', "262144"),
@@ -408,6 +423,41 @@ def test_plain_http_is_fine_on_loopback(host: str) -> None:
 def test_two_sockets_need_two_paths(tmp_path: Path) -> None:
     (problem,) = problems(written(tmp_path, '[listen]\nstream = "s"\ndatagram = "s"\n'))
     assert problem.endswith("listen.stream and listen.datagram are the same path: each socket needs its own")
+
+
+def test_the_http_socket_needs_a_path_of_its_own(tmp_path: Path) -> None:
+    (problem,) = problems(written(tmp_path, '[listen]\ncontrol = "s"\n[http]\nsocket = "s"\n'))
+    assert problem.endswith("http.socket and listen.control are the same path: each socket needs its own")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:0", "127.8.9.10:65535", "[::1]:9900"])
+def test_a_port_on_loopback_is_fine(tmp_path: Path, address: str) -> None:
+    path = written(tmp_path, f'[http]\nlisten = "{address}"\ntoken_file = "t"\n')
+    assert loaded(path).http.listen == address
+
+
+def test_with_the_front_clients_may_use_the_apis_token(tmp_path: Path) -> None:
+    config = loaded(written(tmp_path, '[http]\nlisten = "127.0.0.1:0"\n[front]\nenabled = true\n'))
+    token = read_http_token(config, {"TURBO_TOKEN": SECRET})
+    assert token is not None
+    assert token.get_secret_value() == SECRET
+    with pytest.raises(ConfigError, match=r"http\.listen: clients need a token there"):
+        read_http_token(config, {})
+
+
+def test_clients_may_have_a_token_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "t").write_text(f"{SECRET}\n")
+    path = written(tmp_path, '[http]\nlisten = "127.0.0.1:0"\ntoken_file = "t"\n')
+    token = read_http_token(loaded(path), {"TURBO_TOKEN": "another"})
+    assert token is not None
+    assert token.get_secret_value() == SECRET
+    (tmp_path / "t").write_text("two words")
+    with pytest.raises(ConfigError, match="the token has spaces"):
+        read_http_token(loaded(path), {})
+
+
+def test_without_a_port_clients_need_no_token() -> None:
+    assert read_http_token(loaded(), {"TURBO_TOKEN": SECRET}) is None
 
 
 def test_socket_path_of_exactly_the_limit_is_fine() -> None:

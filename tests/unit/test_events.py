@@ -1,6 +1,7 @@
 """What `agent.events` promises: exactly the API's schema, a bad line costs that line only, and nothing raises."""
 
 import json
+import re
 import time
 
 import msgspec
@@ -17,6 +18,7 @@ from agent.events import (
     Session,
     as_array,
     cut,
+    decode_array,
     decode_events,
     decode_lines,
     decode_messages,
@@ -330,6 +332,45 @@ def test_one_bad_item_costs_the_whole_array_and_nothing_else(line: bytes) -> Non
     decoded = decode_lines(PLAIN + b"\n" + line + b"\n" + PLAIN + b"\n", VERCEL)
     assert events_of(decoded) == [PLAIN_EVENT] * 2
     assert [reject.line for reject in decoded.rejects] == [2]
+
+
+def test_the_apis_body_becomes_lines() -> None:
+    assert decode_array(b"[%b]" % PLAIN) == [PLAIN + b"\n"]
+    assert decode_array(b" [\n%b , %b ] " % (PLAIN, COLON)) == [PLAIN + b"\n" + COLON + b"\n"]
+    assert decode_array(b"[]") == []
+
+
+def test_a_long_body_becomes_several_pieces_of_whole_lines() -> None:
+    fitting = MAX_LINE_BYTES // (len(PLAIN) + 1)
+    pieces = decode_array(b"[%b]" % b",".join([PLAIN] * (2 * fitting + 1)))
+    assert [piece.count(b"\n") for piece in pieces] == [fitting, fitting, 1]
+    assert b"".join(pieces) == (PLAIN + b"\n") * (2 * fitting + 1)
+
+
+@pytest.mark.parametrize("size", [MAX_LINE_BYTES, MAX_LINE_BYTES + 1])
+def test_an_event_of_a_body_has_the_length_of_a_line(size: int) -> None:
+    event = PLAIN[:-1].replace(b'"hash":"', b'"hash":"' + b"h" * (size - len(PLAIN))) + b"}"
+    body = b"[%b,%b]" % (PLAIN, event)
+    if size > MAX_LINE_BYTES:
+        with pytest.raises(ValueError, match=r"Event is longer than 65,536 bytes - at `\$\[1\]`"):
+            decode_array(body)
+    else:
+        assert [len(piece) for piece in decode_array(body)] == [len(PLAIN) + 1, size + 1]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (PLAIN, "Expected `array`, got `object`"),
+        (b"[%b,7]" % PLAIN, "Expected `object`, got `int` - at `$[1]`"),
+        (b"[%b,%b]" % (PLAIN, PLAIN.replace(b"HIT", b"hit")), "Invalid enum value 'hit' - at `$[1].event`"),
+        (b'[%b,%b,"duration":8}]' % (PLAIN, PLAIN[:-1]), "Object has the key `duration` twice - at `$[1]`"),
+        (b'[{"sessionId":"\xff"}]', "JSON is malformed: a string is not UTF-8"),
+    ],
+)
+def test_a_body_against_the_schema_says_which_item_and_field(body: bytes, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(reason)}$"):
+        decode_array(body)
 
 
 def test_recorded_requests_are_taken_as_turbo_sent_them(recorded_requests: list[Recorded]) -> None:

@@ -1,0 +1,355 @@
+"""The front as a real daemon before a real server: what it passes on, what it leaves alone, and what breaks with what."""
+
+import hashlib
+import json
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.benchmarks import usage
+from tests.support.daemon import TOKEN, Daemon, Sections
+from tests.support.turborepo import TurborepoServer
+from tests.support.upstream import Upstream, pattern
+from tests.support.waiting import eventually
+
+HTTP: Sections = {"http": {"listen": "127.0.0.1:0"}, "front": {"enabled": True}}
+AUTHORIZED = {"authorization": f"Bearer {TOKEN}"}
+EVENT = {"sessionId": "s", "source": "LOCAL", "event": "HIT", "hash": "h", "duration": 7}
+MIB = 1 << 20
+
+
+def address(daemon: Daemon) -> tuple[str, int]:
+    host, _, port = daemon.status()["http"]["listen"].rpartition(":")
+    return host, int(port)
+
+
+def client_of(daemon: Daemon) -> httpx.Client:
+    """A client that adds nothing of its own but what it must."""
+    host, port = address(daemon)
+    return httpx.Client(base_url=f"http://{host}:{port}", headers=AUTHORIZED, trust_env=False, timeout=20)
+
+
+def sent(daemon: Daemon, request: bytes) -> socket.socket:
+    """Send a raw request with the token; return the connection."""
+    connection = socket.create_connection(address(daemon), timeout=10)
+    connection.sendall(request.replace(b"\r\n", b"\r\nAuthorization: Bearer %b\r\n" % TOKEN.encode(), 1))
+    return connection
+
+
+def read_all(connection: socket.socket) -> tuple[bytes, bool]:
+    """Read to the end; return what came and whether the connection was reset."""
+    data = b""
+    try:
+        while more := connection.recv(1 << 16):
+            data += more
+    except ConnectionResetError:
+        return data, True
+    return data, False
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Upstream]:
+    with Upstream() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def shared(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """One daemon for all tests that leave it as it was."""
+    with Daemon(tmp_path_factory.mktemp("front"), upstream.url + "/prefix/", HTTP) as daemon:
+        yield daemon
+        assert daemon.terminate() == 0
+        assert "request_failed" not in daemon.stderr_text()
+
+
+@pytest.fixture
+def front(shared: Daemon, upstream: Upstream) -> Daemon:
+    upstream.seen.clear()
+    upstream.left.clear()
+    upstream.busy.clear()
+    return shared
+
+
+# What is passed on
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "POST", "OPTIONS", "PATCH", "DELETE"])
+def test_method_target_headers_and_body_arrive_as_they_were_sent(
+    front: Daemon, upstream: Upstream, method: str
+) -> None:
+    target = "/v8/artifacts/a%2Fb%20c?teamId=team_1&slug=&x=%61+%E2%82%AC&&"
+    body = b"" if method in {"GET", "HEAD", "OPTIONS", "DELETE"} else pattern(100_000)
+    fields = (
+        f"Host: 127.0.0.1:1\r\nX-Artifact-Duration: 12\r\nx-artifact-tag: T/a+g==\r\nAccept-Encoding: br\r\n"
+        f"X-Twice: 1\r\nX-Twice: 2\r\nTE: trailers\r\nKeep-Alive: 3\r\nX-Own: 1\r\nConnection: x-own, close\r\n"
+        f"Content-Length: {len(body)}\r\n"
+    )
+    with closing(sent(front, f"{method} {target} HTTP/1.1\r\n{fields}\r\n".encode() + body)) as connection:
+        answer, _ = read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 200 As Asked\r\n")
+    if method != "HEAD":
+        found = json.loads(answer.partition(b"\r\n\r\n")[2])
+        assert found == {"size": len(body), "sha256": hashlib.sha256(body).hexdigest()}
+    (seen,) = upstream.seen
+    assert (seen.method, seen.target) == (method, f"/prefix{target}")
+    assert seen.headers == [
+        (b"Host", upstream.url.removeprefix("http://").encode()),
+        (b"Authorization", f"Bearer {TOKEN}".encode()),
+        (b"X-Artifact-Duration", b"12"),
+        (b"x-artifact-tag", b"T/a+g=="),
+        (b"Accept-Encoding", b"br"),
+        (b"X-Twice", b"1"),
+        (b"X-Twice", b"2"),
+        (b"Content-Length", str(len(body)).encode()),
+    ]
+
+
+def test_a_body_in_chunks_arrives_in_chunks(front: Daemon, upstream: Upstream) -> None:
+    pieces = [pattern(70_000), b"x", pattern(5)]
+    with client_of(front) as client:
+        found = client.put("/v8/artifacts/a", content=iter(pieces)).json()
+    assert found == {"size": 70_006, "sha256": hashlib.sha256(b"".join(pieces)).hexdigest()}
+    (seen,) = upstream.seen
+    assert (b"transfer-encoding", b"chunked") in seen.headers
+    assert b"content-length" not in {name.lower() for name, _ in seen.headers}
+
+
+@pytest.mark.parametrize("status", [200, 204, 301, 304, 307, 400, 402, 403, 404, 429, 500, 503])
+def test_an_answer_comes_back_as_it_is(front: Daemon, status: int) -> None:
+    """Redirects are not followed, errors not replaced, and nothing is decoded."""
+    with client_of(front) as client, client.stream("GET", f"/status/{status}") as answer:
+        body = b"".join(answer.iter_raw())
+    assert (answer.status_code, answer.reason_phrase) == (status, "As Asked")
+    assert body == (b"" if status in {204, 304} else b"not gzip at all")
+    assert answer.headers["location"] == "http://elsewhere.example/x"
+    assert answer.headers.get_list("set-cookie") == ["a=1", "b=2"]
+    assert answer.headers["content-encoding"] == "gzip"
+    assert (b"X-Artifact-Tag", b"t") in answer.headers.raw
+    assert "keep-alive" not in answer.headers
+    if status not in {204, 304}:
+        assert answer.headers["content-length"] == "15"
+
+
+@pytest.mark.parametrize("path", ["/sized/1000000", "/chunked/1000000", "/sized/0", "/chunked/0"])
+def test_a_body_comes_back_with_a_length_or_in_chunks_as_it_was_sent(front: Daemon, path: str) -> None:
+    with client_of(front) as client:
+        answer = client.get(path)
+        head = client.head(path)
+    size = int(path.rpartition("/")[2])
+    assert answer.content == pattern(size)
+    assert ("content-length" in answer.headers) == path.startswith("/sized")
+    assert head.content == b""
+
+
+def test_an_old_client_reads_chunks_up_to_the_end(front: Daemon) -> None:
+    with closing(sent(front, b"GET /chunked/100000 HTTP/1.0\r\n\r\n")) as connection:
+        answer, reset = read_all(connection)
+    assert (answer.partition(b"\r\n\r\n")[2], reset) == (pattern(100_000), False)
+
+
+def test_requests_in_a_row_take_one_connection_and_no_other_one_upstream(front: Daemon, upstream: Upstream) -> None:
+    with closing(sent(front, b"GET /sized/3 HTTP/1.1\r\nHost: a\r\n\r\n")) as connection:
+        connection.sendall(b"PUT /x HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer %b\r\n" % TOKEN.encode())
+        connection.sendall(b"Content-Length: 3\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n")
+        data = b""
+        while b"100 Continue" not in data:
+            data += connection.recv(1 << 16)
+        connection.sendall(b"abc")
+        rest, _ = read_all(connection)
+    assert data.startswith(b"HTTP/1.1 200 ")
+    assert b'{"size": 3' in rest
+    assert [seen.method for seen in upstream.seen] == ["GET", "PUT"]
+
+
+@pytest.mark.parametrize("request_line", [b"CONNECT a:1", b"TRACE /", b"GET http://a/", b"BREW /pot"])
+def test_what_is_no_request_to_the_api_is_not_passed_on(front: Daemon, upstream: Upstream, request_line: bytes) -> None:
+    with closing(sent(front, request_line + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")) as connection:
+        answer, _ = read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 405 ")
+    assert upstream.seen == []
+
+
+def test_events_stay_here_and_everything_else_on_their_path_goes_on(front: Daemon, upstream: Upstream) -> None:
+    before = front.status()["destinations"]["default"]["ledger"]["accepted"]
+    with client_of(front) as client:
+        answer = client.post("/v8/artifacts/events?slug=x", json=[EVENT])
+        assert (answer.status_code, answer.content) == (200, b"{}")
+        assert "authorization" in client.options("/v8/artifacts/events").headers["access-control-allow-headers"].lower()
+        assert client.get("/v8/artifacts/events").status_code == 200
+    assert front.status()["destinations"]["default"]["ledger"]["accepted"] == before + 1
+    assert [
+        seen.method for seen in upstream.seen if b"artifacts-agent" not in dict(seen.headers).get(b"user-agent", b"")
+    ] == ["GET"]
+
+
+def test_what_is_passed_on_needs_the_token_too_but_for_a_preflight(front: Daemon, upstream: Upstream) -> None:
+    with client_of(front) as client:
+        del client.headers["authorization"]
+        assert client.get("/sized/1").status_code == 401
+        assert client.get("/sized/1", headers={"authorization": "Bearer another"}).status_code == 401
+        assert upstream.seen == []
+        assert client.options("/v8/artifacts/x").status_code == 200
+    assert [seen.method for seen in upstream.seen] == ["OPTIONS"]
+
+
+# Size
+
+
+def test_large_artifacts_pass_both_ways_with_flat_memory(front: Daemon) -> None:
+    size = 64 * MIB
+    with client_of(front) as client:
+        client.get(f"/sized/{MIB}")
+        before = usage.memory(front.pid).rss
+        found = client.put("/v8/artifacts/large", content=pattern(size)).json()
+        assert found == {"size": size, "sha256": hashlib.sha256(pattern(size)).hexdigest()}
+        digest = hashlib.sha256()
+        with client.stream("GET", f"/sized/{size}") as answer:
+            for piece in answer.iter_raw():
+                digest.update(piece)
+        assert digest.hexdigest() == found["sha256"]
+    assert usage.memory(front.pid).peak - before < 16
+
+
+# What breaks
+
+
+@pytest.mark.parametrize(
+    "request_head",
+    [
+        b"GET /hang HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /endless HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"PUT /x HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\nabc",
+        b"PUT /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
+    ],
+)
+def test_a_client_that_leaves_ends_its_request_upstream(front: Daemon, upstream: Upstream, request_head: bytes) -> None:
+    with closing(sent(front, request_head)) as connection:
+        assert upstream.busy.wait(10)
+        if b"endless" in request_head:
+            connection.recv(1 << 16)
+    assert upstream.left.wait(2)
+    eventually(lambda: front.status()["http"]["connections"], lambda count: count == 0)
+
+
+@pytest.mark.parametrize("path", ["/cut/100000", "/cut-chunked/100000"])
+def test_an_answer_that_breaks_off_breaks_off_for_the_client(front: Daemon, path: str) -> None:
+    with client_of(front) as client, pytest.raises(httpx.TransportError):
+        client.get(path)
+    with closing(sent(front, f"GET {path} HTTP/1.0\r\n\r\n".encode())) as connection:
+        _, reset = read_all(connection)
+    assert reset, "an end like any other would have looked like the end of the answer"
+
+
+def test_an_answer_before_the_end_of_the_body_comes_back(front: Daemon) -> None:
+    with client_of(front) as client:
+        answer = client.put("/early", content=pattern(20 * MIB))
+    assert (answer.status_code, answer.content) == (403, b'{"error":"early"}')
+
+
+def test_an_answer_whose_server_then_reads_no_more_is_at_least_an_error(front: Daemon) -> None:
+    """The end of the connection overtakes the answer, as it may without the front."""
+    with client_of(front) as client:
+        assert client.put("/early-end", content=pattern(20 * MIB)).status_code in {403, 502}
+
+
+def test_a_body_that_is_none_is_refused_and_not_ended_upstream(front: Daemon, upstream: Upstream) -> None:
+    head = b"PUT /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with closing(sent(front, head + b"3\r\nabc\r\nnonsense\r\n")) as connection:
+        answer, _ = read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert upstream.left.wait(2)
+
+
+def test_a_server_that_is_away_is_a_502_and_events_are_kept(tmp_path: Path) -> None:
+    upstream = Upstream()
+    with upstream:
+        url = upstream.url
+    with Daemon(tmp_path / "agent", url, HTTP) as daemon, client_of(daemon) as client:
+        answer = client.put("/v8/artifacts/x", content=b"abc")
+        assert answer.status_code == 502
+        assert answer.json()["error"]["code"] == "bad_gateway"
+        assert answer.json()["error"]["message"].startswith(f"{url} cannot be reached: ")
+        assert client.post("/v8/artifacts/events", json=[EVENT]).status_code == 200
+        with upstream:
+            assert client.put("/v8/artifacts/x", content=b"abc").json()["size"] == 3
+            assert daemon.request("POST", "/flush?deadline=10").status_code == 200
+        assert client.get("/x").status_code == 502
+        assert daemon.status()["http"]["front"] == {"502": 2, "200": 1}
+        assert 'http_requests_total{about="front",status="502"} 2.0' in daemon.request("GET", "/metrics").text
+
+
+def test_a_stop_ends_what_does_not_end_and_what_is_short_is_finished(tmp_path: Path) -> None:
+    sections: Sections = {**HTTP, "shutdown": {"deadline": "0s"}}
+    with Upstream() as upstream, Daemon(tmp_path / "agent", upstream.url, sections) as daemon:
+        with closing(sent(daemon, b"GET /endless HTTP/1.1\r\nHost: a\r\n\r\n")) as connection:
+            connection.recv(1)
+            assert daemon.terminate() == 0
+            assert read_all(connection)[1]
+        assert "Traceback" not in daemon.stderr_text()
+
+
+# Settings
+
+
+def test_a_new_token_and_address_are_taken_over_on_reload(tmp_path: Path, upstream: Upstream) -> None:
+    token_file = tmp_path / "clients-token"
+    token_file.write_text("first")
+    http: dict[str, object] = {"listen": "127.0.0.1:0", "token_file": str(token_file)}
+    with (
+        Upstream() as other,
+        Daemon(tmp_path / "agent", other.url, {**HTTP, "http": http}) as daemon,
+        closing(client_of(daemon)) as client,
+    ):
+        assert client.get("/sized/1").status_code == 401
+        client.headers["authorization"] = "Bearer first"
+        assert client.get("/sized/1").status_code == 200
+        assert len(other.seen) == 1
+        token_file.write_text("second")
+        daemon.configure(upstream.url, {**HTTP, "http": http})
+        daemon.signal(signal.SIGHUP)
+        client.headers["authorization"] = "Bearer second"
+        eventually(lambda: client.get("/sized/1").status_code, lambda status: status == 200)
+        assert len(other.seen) == 1
+        token_file.write_text("third, and not on its own")
+        eventually(daemon.stderr_text, lambda text: "reload_refused" in text)
+        assert client.get("/sized/1").status_code == 200
+        assert "third" not in daemon.stderr_text()
+
+
+def test_the_front_works_on_a_socket_without_a_port(tmp_path: Path, upstream: Upstream) -> None:
+    path = tmp_path / "h.sock"
+    sections: Sections = {"http": {"socket": str(path)}, "front": {"enabled": True}}
+    with Daemon(tmp_path / "agent", upstream.url, sections) as daemon:
+        assert daemon.status()["http"] == {
+            "socket": str(path),
+            "listen": None,
+            "connections": 0,
+            "events": {},
+            "front": {},
+        }
+        with httpx.Client(base_url="http://agent", transport=httpx.HTTPTransport(uds=str(path))) as client:
+            assert client.get("/sized/3").content == pattern(3)
+            assert client.post("/v8/artifacts/events", json=[EVENT]).status_code == 200
+
+
+def test_a_real_server_keeps_and_returns_artifacts_and_takes_the_events(
+    tmp_path: Path, turborepo_remote_cache: TurborepoServer
+) -> None:
+    server, artifact = turborepo_remote_cache, pattern(300_000)
+    headers = {"content-type": "application/octet-stream", "x-artifact-duration": "400"}
+    with Daemon(tmp_path / "agent", server.url, HTTP) as daemon, client_of(daemon) as client:
+        query = {"slug": "acme"}
+        assert client.get("/v8/artifacts/status", params=query).json()["status"] == "enabled"
+        assert client.head("/v8/artifacts/abc123", params=query).status_code == 404
+        assert client.put("/v8/artifacts/abc123", params=query, content=artifact, headers=headers).status_code == 200
+        assert client.head("/v8/artifacts/abc123", params=query).status_code == 200
+        assert client.get("/v8/artifacts/abc123", params=query).content == artifact
+        assert client.post("/v8/artifacts/events", params=query, json=[EVENT]).status_code == 200
+        assert daemon.request("POST", "/flush?deadline=10").status_code == 200
+    (events,) = server.captured.accepted()
+    assert events.events == [EVENT]
