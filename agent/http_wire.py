@@ -21,7 +21,7 @@ import anyio.lowlevel
 import h11
 
 HEAD_READ_BYTES = 16 * 1024
-READ_BYTES = 256 * 1024
+READ_BYTES = 64 * 1024
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, for zero seconds: close() sends RST
 _GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR

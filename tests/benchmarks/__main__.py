@@ -5,10 +5,12 @@
 
 import sys
 
-from tests.benchmarks import backlog, client_cost, idle, ingest, scale, short_lived, throughput
+from tests.benchmarks import backlog, client_cost, front, idle, ingest, scale, short_lived, throughput
 from tests.benchmarks.harness import main
 
-BENCHMARKS = [module.BENCHMARK for module in (throughput, ingest, short_lived, client_cost, backlog, idle, scale)]
+BENCHMARKS = [
+    module.BENCHMARK for module in (throughput, ingest, short_lived, client_cost, backlog, idle, front, scale)
+]
 
 if __name__ == "__main__":
     sys.exit(main(*BENCHMARKS))

@@ -25,6 +25,7 @@ CASES = {
     ],
     "backlog": ["start", "drain"],
     "idle": ["cold start", "idle"],
+    "front": ["download", "upload"],
     "scale": ["clients 1", "clients 10", "clients 100", "clients 1,000", "events 1,000"],
 }
 MAY_BE_ZERO = {"wake-ups/s", "CPU ms/s", "over 1 ms", "lost", "blocked", "unsent %"}
