@@ -120,7 +120,7 @@ def _events(address: tuple[str, int]) -> Iterator[list[float]]:
 
 
 def _send_events(pipe: Connection, address: tuple[str, int]) -> None:
-    seconds = []
+    seconds: list[float] = []
     with socket.create_connection(address) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         pipe.send(None)

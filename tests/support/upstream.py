@@ -97,7 +97,7 @@ class Upstream(TcpServer):
                 await connection.reader.read()
                 raise ConnectionResetError
             case "sized" | "chunked" | "cut" | "cut-chunked" | "endless":
-                return await self._stream(connection, kind, int(number or 0))
+                return await self._stream(connection, head, kind, int(number or 0))
             case "status":
                 extra = [("location", "http://elsewhere.example/x"), ("set-cookie", "a=1"), ("set-cookie", "b=2")]
                 headers = [*extra, ("content-encoding", "gzip"), ("X-Artifact-Tag", "t"), ("Keep-Alive", "timeout=5")]
@@ -109,19 +109,20 @@ class Upstream(TcpServer):
     async def _whole(
         self, connection: _Connection, head: h11.Request, status: int, headers: list[tuple[str, str]], body: bytes
     ) -> None:
-        fields = [("content-length", str(len(body))), *headers] if status != 304 else headers
+        fields = [("content-length", str(len(body))), *headers] if status not in {204, 304} else headers
         answer = h11.Response(status_code=status, headers=fields, reason=b"As Asked")
-        bodiless = head.method == b"HEAD" or status == 304
+        bodiless = head.method == b"HEAD" or status in {204, 304}
         await connection.send(answer, *([] if bodiless else [h11.Data(body)]), h11.EndOfMessage())
 
-    async def _stream(self, connection: _Connection, kind: str, size: int) -> None:
+    async def _stream(self, connection: _Connection, head: h11.Request, kind: str, size: int) -> None:
         cut = kind.startswith("cut")
         framing = ("content-length", str(size + cut)) if kind in {"sized", "cut"} else ("transfer-encoding", "chunked")
         await connection.send(h11.Response(status_code=200, headers=[framing]))
+        if head.method == b"HEAD":
+            return await connection.send(h11.EndOfMessage())
         sent = 0
         while sent < size or kind == "endless":
             piece = PIECE[: None if kind == "endless" else size - sent]
             await connection.send(h11.Data(piece))
             sent += len(piece)
-        if not cut:
-            await connection.send(h11.EndOfMessage())
+        return None if cut else await connection.send(h11.EndOfMessage())
