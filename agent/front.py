@@ -139,7 +139,7 @@ def _open(url: str) -> _Upstream:
 
 def _request(exchange: Exchange, url: httpx.URL) -> httpx.Request:
     head = exchange.head
-    chunked = [_CHUNKED] if "transfer-encoding" in head.headers else []
+    chunked = [_CHUNKED] if head.length is None else []
     headers = [(b"Host", url.netloc), *_end_to_end(head.raw_headers, b"host"), *chunked]
     target = url.raw_path.rstrip(b"/") + head.target
     extensions = {"timeout": _TIMEOUT, "target": target}
@@ -147,13 +147,13 @@ def _request(exchange: Exchange, url: httpx.URL) -> httpx.Request:
 
 
 def _end_to_end(headers: Iterable[tuple[bytes, bytes]], *others: bytes) -> _Headers:
-    """Return the headers that are not for the next hop alone: RFC 9110, 7.6.1."""
-    found = list(headers)
-    named = {
-        option.strip().lower() for name, value in found if name.lower() == b"connection" for option in value.split(b",")
-    }
-    dropped = _HOP_BY_HOP | named | {*others}
-    return [(name, value) for name, value in found if name.lower() not in dropped]
+    """Return the headers that are not for the next hop alone (RFC 9110, 7.6.1); no length beside chunks (RFC 9112, 6.3)."""
+    found = [(name, name.lower(), value) for name, value in headers]
+    options = b",".join(value for _, lower, value in found if lower == b"connection").lower().split(b",")
+    dropped = {*_HOP_BY_HOP, *(option.strip() for option in options), *others}
+    if any(lower == b"transfer-encoding" for _, lower, _ in found):
+        dropped.add(b"content-length")
+    return [(name, value) for name, lower, value in found if lower not in dropped]
 
 
 def _unreachable(upstream: _Upstream, error: Exception) -> Response:

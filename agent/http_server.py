@@ -50,6 +50,11 @@ class Head:
     target: bytes = b""
     raw_headers: Headers = ()
 
+    @property
+    def length(self) -> int | None:
+        """How many bytes the body has; None if it comes in chunks, whatever a length says then (RFC 9112, 6.3)."""
+        return None if "transfer-encoding" in self.headers else int(self.headers.get("content-length", 0))
+
 
 @dataclass(frozen=True)
 class Request:
@@ -96,7 +101,7 @@ class Exchange:
     async def body(self, limit: int = MAX_BODY_BYTES) -> bytes:
         """Read the whole body; one that is larger is refused before it is read, where its length is known."""
         too_large = h11.RemoteProtocolError(f"a body may have {limit} bytes", error_status_hint=413)
-        if int(self.head.headers.get("content-length", 0)) > limit:
+        if (self.head.length or 0) > limit:
             raise too_large
         body, seconds = bytearray(), self._wire.patience.body
         with anyio.move_on_after(seconds):

@@ -146,8 +146,8 @@ class HttpListener:
 
     async def _read(self, exchange: Exchange) -> list[bytes]:
         """Read and validate the events; a few large bodies at a time, so that memory is bounded."""
-        length = int(exchange.head.headers.get("content-length", MAX_BODY_BYTES))
-        if length <= SMALL_BODY_BYTES or length > MAX_BODY_BYTES:
+        length = exchange.head.length
+        if length is not None and (length <= SMALL_BODY_BYTES or length > MAX_BODY_BYTES):
             return _decode(await exchange.body(MAX_BODY_BYTES))
         async with self._large:
             return _decode(await exchange.body(MAX_BODY_BYTES))

@@ -120,6 +120,16 @@ def test_a_body_in_chunks_arrives_in_chunks(front: Daemon, upstream: Upstream) -
     assert b"content-length" not in {name.lower() for name, _ in seen.headers}
 
 
+def test_a_length_beside_chunks_is_not_passed_on(front: Daemon, upstream: Upstream) -> None:
+    """What reads the one and what reads the other would disagree on where the next request begins."""
+    head = b"PUT /x HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    with closing(sent(front, head + b"6\r\nabcdef\r\n0\r\n\r\n")) as connection:
+        answer, _ = read_all(connection)
+    assert b'{"size": 6' in answer
+    (seen,) = upstream.seen
+    assert b"content-length" not in {name.lower() for name, _ in seen.headers}
+
+
 @pytest.mark.parametrize("status", [200, 204, 301, 304, 307, 400, 402, 403, 404, 429, 500, 503])
 def test_an_answer_comes_back_as_it_is(front: Daemon, status: int) -> None:
     """Redirects are not followed, errors not replaced, and nothing is decoded."""
@@ -213,6 +223,15 @@ def test_large_artifacts_pass_both_ways_with_flat_memory(front: Daemon) -> None:
                 digest.update(piece)
         assert digest.hexdigest() == found["sha256"]
     assert usage.memory(front.pid).peak - before < 16
+
+
+def test_a_flush_does_not_wait_for_what_the_front_streams(front: Daemon, upstream: Upstream) -> None:
+    with closing(sent(front, b"GET /hang HTTP/1.1\r\nHost: a\r\n\r\n")), client_of(front) as client:
+        assert upstream.busy.wait(10)
+        front.request("POST", "/resume").raise_for_status()
+        assert client.post("/v8/artifacts/events", json=[EVENT]).status_code == 200
+        assert front.request("POST", "/flush?deadline=10").status_code == 200
+        front.request("POST", "/pause").raise_for_status()
 
 
 # What breaks

@@ -270,6 +270,15 @@ async def test_a_body_that_turns_out_too_large_is_refused(tmp_path: Path) -> Non
         assert at.counts == (0, 0)
 
 
+async def test_a_length_beside_chunks_does_not_count(tmp_path: Path) -> None:
+    body = json.dumps([EVENT]).encode()
+    async with site(tmp_path) as at:
+        head = b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\nTransfer-Encoding: chunked\r\n\r\n"
+        answer = await at.ask(head % EVENTS_PATH.encode() + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+        assert answer.status == 200
+        assert at.counts == (1, 1)
+
+
 async def test_large_bodies_are_taken_a_few_at_a_time_and_small_ones_pass_them(tmp_path: Path) -> None:
     body = json.dumps([EVENT] * 1000).encode()
     asking = post(b"", {"Content-Length": str(len(body)), "Expect": "100-continue"})
