@@ -3,23 +3,23 @@
     GET  /status                     JSON: see `Report`
     GET  /metrics                    Prometheus text
     GET  /healthz                    200 only if events can be accepted and persisted, else 503
-    POST /flush?deadline=SECONDS     200 when everything written before the call has left the queue, 504 if the deadline passed
+    POST /flush?deadline=SECONDS     see `agent.control_flush`
     POST /pause, POST /resume        200
     /queue…, /dead-letters…          see `agent.control_queue`
 
 It knows requests and the surface of what it controls. It must never know internals, or which socket it is served on.
 """
 
-import math
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import anyio
 import msgspec
 import structlog
 
 from agent import __version__
+from agent.control_flush import FlushRoute, Listener
 from agent.control_queue import QueueRoutes
 from agent.http_server import Request, Response
 from agent.intake import Intake
@@ -27,15 +27,6 @@ from agent.pipeline import Pipeline, Status
 from agent.timestamps import iso
 
 HEALTH_SECONDS = 5.0
-DEFAULT_DEADLINE = 30.0
-MAX_DEADLINE = 86_400.0
-
-
-class Listener(Protocol):
-    """What control needs of a listener."""
-
-    async def catch_up(self) -> None:
-        """Return when everything that had been written before the call has been taken."""
 
 
 class Connections(NamedTuple):
@@ -73,7 +64,6 @@ class Control:
         self._http = http
         self._pipelines = pipelines
         self._intake = intake
-        self._listeners = listeners
         self._connections = connections
         self._wall_clock = wall_clock
         self._started_at = wall_clock()
@@ -82,7 +72,7 @@ class Control:
             ("GET", "/status"): self._status,
             ("GET", "/metrics"): self._metrics,
             ("GET", "/healthz"): self._healthz,
-            ("POST", "/flush"): self._flush,
+            **FlushRoute([*pipelines.values()], listeners).routes(),
             ("POST", "/pause"): self._pause,
             ("POST", "/resume"): self._resume,
         }
@@ -131,23 +121,6 @@ class Control:
         with anyio.move_on_after(HEALTH_SECONDS):
             healthy = all([await pipeline.healthy() for pipeline in self._pipelines.values()])
         return Response.json({"healthy": healthy}, 200 if healthy else 503)
-
-    async def _flush(self, request: Request) -> Response:
-        try:
-            deadline = float(request.query.get("deadline", DEFAULT_DEADLINE))
-        except ValueError:
-            deadline = math.nan
-        if not 0 <= deadline <= MAX_DEADLINE:
-            return Response.error(400, "bad_deadline", f"deadline is a number of seconds from 0 to {MAX_DEADLINE:g}")
-        with anyio.move_on_after(deadline) as scope:
-            for listener in self._listeners:
-                await listener.catch_up()
-            async with anyio.create_task_group() as tasks:
-                for pipeline in self._pipelines.values():
-                    tasks.start_soon(pipeline.flush)
-        queued = {name: pipeline.ledger().queued for name, pipeline in self._pipelines.items()}
-        flushed = not scope.cancelled_caught
-        return Response.json({"flushed": flushed, "queued": queued}, 200 if flushed else 504)
 
     async def _pause(self, _: Request) -> Response:
         for pipeline in self._pipelines.values():

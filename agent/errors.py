@@ -6,6 +6,7 @@
     ├── QueueLockedError          5   another daemon owns the queue directory
     ├── ListenError               6   a socket cannot be opened (too long, taken, not writable)
     ├── StorageError              7   the queue directory cannot be read or written
+    ├── UndeliveredError          8   events were dead-lettered or dropped
     └── ConfigError              78   configuration or token is wrong (EX_CONFIG of sysexits.h)
 
 Messages are for people: they say what is wrong, where, and what would be right, in one line, and never carry a secret.
@@ -46,6 +47,12 @@ class StorageError(AgentError):
     """A queue file could not be read or written; the operating system's error is the cause."""
 
     exit_code = 7
+
+
+class UndeliveredError(AgentError):
+    """Events that were waited for have been dead-lettered or dropped."""
+
+    exit_code = 8
 
 
 class ConfigError(AgentError):

@@ -58,13 +58,17 @@ class Head:
 
 @dataclass(frozen=True)
 class Request:
-    """A whole request. See `Head`."""
+    """A whole request. See `Head`.
+
+    `hung_up` returns when the client is known to have gone, for what is not worth finishing then.
+    """
 
     method: str
     path: str
     query: dict[str, str]
     headers: dict[str, str]
     body: bytes
+    hung_up: Callable[[], Awaitable[None]] = anyio.sleep_forever
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,10 @@ class Exchange:
         """Whether the client has hung up, be it only its sending half: more than that cannot be seen."""
         return self._wire.client_gone
 
+    async def hung_up(self) -> None:
+        """Return when the client has closed the connection; one that has only ended its side may still wait for the answer."""
+        await self._wire.hung_up()
+
     def _response(self, status: int, headers: Headers, reason: bytes = b"") -> h11.Response:
         going_on = self._wire.http.their_state is h11.DONE and not self._wire.ending
         closing = [] if going_on else [(b"connection", b"close")]
@@ -165,7 +173,8 @@ def whole(handler: Handler) -> StreamHandler:
     async def handle(exchange: Exchange) -> None:
         head = exchange.head
         body = await exchange.body()
-        await exchange.answer(await handler(Request(head.method, head.path, head.query, head.headers, body)))
+        request = Request(head.method, head.path, head.query, head.headers, body, exchange.hung_up)
+        await exchange.answer(await handler(request))
 
     return handle
 

@@ -22,6 +22,7 @@ import h11
 
 HEAD_READ_BYTES = 16 * 1024
 READ_BYTES = 64 * 1024
+HANG_UP_SECONDS = 0.5
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, for zero seconds: close() sends RST
 _GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
@@ -148,6 +149,16 @@ class Wire:
         poll = select.poll()
         poll.register(self._socket, select.POLLRDHUP)
         return any(event & _GONE for _, event in poll.poll(0))
+
+    async def hung_up(self) -> None:
+        """Return when the client has closed the socket. Of a Unix socket that is told from the end of its sending half."""
+        poll = select.poll()
+        poll.register(self._socket, 0)  # POLLHUP and POLLERR are always told
+        while True:
+            await anyio.wait_readable(self._socket)
+            if poll.poll(0):
+                return
+            await anyio.sleep(HANG_UP_SECONDS)  # it stays readable: the next request is there, or the end of them
 
     async def _event_within(
         self, seconds: float, size: int, what: str

@@ -4,7 +4,8 @@ It knows how the parts are put together and in which order they start and stop. 
 files.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -21,6 +22,7 @@ from agent.delivery.worker import Purge, Stats, Worker
 from agent.errors import StorageError
 from agent.events import Block
 from agent.logs import Throttle
+from agent.queue.barrier import Barrier
 from agent.queue.committer import Committer, Group
 from agent.queue.cursor import Ledger, Outcome
 from agent.queue.filesystem import Filesystem
@@ -155,8 +157,24 @@ class Pipeline:
 
     async def flush(self) -> None:
         """Return when everything submitted before the call has left the queue."""
-        await self._committer.request().wait()
-        await self._worker.flush()
+        await self.commit_once()
+        with self.barrier() as barrier:
+            await self.passed(barrier)
+
+    @contextmanager
+    def barrier(self) -> Iterator[Barrier]:
+        """Follow, for the time of the block, what becomes of the events that are accepted at its beginning."""
+        cursor = self.store.cursor
+        barrier = Barrier(cursor)
+        cursor.watchers.append(barrier)
+        try:
+            yield barrier
+        finally:
+            cursor.watchers.remove(barrier)
+
+    async def passed(self, barrier: Barrier, *, until_paused: bool = False) -> None:
+        """Return when what a barrier follows has left the queue, or, if that is asked for, when delivery stands still."""
+        await self._worker.flush(barrier, until_paused=until_paused)
 
     def pause(self) -> None:
         """Stop delivering until `resume`; the queue goes on."""
@@ -233,8 +251,9 @@ class Pipeline:
         """Commit what is pending, deliver what can be delivered within `seconds`, and end `run`; a pause ends it at once."""
         try:
             with anyio.move_on_after(seconds):
-                await self._committer.request().wait()
-                await self._worker.flush(until_paused=True)
+                await self.commit_once()
+                with self.barrier() as barrier:
+                    await self.passed(barrier, until_paused=True)
         finally:
             self._committer.close()
 

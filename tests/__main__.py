@@ -13,6 +13,7 @@ PURE = [
     "agent/queue/grouping.py",
     "agent/queue/segment.py",
     "agent/queue/cursor.py",
+    "agent/queue/barrier.py",
     "agent/delivery/batch.py",
     "agent/delivery/policy.py",
     "agent/delivery/transport.py",

@@ -5,12 +5,13 @@ It knows the requests of `agent.control` and httpx. It must never know what is d
 
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, NoReturn, Self, TypeVar
 
 import httpx
 import msgspec
 
 from agent.errors import AgentError, DeadlineError, NotRunningError, StorageError
+from agent.queue.barrier import Report
 
 TIMEOUT_SECONDS = 10.0
 # The daemon keeps the deadline; this is for one that does not answer at all.
@@ -35,6 +36,15 @@ class Answer(NamedTuple):
     value: dict[str, Any]
 
 
+class Flushed(NamedTuple):
+    """What a flush came to: `text` is the report as it came, `verdict` what has happened since the call."""
+
+    in_time: bool
+    text: str
+    report: Report
+    verdict: Report
+
+
 class ControlClient:
     """Talks to the daemon behind the control socket at `path`. Every method raises NotRunningError if there is none."""
 
@@ -48,12 +58,18 @@ class ControlClient:
         """Return how the daemon is doing."""
         return self._ask("GET", "/status")
 
-    def flush(self, seconds: float) -> Answer | None:
-        """Wait until everything written before has left the queue; status 504, or None for no answer: the deadline passed."""
+    def flush(self, seconds: float) -> Flushed | None:
+        """Wait until everything written before has left the queue; None if there was no answer well after the deadline."""
         try:
-            return self._ask("POST", f"/flush?deadline={seconds!r}", timeout=seconds + GRACE_SECONDS, also=504)
+            response = self._request("POST", f"/flush?deadline={seconds!r}", seconds + GRACE_SECONDS)
         except _SilentError:
             return None
+        try:
+            report = msgspec.json.decode(response.content, type=Report)
+            verdict = msgspec.json.decode(response.headers["artifacts-agent-flush"], type=Report)
+        except (KeyError, msgspec.DecodeError, UnicodeDecodeError):
+            return self._refuse("POST /flush", response)
+        return Flushed(response.status_code == 200, response.text, report, verdict)
 
     def pause(self) -> None:
         """Stop delivery."""
@@ -83,18 +99,19 @@ class ControlClient:
     def __exit__(self, _type: type[BaseException] | None, _e: BaseException | None, _tb: TracebackType | None) -> None:
         self._client.close()
 
-    def _ask(self, method: str, target: str, *, timeout: float = TIMEOUT_SECONDS, also: int = 200) -> Answer:
-        response = self._request(method, target, timeout)
+    def _ask(self, method: str, target: str) -> Answer:
+        response = self._request(method, target, TIMEOUT_SECONDS)
         try:
             value = response.json()
         except ValueError:
             value = None
-        if response.status_code not in {200, also} or not isinstance(value, dict):
-            wanted = f"{method} {target.partition('?')[0]}"
-            raise AgentError(
-                f"{self._path}: {wanted} got {response.status_code}: does listen.control name the right socket?"
-            )
+        if response.status_code != 200 or not isinstance(value, dict):
+            self._refuse(f"{method} {target.partition('?')[0]}", response)
         return Answer(response.status_code, response.text, value)
+
+    def _refuse(self, wanted: str, response: httpx.Response) -> NoReturn:
+        where = "does listen.control name the right socket, of a daemon that is as new as this command?"
+        raise AgentError(f"{self._path}: {wanted} got {response.status_code}: {where}")
 
     def _request(self, method: str, target: str, timeout: float, body: bytes | None = None) -> httpx.Response:
         patience = httpx.Timeout(timeout, connect=TIMEOUT_SECONDS)

@@ -11,14 +11,16 @@ import click
 
 from agent.cli.options import Duration, config_option, json_option, load_config
 from agent.cli.output import say
-from agent.errors import AgentError, DeadlineError
+from agent.cli.words import amount
+from agent.errors import AgentError, DeadlineError, UndeliveredError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from agent.cli.control_client import Answer, ControlClient
+    from agent.cli.control_client import ControlClient
+    from agent.queue.barrier import Report
 
-LONGEST = 86_400.0  # agent.control's MAX_DEADLINE; importing it would take longer than most flushes
+LONGEST = 86_400.0  # agent.control_flush's MAX_DEADLINE; importing it would take longer than most flushes
 _POLL_SECONDS = 0.1
 
 
@@ -42,32 +44,58 @@ class _Deadline(Duration):
 @config_option
 @json_option
 def flush(path: Path | None, deadline: float, as_json: bool) -> None:
-    """Wait until everything written before the call has left the queue.
+    """Wait until everything written before the call has left the queue, and report what became of it.
 
-    Delivery does not wait for batches to fill meanwhile. Exit code 0: it has left, which means delivered, dead-lettered or
-    dropped (`status` says which). Exit code 3: the deadline passed first; what is left stays in the queue, and delivery
-    goes on. While delivery is paused nothing leaves the queue: see `resume`.
+    Delivery does not wait for batches to fill meanwhile. --json prints one line, of every event accepted before the call, since
+    the queue began: {"delivered": N, "queued": N, "dead_lettered": N, "dropped": {REASON: N}}. Events that are accepted after
+    the call never count.
+
+    \b
+    Exit codes:
+        0  all that was queued at the call has been delivered
+        3  the deadline passed first: what is left stays in the queue, and delivery goes on
+        4  no daemon is running
+        8  some of it was dead-lettered or dropped, whatever else is still queued
+
+    While delivery is paused nothing leaves the queue: see `resume`.
     """
     from agent.cli.control_client import ControlClient
 
     control_path = load_config(path).listen.control
     with ControlClient(control_path) as control, _progress(control_path, wanted=not as_json):
-        answer = control.flush(deadline)
-    if answer is not None and as_json:
-        say(answer.text)
-    if answer is None or not answer.value["flushed"]:
-        raise DeadlineError(_what_is_left(answer, deadline))
+        flushed = control.flush(deadline)
+    if flushed is None:
+        raise DeadlineError(
+            f"the deadline of {deadline:g} s passed, and the daemon does not answer: look at its process and its logs"
+        )
+    if as_json:
+        say(flushed.text)
+    if flushed.verdict.lost:
+        raise UndeliveredError(_what_is_lost(flushed.verdict))
+    if not flushed.in_time:
+        raise DeadlineError(_what_is_left(flushed.verdict, deadline))
     if not as_json:
-        say("Everything that was written before has left the queue.")
+        say(f"Everything that was written before has left the queue: {_delivered(flushed.verdict)}.")
 
 
-def _what_is_left(answer: "Answer | None", deadline: float) -> str:
-    passed = f"the deadline of {deadline:g} s passed"
-    if answer is None:
-        return f"{passed}, and the daemon does not answer: look at its process and its logs"
-    queued = sum(answer.value["queued"].values())
+def _delivered(report: "Report") -> str:
+    return f"{amount(report.delivered, 'event')} delivered"
+
+
+def _what_is_lost(report: "Report") -> str:
+    ends = [_delivered(report)]
+    if report.queued:
+        ends.append(f"{report.queued:,} still queued")
+    if report.dead_lettered:
+        ends.append(f"{report.dead_lettered:,} dead-lettered (see `artifacts-agent dead-letters`)")
+    ends += [f"{count:,} dropped as {reason}" for reason, count in report.dropped.items()]
+    return f"not everything was delivered: {', '.join(ends)}"
+
+
+def _what_is_left(report: "Report", deadline: float) -> str:
+    queued = report.queued
     what = "1 event in the queue, where it stays" if queued == 1 else f"{queued:,} events in the queue, where they stay"
-    return f"{passed} with {what}: `artifacts-agent status` says why"
+    return f"the deadline of {deadline:g} s passed with {what}: `artifacts-agent status` says why"
 
 
 @contextmanager

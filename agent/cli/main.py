@@ -43,6 +43,7 @@ Exit codes:
     5  another daemon uses the queue directory
     6  a socket cannot be opened
     7  the queue directory cannot be read or written
+    8  events were dead-lettered or dropped
    78  the configuration or the token is wrong
   130  interrupted (Ctrl-C)
   141  whoever read the output has gone

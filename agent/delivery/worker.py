@@ -20,7 +20,7 @@ from agent.errors import StorageError
 from agent.events import as_array
 from agent.logs import Throttle
 from agent.queue.committer import Committer
-from agent.queue.cursor import Outcome, Pause, Span
+from agent.queue.cursor import Outcome, Pause, Span, Watcher
 from agent.queue.store import Store
 from agent.wakeup import Wakeup
 
@@ -49,14 +49,13 @@ class Purge:
 class Stats:
     """What the workers of a queue, one after another, have in common.
 
-    `last_delivery_at` is in seconds since the epoch, `next_request_at` on the steady clock. Flushes wait for the events
-    below `barrier`; `settled` is set, and replaced, whenever they should look again. A `purge` waits for its moment.
+    `last_delivery_at` is in seconds since the epoch, `next_request_at` on the steady clock. `settled` is set, and replaced,
+    whenever flushes should look again at what they wait for. A `purge` waits for its moment.
     """
 
     requests: int = 0
     last_delivery_at: float | None = None
     next_request_at: float = float("-inf")
-    barrier: int = 0
     purge: Purge | None = None
     settled: anyio.Event = field(default_factory=anyio.Event)
 
@@ -117,16 +116,14 @@ class Worker:
         """Send again now, whatever the reason for the pause was; only what the server asked for still counts."""
         self._enter(policy.fresh_start(self.state))
 
-    async def flush(self, *, until_paused: bool = False) -> None:
-        """Return when all that is durable now is settled, waiting for no batch timer and no jitter.
+    async def flush(self, barrier: Watcher, *, until_paused: bool = False) -> None:
+        """Return when `barrier`, which the cursor tells what it settles, is passed; no batch timer and no jitter is waited for.
 
         `until_paused` also returns when delivery stands still and nothing is under way.
         """
-        barrier = self._store.cursor.next_seq
-        self._stats.barrier = max(self._stats.barrier, barrier)
         self.state = policy.hurry(self.state)
         self._wakeup.set()
-        while self._store.cursor.position < barrier and not (until_paused and self._stands_still):
+        while not barrier.passed and not (until_paused and self._stands_still):
             await self._stats.settled.wait()
 
     @property
@@ -187,7 +184,7 @@ class Worker:
         limit = policy.batch_limit(self.state, self._settings)
         batch = self._source.next_batch(limit)
         if batch is None:
-            hurry = self._store.cursor.position < self._stats.barrier
+            hurry = not all(watcher.passed for watcher in self._store.cursor.watchers)
             return await self._read(limit) or self._source.close_due(anyio.current_time(), hurry=hurry)
         self._in_flight += 1
         self._spans_in_flight += len(batch.spans)

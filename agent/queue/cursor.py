@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -108,10 +108,24 @@ def _is_possible_pause(pause: Pause) -> bool:
     return in_time and pause.probes >= 0
 
 
-class Cursor:
-    """The settled part of one queue. `next_seq` is the number that the next event to become durable will get."""
+class Watcher(Protocol):
+    """Who is told what the cursor settles, such as `agent.queue.barrier.Barrier`."""
 
-    __slots__ = ("_counts", "_origin", "_settled", "_shed", "next_seq", "pause", "position", "retried")
+    def settled(self, spans: Sequence[Span], outcome: Outcome) -> None:
+        """Take note: each event is named once, whatever is asked to be settled how often."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing that is queued matters to it any more."""
+
+
+class Cursor:
+    """The settled part of one queue. `next_seq` is the number that the next event to become durable will get.
+
+    Everyone in `watchers` is told what is settled.
+    """
+
+    __slots__ = ("_counts", "_origin", "_settled", "_shed", "next_seq", "pause", "position", "retried", "watchers")
 
     def __init__(self, first_seq: int = 1) -> None:
         """Begin at `first_seq`, as for a new queue or one whose cursor was lost."""
@@ -119,6 +133,7 @@ class Cursor:
         self.next_seq = first_seq
         self.retried = 0
         self.pause: Pause | None = None
+        self.watchers: list[Watcher] = []
         self._origin = first_seq
         self._settled: list[Span] = []
         self._counts: dict[str, int] = {}
@@ -157,6 +172,8 @@ class Cursor:
         if count:
             self._counts[outcome] = self._counts.get(outcome, 0) + count
             self._add(fresh)
+            for watcher in self.watchers:
+                watcher.settled(fresh, outcome)
         return count
 
     def shed(self, count: int, outcome: Outcome) -> None:

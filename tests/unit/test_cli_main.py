@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent import control, errors
+from agent import control_flush, errors
 from agent.cli.checks import examine
 from agent.cli.emit_report import NAMED_REJECTS, Report
 from agent.cli.flush import LONGEST
@@ -66,7 +66,7 @@ def test_the_help_documents_every_exit_code() -> None:
 
 
 def test_the_longest_deadline_is_the_control_sockets() -> None:
-    assert LONGEST == control.MAX_DEADLINE
+    assert LONGEST == control_flush.MAX_DEADLINE
 
 
 def raising(statement: str) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,95 @@
+"""The control socket's flush: what it is about, how long it waits, and what it reports.
+
+    POST /flush?deadline=SECONDS     `barrier.Report`: 200 when all that had been written before the call has left the queue,
+                                     504 if the deadline passed first
+
+The report is of every event accepted before the call, since the queue began. The header `artifacts-agent-flush` holds what a
+verdict on this flush goes by, a `Report` too: how those came to an end that had not at the call.
+
+It knows requests and the pipelines' barriers. It must never know what settles an event. A client that hangs up ends its flush.
+"""
+
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Protocol
+
+import anyio
+import msgspec
+
+from agent.http_server import Request, Response
+from agent.pipeline import Pipeline
+from agent.queue.barrier import Barrier, Report, total
+
+DEFAULT_DEADLINE = 30.0
+MAX_DEADLINE = 86_400.0
+VERDICT_HEADER = "artifacts-agent-flush"
+
+
+class Listener(Protocol):
+    """What a flush needs of a listener."""
+
+    async def catch_up(self) -> None:
+        """Return when everything that had been written before the call has been taken."""
+
+
+class FlushRoute:
+    """Answers requests for a flush of all pipelines."""
+
+    def __init__(self, pipelines: Sequence[Pipeline], listeners: Sequence[Listener]) -> None:
+        self._pipelines = pipelines
+        self._listeners = listeners
+
+    def routes(self) -> Mapping[tuple[str, str], Callable[[Request], Awaitable[Response]]]:
+        """Return what is answered, by method and path."""
+        return {("POST", "/flush"): self._answer}
+
+    async def _answer(self, request: Request) -> Response:
+        deadline = _deadline(request)
+        if deadline is None:
+            return Response.error(400, "bad_deadline", f"deadline is a number of seconds from 0 to {MAX_DEADLINE:g}")
+        response = Response.error(408, "client_gone", "the client hung up before the flush was over")
+        async with anyio.create_task_group() as tasks:
+
+            async def end_with_the_client() -> None:
+                await request.hung_up()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(end_with_the_client)
+            response = await self._flush(anyio.current_time() + deadline)
+            tasks.cancel_scope.cancel()
+        return response
+
+    async def _flush(self, until: float) -> Response:
+        before = total(Report.of(pipeline.ledger()) for pipeline in self._pipelines)
+        with anyio.CancelScope(deadline=until) as taking:
+            await self._take_what_was_written()
+        with ExitStack() as open_barriers, anyio.CancelScope(deadline=until) as waiting:
+            barriers = [open_barriers.enter_context(pipeline.barrier()) for pipeline in self._pipelines]
+            await self._wait(barriers)
+        report = total(barrier.report() for barrier in barriers)
+        in_time = report.queued == 0 and not (taking.cancelled_caught or waiting.cancelled_caught)
+        response = Response.json(report, 200 if in_time else 504)
+        response.headers.append((VERDICT_HEADER, msgspec.json.encode(report.since(before)).decode()))
+        return response
+
+    async def _take_what_was_written(self) -> None:
+        for listener in self._listeners:
+            await listener.catch_up()
+        async with anyio.create_task_group() as tasks:
+            for pipeline in self._pipelines:
+                tasks.start_soon(pipeline.commit_once)
+
+    async def _wait(self, barriers: Sequence[Barrier]) -> None:
+        async with anyio.create_task_group() as tasks:
+            for pipeline, barrier in zip(self._pipelines, barriers, strict=True):
+                tasks.start_soon(pipeline.passed, barrier)
+
+
+def _deadline(request: Request) -> float | None:
+    """Return how many seconds a flush may take; None for what is no such number."""
+    try:
+        deadline = float(request.query.get("deadline", DEFAULT_DEADLINE))
+    except ValueError:
+        deadline = math.nan
+    return deadline if 0 <= deadline <= MAX_DEADLINE else None

@@ -1,0 +1,122 @@
+"""What `agent.queue.barrier` promises: it reports of exactly the events accepted before it, whatever is settled when."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from agent.queue.barrier import Barrier, Report, total
+from agent.queue.cursor import DROP_REASONS, Cursor, Outcome, Span
+
+OUTCOMES = st.sampled_from([*Outcome])
+
+
+def report_of(counts: Counter[Outcome], queued: int) -> Report:
+    """Return the report that says this."""
+    dropped = {str(reason): counts[reason] for reason in DROP_REASONS if counts[reason]}
+    return Report(counts[Outcome.DELIVERED], queued, counts[Outcome.DEAD_LETTERED], dropped)
+
+
+def test_a_barrier_counts_what_is_settled_below_it_and_nothing_else() -> None:
+    cursor = Cursor()
+    cursor.next_seq = 11
+    cursor.settle([Span(2, 4)], Outcome.DELIVERED)
+    cursor.shed(5, Outcome.STALLED)
+    barrier = Barrier(cursor)
+    cursor.watchers.append(barrier)
+    assert barrier.report() == Report(2, 8, 0, {"stalled": 5})
+    cursor.next_seq = 21
+    cursor.shed(7, Outcome.STALLED)
+    cursor.settle([Span(8, 15)], Outcome.DELIVERED)
+    cursor.settle([Span(16, 17)], Outcome.DEAD_LETTERED)
+    assert (barrier.report(), barrier.passed) == (Report(5, 5, 0, {"stalled": 5}), False)
+    cursor.settle([Span(1, 2)], Outcome.DEAD_LETTERED)
+    cursor.settle([Span(1, 21)], Outcome.PURGED)
+    assert (barrier.report(), barrier.passed) == (Report(5, 0, 1, {"stalled": 5, "purged": 4}), True)
+
+
+def test_a_dead_letter_that_is_put_back_is_a_new_event_which_no_older_barrier_counts() -> None:
+    cursor = Cursor()
+    cursor.next_seq = 3
+    cursor.settle([Span(1, 3)], Outcome.DEAD_LETTERED)
+    before = Barrier(cursor)
+    cursor.watchers.append(before)
+    cursor.next_seq, cursor.retried = 5, 2
+    after = Barrier(cursor)
+    cursor.watchers.append(after)
+    cursor.settle([Span(3, 5)], Outcome.DELIVERED)
+    assert (before.report(), before.passed) == (Report(dead_lettered=2), True)
+    assert after.report() == Report(delivered=2, dead_lettered=2)
+    assert after.report().lost == 2
+
+
+def test_what_has_happened_since_an_earlier_report_is_told() -> None:
+    before = Report(3, 10, 1, {"expired": 4, "stalled": 1})
+    after = Report(5, 2, 2, {"expired": 8, "stalled": 1, "overflow": 1})
+    since = after.since(before)
+    assert since == Report(2, 2, 1, {"expired": 4, "overflow": 1})
+    assert (since.lost, Report(delivered=9, queued=1).lost) == (6, 0)
+
+
+def test_reports_of_several_queues_become_one() -> None:
+    assert total([Report(1, 2, 3, {"expired": 4}), Report(10, 20, 30, {"overflow": 5, "expired": 6})]) == Report(
+        11, 22, 33, {"expired": 10, "overflow": 5}
+    )
+    assert total([]) == Report()
+
+
+@dataclass
+class Fixed:
+    """What the model knows of one barrier: the events that it is about, by number, and those shed before it."""
+
+    barrier: Barrier
+    numbers: range
+    shed: Counter[Outcome] = field(default_factory=Counter)
+
+
+class Barriers(RuleBasedStateMachine):
+    """Any number of barriers over one cursor, against a model that knows the end of each event by its number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cursor = Cursor()
+        self.ends: dict[int, Outcome] = {}
+        self.shed: Counter[Outcome] = Counter()
+        self.fixed: list[Fixed] = []
+
+    @rule(count=st.integers(1, 20))
+    def accept(self, count: int) -> None:
+        self.cursor.next_seq += count
+
+    @rule(count=st.integers(1, 5), outcome=st.sampled_from(DROP_REASONS))
+    def shed_some(self, count: int, outcome: Outcome) -> None:
+        self.cursor.shed(count, outcome)
+        self.shed[outcome] += count
+
+    @rule(data=st.data(), outcome=OUTCOMES)
+    def settle(self, data: st.DataObject, outcome: Outcome) -> None:
+        numbers = st.integers(1, self.cursor.next_seq)
+        spans = [Span(min(pair), max(pair)) for pair in data.draw(st.lists(st.tuples(numbers, numbers), max_size=3))]
+        self.cursor.settle(spans, outcome)
+        for seq in (seq for span in spans for seq in range(span.start, span.stop)):
+            self.ends.setdefault(seq, outcome)
+
+    @rule()
+    def open_a_barrier(self) -> None:
+        barrier = Barrier(self.cursor)
+        self.cursor.watchers.append(barrier)
+        self.fixed.append(Fixed(barrier, range(1, self.cursor.next_seq), self.shed.copy()))
+
+    @invariant()
+    def every_barrier_reports_of_its_own_events(self) -> None:
+        for each in self.fixed:
+            ends = Counter(self.ends[seq] for seq in each.numbers if seq in self.ends)
+            queued = len(each.numbers) - ends.total()
+            assert each.barrier.report() == report_of(ends + each.shed, queued)
+            assert each.barrier.passed == (queued == 0)
+
+
+TestBarriers = Barriers.TestCase
+TestBarriers.settings = settings(max_examples=50, stateful_step_count=25, deadline=None)
