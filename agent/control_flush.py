@@ -1,10 +1,11 @@
 """The control socket's flush: what it is about, how long it waits, and what it reports.
 
-    POST /flush?deadline=SECONDS     `barrier.Report`: 200 when all that had been written before the call has left the queue,
-                                     504 if the deadline passed first
+    POST /flush?deadline=SECONDS&session=ID     `barrier.Report`: 200 when all that had been written before the call has left
+                                                the queue, 504 if the deadline passed first
 
-The report is of every event accepted before the call, since the queue began. The header `artifacts-agent-flush` holds what a
-verdict on this flush goes by, a `Report` too: how those came to an end that had not at the call.
+The report is of every event accepted before the call, since the queue began; with a session, of its events that are queued at
+the call, and of those that this daemon has delivered or dead-lettered. What a verdict on this flush goes by is in the header
+`artifacts-agent-flush`, a `Report` too: how those came to an end that had not at the call; with a session, all of its events.
 
 It knows requests and the pipelines' barriers. It must never know what settles an event. A client that hangs up ends its flush.
 """
@@ -17,6 +18,7 @@ from typing import Protocol
 import anyio
 import msgspec
 
+from agent.errors import StorageError
 from agent.http_server import Request, Response
 from agent.pipeline import Pipeline
 from agent.queue.barrier import Barrier, Report, total
@@ -56,34 +58,61 @@ class FlushRoute:
                 tasks.cancel_scope.cancel()
 
             tasks.start_soon(end_with_the_client)
-            response = await self._flush(anyio.current_time() + deadline)
+            response = await self._flush(anyio.current_time() + deadline, request.query.get("session"))
             tasks.cancel_scope.cancel()
         return response
 
-    async def _flush(self, until: float) -> Response:
+    async def _flush(self, until: float, session: str | None) -> Response:
+        if session is None:
+            return await self._flush_all(until)
+        try:
+            return await self._flush_session(session, until)
+        except* StorageError as errors:
+            problem = str(errors.exceptions[0])
+        return Response.error(507, "storage_error", problem)
+
+    async def _flush_all(self, until: float) -> Response:
         before = total(Report.of(pipeline.ledger()) for pipeline in self._pipelines)
-        with anyio.CancelScope(deadline=until) as taking:
-            await self._take_what_was_written()
-        with ExitStack() as open_barriers, anyio.CancelScope(deadline=until) as waiting:
+        in_time = await self._take_what_was_written(until)
+        with ExitStack() as open_barriers:
             barriers = [open_barriers.enter_context(pipeline.barrier()) for pipeline in self._pipelines]
-            await self._wait(barriers)
-        report = total(barrier.report() for barrier in barriers)
-        in_time = report.queued == 0 and not (taking.cancelled_caught or waiting.cancelled_caught)
-        response = Response.json(report, 200 if in_time else 504)
-        response.headers.append((VERDICT_HEADER, msgspec.json.encode(report.since(before)).decode()))
-        return response
+            await self._wait(barriers, until)
+            report = total(barrier.report() for barrier in barriers)
+        return _response(report, report.since(before), in_time=in_time)
 
-    async def _take_what_was_written(self) -> None:
-        for listener in self._listeners:
-            await listener.catch_up()
-        async with anyio.create_task_group() as tasks:
-            for pipeline in self._pipelines:
-                tasks.start_soon(pipeline.commit_once)
+    async def _flush_session(self, session: str, until: float) -> Response:
+        """What is the session's is found out even after the deadline: without it there is nothing to report."""
+        in_time = await self._take_what_was_written(until)
+        with ExitStack() as open_barriers:
+            searches = [open_barriers.enter_context(pipeline.session(session)) for pipeline in self._pipelines]
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._wait, [search.barrier for search in searches], until)
+                for pipeline, search in zip(self._pipelines, searches, strict=True):
+                    tasks.start_soon(pipeline.search, search)
+            report = total(search.barrier.report() for search in searches)
+        return _response(report, report, in_time=in_time)
 
-    async def _wait(self, barriers: Sequence[Barrier]) -> None:
-        async with anyio.create_task_group() as tasks:
-            for pipeline, barrier in zip(self._pipelines, barriers, strict=True):
-                tasks.start_soon(pipeline.passed, barrier)
+    async def _take_what_was_written(self, until: float) -> bool:
+        """Return whether all of it is in the queue."""
+        with anyio.CancelScope(deadline=until) as scope:
+            for listener in self._listeners:
+                await listener.catch_up()
+            async with anyio.create_task_group() as tasks:
+                for pipeline in self._pipelines:
+                    tasks.start_soon(pipeline.commit_once)
+        return not scope.cancelled_caught
+
+    async def _wait(self, barriers: Sequence[Barrier], until: float) -> None:
+        with anyio.CancelScope(deadline=until):
+            async with anyio.create_task_group() as tasks:
+                for pipeline, barrier in zip(self._pipelines, barriers, strict=True):
+                    tasks.start_soon(pipeline.passed, barrier)
+
+
+def _response(report: Report, verdict: Report, *, in_time: bool) -> Response:
+    response = Response.json(report, 200 if in_time and not report.queued else 504)
+    response.headers.append((VERDICT_HEADER, msgspec.json.encode(verdict).decode()))
+    return response
 
 
 def _deadline(request: Request) -> float | None:

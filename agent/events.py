@@ -11,7 +11,8 @@ block, one `encode_lines`, one comparison. Only a block that is not that simple 
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Annotated, Literal, NamedTuple
 
@@ -185,6 +186,26 @@ def cut(lines: bytes, count: int) -> tuple[bytes, bytes]:
 def fitting(lines: bytes, count: int, size: int) -> int:
     """Return how many of the first `count` lines have at most `size` bytes together; there are at least `count`."""
     return count if len(lines) <= size else min(lines.count(b"\n", 0, max(size, 0)), count)
+
+
+def opening(session: str) -> bytes:
+    """Return what each line of a session's events begins with, and what is nowhere else in lines: strings escape quotes."""
+    return _OPENING % msgspec.json.encode(session)
+
+
+def openings(lines: bytes, count: int) -> Mapping[bytes, int]:
+    """Count lines by what they begin with, `opening` of their session; there are `count`, as a rule all of one session.
+
+    A line that something else wrote may have none, and is not counted.
+    """
+    first = lines[: lines.find(b'","') + 2]  # in a string this would have a backslash
+    if lines.count(first) == count and _find_openings(first) == [first]:
+        return {first: count}
+    return Counter(_find_openings(lines))
+
+
+_OPENING = b'{"sessionId":%b,'
+_find_openings = re.compile(_OPENING % rb'"(?:[^"\\\n]|\\.)*+"').findall
 
 
 def is_lines(text: bytes, count: int) -> bool:

@@ -7,6 +7,7 @@ files.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -20,16 +21,19 @@ from agent.delivery.source import Options, Seams, Source
 from agent.delivery.transport import Transport
 from agent.delivery.worker import Purge, Stats, Worker
 from agent.errors import StorageError
-from agent.events import Block
+from agent.events import Block, opening
 from agent.logs import Throttle
-from agent.queue.barrier import Barrier
+from agent.queue.barrier import Barrier, SessionBarrier, WholeBarrier
 from agent.queue.committer import Committer, Group
-from agent.queue.cursor import Ledger, Outcome
+from agent.queue.cursor import Cursor, Ledger, Outcome
 from agent.queue.filesystem import Filesystem
 from agent.queue.grouping import Submitted, entries_of
+from agent.queue.search import Search
+from agent.queue.snapshot import snapshot_of
 from agent.queue.store import Committed, Limits, Store
 
 T = TypeVar("T")
+B = TypeVar("B", bound=Barrier)
 
 HOUSEKEEPING_SECONDS = 30.0
 SYNC_SECONDS = 1.0
@@ -164,13 +168,32 @@ class Pipeline:
     @contextmanager
     def barrier(self) -> Iterator[Barrier]:
         """Follow, for the time of the block, what becomes of the events that are accepted at its beginning."""
-        cursor = self.store.cursor
-        barrier = Barrier(cursor)
-        cursor.watchers.append(barrier)
-        try:
+        with _watching(self.store.cursor, WholeBarrier(self.store.cursor)) as barrier:
             yield barrier
+
+    @contextmanager
+    def session(self, session: str) -> Iterator[Search]:
+        """Follow, for the time of the block, what becomes of the events of one session that are accepted at its beginning.
+
+        They are known when the search that this gives has been performed, by `search`.
+        """
+        cursor, start = self.store.cursor, opening(session)
+        search = Search(SessionBarrier(cursor, self._stats.sessions.of(start)), start, snapshot_of(self.fs, self.store))
+        self.store.readers.add(search)
+        try:
+            with _watching(cursor, search.barrier):
+                yield search
         finally:
-            cursor.watchers.remove(barrier)
+            self.store.readers.discard(search)
+
+    async def search(self, search: Search) -> None:
+        """Find the session's events in the queue. Raises StorageError for a shortage."""
+        for index in range(len(search.queue.log.view.segments)):
+            await self._seams.run_blocking(partial(search.look_into, index))
+        search.end()
+        self.store.readers.discard(search)
+        self._committer.request()  # what had to stay for the search can go
+        self._worker.wake()
 
     async def passed(self, barrier: Barrier, *, until_paused: bool = False) -> None:
         """Return when what a barrier follows has left the queue, or, if that is asked for, when delivery stands still."""
@@ -332,6 +355,15 @@ class Pipeline:
         held_back = self._throttle.allow(event, anyio.current_time())
         if held_back is not None:
             self._log.error(event, **facts, ledger_dropped=self.ledger().dropped, suppressed=held_back)
+
+
+@contextmanager
+def _watching(cursor: Cursor, barrier: B) -> Iterator[B]:
+    cursor.watchers.append(barrier)
+    try:
+        yield barrier
+    finally:
+        cursor.watchers.remove(barrier)
 
 
 def _describe(state: State, now: float) -> tuple[Literal["running", "backing_off", "paused"], str | None, float | None]:

@@ -16,6 +16,7 @@ PURE = [
     "agent/queue/barrier.py",
     "agent/delivery/batch.py",
     "agent/delivery/policy.py",
+    "agent/delivery/sessions.py",
     "agent/delivery/transport.py",
 ]
 _PURE = ",".join(PURE)

@@ -6,6 +6,7 @@ It knows the requests of `agent.control` and httpx. It must never know what is d
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, Self, TypeVar
+from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -16,6 +17,8 @@ from agent.queue.barrier import Report
 TIMEOUT_SECONDS = 10.0
 # The daemon keeps the deadline; this is for one that does not answer at all.
 GRACE_SECONDS = 2.0
+# What is in the queue of a session is found out whatever the deadline.
+SEARCH_SECONDS = 60.0
 
 _HOW_TO_START = "start it with `artifacts-agent run`, or `systemctl start artifacts-agent`, or correct listen.control"
 
@@ -58,10 +61,13 @@ class ControlClient:
         """Return how the daemon is doing."""
         return self._ask("GET", "/status")
 
-    def flush(self, seconds: float) -> Flushed | None:
-        """Wait until everything written before has left the queue; None if there was no answer well after the deadline."""
+    def flush(self, seconds: float, session: str | None = None) -> Flushed | None:
+        """Wait until everything written before, or all of a session, has left the queue; None for no answer, well after that."""
+        target, patience = f"/flush?deadline={seconds!r}", seconds + GRACE_SECONDS
+        if session is not None:
+            target, patience = f"{target}&session={quote(session, safe='')}", patience + SEARCH_SECONDS
         try:
-            response = self._request("POST", f"/flush?deadline={seconds!r}", seconds + GRACE_SECONDS)
+            response = self._request("POST", target, patience)
         except _SilentError:
             return None
         try:

@@ -32,6 +32,14 @@ class _Deadline(Duration):
         return seconds
 
 
+def _sendable(_ctx: click.Context, _param: click.Parameter, session: str | None) -> str | None:
+    try:
+        (session or "").encode()
+    except UnicodeEncodeError as error:
+        raise click.BadParameter("it is not UTF-8") from error
+    return session
+
+
 @click.command(short_help="Wait until what was written has left the queue.")
 @click.option(
     "--deadline",
@@ -41,29 +49,36 @@ class _Deadline(Duration):
     metavar="DURATION",
     help='How long to wait at most: "500ms", "10s", "5m", or a number of seconds.',
 )
+@click.option(
+    "--session", metavar="ID", callback=_sendable, help="Wait for, and report of, one session's events alone."
+)
 @config_option
 @json_option
-def flush(path: Path | None, deadline: float, as_json: bool) -> None:
+def flush(path: Path | None, deadline: float, session: str | None, as_json: bool) -> None:
     """Wait until everything written before the call has left the queue, and report what became of it.
 
     Delivery does not wait for batches to fill meanwhile. --json prints one line, of every event accepted before the call, since
     the queue began: {"delivered": N, "queued": N, "dead_lettered": N, "dropped": {REASON: N}}. Events that are accepted after
     the call never count.
 
+    With --session the report is of the session's events that were queued at the call, and of those that the daemon has delivered
+    or dead-lettered since it started, as long as it remembers the session: it does the 4,096 latest. What was dropped of a
+    session before the call it does not know.
+
     \b
     Exit codes:
         0  all that was queued at the call has been delivered
         3  the deadline passed first: what is left stays in the queue, and delivery goes on
         4  no daemon is running
-        8  some of it was dead-lettered or dropped, whatever else is still queued
+        8  some of it, or of all events of the session, was dead-lettered or dropped
 
-    While delivery is paused nothing leaves the queue: see `resume`.
+    8 comes before 3. While delivery is paused nothing leaves the queue: see `resume`.
     """
     from agent.cli.control_client import ControlClient
 
     control_path = load_config(path).listen.control
     with ControlClient(control_path) as control, _progress(control_path, wanted=not as_json):
-        flushed = control.flush(deadline)
+        flushed = control.flush(deadline, session)
     if flushed is None:
         raise DeadlineError(
             f"the deadline of {deadline:g} s passed, and the daemon does not answer: look at its process and its logs"
@@ -75,7 +90,8 @@ def flush(path: Path | None, deadline: float, as_json: bool) -> None:
     if not flushed.in_time:
         raise DeadlineError(_what_is_left(flushed.verdict, deadline))
     if not as_json:
-        say(f"Everything that was written before has left the queue: {_delivered(flushed.verdict)}.")
+        what = "Everything that was written before" if session is None else f"Everything of session {session!r}"
+        say(f"{what} has left the queue: {_delivered(flushed.verdict)}.")
 
 
 def _delivered(report: "Report") -> str:

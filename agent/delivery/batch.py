@@ -3,7 +3,7 @@
 It knows counts and clocks that are passed in. It must never know HTTP or files.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,6 +24,14 @@ class Batch:
     def event_count(self) -> int:
         """How many events it has."""
         return sum(span.length for span in self.spans)
+
+    def lines_in(self, parts: Sequence[Span]) -> bytes:
+        """Return the lines of those of its events whose numbers are in `parts`, which overlap nowhere: as a rule, all of them."""
+        if sum(part.length for part in parts) == self.event_count:
+            return self.lines
+        numbers = (number for span in self.spans for number in range(span.start, span.stop))
+        lines = zip(numbers, self.lines.split(b"\n"), strict=False)
+        return b"".join(line + b"\n" for number, line in lines if any(start <= number < stop for start, stop in parts))
 
     def split(self) -> tuple["Batch", "Batch"]:
         """Return two halves of a batch of at least two events."""

@@ -14,6 +14,7 @@ from agent.delivery import policy
 from agent.delivery.batch import Batch
 from agent.delivery.dead_letter import DeadLetter, DeadLetters
 from agent.delivery.policy import Action, Paused, Reason, Settings, State
+from agent.delivery.sessions import Sessions
 from agent.delivery.source import Seams, Source
 from agent.delivery.transport import Kind, Transport, Verdict
 from agent.errors import StorageError
@@ -50,7 +51,8 @@ class Stats:
     """What the workers of a queue, one after another, have in common.
 
     `last_delivery_at` is in seconds since the epoch, `next_request_at` on the steady clock. `settled` is set, and replaced,
-    whenever flushes should look again at what they wait for. A `purge` waits for its moment.
+    whenever flushes should look again at what they wait for. A `purge` waits for its moment. `sessions` knows whose events
+    they have settled.
     """
 
     requests: int = 0
@@ -58,6 +60,7 @@ class Stats:
     next_request_at: float = float("-inf")
     purge: Purge | None = None
     settled: anyio.Event = field(default_factory=anyio.Event)
+    sessions: Sessions = field(default_factory=Sessions)
 
 
 class Worker:
@@ -290,7 +293,10 @@ class Worker:
                 pass  # it is still in the queue
 
     async def _settle(self, batch: Batch, outcome: Outcome) -> None:
-        self._store.cursor.settle(batch.spans, outcome)
+        cursor = self._store.cursor
+        fresh = [part for span in batch.spans for part in cursor.unsettled(span)]
+        if count := cursor.settle(fresh, outcome):
+            self._stats.sessions.count(batch.lines_in(fresh), count, outcome)
         await self._checkpoint()
 
     async def _checkpoint(self) -> None:

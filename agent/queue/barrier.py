@@ -7,8 +7,8 @@ number and is settled once, so that the counts add up to what had been accepted,
 meanwhile. A dead letter that is put back is a new event: its old number stays dead-lettered, its new one lies where it came in.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Self
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol, Self
 
 import msgspec
 
@@ -69,7 +69,21 @@ def total(reports: Iterable[Report]) -> Report:
     )
 
 
-class Barrier:
+class Barrier(Protocol):
+    """Follows some of the events that have been accepted; see `agent.queue.cursor.Watcher`."""
+
+    def settled(self, spans: Sequence[Span], outcome: Outcome) -> None:
+        """Count what it follows of `spans`, which nothing had settled before."""
+
+    def report(self) -> Report:
+        """Return what has become of the events so far."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether none of the events is queued any more."""
+
+
+class WholeBarrier:
     """What becomes of all events that are accepted now: those numbered below `stop`, and those dropped without a number."""
 
     def __init__(self, cursor: Cursor) -> None:
@@ -91,3 +105,79 @@ class Barrier:
     def passed(self) -> bool:
         """Whether none of the events is queued any more."""
         return self._before.queued == sum(self._counts.values())
+
+
+class Numbers:
+    """A set of sequence numbers, at a bit each where there are any: a page is an integer with a bit for each number."""
+
+    __slots__ = ("pages",)
+
+    _PAGE = 4096
+
+    def __init__(self) -> None:
+        self.pages: dict[int, int] = {}
+
+    def add(self, span: Span) -> None:
+        """Add the numbers of a span."""
+        for page, bits in self._bits(span):
+            self.pages[page] = self.pages.get(page, 0) | bits
+
+    def count(self, span: Span) -> int:
+        """Return how many numbers of a span are in the set."""
+        return sum((self.pages.get(page, 0) & bits).bit_count() for page, bits in self._bits(span))
+
+    def common(self, other: "Numbers") -> int:
+        """Return how many numbers are in both sets."""
+        return sum((bits & other.pages.get(page, 0)).bit_count() for page, bits in self.pages.items())
+
+    def __len__(self) -> int:
+        return sum(bits.bit_count() for bits in self.pages.values())
+
+    def _bits(self, span: Span) -> Iterator[tuple[int, int]]:
+        """Yield the pages that a span touches, with a bit for each of its numbers."""
+        start = span.start
+        while start < span.stop:
+            page, offset = divmod(start, self._PAGE)
+            length = min(span.stop - start, self._PAGE - offset)
+            yield page, ((1 << length) - 1) << offset
+            start += length
+
+
+class SessionBarrier:
+    """What becomes of the events of one session, as far as they are known: those that left the queue before it (`before`), and
+    those that are queued now, which somebody finds out while they may already be leaving.
+    """
+
+    def __init__(self, cursor: Cursor, before: Mapping[Outcome, int]) -> None:
+        """Fix the moment; the cursor is to tell `settled` from now on."""
+        self.stop = cursor.next_seq
+        self._before = Report(queued=sum(before.values())).settled(before)
+        self._settled: dict[Outcome, Numbers] = {}
+        self._queued: Numbers | None = None
+        self._count = 0
+        self._counts: dict[Outcome, int] = {}
+
+    def find(self, queued: Numbers) -> None:
+        """Take the numbers below `stop` of the session's events that were queued at that moment."""
+        self._queued, self._count = queued, len(queued)
+        self._counts = {outcome: numbers.common(queued) for outcome, numbers in self._settled.items()}
+        self._settled.clear()
+
+    def settled(self, spans: Sequence[Span], outcome: Outcome) -> None:
+        """Count what of `spans` is the session's, or remember them until that is known."""
+        below = [Span(span.start, min(span.stop, self.stop)) for span in spans]
+        if self._queued is not None:
+            count = sum(map(self._queued.count, below))
+            self._counts[outcome] = self._counts.get(outcome, 0) + count
+            return
+        for span in below:
+            self._settled.setdefault(outcome, Numbers()).add(span)
+
+    def report(self) -> Report:
+        """Return what has become of the session's events so far, without those that nobody has found yet."""
+        return total([self._before, Report(queued=self._count).settled(self._counts)])
+
+    @property
+    def passed(self) -> bool:
+        """Whether they have been found, and none of them is queued any more."""
+        return self._queued is not None and self._count == sum(self._counts.values())

@@ -97,8 +97,11 @@ class LogSnapshot:
         following = self.view.segments[index + 1 : index + 2]
         return following[0].first_seq if following else self.view.next_seq
 
-    def contents(self, index: int) -> Contents | None:
-        """Read a segment whole; None if it has been deleted meanwhile. Raises StorageError for a shortage."""
+    def contents(self, index: int, mentioning: bytes = b"") -> Contents | None:
+        """Read a segment whole; None if it has been deleted meanwhile, or has not these bytes.
+
+        Raises StorageError for a shortage.
+        """
         found = self.view.segments[index]
         path, limit = self.path(found.first_seq), self.limit(index)
         try:
@@ -109,6 +112,8 @@ class LogSnapshot:
             if error.errno in SHORTAGE:
                 raise _unreadable(path, error) from error
             return Contents(path, found, limit, error=error.strerror or str(error))
+        if mentioning not in data:
+            return None
         is_last = index == len(self.view.segments) - 1
         return _sorted_out(Contents(path, found, limit, data, lost_blocks=lost), is_last=is_last, live=self.live)
 

@@ -86,7 +86,10 @@ def counts(entries: Sequence[Entry]) -> Counts:
 
 
 class Store:
-    """An open queue. `cursor` says what is settled; `log` holds the rest, and from `first_own_seq` on what this process wrote."""
+    """An open queue. `cursor` says what is settled; `log` holds the rest, and from `first_own_seq` on what this process wrote.
+
+    While there are `readers`, segments stay for them although all in them is settled, as long as the disk has room.
+    """
 
     def __init__(self, fs: Filesystem, directory: Path, limits: Limits) -> None:
         """Open or create the queue in `directory` and recover what a crash left. Raises StorageError."""
@@ -99,6 +102,7 @@ class Store:
             raise StorageError(f"{directory}: the queue directory cannot be used: {error.strerror or error}") from error
         self._lock = threading.Lock()
         self._failing = False
+        self.readers: set[object] = set()
         self.quarantine = Quarantine(fs, directory / "quarantine")
         self._cursor_file = CursorFile(fs, directory / "cursor")
         state = self._cursor_file.recovered
@@ -157,7 +161,7 @@ class Store:
         """
         checkpoint_error = delete_error = None
         with self._lock:
-            deletable = segment.deletable(self.log.view.segments, plan.checkpoint.position)
+            deletable = 0 if self._is_read else segment.deletable(self.log.view.segments, plan.checkpoint.position)
             if deletable or not plan.entries:
                 checkpoint_error = self._checkpoint(plan.checkpoint)
             if deletable and checkpoint_error is None:
@@ -196,6 +200,8 @@ class Store:
             position = self._written.position
             self._cursor_file.write(self._written)
             self._cursor_file.sync()
+            if self._is_read:
+                return  # the next commit without readers deletes
             self.log.delete_before(position)
             if self.log.view.segments and position >= self.log.view.next_seq:
                 self.log.roll(now)
@@ -300,6 +306,10 @@ class Store:
             return None
         too_little = free < max(least, 1)
         return f"{self._directory}: {free} bytes are free, queue.min_free_bytes is {least}" if too_little else None
+
+    @property
+    def _is_read(self) -> bool:
+        return bool(self.readers) and self._shortage() is None
 
     def _checkpoint(self, state: State) -> str | None:
         try:

@@ -2,12 +2,14 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from agent.queue.barrier import Barrier, Report, total
+from agent.queue.barrier import Numbers, Report, SessionBarrier, WholeBarrier, total
 from agent.queue.cursor import DROP_REASONS, Cursor, Outcome, Span
 
 OUTCOMES = st.sampled_from([*Outcome])
@@ -24,7 +26,7 @@ def test_a_barrier_counts_what_is_settled_below_it_and_nothing_else() -> None:
     cursor.next_seq = 11
     cursor.settle([Span(2, 4)], Outcome.DELIVERED)
     cursor.shed(5, Outcome.STALLED)
-    barrier = Barrier(cursor)
+    barrier = WholeBarrier(cursor)
     cursor.watchers.append(barrier)
     assert barrier.report() == Report(2, 8, 0, {"stalled": 5})
     cursor.next_seq = 21
@@ -41,10 +43,10 @@ def test_a_dead_letter_that_is_put_back_is_a_new_event_which_no_older_barrier_co
     cursor = Cursor()
     cursor.next_seq = 3
     cursor.settle([Span(1, 3)], Outcome.DEAD_LETTERED)
-    before = Barrier(cursor)
+    before = WholeBarrier(cursor)
     cursor.watchers.append(before)
     cursor.next_seq, cursor.retried = 5, 2
-    after = Barrier(cursor)
+    after = WholeBarrier(cursor)
     cursor.watchers.append(after)
     cursor.settle([Span(3, 5)], Outcome.DELIVERED)
     assert (before.report(), before.passed) == (Report(dead_lettered=2), True)
@@ -67,13 +69,47 @@ def test_reports_of_several_queues_become_one() -> None:
     assert total([]) == Report()
 
 
+@pytest.mark.parametrize("span", [(1, 2), (4095, 4097), (4096, 4097), (1, 20_000), (8192, 12_288), (7, 7), (9, 3)])
+def test_a_set_of_numbers_counts_what_was_added(span: tuple[int, int]) -> None:
+    numbers, wanted = Numbers(), {1, 2, 4095, 4096, *range(9000, 13_000)}
+    for part in (Span(1, 3), Span(2, 3), Span(4095, 4097), Span(9000, 13_000)):
+        numbers.add(part)
+    assert len(numbers) == len(wanted)
+    assert numbers.count(Span(*span)) == len(wanted.intersection(range(*span)))
+    other = Numbers()
+    other.add(Span(*span))
+    assert other.common(numbers) == numbers.common(other) == numbers.count(Span(*span))
+
+
+def test_a_session_is_not_over_before_it_is_known_what_is_queued_of_it() -> None:
+    cursor = Cursor()
+    cursor.next_seq = 11
+    barrier = SessionBarrier(cursor, {Outcome.DELIVERED: 3, Outcome.DEAD_LETTERED: 1})
+    cursor.watchers.append(barrier)
+    assert (barrier.report(), barrier.passed) == (Report(3, 0, 1, {}), False)
+    cursor.settle([Span(1, 5)], Outcome.DELIVERED)
+    mine = Numbers()
+    mine.add(Span(4, 7))
+    barrier.find(mine)
+    assert (barrier.report(), barrier.passed) == (Report(4, 2, 1, {}), False)
+    cursor.settle([Span(1, 11)], Outcome.EXPIRED)
+    assert (barrier.report(), barrier.passed) == (Report(4, 0, 1, {"expired": 2}), True)
+
+
+class Accepted(NamedTuple):
+    """An event of the model, and whether it is of the session that is asked for."""
+
+    seq: int
+    mine: bool
+
+
 @dataclass
 class Fixed:
-    """What the model knows of one barrier: the events that it is about, by number, and those shed before it."""
+    """What the model knows of one barrier: the numbers that it is about, and what has been dropped without one."""
 
-    barrier: Barrier
-    numbers: range
-    shed: Counter[Outcome] = field(default_factory=Counter)
+    barrier: WholeBarrier | SessionBarrier
+    numbers: list[int]
+    others: Counter[Outcome] = field(default_factory=Counter)
 
 
 class Barriers(RuleBasedStateMachine):
@@ -82,13 +118,16 @@ class Barriers(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.cursor = Cursor()
+        self.accepted: list[Accepted] = []
         self.ends: dict[int, Outcome] = {}
         self.shed: Counter[Outcome] = Counter()
         self.fixed: list[Fixed] = []
+        self.searching: list[tuple[Fixed, SessionBarrier]] = []
 
-    @rule(count=st.integers(1, 20))
-    def accept(self, count: int) -> None:
-        self.cursor.next_seq += count
+    @rule(mine=st.lists(st.booleans(), min_size=1, max_size=20))
+    def accept(self, mine: list[bool]) -> None:
+        self.accepted += [Accepted(self.cursor.next_seq + index, each) for index, each in enumerate(mine)]
+        self.cursor.next_seq += len(mine)
 
     @rule(count=st.integers(1, 5), outcome=st.sampled_from(DROP_REASONS))
     def shed_some(self, count: int, outcome: Outcome) -> None:
@@ -105,18 +144,39 @@ class Barriers(RuleBasedStateMachine):
 
     @rule()
     def open_a_barrier(self) -> None:
-        barrier = Barrier(self.cursor)
+        barrier = WholeBarrier(self.cursor)
         self.cursor.watchers.append(barrier)
-        self.fixed.append(Fixed(barrier, range(1, self.cursor.next_seq), self.shed.copy()))
+        self.fixed.append(Fixed(barrier, [event.seq for event in self.accepted], self.shed.copy()))
+
+    @rule()
+    def open_one_for_the_session(self) -> None:
+        mine = [event.seq for event in self.accepted if event.mine]
+        before = Counter(self.ends[seq] for seq in mine if seq in self.ends)
+        barrier = SessionBarrier(self.cursor, before)
+        self.cursor.watchers.append(barrier)
+        queued = [seq for seq in mine if seq not in self.ends]
+        self.searching.append((Fixed(barrier, queued, before), barrier))
+
+    @rule(data=st.data())
+    def end_a_search(self, data: st.DataObject) -> None:
+        if self.searching:
+            index = data.draw(st.integers(0, len(self.searching) - 1))
+            fixed, barrier = self.searching.pop(index)
+            found = Numbers()
+            for seq in fixed.numbers:
+                found.add(Span(seq, seq + 1))
+            barrier.find(found)
+            self.fixed.append(fixed)
 
     @invariant()
     def every_barrier_reports_of_its_own_events(self) -> None:
         for each in self.fixed:
             ends = Counter(self.ends[seq] for seq in each.numbers if seq in self.ends)
             queued = len(each.numbers) - ends.total()
-            assert each.barrier.report() == report_of(ends + each.shed, queued)
+            assert each.barrier.report() == report_of(ends + each.others, queued)
             assert each.barrier.passed == (queued == 0)
+        assert not any(barrier.passed for _, barrier in self.searching)
 
 
 TestBarriers = Barriers.TestCase
-TestBarriers.settings = settings(max_examples=50, stateful_step_count=25, deadline=None)
+TestBarriers.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

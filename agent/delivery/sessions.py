@@ -1,0 +1,40 @@
+"""Whose events have been delivered or dead-lettered: counts by session, of the latest sessions.
+
+It knows lines and outcomes. It must never know the queue. It is memory alone: it knows nothing from before a restart.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping
+
+from agent.events import openings
+from agent.queue.cursor import Outcome
+
+MAX_SESSIONS = 4096
+_MAX_KEY_BYTES = 64
+
+
+class Sessions:
+    """The counts of up to MAX_SESSIONS sessions; the one that has been still for longest goes first."""
+
+    def __init__(self) -> None:
+        self._counts: OrderedDict[bytes, dict[Outcome, int]] = OrderedDict()
+
+    def count(self, lines: bytes, count: int, outcome: Outcome) -> None:
+        """Count the events of `lines`, of which there are `count`."""
+        for opening, events in openings(lines, count).items():
+            key = _key(opening)
+            counts = self._counts.setdefault(key, {})
+            counts[outcome] = counts.get(outcome, 0) + events
+            self._counts.move_to_end(key)
+        while len(self._counts) > MAX_SESSIONS:
+            self._counts.popitem(last=False)
+
+    def of(self, opening: bytes) -> Mapping[Outcome, int]:
+        """Return a copy of the counts of the session whose lines begin so; nothing for one that is not known."""
+        return dict(self._counts.get(_key(opening), {}))
+
+
+def _key(opening: bytes) -> bytes:
+    """Return what stands for a session: a client can make its name as long as a line."""
+    return opening if len(opening) <= _MAX_KEY_BYTES else hashlib.blake2b(opening, digest_size=16).digest()
