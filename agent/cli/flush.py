@@ -90,8 +90,14 @@ def flush(path: Path | None, deadline: float, session: str | None, as_json: bool
     if not flushed.in_time:
         raise DeadlineError(_what_is_left(flushed.verdict, deadline))
     if not as_json:
-        what = "Everything that was written before" if session is None else f"Everything of session {session!r}"
-        say(f"{what} has left the queue: {_delivered(flushed.verdict)}.")
+        say(_what_has_left(session, flushed.verdict))
+
+
+def _what_has_left(session: str | None, report: "Report") -> str:
+    if session is not None and not report.delivered:
+        return f"Nothing is known of session {session!r}: nothing of it is queued."
+    what = "Everything that was written before" if session is None else f"Everything of session {session!r}"
+    return f"{what} has left the queue: {_delivered(report) if report.delivered else 'nothing was waiting'}."
 
 
 def _delivered(report: "Report") -> str:
@@ -110,6 +116,8 @@ def _what_is_lost(report: "Report") -> str:
 
 def _what_is_left(report: "Report", deadline: float) -> str:
     queued = report.queued
+    if not queued:
+        return f"the deadline of {deadline:g} s passed before all that was written had been taken into the queue"
     what = "1 event in the queue, where it stays" if queued == 1 else f"{queued:,} events in the queue, where they stay"
     return f"the deadline of {deadline:g} s passed with {what}: `artifacts-agent status` says why"
 

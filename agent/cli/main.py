@@ -23,6 +23,7 @@ _COMMANDS = {
     "emit": "agent.cli.emit:emit",
     "status": "agent.cli.status:status",
     "flush": "agent.cli.flush:flush",
+    "hook": "agent.cli.hook:hook",
     "pause": "agent.cli.delivery:pause",
     "resume": "agent.cli.delivery:resume",
     "queue": "agent.cli.queue:queue",

@@ -17,7 +17,20 @@ from tests.support.command import COMMAND, environment, problems, run_command
 from tests.support.daemon import TOKEN, Daemon
 from tests.support.tools import require_tool
 
-COMMANDS = ("run", "emit", "status", "flush", "pause", "resume", "queue", "dead-letters", "check", "demo", "completion")
+COMMANDS = (
+    "run",
+    "emit",
+    "status",
+    "flush",
+    "hook",
+    "pause",
+    "resume",
+    "queue",
+    "dead-letters",
+    "check",
+    "demo",
+    "completion",
+)
 NOWHERE = "http://127.0.0.1:1"
 EVENT = b'{"sessionId":"11111111-2222-4333-8444-555555555555","source":"LOCAL","event":"MISS","hash":"h"}\n'
 

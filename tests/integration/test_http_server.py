@@ -11,7 +11,7 @@ import anyio.lowlevel
 import pytest
 from structlog.testing import capture_logs
 
-from agent import http_server
+from agent import http_server, http_wire
 from agent.http_server import MAX_BODY_BYTES, MAX_CONNECTIONS, Request, Response
 from agent.listeners import sockets
 from tests.support.http_client import Client
@@ -37,6 +37,9 @@ class Server:
             raise ZeroDivisionError("in the handler")
         if request.path == "/wait":
             await self.go_on.wait()
+        if request.path == "/stay":
+            await request.hung_up()
+            self.go_on.set()
         return Response.json({"path": request.path})
 
 
@@ -95,6 +98,18 @@ async def test_a_half_closed_client_still_gets_its_answer(tmp_path: Path) -> Non
             client.socket.shutdown(socket.SHUT_WR)
             assert (await client.answer()).status == 200
             assert await client.ended()
+
+
+async def test_a_handler_is_told_of_a_client_that_hangs_up_and_not_of_one_that_has_said_all(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        with server.client() as client:
+            await client.send(GET.replace(b"ok", b"stay") + b"GET")
+            client.socket.shutdown(socket.SHUT_WR)
+            with anyio.move_on_after(1.5 * http_wire.HANG_UP_SECONDS) as patience:
+                await server.go_on.wait()
+            assert patience.cancelled_caught
+        with anyio.fail_after(10):
+            await server.go_on.wait()
 
 
 async def test_a_client_that_asks_to_go_on_is_told_to(tmp_path: Path) -> None:
