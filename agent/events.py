@@ -205,7 +205,7 @@ def openings(lines: bytes, count: int) -> Mapping[bytes, int]:
 
 
 _OPENING = b'{"sessionId":%b,'
-_find_openings = re.compile(_OPENING % rb'"(?:[^"\\\n]|\\.)*+"').findall
+_find_openings = re.compile(_OPENING % rb'"[^"\\\n]*+(?:\\.[^"\\\n]*+)*+"').findall
 
 
 def is_lines(text: bytes, count: int) -> bool:

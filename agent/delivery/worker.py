@@ -293,11 +293,15 @@ class Worker:
                 pass  # it is still in the queue
 
     async def _settle(self, batch: Batch, outcome: Outcome) -> None:
+        self._account(batch, outcome)
+        await self._checkpoint()
+
+    def _account(self, batch: Batch, outcome: Outcome) -> None:
+        """Settle what nothing else has settled meanwhile, and remember whose events those are."""
         cursor = self._store.cursor
         fresh = [part for span in batch.spans for part in cursor.unsettled(span)]
         if count := cursor.settle(fresh, outcome):
             self._stats.sessions.count(batch.lines_in(fresh), count, outcome)
-        await self._checkpoint()
 
     async def _checkpoint(self) -> None:
         """Return when the cursor is written; a disk that refuses it holds delivery up, or a crash would repeat too much."""

@@ -266,10 +266,10 @@ ORDERS = (
         "delivery goes on before its checkpoint is written",
         WORKER,
         """
-        self._store.cursor.settle(batch.spans, outcome)
+        self._account(batch, outcome)
         await self._checkpoint()
         """,
-        "self._store.cursor.settle(batch.spans, outcome)",
+        "self._account(batch, outcome)",
     ),
     # The cursor's two slots
     Order(
