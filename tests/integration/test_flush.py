@@ -16,6 +16,7 @@ from tests.support.command import COMMAND, environment, problems, run_command
 from tests.support.daemon import Daemon
 
 HANG = Answer(mode="hang")
+UNHURRIED = {"batch": {"max_delay": "1h"}}
 DOWN = error(503, "unavailable", "Come back later")
 
 
@@ -93,7 +94,7 @@ def test_counts_are_exact_while_other_clients_keep_sending(daemon: Daemon, api_s
 
 
 def test_each_case_has_its_exit_code_and_one_line(tmp_path: Path, api_server: ApiServer) -> None:
-    with Daemon(tmp_path, api_server.url, {"batch": {"max_delay": "1h"}}) as daemon:
+    with Daemon(tmp_path, api_server.url, UNHURRIED) as daemon:
 
         def said(*args: str) -> tuple[int, str, list[str]]:
             done = run_command("flush", "--config", daemon.config, *args)
@@ -131,12 +132,11 @@ def test_each_case_has_its_exit_code_and_one_line(tmp_path: Path, api_server: Ap
         assert (code, "no daemon answers" in problem) == (4, True)
 
 
-def test_purged_and_overflown_events_are_named_by_reason(tmp_path: Path, api_server: ApiServer) -> None:
+def test_purged_events_are_named_by_reason(tmp_path: Path, api_server: ApiServer) -> None:
     api_server.default = DOWN
-    with Daemon(tmp_path, api_server.url) as daemon:
+    with Daemon(tmp_path, api_server.url, UNHURRIED) as daemon:
         sent(daemon, "s", *numbered(5))
-        waiting = start(daemon, "--deadline", "20")
-        daemon.wait_status(lambda status: status["destinations"]["default"]["requests"] > 3)
+        waiting = started(daemon, "--deadline", "20")
         assert run_command("queue", "purge", "--yes", "--config", daemon.config).returncode == 0
         out, err = waiting.communicate(timeout=20)
         assert (waiting.returncode, json.loads(out)) == (8, report(purged=5))
@@ -144,7 +144,7 @@ def test_purged_and_overflown_events_are_named_by_reason(tmp_path: Path, api_ser
 
 
 def test_batches_of_many_contexts_do_not_wait_for_their_timers(tmp_path: Path, api_server: ApiServer) -> None:
-    with Daemon(tmp_path, api_server.url, {"batch": {"max_delay": "1h"}}) as daemon:
+    with Daemon(tmp_path, api_server.url, UNHURRIED) as daemon:
         for number in range(20):
             with daemon.connect({"ci": f"CI_{number}"}) as client:
                 client.send(lines("s", *numbered(2)))
@@ -167,7 +167,23 @@ def test_after_a_restart_only_what_is_queued_is_known_of_a_session(daemon: Daemo
     assert flush(daemon) == (0, report(7))
 
 
-def start(daemon: Daemon, *args: str) -> "subprocess.Popen[bytes]":
-    """Start a flush."""
+def test_a_daemon_that_is_killed_ends_a_flush(tmp_path: Path, api_server: ApiServer) -> None:
+    api_server.default = DOWN
+    with Daemon(tmp_path, api_server.url, UNHURRIED) as daemon:
+        sent(daemon, "s", *numbered(3))
+        waiting = started(daemon, "--deadline", "1h")
+        daemon.kill()
+        _, err = waiting.communicate(timeout=20)
+        assert waiting.returncode == 4
+        assert "the daemon has stopped" in err.decode()
+        api_server.default = Answer()
+        daemon.start()
+        assert flush(daemon) == (0, report(3))
+
+
+def started(daemon: Daemon, *args: str) -> "subprocess.Popen[bytes]":
+    """Start a flush of a daemon that sends nothing without one, and return when it is at work."""
     command = [*COMMAND, "flush", "--json", "--config", str(daemon.config), *args]
-    return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    daemon.wait_status(lambda status: status["destinations"]["default"]["requests"] > 0)
+    return process
