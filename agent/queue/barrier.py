@@ -113,6 +113,7 @@ class Numbers:
     __slots__ = ("pages",)
 
     _PAGE = 4096
+    _ALL = (1 << _PAGE) - 1
 
     def __init__(self) -> None:
         self.pages: dict[int, int] = {}
@@ -121,6 +122,15 @@ class Numbers:
         """Add the numbers of a span."""
         for page, bits in self._bits(span):
             self.pages[page] = self.pages.get(page, 0) | bits
+
+    def add_marked(self, first: int, marks: int) -> None:
+        """Add `first` and those that follow it: those whose bits in `marks` are set, the lowest bit being that of `first`."""
+        page, offset = divmod(first, self._PAGE)
+        marks <<= offset
+        while marks:
+            self.pages[page] = self.pages.get(page, 0) | (marks & self._ALL)
+            marks >>= self._PAGE
+            page += 1
 
     def count(self, span: Span) -> int:
         """Return how many numbers of a span are in the set."""

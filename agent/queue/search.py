@@ -5,7 +5,7 @@ It knows segments, records and what a session's lines begin with. It must never 
 What it finds goes to a barrier as sequence numbers, at a bit each. Segments without the session's name are not taken apart.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from agent.queue.barrier import Numbers, SessionBarrier
 from agent.queue.cursor import Span
@@ -29,32 +29,21 @@ class Search:
             return
         for frame in found.frames:
             parts = cursor.unsettled(Span(frame.first_seq, min(frame.next_seq, self.barrier.stop)))
-            if parts and self._opening in frame.payload:
-                for span in _spans_in(frame, self._opening, parts):
-                    self._found.add(span)
+            if parts and self._opening in frame.payload and (record := record_in(frame)) is not None:
+                marks = _marks(record.lines, self._opening) & _bits(frame, parts)
+                self._found.add_marked(frame.first_seq, marks)
 
     def end(self) -> None:
         """Tell the barrier what has been found."""
         self.barrier.find(self._found)
 
 
-def _spans_in(frame: Frame, opening: bytes, parts: Sequence[Span]) -> Iterator[Span]:
-    """Yield which of the events in `parts` of a frame have lines that begin so."""
-    record = record_in(frame)
-    if record is None:
-        return
-    if record.lines.count(opening) == frame.item_count:
-        yield from parts
-        return
-    for seq in _numbers_in(record.lines, opening, frame.first_seq):
-        if any(part.start <= seq < part.stop for part in parts):
-            yield Span(seq, seq + 1)
+def _marks(lines: bytes, opening: bytes) -> int:
+    """Return a number whose bits say which lines begin so; the lowest bit is the first line's."""
+    digits = [line.startswith(opening) for line in lines.split(b"\n")]
+    return int("".join(map("01".__getitem__, reversed(digits))), 2)
 
 
-def _numbers_in(lines: bytes, opening: bytes, seq: int) -> Iterator[int]:
-    """Yield the numbers of the lines that begin so; `seq` is the first line's."""
-    before, at = 0, lines.find(opening)
-    while at >= 0:
-        seq += lines.count(b"\n", before, at)
-        yield seq
-        before, at = at, lines.find(opening, at + len(opening))
+def _bits(frame: Frame, parts: Sequence[Span]) -> int:
+    """Return a number whose bits say which of a frame's events are in `parts`."""
+    return sum(((1 << part.length) - 1) << (part.start - frame.first_seq) for part in parts)

@@ -93,43 +93,53 @@ def test_counts_are_exact_while_other_clients_keep_sending(daemon: Daemon, api_s
     assert (code, whole) == (0, report(ledger_of(daemon.status())["accepted"] - 400))
 
 
+def said(daemon: Daemon, *args: str) -> tuple[int, str, list[str]]:
+    """Return the exit code, and what a person is told on standard output and standard error."""
+    done = run_command("flush", "--config", daemon.config, *args)
+    return done.returncode, done.stdout, problems(done.stderr)
+
+
+LOST = "not everything was delivered: 1 event delivered, 1 dead-lettered (see `artifacts-agent dead-letters`)"
+
+
 def test_each_case_has_its_exit_code_and_one_line(tmp_path: Path, api_server: ApiServer) -> None:
     with Daemon(tmp_path, api_server.url, UNHURRIED) as daemon:
-
-        def said(*args: str) -> tuple[int, str, list[str]]:
-            done = run_command("flush", "--config", daemon.config, *args)
-            return done.returncode, done.stdout, problems(done.stderr)
-
-        sent(daemon, "one", *numbered(3))
+        sent(daemon, "s", *numbered(3))
         all_left = "Everything that was written before has left the queue: "
-        assert said() == (0, f"{all_left}3 events delivered.\n", [])
-        assert said() == (0, f"{all_left}nothing was waiting.\n", [])
-        assert said("--session", "one") == (
-            0,
-            "Everything of session 'one' has left the queue: 3 events delivered.\n",
-            [],
-        )
-        assert said("--session", "two") == (0, "Nothing is known of session 'two': nothing of it is queued.\n", [])
-
+        assert said(daemon) == (0, f"{all_left}3 events delivered.\n", [])
         api_server.reject_hashes = {"bad"}
-        sent(daemon, "two", "good", "bad")
-        lost = "not everything was delivered: 1 event delivered, 1 dead-lettered (see `artifacts-agent dead-letters`)"
-        assert said() == (8, "", [lost])
-        assert said()[0] == 0, "what was lost before the call is no news"
-        assert said("--session", "two") == (8, "", [lost])
+        sent(daemon, "s", "good", "bad")
+        assert said(daemon) == (8, "", [LOST])
+        assert said(daemon) == (0, f"{all_left}nothing was waiting.\n", []), "what was lost before the call is no news"
+        api_server.default = DOWN
+        sent(daemon, "s", *numbered(2))
+        left = "the deadline of 0.2 s passed with 2 events in the queue, where they stay: `artifacts-agent status` says why"
+        assert said(daemon, "--deadline", "0.2") == (3, "", [left])
+        daemon.kill()
+        code, _, (problem,) = said(daemon)
+        assert (code, "no daemon answers" in problem) == (4, True)
 
+
+def test_a_sessions_exit_code_goes_by_all_that_is_known_of_it(tmp_path: Path, api_server: ApiServer) -> None:
+    with Daemon(tmp_path, api_server.url, UNHURRIED) as daemon:
+        api_server.reject_hashes = {"bad"}
+        sent(daemon, "one", *numbered(3))
+        sent(daemon, "two", "good", "bad")
+        assert daemon.request("POST", "/flush?deadline=20", timeout=30).status_code == 200
+        delivered = "Everything of session 'one' has left the queue: 3 events delivered.\n"
+        assert said(daemon, "--session", "one") == (0, delivered, [])
+        assert said(daemon, "--session", "3")[:2] == (0, "Nothing is known of session '3': nothing of it is queued.\n")
         api_server.default = DOWN
         sent(daemon, "two", *numbered(2))
-        left = "the deadline of 0.2 s passed with 2 events in the queue, where they stay: `artifacts-agent status` says why"
-        assert said("--deadline", "0.2") == (3, "", [left])
-        assert said("--deadline", "200ms", "--session", "two") == (8, "", [lost.replace(", 1", ", 2 still queued, 1")])
+        both = LOST.replace(", 1", ", 2 still queued, 1")
+        assert said(daemon, "--session", "two", "--deadline", "200ms") == (8, "", [both])
         not_taken = "the deadline of 0 s passed before all that was written had been taken into the queue"
-        assert said("--deadline", "0", "--session", "one") == (3, "", [not_taken])
+        assert said(daemon, "--session", "one", "--deadline", "0") == (3, "", [not_taken])
 
-        assert run_command("flush", "--session", b"\xff".decode(errors="surrogateescape")).returncode == 2
-        daemon.kill()
-        code, _, (problem,) = said()
-        assert (code, "no daemon answers" in problem) == (4, True)
+
+def test_a_session_that_is_no_text_is_a_usage_error(tmp_path: Path) -> None:
+    done = run_command("flush", "--session", b"\xff".decode(errors="surrogateescape"))
+    assert (done.returncode, "not UTF-8" in done.stderr) == (2, True)
 
 
 def test_purged_events_are_named_by_reason(tmp_path: Path, api_server: ApiServer) -> None:

@@ -81,6 +81,15 @@ def test_a_set_of_numbers_counts_what_was_added(span: tuple[int, int]) -> None:
     assert other.common(numbers) == numbers.common(other) == numbers.count(Span(*span))
 
 
+@pytest.mark.parametrize("first", [1, 4000, 4095, 4096, 1 << 40])
+def test_numbers_can_be_added_by_marks(first: int) -> None:
+    numbers, marked = Numbers(), {0, 1, 96, 97, 5000, 9000}
+    numbers.add_marked(first, sum(1 << each for each in marked))
+    numbers.add_marked(first, 0)
+    assert len(numbers) == len(marked)
+    assert {each for each in range(9100) if numbers.count(Span(first + each, first + each + 1))} == marked
+
+
 def test_a_session_is_not_over_before_it_is_known_what_is_queued_of_it() -> None:
     cursor = Cursor()
     cursor.next_seq = 11
