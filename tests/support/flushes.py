@@ -1,0 +1,83 @@
+"""Flushes of a pipeline in memory: asked for as the control socket is, at once or while something else happens.
+
+It knows requests for a flush and their answers. It must never know what a test expects of them.
+"""
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import anyio
+
+from agent.control_flush import VERDICT_HEADER, FlushRoute, Listener
+from agent.http_server import Request
+from agent.pipeline import Pipeline
+from tests.support.fake_transport import FakeTransport
+from tests.support.pipelines import Host, host
+
+
+class Answered(NamedTuple):
+    """What a flush answered; `verdict` is what its exit code goes by."""
+
+    status: int
+    report: dict[str, Any]
+    verdict: dict[str, Any]
+
+
+def counts(delivered: int = 0, queued: int = 0, dead_lettered: int = 0, **dropped: int) -> dict[str, Any]:
+    """Return a report."""
+    return {"delivered": delivered, "queued": queued, "dead_lettered": dead_lettered, "dropped": dropped}
+
+
+async def ask(
+    pipeline: Pipeline,
+    deadline: float = 60.0,
+    listeners: Sequence[Listener] = (),
+    hung_up: Callable[[], Awaitable[None]] = anyio.sleep_forever,
+    session: str | None = None,
+) -> Answered:
+    """Ask for a flush."""
+    ((method, path), route), *_ = FlushRoute([pipeline], listeners).routes().items()
+    query = {"deadline": str(deadline)} | ({} if session is None else {"session": session})
+    request = Request(method, path, query, {}, b"", hung_up)
+    response = await route(request)
+    value, headers = json.loads(response.body), dict(response.headers)
+    return Answered(response.status, value, json.loads(headers.get(VERDICT_HEADER, "null")))
+
+
+@dataclass
+class Asked:
+    """A flush that is under way; `answered` once it has ended."""
+
+    answers: list[Answered] = field(default_factory=list)
+    ended: anyio.Event = field(default_factory=anyio.Event)
+
+    async def run(self, pipeline: Pipeline, deadline: float, session: str | None) -> None:
+        self.answers.append(await ask(pipeline, deadline, session=session))
+        self.ended.set()
+
+    async def answer(self) -> Answered:
+        await self.ended.wait()
+        return self.answers[0]
+
+
+async def begun(host: Host, deadline: float = 60.0, session: str | None = None) -> Asked:
+    """Begin a flush, and return when its barrier is there."""
+    asked, watchers = Asked(), host.pipeline.store.cursor.watchers
+    before = len(watchers)
+    host.tasks.start_soon(asked.run, host.pipeline, deadline, session)
+    while len(watchers) == before:
+        await anyio.lowlevel.checkpoint()
+    return asked
+
+
+@asynccontextmanager
+async def flushable(transport: FakeTransport, **settings: Any) -> AsyncIterator[tuple[Host, Pipeline]]:
+    """A pipeline that delivers to `transport`."""
+    async with host() as h:
+        h.transport = transport
+        for name, value in settings.items():
+            setattr(h, name, value)
+        yield h, h.start()
