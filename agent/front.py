@@ -8,6 +8,7 @@ ends too early ends the client's connection. A client that closes only its sendi
 """
 
 import contextlib
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from typing import NamedTuple, cast
@@ -25,6 +26,9 @@ KEEP_SECONDS = 4.0  # a connection that is not used; servers of Node.js close th
 IDLE_CONNECTIONS = 32
 WATCH_SECONDS = 0.1
 
+# Without it the event loop reads as much in one turn as the socket holds, several MB, and events wait for that. Elsewhere the
+# network is slower than a turn, and a small buffer would make it slower still.
+_SMALL_BUFFER = (socket.SOL_SOCKET, socket.SO_RCVBUF, 128 * 1024)
 _TIMEOUT = {"connect": CONNECT_SECONDS, "read": STALL_SECONDS, "write": STALL_SECONDS, "pool": CONNECT_SECONDS}
 _HOP_BY_HOP = {b"connection", b"proxy-connection", b"keep-alive", b"te", b"transfer-encoding", b"upgrade"}
 _CHUNKED = (b"transfer-encoding", b"chunked")
@@ -134,7 +138,7 @@ def _open(url: str) -> _Upstream:
     limits = httpx.Limits(
         max_connections=None, max_keepalive_connections=IDLE_CONNECTIONS, keepalive_expiry=KEEP_SECONDS
     )
-    return _Upstream(httpx.URL(url), transports(url, limits)())
+    return _Upstream(httpx.URL(url), transports(url, limits, _SMALL_BUFFER)())
 
 
 def _request(exchange: Exchange, url: httpx.URL) -> httpx.Request:

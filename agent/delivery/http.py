@@ -29,6 +29,7 @@ STATUS_PATH = "/v8/artifacts/status"
 
 MAX_ANSWER_BYTES = 64 * 1024
 MAX_MESSAGE_CHARACTERS = 300
+SocketOption = tuple[int, int, int]
 ONE_CONNECTION = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=60)
 _TELLING = 8  # so many of the token's first characters are told from other text, and are too few to help anyone
 
@@ -223,15 +224,19 @@ class HttpTransport:
         return "[token]".join([first, *(part[_shared(part, rest) :] for part in others)])
 
 
-def transports(url: str, limits: httpx.Limits) -> Callable[[], httpx.AsyncBaseTransport]:
-    """Return what makes transports to `url`, by way of the environment's proxies and certificates. Raises ConfigError."""
+def transports(url: str, limits: httpx.Limits, *local_options: SocketOption) -> Callable[[], httpx.AsyncBaseTransport]:
+    """Return what makes transports to `url`, by way of the environment's proxies and certificates. Raises ConfigError.
+
+    `local_options` are for the sockets if it is on this machine.
+    """
     proxy = _proxy(url)
     try:
         # Certificates are read only where they are needed: that takes longer than all the rest of the start, and 3 MiB.
         verify = (
             httpx.create_ssl_context() if "https" in {urlsplit(url).scheme, urlsplit(proxy or "").scheme} else False
         )
-        make = partial(httpx.AsyncHTTPTransport, verify=verify, limits=limits, proxy=proxy)
+        options = local_options if _is_loopback(urlsplit(url).hostname or "") else ()
+        make = partial(httpx.AsyncHTTPTransport, verify=verify, limits=limits, proxy=proxy, socket_options=options)
         make()  # whatever is wrong with it is said now
     except OSError as error:
         raise ConfigError(f"SSL_CERT_FILE, SSL_CERT_DIR: the certificates cannot be read: {error}") from error
