@@ -229,6 +229,7 @@ class Front(_Section):
 
 class Queue(_Section):
     directory: AbsolutePath
+    adopt: OrOff[AbsolutePath] = None
     segment_bytes: Size = Field(default=parse_size("8MiB"), ge=parse_size("64KiB"))
     max_bytes: Size = Field(default=parse_size("1GiB"), ge=parse_size("256KiB"))
     max_age: Duration = Field(default=parse_duration("7d"), gt=0)
@@ -309,7 +310,7 @@ _SOCKETS: Final = {
     "listen.datagram": "datagram.sock",
     "listen.control": "control.sock",
 }
-_PATHS: Final = {"api.token_file", "http.socket", "http.token_file", "queue.directory", *_SOCKETS}
+_PATHS: Final = {"api.token_file", "http.socket", "http.token_file", "queue.directory", "queue.adopt", *_SOCKETS}
 
 
 def differences(old: Config, new: Config) -> list[str]:

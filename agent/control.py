@@ -18,12 +18,14 @@ import anyio
 import msgspec
 import structlog
 
-from agent import __version__
+from agent import __version__, adoption
+from agent.adoption import Adoption
 from agent.control_flush import FlushRoute, Listener
 from agent.control_queue import QueueRoutes
 from agent.http_server import Request, Response
 from agent.intake import Intake
 from agent.pipeline import Pipeline, Status
+from agent.queue.spool import Account
 from agent.timestamps import iso
 
 HEALTH_SECONDS = 5.0
@@ -39,7 +41,7 @@ class Connections(NamedTuple):
 class Http(NamedTuple):
     """The HTTP listener: where it listens, its connections, and its answers since the start by status.
 
-    `events` is about requests with events, `front` about those that were passed on.
+    `events` is about requests with events, `front` about those that were passed on, which happens if it `forwards`.
     """
 
     socket: str | None = None
@@ -47,6 +49,7 @@ class Http(NamedTuple):
     connections: int = 0
     events: Mapping[int, int] = {}
     front: Mapping[int, int] = {}
+    forwards: bool = False
 
 
 class Control:
@@ -60,8 +63,12 @@ class Control:
         connections: Callable[[], Connections],
         wall_clock: Callable[[], float],
         http: Callable[[], Http] = Http,
+        spools: Adoption | None = None,
+        account: Callable[[], Account] | None = None,
     ) -> None:
+        self._account = account
         self._http = http
+        self._adoption = spools
         self._pipelines = pipelines
         self._intake = intake
         self._connections = connections
@@ -101,8 +108,10 @@ class Control:
                 "rejected": self._intake.rejected,
                 "connections": connections.open,
                 "evicted": connections.evicted,
+                "api": None if self._account is None else msgspec.to_builtins(self._account()),
                 "http": self._http()._asdict(),
                 "destinations": destinations,
+                "adopted": None if self._adoption is None else _adopted(self._adoption.report()),
             }
         )
 
@@ -113,7 +122,8 @@ class Control:
         http = self._http()
         answered = {"events": http.events, "front": http.front}
         clients = metrics.Clients(self._intake.rejected, *self._connections(), http.connections, answered)
-        text = metrics.render(statuses, clients, self._wall_clock())
+        adopted = None if self._adoption is None else self._adoption.report()
+        text = metrics.render(statuses, clients, self._wall_clock(), adopted)
         return Response(200, text, metrics.CONTENT_TYPE)
 
     async def _healthz(self, _: Request) -> Response:
@@ -125,12 +135,16 @@ class Control:
     async def _pause(self, _: Request) -> Response:
         for pipeline in self._pipelines.values():
             pipeline.pause()
+        if self._adoption is not None:
+            self._adoption.pause()
         await self._commit()
         return Response.json({"state": "paused"})
 
     async def _resume(self, _: Request) -> Response:
         for pipeline in self._pipelines.values():
             pipeline.resume()
+        if self._adoption is not None:
+            self._adoption.resume()
         await self._commit()
         return Response.json({"state": "running"})
 
@@ -163,6 +177,25 @@ def _report(status: Status, now: float) -> dict[str, object]:
         "dead_letters": status.dead_letters,
         "dead_letters_discarded": status.dead_letters_discarded,
         "storage_error": status.storage_error,
+    }
+
+
+def _adopted(report: adoption.Report) -> dict[str, object]:
+    """Return what the status says of adopted spools; `ledger` is the sum of those that are finished."""
+    return {
+        "queued": sum(each.ledger.queued for each in report.under_way),
+        "under_way": [
+            {
+                "directory": str(each.directory),
+                "state": each.state,
+                "reason": each.reason,
+                "ledger": msgspec.to_builtins(each.ledger),
+            }
+            for each in report.under_way
+        ],
+        "finished": report.finished,
+        "ledger": msgspec.to_builtins(report.ledger),
+        "left": [{"directory": str(directory), "reason": reason} for directory, reason in report.left],
     }
 
 

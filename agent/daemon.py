@@ -6,13 +6,12 @@ It knows all parts, signals and their order. It must never know an algorithm: wh
 import os
 import random
 import resource
+import secrets
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
 
 import anyio
 import anyio.abc
@@ -20,11 +19,12 @@ import msgspec
 import structlog
 
 from agent import __version__, config, http_server, logs
+from agent.adoption import Adoption
 from agent.config import Config
 from agent.control import Connections, Control, Http
-from agent.delivery import policy, source
-from agent.delivery.http import Endpoint, HttpTransport
-from agent.errors import ConfigError, ListenError
+from agent.delivering import own_delivery, spool_terms
+from agent.delivery import source
+from agent.errors import ConfigError, ListenError, StorageError
 from agent.front import Front
 from agent.intake import Intake
 from agent.listeners import sockets
@@ -32,11 +32,13 @@ from agent.listeners.datagram import DatagramListener
 from agent.listeners.http import HttpListener, Terms
 from agent.listeners.sockets import Bound
 from agent.listeners.stream import StreamListener
-from agent.ownership import DESTINATION, limits_of, lock_queue
-from agent.pipeline import Delivery, Pipeline
+from agent.ownership import DESTINATION, account_of, limits_of, lock_queue
+from agent.pipeline import Pipeline
+from agent.queue import spool
 from agent.queue.committer import run_in_thread
 from agent.queue.filesystem import OsFilesystem
 from agent.systemd import Notifier
+from agent.token_files import TokenFiles, token_files
 
 CONTROL_MODE = 0o600
 TOKEN_POLL_SECONDS = 5.0
@@ -47,16 +49,16 @@ HTTP_ROLES = ("http", "http_tcp")
 SEAMS = source.Seams(run_blocking=run_in_thread, wall_clock=time.time, random=random.random)
 
 
-def run(load: Callable[[], Config], environ: Mapping[str, str]) -> None:
+def run(load: Callable[[], Config], environ: Mapping[str, str], parent: int | None = None) -> None:
     """Run a daemon in this process until SIGTERM or SIGINT; `load` is called again on SIGHUP.
 
-    Raises an AgentError if it cannot start, or cannot go on.
+    With `parent`, a pipe, it also ends when that is closed. Raises an AgentError if it cannot start, or cannot go on.
     """
-    anyio.run(_run, load, environ, backend="asyncio", backend_options={"use_uvloop": True})
+    anyio.run(_run, load, environ, parent, backend="asyncio", backend_options={"use_uvloop": True})
 
 
-async def _run(load: Callable[[], Config], environ: Mapping[str, str]) -> None:
-    await Daemon(load, environ).run()
+async def _run(load: Callable[[], Config], environ: Mapping[str, str], parent: int | None) -> None:
+    await Daemon(load, environ, parent).run()
 
 
 AnyListener = StreamListener | DatagramListener | HttpListener
@@ -65,19 +67,21 @@ AnyListener = StreamListener | DatagramListener | HttpListener
 class Daemon:
     """One daemon: the queue's only owner."""
 
-    def __init__(self, load: Callable[[], Config], environ: Mapping[str, str]) -> None:
+    def __init__(self, load: Callable[[], Config], environ: Mapping[str, str], parent: int | None = None) -> None:
         """Read the configuration and the token. Raises ConfigError."""
+        self._parent = parent
         self._load = load
         self._environ = environ
         self._config = load()
-        self._delivery = _delivery(self._config, environ)
-        self._tokens = _token_files(self._config, environ)
+        self._secret = config.read_token(self._config, environ)
+        self._tokens = token_files(self._config, environ)
         self._terms = _terms(self._config, environ)
         self._front = Front(self._config.api.url) if self._config.front.enabled else None
         self._http: HttpListener | None = None
         self._notifier = Notifier(environ)
         self._stop = anyio.Event()
         self._hurry = anyio.CancelScope()
+        self._adoption: Adoption | None = None
         logs.configure(self._config.log.level, self._config.log.format)
         self._log = structlog.get_logger("agent.daemon")
 
@@ -86,9 +90,10 @@ class Daemon:
         fs = OsFilesystem()
         lock = lock_queue(fs, self._config.queue.directory)
         try:
-            pipeline = Pipeline(
-                fs, self._config.queue.directory / DESTINATION, limits_of(self._config), self._delivery, SEAMS
-            )
+            self._identify()
+            delivery = own_delivery(self._config, self._secret, SEAMS)
+            directory = self._config.queue.directory / DESTINATION
+            pipeline = Pipeline(fs, directory, limits_of(self._config), delivery, SEAMS)
             try:
                 await self._serve(pipeline)
             finally:
@@ -105,6 +110,7 @@ class Daemon:
             stream, listeners = _listeners(bound, intake, limit)
             self._http = self._http_listener(bound, intake, http_limit)
             listeners += [self._http] if self._http is not None else []
+            self._adoption = self._new_adoption(pipeline)
             control = Control(
                 {DESTINATION: pipeline},
                 intake,
@@ -112,6 +118,8 @@ class Daemon:
                 partial(_connections, stream),
                 SEAMS.wall_clock,
                 partial(self._http_report, sockets.tcp_address(bound["http_tcp"]) if "http_tcp" in bound else None),
+                self._adoption,
+                lambda: account_of(self._config),
             )
             control_listener = bound["control"].socket
             self._resume_if_token_is_newer(pipeline)
@@ -120,6 +128,7 @@ class Daemon:
                 background.start_soon(http_server.serve, control_listener, control.handle)
                 background.start_soon(self._watch_token, pipeline)
                 background.start_soon(self._feed_watchdog, pipeline)
+                background.start_soon(self._watch_parent)
                 if self._front is not None:
                     background.start_soon(self._front.watch)
                 await self._work(pipeline, listeners)
@@ -148,15 +157,27 @@ class Daemon:
             connections=self._http.connections,
             events=self._http.answered,
             front=self._front.answered if self._front is not None else {},
+            forwards=self._front is not None,
         )
 
     async def _work(self, pipeline: Pipeline, listeners: Sequence[AnyListener]) -> None:
         """Take events and deliver them until told to stop; return when all that was taken is on disk."""
         async with anyio.create_task_group() as writing:
             writing.start_soon(pipeline.run)
+            if self._adoption is not None:
+                writing.start_soon(self._adoption.run)
             deadline = await self._listen(listeners)
             with self._hurry:
-                await pipeline.drain(deadline - anyio.current_time())
+                await self._drain(pipeline, deadline - anyio.current_time())
+            if self._adoption is not None:
+                self._adoption.hurry()
+
+    async def _drain(self, pipeline: Pipeline, seconds: float) -> None:
+        if self._adoption is not None:
+            self._adoption.stop(seconds)
+        await pipeline.drain(seconds)
+        if self._adoption is not None:
+            await self._adoption.ended.wait()
 
     async def _listen(self, listeners: Sequence[AnyListener]) -> float:
         """Take events until told to stop; then let no more in, and take what has been written.
@@ -204,6 +225,30 @@ class Daemon:
                 self._log.warning("max_connections_lowered", key=key, **facts)
         return limits["listen.max_connections"], over_http
 
+    # The queue directory, and others'
+
+    def _identify(self) -> None:
+        """Have the queue directory say whose its events are, for whoever adopts it one day."""
+        account = account_of(self._config)
+        try:
+            spool.identify(OsFilesystem(), self._config.queue.directory, account, secrets.token_hex(16))
+        except StorageError as error:
+            self._log.warning("identity_not_written", error=str(error))
+
+    def _new_adoption(self, owner: Pipeline) -> Adoption | None:
+        queue, limits = self._config.queue, limits_of(self._config)
+        if queue.adopt is None:
+            return None
+        return Adoption(
+            OsFilesystem(),
+            queue.adopt,
+            queue.directory,
+            limits,
+            spool_terms(self._config, self._secret, SEAMS),
+            SEAMS,
+            owner,
+        )
+
     # Signals and reload
 
     async def _watch_signals(
@@ -219,11 +264,17 @@ class Daemon:
                 else:
                     self._stop.set()
 
+    async def _watch_parent(self) -> None:
+        """Stop when whoever started this daemon is gone, however that came."""
+        if self._parent is not None:
+            await anyio.wait_readable(self._parent)  # nobody writes there: it is the end
+            self._stop.set()
+
     async def _watch_token(self, pipeline: Pipeline) -> None:
         while True:
             await anyio.sleep(TOKEN_POLL_SECONDS)
-            found = _token_files(self._config, self._environ)
-            found = _TokenFiles(found.api or self._tokens.api, found.clients or self._tokens.clients)
+            found = token_files(self._config, self._environ)
+            found = TokenFiles(found.api or self._tokens.api, found.clients or self._tokens.clients)
             if found != self._tokens:
                 self._tokens = found
                 self._reload(pipeline, lambda: self._config)
@@ -234,21 +285,24 @@ class Daemon:
         try:
             loaded = load()
             new = self._with_fixed(loaded)
-            tokens = _token_files(new, self._environ)
-            delivery, terms = _delivery(new, self._environ), _terms(new, self._environ)
+            tokens, secret = token_files(new, self._environ), config.read_token(new, self._environ)
+            terms = _terms(new, self._environ)
             if self._front is not None:
                 self._front.reconfigure(new.api.url)
         except ConfigError as error:
             self._log.error("reload_refused", error=str(error))
         else:
-            self._adopt(loaded, new)
-            self._tokens, self._terms = tokens, terms
+            self._take_over(loaded, new)
+            self._tokens, self._secret, self._terms = tokens, secret, terms
             if self._http is not None:
                 self._http.terms = terms
-            pipeline.reconfigure(delivery)
+            self._identify()
+            pipeline.reconfigure(own_delivery(new, secret, SEAMS))
+            if self._adoption is not None:
+                self._adoption.reconfigure(spool_terms(new, secret, SEAMS))
         self._notifier.notify("READY=1")
 
-    def _adopt(self, loaded: Config, new: Config) -> None:
+    def _take_over(self, loaded: Config, new: Config) -> None:
         for key in config.needs_restart(self._config, loaded):
             self._log.warning("restart_needed", key=key)
         changed = config.differences(self._config, new)
@@ -275,21 +329,6 @@ class Daemon:
             await pipeline.commit_once()
             self._notifier.notify("WATCHDOG=1")
             await anyio.sleep(self._notifier.watchdog_seconds / 3)
-
-
-class _Fingerprint(NamedTuple):
-    """What changes when a file does; `changed_at` is in seconds since the epoch."""
-
-    changed_at: float
-    inode: int
-    size: int
-
-
-class _TokenFiles(NamedTuple):
-    """The files with the API's token, and with that of clients over TCP."""
-
-    api: _Fingerprint | None
-    clients: _Fingerprint | None
 
 
 def _open_sockets(settings: Config, environ: Mapping[str, str]) -> dict[str, Bound]:
@@ -331,52 +370,6 @@ def _connections(stream: StreamListener | None) -> Connections:
 
 def _terms(settings: Config, environ: Mapping[str, str]) -> Terms:
     return Terms(config.read_http_token(settings, environ), settings.api.team_id, settings.api.slug)
-
-
-def _delivery(settings: Config, environ: Mapping[str, str]) -> Delivery:
-    api, batch = settings.api, settings.batch
-    token = config.read_token(settings, environ)
-    endpoint = Endpoint(
-        url=api.url,
-        token=token.get_secret_value() if token is not None else None,
-        team_id=api.team_id,
-        slug=api.slug,
-        timeout=api.timeout,
-    )
-    return Delivery(
-        transport=HttpTransport(endpoint, wall_clock=SEAMS.wall_clock),
-        settings=policy.Settings(
-            max_events=batch.max_events,
-            concurrency=batch.concurrency,
-            initial_delay=settings.retry.initial_delay,
-            max_delay=settings.retry.max_delay,
-            probe_interval=settings.pause.probe_interval,
-            max_probe_interval=settings.pause.max_probe_interval,
-            rejections_in_a_row=settings.pause.rejections_in_a_row,
-            requests_per_minute=api.max_requests_per_minute,
-        ),
-        options=source.Options(
-            max_bytes=batch.max_bytes,
-            max_delay=batch.max_delay,
-            max_age=settings.queue.max_age,
-            split_sessions=batch.split_sessions,
-        ),
-    )
-
-
-def _token_files(settings: Config, environ: Mapping[str, str]) -> _TokenFiles:
-    return _TokenFiles(_fingerprint(config.token_source(settings, environ)), _fingerprint(settings.http.token_file))
-
-
-def _fingerprint(path: Path | str | None) -> _Fingerprint | None:
-    """Return what a token's file looks like; None if the token comes from elsewhere, or the file is being replaced."""
-    if not isinstance(path, Path):
-        return None
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return _Fingerprint(status.st_mtime, status.st_ino, status.st_size)
 
 
 def _raise_file_limit() -> int:

@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from agent.adoption import Report
 from agent.pipeline import Status
 from agent.queue.cursor import DROP_REASONS
 
@@ -28,8 +29,8 @@ class Clients(NamedTuple):
     answered: Mapping[str, Mapping[int, int]] = {}
 
 
-def render(statuses: Mapping[str, Status], clients: Clients, now: float) -> bytes:
-    """Return every counter and gauge; `now` is in seconds since the epoch."""
+def render(statuses: Mapping[str, Status], clients: Clients, now: float, adopted: Report | None = None) -> bytes:
+    """Return every counter and gauge; `now` is in seconds since the epoch. Without adoption there are none of spools."""
     families = [
         CounterMetricFamily(
             _PREFIX + "lines_rejected", "Lines that were not valid, since the start.", value=clients.rejected
@@ -44,6 +45,7 @@ def render(statuses: Mapping[str, Status], clients: Clients, now: float) -> byte
         _answers(clients.answered),
         *_ledgers(statuses),
         *_gauges(statuses, now),
+        *(_spools(adopted) if adopted is not None else ()),
     ]
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Fixed(families))
@@ -104,6 +106,27 @@ def _gauges(statuses: Mapping[str, Status], now: float) -> Iterator[Metric]:
         for each in _STATES:
             state.add_metric([name, each], each == status.state)
     yield from (size, age, state, failing)
+
+
+def _spools(adopted: Report) -> Iterator[Metric]:
+    ledger = adopted.ledger
+    counts = {"delivered": ledger.delivered, "dead_lettered": ledger.dead_lettered}
+    settled = CounterMetricFamily(
+        _PREFIX + "adopted_events",
+        "Events of adopted spools that are finished, by what became of them.",
+        labels=["outcome"],
+    )
+    for outcome, count in (counts | {reason: ledger.dropped.get(reason, 0) for reason in DROP_REASONS}).items():
+        settled.add_metric([outcome], count)
+    yield settled
+    finished = "Adopted spools of which nothing waits any more."
+    yield CounterMetricFamily(_PREFIX + "adopted_spools_finished", finished, value=adopted.finished)
+    queued = sum(each.ledger.queued for each in adopted.under_way)
+    yield GaugeMetricFamily(_PREFIX + "adopted_events_queued", "Events that wait in adopted spools.", value=queued)
+    open_now = len(adopted.under_way)
+    yield GaugeMetricFamily(_PREFIX + "adopted_spools_open", "Spools that are being delivered.", value=open_now)
+    left = "Directories among the spools that are left alone; the status says why."
+    yield GaugeMetricFamily(_PREFIX + "adopted_spools_left", left, value=len(adopted.left))
 
 
 def _counter(name: str, text: str, *labels: str) -> CounterMetricFamily:

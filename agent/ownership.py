@@ -10,16 +10,17 @@ from agent.config import Config
 from agent.errors import QueueLockedError, StorageError
 from agent.queue import segment
 from agent.queue.filesystem import FOREIGN, Filesystem, Lock
+from agent.queue.spool import DESTINATION, LOCK, Account
 from agent.queue.store import Limits
 
-DESTINATION = "default"
+__all__ = ["DESTINATION", "account_of", "limits_of", "lock_queue"]
 
 
 def lock_queue(fs: Filesystem, directory: Path) -> Lock:
     """Become the queue directory's only user. Raises QueueLockedError if another process is, StorageError if it cannot."""
     try:
         fs.make_directory(directory)
-        lock = fs.lock(directory / "lock")
+        lock = fs.lock(directory / LOCK)
     except OSError as error:
         reason = f"{directory}: the queue directory cannot be used: {error.strerror or error}"
         if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
@@ -27,7 +28,7 @@ def lock_queue(fs: Filesystem, directory: Path) -> Lock:
         elif error.errno in {errno.EEXIST, errno.ENOTDIR}:
             reason += ": move away what is in the way, or set queue.directory"
         elif error.errno in FOREIGN:
-            reason = f"{directory / 'lock'}: is no regular file: move it away"
+            reason = f"{directory / LOCK}: is no regular file: move it away"
         raise StorageError(reason) from error
     if lock is None:
         raise QueueLockedError(f"{directory}: another daemon uses this queue: stop it, or set another queue.directory")
@@ -46,3 +47,8 @@ def limits_of(settings: Config) -> Limits:
         min_free_bytes=queue.min_free_bytes,
         sync=queue.sync,
     )
+
+
+def account_of(settings: Config) -> Account:
+    """Return where the events of a configuration go."""
+    return Account(settings.api.url, settings.api.team_id, settings.api.slug)

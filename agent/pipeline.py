@@ -83,6 +83,7 @@ class Pipeline:
         self._storage_error: str | None = None
         self._sync_error: str | None = None
         self._stats = Stats()
+        self._last_worker: anyio.Event | None = None
         self.fs = fs
         self.store = Store(fs, directory, limits)
         self.dead_letters = DeadLetters.beside(fs, directory, limits)
@@ -118,6 +119,11 @@ class Pipeline:
     def ledger(self) -> Ledger:
         """Return the counts of promise 3, which hold at every moment."""
         return self.store.cursor.ledger()
+
+    def delivery_state(self) -> tuple[str, str | None]:
+        """Return what `status` says of delivery, and the reason for it, without reading the queue."""
+        name, reason, _ = _describe(self._worker.state, anyio.current_time())
+        return name, reason
 
     async def status(self) -> Status:
         """Return how the pipeline is doing; reads the queue for the age of its oldest event."""
@@ -280,6 +286,16 @@ class Pipeline:
         finally:
             self._committer.close()
 
+    async def wind_up(self, seconds: float) -> None:
+        """Begin no more requests, and end `run` when those under way have been answered, or after `seconds`."""
+        self._last_worker = anyio.Event()
+        self._worker.stop()
+        try:
+            with anyio.move_on_after(seconds):
+                await self._last_worker.wait()
+        finally:
+            self._committer.close()
+
     async def close(self) -> None:
         """Close the files and the transport. Raises StorageError if the cursor could not be made durable."""
         try:
@@ -295,6 +311,8 @@ class Pipeline:
         """Run one worker after another: each new configuration gets a new one, which begins at the cursor."""
         while True:
             await self._worker.run()
+            if self._last_worker is not None:
+                return self._last_worker.set()
             if self.paused_since is not None:  # only now: the last answers may have been to the old token
                 self._worker.resume()
             old = self._worker

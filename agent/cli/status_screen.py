@@ -4,7 +4,7 @@ It knows the keys of `agent.control`'s answer and words for them. It must never 
 """
 
 import datetime as dt
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -29,7 +29,9 @@ def screen(status: Mapping[str, Any], now: float) -> RenderableType:
     """Return the screen for a `GET /status`; `now` is in seconds since the epoch."""
     parts: list[RenderableType] = [_headline(status)]
     for name, destination in status["destinations"].items():
-        parts += [Text(), Text(name, style="bold"), _table(destination, status["rejected"], now)]
+        parts += [Text(), Text(name, style="bold"), _table(_rows(destination, status["rejected"], now))]
+    if adopted := status.get("adopted"):
+        parts += [Text(), Text("adopted spools", style="bold"), _table(_spools(adopted))]
     return Group(*parts)
 
 
@@ -46,11 +48,11 @@ def _headline(status: Mapping[str, Any]) -> Text:
     return Text(" · ".join(facts))
 
 
-def _table(destination: Mapping[str, Any], rejected: int, now: float) -> Table:
+def _table(rows: Iterable[tuple[str, Text]]) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for label, text in _rows(destination, rejected, now):
+    for label, text in rows:
         table.add_row(Text(f"  {label}"), text)
     return table
 
@@ -144,6 +146,19 @@ def _dead_letters(ledger: Mapping[str, Any], kept: int | None) -> Text:
 
 def _counted(count: int, noun: str, meaning: str, nothing: str) -> Text:
     return Text(f"{amount(count, noun)} {meaning}", style="yellow") if count else Text(nothing)
+
+
+def _spools(adopted: Mapping[str, Any]) -> Iterator[tuple[str, Text]]:
+    for each in adopted["under_way"]:
+        waits = f"{amount(each['ledger']['queued'], 'event')} queued"
+        state = f"{each['state'].replace('_', ' ')}{': ' if each['reason'] else ''}{each['reason'] or ''}"
+        yield "under way", Text(f"{each['directory']}: {waits}, {state}")
+    if not adopted["under_way"]:
+        yield "under way", Text("none")
+    yield "finished", Text(amount(adopted["finished"], "spool"))
+    for each in adopted["left"]:
+        yield "left alone", Text(f"{each['directory']}: {each['reason']}", style="yellow")
+    yield "ledger", _equation(adopted["ledger"])
 
 
 def _equation(ledger: Mapping[str, Any]) -> Text:

@@ -4,6 +4,7 @@ It knows files, directories and locks. It must never know what the bytes mean. E
 callers translate: a path's meaning (segment, cursor, dead letter) is theirs. Nothing here retries, above all not a sync.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -78,6 +79,12 @@ class Filesystem(Protocol):
 
     def sync_directory(self, path: Path) -> None:
         """Make the directory's names durable."""
+
+    def is_directory(self, path: Path) -> bool:
+        """Tell whether a directory of its own stands there, not a link to one; False for nothing at all."""
+
+    def remove_directory(self, path: Path) -> None:
+        """Remove an empty directory; one that is gone already is fine."""
 
     def mode(self, path: Path) -> int:
         """Return a file's or directory's permissions, such as 0o600; of a symbolic link its own."""
@@ -166,7 +173,11 @@ class OsFilesystem:
         if not existed:
             if not path.parent.is_dir():
                 self.make_directory(path.parent)
-            path.mkdir(mode=DIRECTORY_MODE)
+            try:
+                path.mkdir(mode=DIRECTORY_MODE)
+            except FileExistsError:
+                if not path.is_dir():  # else another process was faster
+                    raise
         try:
             self.sync_directory(path.parent)  # even if it was there: whoever made it may have been killed before this
         except PermissionError:  # the parent may be somebody else's, who then made the directory for us
@@ -189,6 +200,16 @@ class OsFilesystem:
         finally:
             os.close(fd)
 
+    def is_directory(self, path: Path) -> bool:
+        try:
+            return stat.S_ISDIR(path.lstat().st_mode)
+        except FileNotFoundError:
+            return False
+
+    def remove_directory(self, path: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            path.rmdir()
+
     def mode(self, path: Path) -> int:
         return stat.S_IMODE(path.lstat().st_mode)
 
@@ -202,6 +223,12 @@ class OsFilesystem:
         return room.f_bavail * room.f_frsize
 
     def lock(self, path: Path) -> Lock | None:
+        # Whoever removes a queue removes its lock, perhaps between our opening and locking it: then it keeps nobody out.
+        while (fd := self._flocked(path)) is not None and not os.fstat(fd).st_nlink:
+            os.close(fd)
+        return None if fd is None else OsLock(fd)
+
+    def _flocked(self, path: Path) -> int | None:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -211,7 +238,7 @@ class OsFilesystem:
         except OSError:
             os.close(fd)
             raise
-        return OsLock(fd)
+        return fd
 
 
 def put_aside(fs: Filesystem, path: Path) -> None:

@@ -1,13 +1,16 @@
 """What the queue may rely on from any Filesystem: the same promises held by the real disk and by the fake."""
 
 import errno
+import fcntl
 import os
+import shutil
 import socket
 import stat
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -276,6 +279,42 @@ class TestNames:
         assert disk.filesystem.free_bytes(disk.root) > 0
 
 
+class TestDirectories:
+    def test_a_directory_is_told_from_a_file_and_from_nothing(self, disk: Disk) -> None:
+        disk.filesystem.make_directory(disk.root / "one")
+        found = [
+            disk.filesystem.is_directory(path) for path in (disk.root / "one", disk.put("file", b""), disk.root / "no")
+        ]
+        assert found == [True, False, False]
+
+    def test_an_empty_directory_is_removed_and_a_missing_one_is_fine(self, disk: Disk) -> None:
+        path = disk.root / "one"
+        disk.filesystem.make_directory(path)
+        for _ in range(2):
+            disk.filesystem.remove_directory(path)
+        assert not disk.filesystem.is_directory(path)
+        assert "one" not in disk.filesystem.names(disk.root)
+        disk.filesystem.make_directory(path)
+        assert disk.filesystem.names(path) == []
+
+    def test_a_directory_that_is_not_empty_stays(self, disk: Disk) -> None:
+        path = disk.root / "one"
+        disk.filesystem.make_directory(path)
+        kept = disk.put("one/file", b"kept")
+        with pytest.raises(OSError, match="not empty"):
+            disk.filesystem.remove_directory(path)
+        assert disk.get(kept) == b"kept"
+        disk.filesystem.unlink(kept)
+        disk.filesystem.remove_directory(path)
+        assert disk.filesystem.names(disk.root) == []
+
+    def test_a_file_is_not_removed_as_a_directory(self, disk: Disk) -> None:
+        path = disk.put("file", b"kept")
+        with pytest.raises(NotADirectoryError):
+            disk.filesystem.remove_directory(path)
+        assert disk.get(path) == b"kept"
+
+
 class TestLocks:
     def test_a_lock_is_exclusive_until_released(self, disk: Disk) -> None:
         path = disk.root / "lock"
@@ -303,6 +342,43 @@ class TestLocks:
 
 class TestOperatingSystem:
     """Promises that only a real disk can hold."""
+
+    def test_several_may_make_the_same_directories_at_once(self, tmp_path: Path) -> None:
+        def make(number: int) -> None:
+            OsFilesystem().make_directory(tmp_path / "a" / "b" / "c" / str(number))
+
+        with ThreadPoolExecutor(8) as pool:
+            for _ in range(20):
+                list(pool.map(make, range(8)))
+                assert len(OsFilesystem().names(tmp_path / "a/b/c")) == 8
+                shutil.rmtree(tmp_path / "a")
+
+    def test_a_link_to_a_directory_is_none(self, tmp_path: Path) -> None:
+        (tmp_path / "one").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "one")
+        assert not OsFilesystem().is_directory(tmp_path / "link")
+        with pytest.raises(NotADirectoryError):
+            OsFilesystem().remove_directory(tmp_path / "link")
+
+    def test_a_lock_on_a_file_that_was_removed_meanwhile_keeps_nobody_out_so_the_new_one_is_locked(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "lock"
+        flocks: list[int] = []
+
+        def removed_before(fd: int, operation: int) -> None:
+            if not flocks:
+                path.unlink()
+            flocks.append(fd)
+            real(fd, operation)
+
+        real = fcntl.flock
+        monkeypatch.setattr(fcntl, "flock", removed_before)
+        lock = OsFilesystem().lock(path)
+        assert lock is not None
+        assert path.exists()
+        assert OsFilesystem().lock(path) is None
+        lock.release()
 
     def test_files_and_directories_are_private(self, tmp_path: Path) -> None:
         filesystem = OsFilesystem()

@@ -221,6 +221,22 @@ class Names:
         self._directories[path] = {}
         self.sync(path.parent)
 
+    def is_directory(self, path: Path) -> bool:
+        """Tell whether it is one."""
+        return path in self._directories
+
+    def remove_directory(self, path: Path) -> None:
+        """Remove an empty one, durably, if it is there."""
+        if path not in self._directories:
+            if self.entries(path.parent).get(path.name) is not None:
+                raise os_error(errno.ENOTDIR, path)
+            return
+        if self.entries(path):
+            raise os_error(errno.ENOTEMPTY, path)
+        self.sync(path)
+        del self._directories[path]
+        del self._directories[path.parent][path.name]
+
     def change(self, change: NameChange) -> list[Inode]:
         """Make the change visible and pending; return the inodes that lost a name. Additions come before removals."""
         replaced = [self._set(path, inode) for path, inode in change.items()]

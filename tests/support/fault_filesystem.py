@@ -9,7 +9,8 @@ What survives `crash()`, where the chooser decides among all that is allowed:
 - *Names.* A name created, renamed or removed is durable after `sync_directory` of its parent, never through `File.sync`.
   Operations on one name survive in order; operations on different names are independent, which is all that POSIX promises.
   `ordered_names=True` adds what ext4's journal does: a directory keeps a prefix of its operations. A rename is always
-  atomic, between directories too. `make_directory` is durable on return, so directories always survive.
+  atomic, between directories too. `make_directory` is durable on return, so directories always survive, and so do removals:
+  `remove_directory` is durable too.
 - *A failed sync* marks the pages clean, as Linux does: what was written before is still read back, a later sync succeeds,
   and yet the data is gone after a crash; where the file grew, zeros stand in its place.
   (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020.)
@@ -67,7 +68,10 @@ When = Literal["before", "after"]
 
 UNLIMITED: Final = 1 << 40
 MUTATING: Final = frozenset(
-    {"create", "lock", "make_directory", "pwrite", "rename", "set_mode", "sync", "sync_directory", "truncate", "unlink"}
+    {
+        *("create", "lock", "make_directory", "pwrite", "remove_directory", "rename"),
+        *("set_mode", "sync", "sync_directory", "truncate", "unlink"),
+    }
 )
 """The operations that change what a crash may leave; crash points around the others only repeat these."""
 
@@ -261,6 +265,12 @@ class FaultFilesystem(Faults):
 
     def sync_directory(self, path: Path) -> None:
         self.perform("sync_directory", path, lambda: self._names.sync(path))
+
+    def is_directory(self, path: Path) -> bool:
+        return self.perform("is_directory", path, lambda: self._names.is_directory(path))
+
+    def remove_directory(self, path: Path) -> None:
+        self.perform("remove_directory", path, lambda: self._names.remove_directory(path))
 
     def mode(self, path: Path) -> int:
         """Return what it was created with, or what was set last; permissions survive everything, and keep nobody out."""

@@ -79,6 +79,7 @@ DEFAULTS: dict[str, object] = {
     "http.max_connections": 512,
     "front.enabled": False,
     "queue.directory": Path("/home/ci/.local/state/artifacts-agent"),
+    "queue.adopt": None,
     "queue.segment_bytes": 8 * 1024**2,
     "queue.max_bytes": 1024**3,
     "queue.max_age": 7 * 86400.0,

@@ -1,0 +1,274 @@
+"""What makes a queue directory a spool that another agent can adopt: whose account it is for, and who has counted it.
+
+It knows the files beside the queue: `identity.json`, `settled.json` and `adopted.ndjson`. It must never know delivery, or who
+looks for spools.
+
+A ledger is counted once, whatever crash comes between, because each step is durable before the next one:
+
+1. the adopter marks the spool as settled, with its own identity and the spool's ledger;
+2. it writes that ledger to its own list, under the spool's identity, which a second time changes nothing;
+3. it removes the spool, the mark last.
+
+From the mark on nobody else counts the spool, except an agent that has adopted the adopter, and with it its list.
+"""
+
+import contextlib
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from agent.errors import StorageError
+from agent.queue import segment
+from agent.queue.cursor import Cursor, Ledger
+from agent.queue.cursor_file import newest_in, read_slots
+from agent.queue.filesystem import UNFINISHED, Filesystem
+from agent.queue.snapshot import LogSnapshot
+
+T = TypeVar("T")
+
+DESTINATION = "default"
+LOCK = "lock"
+LOG = "agent.log"  # of an agent that `exec` started
+_IDENTITY = "identity.json"
+_SETTLED = "settled.json"
+_ADOPTED = "adopted.ndjson"
+_BELOW = ("segments", "quarantine", "dead-letters", "dead-letters/quarantine")
+_PARTS = (Path(), Path(DESTINATION), *(Path(DESTINATION, name) for name in _BELOW))  # each after the one that it is in
+_FILES = frozenset(map(Path, [LOCK, LOG, _IDENTITY, _SETTLED, _ADOPTED, "default/cursor"]))
+_MAX_BYTES = 64 * 1024 * 1024
+NOTHING = Ledger(0, 0, 0, {}, 0)
+
+
+class Account(msgspec.Struct, frozen=True):
+    """Where events go: what a destination is known by, apart from its token, which may be replaced at any time."""
+
+    url: str
+    team_id: str | None = None
+    slug: str | None = None
+
+    def __str__(self) -> str:
+        teams = (self.team_id and f"team {self.team_id}", self.slug and f"team {self.slug}")
+        return ", ".join([self.url, *(team for team in teams if team)])
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """A spool's `identity.json`: an id that no other spool has, and the account that its events are for."""
+
+    id: str
+    account: Account
+
+
+class Settled(msgspec.Struct, frozen=True):
+    """A spool's `settled.json`: nothing is queued any more; the agent whose id is `by` counts it, as `ledger`."""
+
+    id: str
+    by: str
+    ledger: Ledger
+
+
+class Adopted(msgspec.Struct, frozen=True):
+    """A line of `adopted.ndjson`: a spool that was adopted, and its final ledger."""
+
+    id: str
+    directory: str
+    ledger: Ledger
+
+
+def add(ledgers: Iterable[Ledger]) -> Ledger:
+    """Return the sum of several ledgers."""
+    total = NOTHING
+    for one in ledgers:
+        names = total.dropped | one.dropped
+        total = Ledger(
+            total.accepted + one.accepted,
+            total.delivered + one.delivered,
+            total.dead_lettered + one.dead_lettered,
+            {name: total.dropped.get(name, 0) + one.dropped.get(name, 0) for name in names},
+            total.queued + one.queued,
+            total.retried + one.retried,
+        )
+    return total
+
+
+# Identity
+
+
+def read_identity(fs: Filesystem, directory: Path) -> Identity | None:
+    """Return whose spool it is; None if it does not say. Raises StorageError if that cannot be read."""
+    return _read_json(fs, directory / _IDENTITY, Identity)
+
+
+def identify(fs: Filesystem, directory: Path, account: Account, new_id: str) -> Identity:
+    """Have the spool say durably that its events are for `account`; it keeps the id that it has. Raises StorageError.
+
+    A damaged identity is replaced.
+    """
+    found = None
+    with contextlib.suppress(StorageError):
+        found = read_identity(fs, directory)
+    identity = Identity(found.id if found else new_id, account)
+    if identity != found:
+        _write_json(fs, directory / _IDENTITY, identity)
+    return identity
+
+
+# The mark
+
+
+def settle(fs: Filesystem, directory: Path, settled: Settled) -> None:
+    """Mark a spool as settled, durably. Raises StorageError."""
+    _write_json(fs, directory / _SETTLED, settled)
+
+
+def read_settled(fs: Filesystem, directory: Path) -> Settled | None:
+    """Return a spool's mark; None if there is none, or the spool has taken events since. Raises StorageError."""
+    settled = _read_json(fs, directory / _SETTLED, Settled)
+    if settled is None:
+        return None
+    newest = newest_in(read_slots(fs, directory / DESTINATION / "cursor"))
+    if newest is not None and Cursor.from_state(newest.state).ledger() != settled.ledger:
+        return None
+    return settled
+
+
+def is_spool(names: Iterable[str]) -> bool:
+    """Tell by the names in a directory whether an agent made it."""
+    return not {LOCK, _SETTLED}.isdisjoint(names)
+
+
+# The list
+
+
+class AdoptedList:
+    """The spools that the agent in `directory` has adopted, each counted once."""
+
+    def __init__(self, fs: Filesystem, directory: Path) -> None:
+        """Read the list. Raises StorageError; a line that cannot be understood is left out, and kept out."""
+        self._fs = fs
+        self._path = directory / _ADOPTED
+        self.lines: Mapping[str, Adopted] = read_adopted(fs, directory)  # replaced, never changed
+
+    def __contains__(self, spool_id: str) -> bool:
+        return spool_id in self.lines
+
+    def record(self, lines: Mapping[str, Adopted]) -> None:
+        """Write these lines to the list, durably; of the same spool the later one counts. Raises StorageError."""
+        new = {**self.lines}
+        for spool_id, line in lines.items():
+            if spool_id not in new or new[spool_id].ledger.accepted < line.ledger.accepted:
+                new[spool_id] = line
+        if new != self.lines:
+            _write(self._fs, self._path, b"".join(msgspec.json.encode(line) + b"\n" for line in new.values()))
+            self.lines = new
+
+
+def read_adopted(fs: Filesystem, directory: Path) -> dict[str, Adopted]:
+    """Return what a spool's agent has adopted itself, by id. Raises StorageError."""
+    lines = {}
+    for text in (_read(fs, directory / _ADOPTED) or b"").splitlines():
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+            line = msgspec.json.decode(text, type=Adopted)
+            lines[line.id] = line
+    return lines
+
+
+# The end
+
+
+def linked(fs: Filesystem, directory: Path) -> Path | None:
+    """Return what stands in the place of one of a spool's directories and is none, such as a link to elsewhere."""
+    for part in _PARTS[1:]:
+        path = directory / part
+        if fs.is_directory(path.parent) and path.name in fs.names(path.parent) and not fs.is_directory(path):
+            return path
+    return None
+
+
+def kept_in(fs: Filesystem, directory: Path) -> str | None:
+    """Say what in a settled spool somebody may want; None if it can be removed. Raises StorageError or OSError."""
+    letters = LogSnapshot.read(fs, directory / DESTINATION / "dead-letters").view
+    count = letters.next_seq - letters.segments[0].first_seq if letters.segments else 0
+    if count:
+        return "1 dead letter" if count == 1 else f"{count} dead letters"
+    found = (
+        part / name
+        for part in _PARTS
+        if fs.is_directory(directory / part)
+        for name in fs.names(directory / part)
+        if not _goes(fs, directory, part / name)
+    )
+    return next((str(path) for path in found), None)
+
+
+def _goes(fs: Filesystem, directory: Path, path: Path) -> bool:
+    """Tell whether what stands there is of no use once the spool is settled; damaged bytes and others' files are."""
+    if fs.is_directory(directory / path):
+        return path in _PARTS
+    is_segment = path.parent.name in {"segments", "dead-letters"} and segment.parse_name(path.name) is not None
+    return is_segment or path in _FILES or path.suffix == UNFINISHED
+
+
+def remove(fs: Filesystem, directory: Path) -> None:
+    """Remove a spool of which nothing must be kept, the mark last. Raises OSError; then it can be done again."""
+    for part in reversed(_PARTS[1:]):
+        if fs.is_directory(directory / part):
+            _empty(fs, directory / part, but=())
+            fs.remove_directory(directory / part)
+    _empty(fs, directory, but=(_SETTLED,))
+    fs.unlink(directory / _SETTLED)
+    fs.remove_directory(directory)
+    fs.sync_directory(directory.parent)
+
+
+def _empty(fs: Filesystem, directory: Path, but: Collection[str]) -> None:
+    for name in fs.names(directory):
+        if name not in but:
+            fs.unlink(directory / name)
+    fs.sync_directory(directory)
+
+
+# Files
+
+
+def _read_json(fs: Filesystem, path: Path, kind: type[T]) -> T | None:
+    data = _read(fs, path)
+    try:
+        return None if data is None else msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise StorageError(f"{path}: is not what an agent writes: {error}") from error
+
+
+def _write_json(fs: Filesystem, path: Path, value: object) -> None:
+    _write(fs, path, msgspec.json.encode(value) + b"\n")
+
+
+def _read(fs: Filesystem, path: Path) -> bytes | None:
+    try:
+        file = fs.open(path)
+        try:
+            return file.pread(_MAX_BYTES, 0)
+        finally:
+            file.close()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _write(fs: Filesystem, path: Path, data: bytes) -> None:
+    """Put a file there, whole and durable, or leave what was there."""
+    unfinished = path.with_name(path.name + UNFINISHED)
+    try:
+        fs.unlink(unfinished)
+        file = fs.create(unfinished)
+        try:
+            file.pwrite(data, 0)
+            file.sync()
+        finally:
+            file.close()
+        fs.rename(unfinished, path)
+        fs.sync_directory(path.parent)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
