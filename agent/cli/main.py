@@ -20,6 +20,7 @@ INTERRUPTED = 130
 
 _COMMANDS = {
     "run": "agent.cli.run:run",
+    "exec": "agent.cli.exec:exec_",
     "emit": "agent.cli.emit:emit",
     "status": "agent.cli.status:status",
     "flush": "agent.cli.flush:flush",

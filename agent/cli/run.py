@@ -1,5 +1,6 @@
 """`run`: the daemon itself."""
 
+import contextlib
 import os
 import sys
 from collections.abc import MutableMapping
@@ -15,7 +16,8 @@ from agent.cli.options import config_option, find_config
 
 @click.command()
 @config_option
-def run(path: Path | None) -> None:
+@click.option("--job", type=click.Path(path_type=Path), hidden=True)
+def run(path: Path | None, job: Path | None) -> None:
     """Run the daemon in the foreground.
 
     It takes events on its sockets, keeps them in the queue directory and delivers them. Logs go to standard error.
@@ -27,7 +29,14 @@ def run(path: Path | None) -> None:
     from agent import config, daemon
 
     # Found once: a file that is missing at a reload must be an error, not a reason to fall back on the defaults.
-    daemon.run(partial(config.load, find_config(path), os.environ), os.environ)
+    load = partial(config.load, find_config(path), os.environ)
+    if job is None:
+        return daemon.run(load, os.environ)
+    try:  # for `exec`: it has the other end of standard input, and `job` is a directory for sockets
+        return daemon.run(load, os.environ, sys.stdin.fileno())
+    finally:
+        with contextlib.suppress(OSError):
+            job.rmdir()
 
 
 def _start_lean(environ: MutableMapping[str, str]) -> None:

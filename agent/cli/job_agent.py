@@ -1,0 +1,365 @@
+"""The agent of a job that `exec` runs: the one that runs already, or one that is started, flushed and ended with the job.
+
+It knows the control socket, and a daemon as a process with its spool. It must never know the command, or print anything.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import secrets
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+from urllib.parse import urlencode
+
+from agent import config
+from agent.cli.words import amount
+from agent.config import SOCKET_PATH_LIMIT, Config
+from agent.errors import AgentError, NotRunningError, StorageError
+
+ASK_SECONDS = 2.0
+GRACE_SECONDS = 2.0
+START_SECONDS = 10.0
+# What the supervisor of this process has set is not for another one.
+_NOT_INHERITED = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+_LONGEST_NAME = "artifacts-agent-12345678/control.sock"
+
+
+class JobAgent:
+    """An agent that runs, behind the control socket at `control`; `variables` are for the command."""
+
+    def __init__(self, control: Path, stream: Path | None) -> None:
+        self.control = control
+        self.stream = stream
+        self.variables: dict[str, str] = {}
+        if stream is not None:
+            self.variables["ARTIFACTS_AGENT_SOCKET"] = str(stream)
+
+    @property
+    def place(self) -> str:
+        """Where events wait."""
+        return "the queue of the agent"
+
+    def flush(self, seconds: float) -> int:
+        """Wait until everything written before has left the queue, or the time is over; return how much is queued.
+
+        Raises AgentError.
+        """
+        value = _ask(_Unix(self.control, seconds + GRACE_SECONDS), "POST", f"/flush?deadline={seconds!r}")
+        queued = value.get("queued")
+        if not isinstance(queued, int):
+            raise AgentError("the agent's answer to a flush is not understood: is it as new as this command?")
+        return queued
+
+    def end(self, seconds: float) -> str | None:
+        """Flush; return what to say of what is left. Raises AgentError."""
+        queued = self.flush(seconds)
+        return f"{amount(queued, 'event')} not delivered yet, in {self.place}, which goes on" if queued else None
+
+    def take_front(self, environ: Mapping[str, str]) -> None:
+        """Add the address of the front to `variables`. Raises AgentError if clients would fare worse with it than without."""
+        front = self._front()
+        if front.address is None:
+            raise AgentError("the agent has no front on a port: see http.listen and front.enabled")
+        wanted = environ.get("TURBO_API", "").rstrip("/")
+        if wanted and wanted not in {front.url, f"http://{front.address}"}:
+            raise AgentError(f"the agent is for {front.url}, and TURBO_API is another server")
+        _try_as_client(front.address, environ)
+        self.variables["TURBO_API"] = f"http://{front.address}"
+
+    def _front(self) -> "_Front":
+        status = _ask(_Unix(self.control, ASK_SECONDS), "GET", "/status")
+        http_, api = status.get("http") or {}, status.get("api") or {}
+        return _Front(http_.get("listen") if http_.get("forwards") else None, api.get("url"))
+
+
+class _Front(NamedTuple):
+    """Where a front is, and where it passes requests on to."""
+
+    address: str | None
+    url: str | None
+
+
+class GuestAgent(JobAgent):
+    """An agent of another user, to whom this one may send, and whom it may not ask: the configuration says where it is."""
+
+    def __init__(self, settings: Config) -> None:
+        super().__init__(settings.listen.control, settings.listen.stream)
+        address = settings.http.listen if settings.front.enabled else None
+        self._known = _Front(address, settings.api.url)
+
+    def end(self, seconds: float) -> str | None:
+        """Leave the rest to the agent: this user may not have it flush."""
+        return None
+
+    def _front(self) -> _Front:
+        return self._known
+
+
+def find(settings: Config) -> JobAgent | None:
+    """Return the agent that runs with this configuration; None if none does. Raises AgentError if it does not answer."""
+    control = settings.listen.control
+    try:
+        _ask(_Unix(control, ASK_SECONDS), "GET", "/status")
+    except NotRunningError:
+        return None
+    except _DeniedError:
+        return GuestAgent(settings)
+    return JobAgent(control, settings.listen.stream)
+
+
+class StartedAgent(JobAgent):
+    """An agent of this job's own. Its spool outlives it if there is something left in it."""
+
+    def __init__(self, spool: Path, runtime: Path, process: subprocess.Popen[bytes], lifeline: int) -> None:
+        super().__init__(runtime / "control.sock", runtime / "events.sock")
+        self.spool = spool
+        self._process = process
+        self._lifeline = lifeline
+        # So that `artifacts-agent flush` or another `exec` in the job find it.
+        self.variables["ARTIFACTS_AGENT_LISTEN_CONTROL"] = str(self.control)
+
+    @property
+    def place(self) -> str:
+        return str(self.spool)
+
+    def end(self, seconds: float) -> str | None:
+        """Flush, stop the agent, and remove its spool unless something is left in it; return what to say of that."""
+        until = time.monotonic() + seconds
+        with contextlib.suppress(AgentError):  # the spool says what is left
+            self.flush(seconds)
+        self.stop(max(until - time.monotonic(), GRACE_SECONDS))
+        if self._process.returncode is None:
+            return f"the agent does not end; what it has not delivered is in {self.spool}"
+        try:
+            return _tidy(self.spool)
+        except (OSError, StorageError) as error:
+            return f"{self.spool} stays, for the next agent: {error}"
+
+    def stop(self, seconds: float) -> None:
+        """Ask the agent to stop, after `seconds` to hurry; then let it go."""
+        for patience in (seconds, GRACE_SECONDS):
+            self._process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(patience)
+                break
+        self.let_go()
+        _remove_all(self.control.parent)  # an agent that was killed has left its sockets
+
+    def let_go(self) -> None:
+        """End the agent without waiting for it: it drains first."""
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+
+
+def start(settings: Config, path: Path | None, environ: Mapping[str, str]) -> StartedAgent:
+    """Start an agent for a job; return when it is ready. Raises AgentError or OSError: then nothing is left of it."""
+    from agent.queue.filesystem import OsFilesystem
+
+    state = config.state_directory(environ, os.geteuid())
+    parent = settings.queue.adopt or (state and state / "spools")
+    if parent is None:
+        raise AgentError("there is no place for its spool: set HOME, or queue.adopt")
+    spool, runtime = parent / secrets.token_hex(8), _runtime_directory(environ)
+    try:
+        OsFilesystem().make_directory(spool)
+        has_token = settings.http.token_file is not None or config.read_token(settings, environ) is not None
+        return _launch(spool, runtime, path, _environment(settings, environ, spool, runtime, with_front=has_token))
+    except (OSError, AgentError):
+        _remove_all(runtime)
+        _remove_all(spool)  # it has never taken an event
+        raise
+
+
+def _environment(
+    settings: Config, environ: Mapping[str, str], spool: Path, runtime: Path, *, with_front: bool
+) -> dict[str, str]:
+    """Return the environment of a job's agent; it adopts what earlier jobs have left, unless another agent is told to."""
+    own = {
+        "QUEUE_DIRECTORY": str(spool),
+        "QUEUE_ADOPT": str(spool.parent) if settings.queue.adopt is None else "",
+        "LISTEN_STREAM": str(runtime / "events.sock"),
+        "LISTEN_DATAGRAM": "",
+        "LISTEN_CONTROL": str(runtime / "control.sock"),
+        "LISTEN_MODE": "0600",
+        "LISTEN_GROUP": "",
+        "HTTP_SOCKET": "",
+        "HTTP_LISTEN": "127.0.0.1:0" if with_front else "",
+        "FRONT_ENABLED": "true" if with_front else "false",
+    }
+    inherited = {name: value for name, value in environ.items() if name not in _NOT_INHERITED}
+    notify = {"NOTIFY_SOCKET": str(runtime / "notify.sock")}
+    return inherited | {f"{config.PREFIX}{name}": value for name, value in own.items()} | notify
+
+
+def _launch(spool: Path, runtime: Path, path: Path | None, environ: Mapping[str, str]) -> StartedAgent:
+    # -P: a package called `agent` in the job's directory is not this one.
+    command = [sys.executable, "-P", "-m", "agent.cli", "run", "--job", str(runtime)]
+    command += ["--config", str(path)] if path is not None else []
+    ours, lifeline = os.pipe()
+    log = spool / "agent.log"
+    with _listening(runtime / "notify.sock") as notify:
+        try:
+            with log.open("ab") as output:
+                process = subprocess.Popen(
+                    command, stdin=ours, stdout=output, stderr=output, env=environ, start_new_session=True
+                )
+        except OSError:
+            os.close(lifeline)
+            raise
+        finally:
+            os.close(ours)
+        agent = StartedAgent(spool, runtime, process, lifeline)
+        if _is_ready(notify, process.pid):
+            return agent
+    agent.let_go()
+    process.kill()
+    process.wait()
+    raise AgentError(f"it did not start: {_last_words(log)}")
+
+
+@contextmanager
+def _listening(path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(str(path))
+        try:
+            yield notify
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _is_ready(notify: socket.socket, pid: int) -> bool:
+    deadline = time.monotonic() + START_SECONDS
+    ended = os.pidfd_open(pid)
+    try:
+        while readable := select.select([notify.fileno(), ended], [], [], max(deadline - time.monotonic(), 0.0))[0]:
+            if notify.fileno() not in readable:
+                return False
+            if b"READY=1" in notify.recv(4096).splitlines():
+                return True
+        return False
+    finally:
+        os.close(ended)
+
+
+def _last_words(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].removeprefix("artifacts-agent: ") if lines else f"not within {START_SECONDS:g} s"
+
+
+def _runtime_directory(environ: Mapping[str, str]) -> Path:
+    """Make a private directory for sockets, whose paths must be short."""
+    candidates = [environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp"]  # noqa: S108 - made by mkdtemp, for this user alone
+    parents = [parent for parent in candidates if parent.startswith("/") and os.access(parent, os.W_OK | os.X_OK)]
+    short = [parent for parent in parents if len(os.fsencode(parent)) + len(_LONGEST_NAME) < SOCKET_PATH_LIMIT]
+    if not short:
+        raise AgentError("there is no directory for its sockets: set XDG_RUNTIME_DIR or TMPDIR")
+    return Path(tempfile.mkdtemp(prefix="artifacts-agent-", dir=short[0]))
+
+
+def _tidy(directory: Path) -> str | None:
+    """Remove the spool of an agent that has ended, if it is settled; else return what is left in it."""
+    from agent.queue import spool
+    from agent.queue.filesystem import OsFilesystem
+    from agent.queue.snapshot import read_queue
+
+    fs = OsFilesystem()
+    try:
+        lock = fs.lock(directory / spool.LOCK)
+    except FileNotFoundError:
+        return None  # another agent has adopted it already
+    if lock is None:
+        return None  # or is about to
+    try:
+        ledger = read_queue(fs, directory / spool.DESTINATION).cursor.ledger()
+        if ledger.queued:
+            return f"{amount(ledger.queued, 'event')} not delivered yet, in {directory}, for the next agent"
+        if (kept := spool.kept_in(fs, directory)) is not None:
+            return f"{directory} stays because of {kept}"
+        spool.remove(fs, directory)
+    finally:
+        lock.release()
+    dropped = sum(ledger.dropped.values())
+    return f"{amount(dropped, 'event')} dropped: {', '.join(ledger.dropped)}" if dropped else None
+
+
+def _remove_all(directory: Path) -> None:
+    import shutil
+
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+# Asking
+
+
+class _DeniedError(AgentError):
+    """There is an agent, which this user may not ask."""
+
+
+class _Unix(http.client.HTTPConnection):
+    """A connection to a Unix socket. What httpx needs to be imported is more than all this takes."""
+
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("agent", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _ask(connection: _Unix, method: str, target: str) -> dict[str, Any]:
+    """Return what the control socket answers. Raises NotRunningError if nobody listens there, else AgentError."""
+    with connection:
+        try:
+            connection.request(method, target)
+            value = json.loads(connection.getresponse().read())
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise NotRunningError("no agent runs") from error
+        except PermissionError as error:
+            raise _DeniedError("this user may not ask the agent") from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise AgentError(f"the agent does not answer: {reason}") from error
+    if not isinstance(value, dict):
+        raise AgentError("the agent's answer is not understood")
+    return value
+
+
+def _try_as_client(address: str, environ: Mapping[str, str]) -> None:
+    """Send no event as the job's clients would. Raises AgentError if they would be refused."""
+    names = {"TURBO_TEAMID": "teamId", "TURBO_TEAM": "slug"}
+    query = urlencode({key: environ[name] for name, key in names.items() if environ.get(name)})
+    headers = {"authorization": f"Bearer {environ.get('TURBO_TOKEN', '')}", "content-type": "application/json"}
+    if not environ.get("TURBO_TOKEN"):
+        raise AgentError("TURBO_TOKEN is not set, which clients of the front need")
+    connection = http.client.HTTPConnection(address, timeout=ASK_SECONDS)
+    try:
+        connection.request("POST", f"/v8/artifacts/events?{query}", b"[]", headers)
+        answer = connection.getresponse()
+        body = answer.read()
+        if answer.status == http.client.UNAUTHORIZED:
+            raise AgentError("TURBO_TOKEN is not the token that the agent takes from clients")
+        if answer.status != http.client.OK:
+            raise AgentError(str(json.loads(body)["error"]["message"]))
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+        raise AgentError(f"the front does not answer: {error}") from error
+    finally:
+        connection.close()

@@ -1,0 +1,76 @@
+"""The command that `exec` runs: started as if by the shell itself, given the signals that are for it, and its end.
+
+It knows processes and signals. It must never know why the command is run, or an agent.
+
+The command is in the same process group as `exec`, so that a terminal treats both as one job: Ctrl-C, Ctrl-Z and `fg` reach the
+command from the terminal itself. What a process sends to `exec` alone is passed on.
+"""
+
+import contextlib
+import os
+import resource
+import signal
+from collections.abc import Mapping, Sequence
+
+from agent.errors import AgentError
+
+NOT_FOUND, NOT_EXECUTABLE = 127, 126
+PASSED_ON = frozenset(
+    (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
+)
+_AWAITED = PASSED_ON | {signal.SIGCHLD}
+_PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)
+
+
+class CommandError(AgentError):
+    """The command cannot be started."""
+
+    def __init__(self, command: str, error: OSError) -> None:
+        missing = isinstance(error, FileNotFoundError)
+        super().__init__(f"{command}: {'command not found' if missing else error.strerror}")
+        self.exit_code = NOT_FOUND if missing else NOT_EXECUTABLE
+
+
+def run(command: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Run a command to its end; return its exit code, or -N if signal N ended it. Raises CommandError."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
+    inherited = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored there is nothing to wait for
+    try:
+        try:
+            # What else is ignored, such as SIGHUP under nohup, stays so, and open files are inherited: make's jobserver is one.
+            pid = os.posix_spawnp(command[0], list(command), environ, setsigmask=before, setsigdef=_PYTHON_IGNORES)
+        except OSError as error:
+            raise CommandError(command[0], error) from error
+        return _wait(pid)
+    finally:
+        signal.signal(signal.SIGCHLD, inherited)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _wait(pid: int) -> int:
+    while True:
+        info = signal.sigwaitinfo(_AWAITED)
+        if info.si_signo == signal.SIGCHLD:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                return os.waitstatus_to_exitcode(status)
+        elif (
+            info.si_code <= 0 and info.si_pid != pid
+        ):  # sent by a process: what the kernel sends, the whole group has got
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, info.si_signo)
+
+
+def end_as(code: int) -> int:
+    """Return an exit code, or die of the signal -code: whoever looks sees what became of the command itself.
+
+    Returns 128 + N for signal N where that is not possible, as for the first process of a container.
+    """
+    if code >= 0:
+        return code
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    with contextlib.suppress(OSError):  # SIGKILL and SIGSTOP have no handlers
+        signal.signal(-code, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {-code})
+    os.kill(os.getpid(), -code)
+    return 128 - code
