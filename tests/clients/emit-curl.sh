@@ -1,0 +1,9 @@
+#!/bin/sh
+# emit SESSION EVENT SOURCE HASH MILLISECONDS: reports one use of the cache; never fails, and waits a second at most.
+emit() {
+  curl --silent --output /dev/null --max-time 1 --header 'Content-Type: application/json' \
+    --unix-socket "${ARTIFACTS_AGENT_HTTP_SOCKET-/run/artifacts-agent/http.sock}" http://localhost/v8/artifacts/events \
+    --data "[{\"sessionId\":\"$1\",\"source\":\"$3\",\"event\":\"$2\",\"hash\":\"$4\",\"duration\":$5}]" || :
+}
+
+emit "$@"

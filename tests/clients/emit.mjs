@@ -1,0 +1,17 @@
+import { connect } from "node:net";
+
+const path = process.env.ARTIFACTS_AGENT_SOCKET ?? "/run/artifacts-agent/events.sock";
+let socket;
+
+/** Reports one use of the cache. Never throws, never waits, and keeps no process from ending. */
+export function emit(event) {
+  if (!path) return;
+  if (!socket?.writable) {
+    socket = connect(path).unref().on("error", () => {}); // no daemon, or a lost one: the next event tries again
+    socket.setTimeout(500, () => socket.destroy()); // nobody reads: keep nothing any longer
+  }
+  if (socket.writableLength < 1 << 20) socket.write(JSON.stringify(event) + "\n");
+}
+
+const [sessionId, event, source, hash, duration] = process.argv.slice(2);
+emit({ sessionId, source, event, hash, duration: Number(duration) });
