@@ -2,8 +2,8 @@
 
 import click
 
-from agent.cli.options import PROGRAM
 from agent.cli.output import say
+from agent.cli.words import PROGRAM
 
 SHELLS = ("bash", "zsh", "fish")
 VARIABLE = "_ARTIFACTS_AGENT_COMPLETE"

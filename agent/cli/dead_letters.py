@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from agent.cli.asking import confirmed
-from agent.cli.options import PROGRAM, config_option, json_option, load_config
+from agent.cli.options import config_option, json_option, load_config
 from agent.cli.output import is_terminal, say, say_json, show
 from agent.cli.selecting import letter_options, letter_selection, limit_option, numbers_argument, yes_option
-from agent.cli.words import amount
+from agent.cli.words import PROGRAM, amount
 from agent.errors import AgentError
 
 if TYPE_CHECKING:

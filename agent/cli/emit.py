@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from agent.cli.emit_report import Report
-from agent.cli.options import PROGRAM
+from agent.cli.words import PROGRAM
 from agent.errors import AgentError
 
 _REASONS = {

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from agent import __version__
-from agent.cli.options import PROGRAM
+from agent.cli.words import PROGRAM
 from agent.errors import AgentError
 
 INTERRUPTED = 130

@@ -1,4 +1,4 @@
-"""What several commands share: the program's name, and the options that say where the configuration is and what to print.
+"""What several commands share: the options that say where the configuration is and what to print.
 
 It knows how the configuration file is found. It must never know what is in it.
 """
@@ -12,7 +12,6 @@ import click
 if TYPE_CHECKING:
     from agent.config import Config
 
-PROGRAM = "artifacts-agent"
 SYSTEM_CONFIG = Path("/etc/artifacts-agent/config.toml")
 
 config_option = click.option(

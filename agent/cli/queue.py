@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from agent.cli.asking import confirmed, require_somebody
-from agent.cli.options import PROGRAM, config_option, json_option, load_config
+from agent.cli.options import config_option, json_option, load_config
 from agent.cli.output import say, say_json, show
 from agent.cli.selecting import event_options, limit_option, selection, yes_option
+from agent.cli.words import PROGRAM
 
 if TYPE_CHECKING:
     from agent.cli.exporting import Writer

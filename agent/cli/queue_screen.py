@@ -7,8 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from agent.cli.options import PROGRAM
-from agent.cli.words import amount, duration, size
+from agent.cli.words import PROGRAM, amount, duration, size
 from agent.queue.audit import Audit, Finding
 from agent.queue.browse import Listing, SegmentReport
 from agent.timestamps import seconds_of

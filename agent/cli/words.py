@@ -1,5 +1,6 @@
-"""Numbers as people read them. Pure, and quick to import."""
+"""The program's name, and numbers as people read them. Pure, and quick to import."""
 
+PROGRAM = "artifacts-agent"
 _UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
 
 
