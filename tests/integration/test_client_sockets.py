@@ -1,17 +1,12 @@
 """The client against real sockets and processes: listeners that read, do not read, stop, vanish and come back."""
 
-import asyncio
-import json
 import os
-import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,28 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.client import MAX_LINE_BYTES, EventClient
-from agent.events import Context, Decoded, Session, decode_lines
+from agent.events import Context
+from tests.support.client_programs import decoded, events_in, listening, output_of, read_connection
 from tests.support.recordings import Recorded
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
     from agent.client import EventFields
-
-ROOT = Path(__file__).parents[2]
-# Whatever CI system these tests run on, its variables stay out of the programs that they start.
-ENVIRONMENT = {"PATH": os.environ["PATH"]}
-
-
-@contextmanager
-def listening(path: Path, backlog: int = 16) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen(backlog)
-        listener.settimeout(30)
-        try:
-            yield listener
-        finally:
-            path.unlink()
 
 
 @pytest.fixture(scope="module")
@@ -55,47 +35,6 @@ def listener(path: Path) -> Iterator[socket.socket]:
     """A daemon's socket that nobody reads before the test does."""
     with listening(path) as listener:
         yield listener
-
-
-def read_connection(listener: socket.socket) -> bytes:
-    """Accept one connection and read it to its end."""
-    connection, _ = listener.accept()
-    connection.settimeout(30)
-    with connection, connection.makefile("rb") as stream:
-        return stream.read()
-
-
-def decoded(data: bytes) -> Decoded:
-    """Take lines as the daemon takes them."""
-    return decode_lines(data, Session())
-
-
-def events_in(data: bytes) -> list[dict[str, Any]]:
-    """Return the events of one connection, all of whose lines have to be whole and valid."""
-    assert data.endswith(b"\n")
-    assert decoded(data).rejects == []
-    context, *events = (json.loads(line) for line in data.splitlines())
-    assert list(context) == ["context"]
-    return events
-
-
-def run(script: str, path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a program that has the socket's path in its environment, with every warning an error."""
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(script), *arguments],
-        env={**ENVIRONMENT, "ARTIFACTS_AGENT_SOCKET": str(path)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
-
-
-def output_of(script: str, path: Path, *arguments: str) -> list[str]:
-    """Return the lines that a program wrote; it has to end well and to complain of nothing."""
-    ended = run(script, path, *arguments)
-    assert (ended.returncode, ended.stderr) == (0, "")
-    return ended.stdout.splitlines()
 
 
 # --- What goes over the wire
@@ -424,186 +363,3 @@ def test_a_lost_reader_kills_no_program_that_dies_of_sigpipe(path: Path, listene
         print(client.emit("HIT", "LOCAL", "ab"), client.unsent_by_reason)
     """
     assert output_of(script, path, f"{path}.own") == ["False {'absent': 1}"]
-
-
-# --- Threads, forks, signals, event loops, exits
-
-
-def test_threads_never_tear_each_others_lines(client: EventClient, listener: socket.socket) -> None:
-    def hammer(thread: int) -> int:
-        return sum(client.emit("HIT", "LOCAL", f"{thread}-{number}" * 20) for number in range(2000))
-
-    with ThreadPoolExecutor() as reader, ThreadPoolExecutor(8) as threads:
-        received = reader.submit(read_connection, listener)
-        sent = sum(threads.map(hammer, range(8)))
-        client.close()
-        hashes = [event["hash"] for event in events_in(received.result())]
-    assert len(hashes) == len(set(hashes)) == sent == client.sent
-    assert client.sent + client.unsent == 16_000
-    assert set(client.unsent_by_reason) <= {"full"}
-
-
-def test_parent_and_forked_children_write_whole_lines_to_connections_of_their_own(
-    path: Path, listener: socket.socket
-) -> None:
-    script = """
-        import os, sys
-        from agent.client import EventClient
-        client = EventClient()
-        client.emit("HIT", "LOCAL", "before")
-        children = [os.fork() for _ in range(2)]
-        for number in range(100):
-            client.emit("HIT", "LOCAL", f"{children}-{number}")
-        print(client.sent, client.unsent, flush=True)
-        if all(children):
-            while children: os.waitpid(children.pop(), 0)
-    """
-    with ThreadPoolExecutor() as pool:
-        received = [pool.submit(read_connection, listener) for _ in range(4)]
-        assert sorted(output_of(script, path)) == ["100 0", "100 0", "100 0", "101 0"]
-        connections = [events_in(each.result()) for each in received]
-    assert sorted(len(events) for events in connections) == [100, 100, 100, 101]
-    assert len({event["sessionId"] for events in connections for event in events}) == 1
-    for events in connections:
-        hashes = [event["hash"] for event in events if event["hash"] != "before"]
-        assert hashes == [f"{hashes[0].rpartition('-')[0]}-{number}" for number in range(100)]
-
-
-def test_a_fork_amid_other_threads_sends_leaves_no_lock_locked(path: Path, listener: socket.socket) -> None:
-    script = """
-        import os, threading, warnings
-        from agent.client import EventClient
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of just this: to fork amid threads
-        client = EventClient()
-        done = threading.Event()
-        def hammer():
-            while not done.is_set():
-                client.emit("HIT", "LOCAL", "parent")
-        threads = [threading.Thread(target=hammer) for _ in range(4)]
-        for thread in threads: thread.start()
-        codes = []
-        for _ in range(50):
-            child = os.fork()
-            if not child:
-                os._exit(client.emit("HIT", "LOCAL", "child"))
-            codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-        done.set()
-        for thread in threads: thread.join()
-        print(set(codes))
-    """
-    with ThreadPoolExecutor(51) as pool:
-        received = [pool.submit(read_connection, listener) for _ in range(51)]
-        assert output_of(script, path) == ["{1}"]
-        connections = [events_in(each.result()) for each in received]
-    assert sum({event["hash"] for event in events} == {"child"} for events in connections) == 50
-
-
-def test_a_daemonizing_program_keeps_the_files_that_it_opens_next(path: Path, listener: socket.socket) -> None:
-    script = """
-        import os, tempfile
-        from agent.client import EventClient
-        client = EventClient()
-        client.emit("HIT", "LOCAL", "ab")
-        if os.fork():
-            os.wait()
-            os._exit(0)
-        os.closerange(3, 256)
-        files = [tempfile.TemporaryFile() for _ in range(10)]
-        print(client.emit("HIT", "LOCAL", "ab"), flush=True)
-        client.close()
-        for file in files: os.fstat(file.fileno()); file.close()
-    """
-    assert output_of(script, path) == ["True"]
-    assert [len(events_in(read_connection(listener))) for _ in range(2)] == [1, 1]
-
-
-def test_a_program_that_closes_all_descriptors_is_connected_anew(path: Path, listener: socket.socket) -> None:
-    script = """
-        import os
-        from agent.client import emit
-        emit("HIT", "LOCAL", "ab")
-        os.closerange(3, 256)
-        print(emit("HIT", "LOCAL", "ab"))
-    """
-    assert output_of(script, path) == ["True"]
-    assert [len(events_in(read_connection(listener))) for _ in range(2)] == [1, 1]
-
-
-def test_a_signal_handler_that_emits_amid_an_emit_neither_hangs_nor_tears(path: Path, listener: socket.socket) -> None:
-    script = """
-        import signal
-        from agent.client import EventClient
-        client = EventClient()
-        calls = 0
-        def handle(*_):
-            global calls
-            calls += 1
-            client.emit("HIT", "LOCAL", "handler")
-        signal.signal(signal.SIGALRM, handle)
-        signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.0001)
-        emitted = 0
-        while calls < 200:
-            client.emit("HIT", "LOCAL", "main")
-            emitted += 1
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        assert client.sent + client.unsent == emitted + calls
-        assert set(client.unsent_by_reason) <= {"full", "reentrant"}
-        print(client.sent)
-    """
-    with ThreadPoolExecutor() as pool:
-        received = pool.submit(read_connection, listener)
-        [sent] = output_of(script, path)
-        assert len(events_in(received.result())) == int(sent)
-
-
-def test_tasks_of_an_event_loop_may_emit(client: EventClient, listener: socket.socket) -> None:
-    async def build(task: int) -> bool:
-        await asyncio.sleep(0)
-        return client.emit("HIT", "LOCAL", str(task))
-
-    async def program() -> list[bool]:
-        return await asyncio.gather(*(build(task) for task in range(100)))
-
-    assert asyncio.run(program(), debug=True) == [True] * 100
-    client.close()
-    assert {event["hash"] for event in events_in(read_connection(listener))} == {str(task) for task in range(100)}
-
-
-def test_a_program_that_just_ends_has_sent_everything_and_warns_of_nothing(path: Path, listener: socket.socket) -> None:
-    script = """
-        import atexit
-        atexit.register(lambda: emit("HIT", "LOCAL", "exit handler"))  # runs after the client's own
-        from agent.client import EventClient, emit
-        class Late:
-            def __del__(self):
-                emit("HIT", "LOCAL", "finalizer")
-        late = Late()
-        emit("HIT", "LOCAL", "main")
-        kept, dropped = EventClient(), EventClient()
-        kept.emit("HIT", "LOCAL", "kept open")
-        dropped.emit("HIT", "LOCAL", "dropped open")
-        del dropped
-    """
-    assert output_of(script, path) == []
-    connections = [[event["hash"] for event in events_in(read_connection(listener))] for _ in range(4)]
-    assert connections == [["main"], ["kept open"], ["dropped open"], ["exit handler", "finalizer"]]
-
-
-def test_a_killed_program_has_sent_everything(path: Path, listener: socket.socket) -> None:
-    script = """
-        import os, signal
-        from agent.client import emit
-        for number in range(100): emit("HIT", "LOCAL", str(number))
-        os.kill(os.getpid(), signal.SIGKILL)
-    """
-    assert run(script, path).returncode == -signal.SIGKILL
-    assert len(events_in(read_connection(listener))) == 100
-
-
-def test_a_program_that_is_started_does_not_hold_the_connection_open(
-    client: EventClient, listener: socket.socket
-) -> None:
-    assert hit(client)
-    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, close_fds=False):
-        client.close()
-        assert len(events_in(read_connection(listener))) == 1

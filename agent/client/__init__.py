@@ -1,0 +1,227 @@
+"""Fire-and-forget usage events for build tools: `emit("HIT", "LOCAL", "115c7929ab9c479c", duration=514)`.
+
+It knows the daemon's stream socket and the lines it reads. It must never know the rest of `agent`, nor anything outside
+the standard library: a build tool may copy this directory. What it promises:
+
+- **Nothing is raised.** A bad value, a missing daemon, a full buffer: the event counts as unsent and the call returns
+  False. (Only a call that does not match the signature is a TypeError, as everywhere in Python.)
+- **Nothing blocks.** Connecting and sending are non-blocking, and no lock is held over anything slower. After a failed
+  attempt to connect the next waits for `RETRY_SECONDS`; until then an event costs a microsecond or two.
+- **A line is whole or the last of its connection.** When the kernel takes only a part of a line, the connection is
+  closed: the daemon refuses that piece alone, as an unterminated last line, and the event counts as unsent. So there is
+  no tail to keep, and it is rare: up to about 36 KiB, Linux takes a write to a Unix stream whole or not at all.
+- **Threads, forks, event loops.** Use it from any of them, also while the interpreter ends. A forked child gets a connection
+  of its own and counts from zero, but keeps the session: workers belong to the run that forked them.
+- **Descriptors of others are let alone**, also where a program closes all of its own and uses their numbers again.
+
+True means that the kernel holds the line for the daemon, not that it is on disk: a daemon killed before it reads the
+line loses it. So there is nothing to flush at exit; the connection is just closed.
+
+It runs in processes that live for milliseconds and so imports little: not `typing`, `json`, `uuid`, `weakref` or
+`threading`, and of `socket` only the C half.
+"""
+
+from __future__ import annotations
+
+import os
+
+from .channel import Channel
+from .ci import CI_VENDORS, detect_ci, detect_interactive
+from .connection import find_socket
+from .lines import MAX_LINE_BYTES, encode_context, encode_event
+
+TYPE_CHECKING = False  # type checkers take the name for true; importing it from typing costs 9 ms
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import TracebackType
+    from typing import Final, Literal, NotRequired, Self, TypedDict
+
+    from .channel import Reason
+
+    EventName = Literal["HIT", "MISS"]
+    SourceName = Literal["LOCAL", "REMOTE"]
+
+    class EventFields(TypedDict):
+        """The arguments of `emit`, as `emit_many` takes them; like all these names, for type checkers only."""
+
+        event: EventName
+        source: SourceName
+        hash: str
+        session_id: NotRequired[str | None]
+        duration: NotRequired[float | None]
+
+
+__all__ = [
+    "CI_VENDORS",
+    "DETECT",
+    "MAX_LINE_BYTES",
+    "EventClient",
+    "detect_ci",
+    "detect_interactive",
+    "emit",
+    "find_socket",
+]
+
+# A write of this size is still taken whole or not at all, and more would save nothing.
+_BLOCK_BYTES: Final = 32 * 1024
+
+
+class _Detect:
+    """The type of `DETECT`: find the value out from the environment."""
+
+    def __repr__(self) -> str:
+        return "DETECT"
+
+
+DETECT: Final = _Detect()
+
+
+class EventClient:
+    """A connection to the daemon, made when the first event needs it and made anew when it breaks.
+
+    `socket_path` is what `find_socket` says at each attempt to connect, unless given. `ci` (at most 50 printable ASCII
+    characters) and `interactive` (0 or 1) say where the events come from: detected unless given, left out if None or
+    not valid. `session_id` is the session of events that name none: a new UUIDv4 unless given.
+
+        with EventClient(session_id=run_id) as client:
+            client.emit("HIT", "REMOTE", artifact_hash, duration=514)
+    """
+
+    __slots__ = ("_channel", "_session_id")
+
+    def __init__(
+        self,
+        socket_path: str | os.PathLike[str] | None = None,
+        *,
+        ci: str | _Detect | None = DETECT,
+        interactive: Literal[0, 1] | _Detect | None = DETECT,
+        session_id: str | None = None,
+    ) -> None:
+        self._channel = Channel(socket_path, lambda: _context_line(ci, interactive))
+        self._session_id = _new_session_id() if session_id is None else session_id
+
+    def emit(
+        self,
+        event: EventName,
+        source: SourceName,
+        hash: str,  # noqa: A002 -- the API's name for it
+        session_id: str | None = None,
+        duration: float | None = None,
+    ) -> bool:
+        """Send one usage event; return whether the kernel has taken it. Never blocks, and raises nothing for any value.
+
+        `event`: "HIT" if the artifact was in the cache, else "MISS". `source`: "LOCAL", the file system's cache, or
+        "REMOTE". `hash`: the artifact's hash. `session_id`: a UUID for the run of the build, by default the client's.
+        `duration`: integer milliseconds that building the artifact took, sent with a HIT; left out if None.
+        """
+        line = self._line(event, source, hash, session_id, duration)
+        return line is not None and self._channel.put(line, 1) == 1
+
+    def emit_many(self, events: Iterable[EventFields]) -> int:
+        """Send events given as dicts of `emit`'s arguments; return how many the kernel has taken.
+
+        Many lines go out in one write, so this costs less than as many calls of `emit`. An exception that the iterable
+        raises is the caller's and passes through; what it gave before is sent.
+        """
+        block, lines, sent = bytearray(), 0, 0
+        try:
+            for fields in self._iterate(events):
+                line = self._line_of(fields)
+                if line is None:
+                    continue
+                if lines and len(block) + len(line) > _BLOCK_BYTES:
+                    sent += self._channel.put(block, lines)
+                    block, lines = bytearray(), 0
+                block += line
+                lines += 1
+        finally:
+            if lines:
+                sent += self._channel.put(block, lines)
+        return sent
+
+    def close(self) -> None:
+        """Close the connection for good: later events count as unsent. There is nothing to flush."""
+        self._channel.close()
+
+    @property
+    def session_id(self) -> str:
+        """The session of events that name none."""
+        return self._session_id
+
+    @property
+    def sent(self) -> int:
+        """How many events the kernel has taken from this process."""
+        return self._channel.sent
+
+    @property
+    def unsent(self) -> int:
+        """How many events of this process went nowhere, for whatever reason."""
+        return sum(self._channel.unsent.values())
+
+    @property
+    def unsent_by_reason(self) -> dict[Reason, int]:
+        """How many events went nowhere, for each reason that there was.
+
+        "invalid": a value that the API does not allow. "too_large": a line above `MAX_LINE_BYTES`. "disabled": the path
+        of the socket is empty. "closed": after `close`. "absent": no socket, or nobody listening. "denied": permission.
+        "full": the daemon does not keep up, or is stopped. "failed": any other error of the operating system.
+        "reentrant": by a signal handler or finalizer that interrupted this very client in sending.
+        """
+        return {reason: count for reason, count in self._channel.unsent.copy().items() if count}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _iterate(self, events: Iterable[EventFields]) -> Iterable[EventFields]:
+        try:
+            return iter(events)
+        except TypeError:
+            self._channel.refuse("invalid")
+            return ()
+
+    def _line_of(self, fields: EventFields) -> bytes | None:
+        try:
+            return self._line(**fields)
+        except TypeError:  # not a dict, or not emit's arguments: what is wrong with the values, _line has dealt with
+            self._channel.refuse("invalid")
+            return None
+
+    def _line(
+        self,
+        event: str,
+        source: str,
+        hash: str,  # noqa: A002 -- the API's name for it
+        session_id: str | None = None,
+        duration: float | None = None,
+    ) -> bytes | None:
+        try:
+            line = encode_event(self._session_id if session_id is None else session_id, source, event, hash, duration)
+        except (KeyError, TypeError, ValueError):
+            self._channel.refuse("invalid")
+            return None
+        if len(line) - 1 > MAX_LINE_BYTES:
+            self._channel.refuse("too_large")
+            return None
+        return line
+
+
+def _context_line(ci: str | _Detect | None, interactive: int | _Detect | None) -> bytes:
+    if isinstance(ci, _Detect):
+        ci = detect_ci(os.environ)
+    if isinstance(interactive, _Detect):
+        interactive = detect_interactive(os.environ, ci)
+    return encode_context(ci, interactive)
+
+
+def _new_session_id() -> str:
+    """Return a UUIDv4; importing `uuid` would cost 8 ms."""
+    digits = f"{int.from_bytes(os.urandom(16), 'big') & ~(0xF << 76 | 3 << 62) | 4 << 76 | 2 << 62:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+emit = EventClient().emit

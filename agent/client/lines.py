@@ -1,0 +1,66 @@
+"""The lines of wire protocol 1: an event, and the context of a connection. It must never know sockets."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final, TypeGuard, TypeVar
+
+    Kind = TypeVar("Kind")
+
+MAX_LINE_BYTES: Final = 64 * 1024
+
+# All that stands between the session and the hash.
+_MIDDLES: Final = {
+    (source, event): f',"source":"{source}","event":"{event}","hash":'
+    for source in ("LOCAL", "REMOTE")
+    for event in ("HIT", "MISS")
+}
+# All that JSON wants escaped.
+_ESCAPES: Final = {**{code: f"\\u{code:04x}" for code in range(0x20)}, ord('"'): '\\"', ord("\\"): "\\\\"}
+
+
+def encode_event(session_id: str, source: str, event: str, artifact: str, duration: float | None) -> bytes:
+    """Return the event's line; raises KeyError, TypeError or ValueError for a value that the API does not allow."""
+    middle = _MIDDLES[_text(source), _text(event)]
+    end = "}\n" if duration is None else f',"duration":{_number(duration)}}}\n'
+    return f'{{"sessionId":{_quote(session_id)}{middle}{_quote(artifact)}{end}'.encode()
+
+
+def encode_context(ci: object, interactive: object) -> bytes:
+    """Return the context's line; what the API's headers cannot carry is left out."""
+    known = []
+    if _is_a(ci, str) and _is_header_value(ci):
+        known.append(f'"ci":{_quote(ci)}')
+    if _is_a(interactive, int) and interactive in {0, 1}:
+        known.append(f'"interactive":{interactive:d}')
+    return f'{{"context":{{{",".join(known)}}}}}\n'.encode()
+
+
+def _is_header_value(ci: str) -> bool:
+    return 0 < len(ci) <= 50 and ci.isascii() and ci.isprintable() and ci == ci.strip()
+
+
+_INFINITY: Final = float("inf")
+# Unlike str(): a TypeError unless it is a string, and of a subclass, such as an enumeration's, what it holds.
+_text: Final = str.__str__
+
+
+def _quote(value: str) -> str:
+    text = _text(value)
+    if text.isprintable() and '"' not in text and "\\" not in text:
+        return f'"{text}"'
+    return f'"{text.translate(_ESCAPES)}"'
+
+
+def _number(value: object) -> str:
+    if type(value) is not bool and _is_a(value, int) and -(2**63) <= int.__int__(value) < 2**63:
+        return int.__repr__(value)
+    if _is_a(value, float) and abs(float.__float__(value)) < _INFINITY:
+        return float.__repr__(value)
+    raise ValueError("not a number that JSON and the daemon know")
+
+
+def _is_a(value: object, kind: type[Kind]) -> TypeGuard[Kind]:
+    """Do as isinstance does but ask the type alone: `__class__` may be a property that raises, as a proxy's may."""
+    return issubclass(type(value), kind)
