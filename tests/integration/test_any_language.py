@@ -21,7 +21,7 @@ from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 CLIENTS = ROOT / "tests/clients"
-FILES = {"emit.sh": "sh", "emit.mjs": "js", "emit.go": "go", "emit.rs": "rust"}
+FILES = {"emit.sh": "sh", "emit-curl.sh": "sh", "emit.mjs": "js", "emit.go": "go", "emit.rs": "rust"}
 PATIENCE = 3.0  # seconds, the start of the program included: the shell's clients may wait one
 
 
@@ -103,7 +103,7 @@ def world(directory: Path) -> Iterator[World]:
     http = directory / "http.sock"
     with (
         turborepo_server(directory / "storage") as server,
-        Daemon(directory / "agent", server.url) as daemon,
+        Daemon(directory / "agent", server.url, {"http": {"socket": str(http)}}) as daemon,
     ):
         yield World(server, daemon, http)
 
