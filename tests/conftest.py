@@ -26,6 +26,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.line(line)
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand the report over to the process that started this one, where tests run in several (`-n`)."""
+    output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["report"] = session.config.stash.get(REPORT, [])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a process that ran tests has to report; one that crashed has nothing."""
+    node.config.stash.setdefault(REPORT, []).extend(getattr(node, "workeroutput", {}).get("report", []))
+
+
 @pytest.fixture
 def quiet() -> Iterator[None]:
     """Let nothing but critical errors be logged: a test that lives a thousand lives would log for each."""
