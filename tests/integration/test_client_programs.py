@@ -246,7 +246,9 @@ def test_daemon_threads_that_emit_while_the_interpreter_ends_harm_nothing(path: 
 
 def test_an_interpreter_within_the_interpreter_has_a_client_of_its_own(path: Path, listener: socket.socket) -> None:
     script = """
-        import _xxsubinterpreters as interpreters, os
+        import os
+        try: import _interpreters as interpreters
+        except ImportError: import _xxsubinterpreters as interpreters  # before Python 3.13
         from agent.client import emit
         emit("HIT", "LOCAL", "main")
         inner = interpreters.create()

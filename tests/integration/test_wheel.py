@@ -1,6 +1,6 @@
 """The client as a user gets it: from the wheel, in an environment that has nothing else, under the user's own type checker."""
 
-import socket
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -85,14 +85,20 @@ def test_a_users_program_is_checked_strictly_against_the_clients_types(python: P
     assert (checked.returncode, checked.stdout) == (0, "Success: no issues found in 1 source file\n")
 
 
-def test_a_users_program_needs_nothing_but_the_wheel(python: Path, program: Path, tmp_path: Path) -> None:
-    path = tmp_path / "events.sock"
+def test_a_users_program_needs_nothing_but_the_wheel(python: Path, program: Path) -> None:
+    assert sent_by(python, program) == ["first", "second"]
+
+
+def test_a_users_program_needs_nothing_but_a_copy_of_the_directory(program: Path) -> None:
+    shutil.copytree(ROOT / "agent/client", program.parent / "artifacts_client")
+    program.write_text(program.read_text().replace("agent.client", "artifacts_client"))
+    assert sent_by(Path(sys.executable), program) == ["first", "second"]
+
+
+def sent_by(python: Path, program: Path) -> list[str]:
+    """Run the program where nothing of this repository is found; return the hashes, of a connection after the other."""
+    path = program.parent / "events.sock"
     with listening(path) as listener:
         env = {"ARTIFACTS_AGENT_SOCKET": str(path)}
-        subprocess.run([python, "-W", "error", program], env=env, cwd=tmp_path, check=True)
-        assert hashes(listener) == ["first"]
-        assert hashes(listener) == ["second"]
-
-
-def hashes(listener: socket.socket) -> list[str]:
-    return [event["hash"] for event in events_in(read_connection(listener))]
+        subprocess.run([python, "-W", "error", program], env=env, cwd=program.parent, check=True)
+        return [event["hash"] for _ in range(2) for event in events_in(read_connection(listener))]
