@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 BLOCKED = Verdict(Kind.BLOCKED, "402 Payment Required: pay", 402)
 TRANSIENT = Verdict(Kind.TRANSIENT, "503 Service Unavailable", 503)
+LONG = 4 * 3600.0  # longer than any probe is waited for, which is an hour and its jitter
 PROBE = 300.0  # the default interval; with a jitter of 0.5 it is exact
 
 
@@ -70,7 +71,7 @@ async def test_an_operators_pause_while_batches_are_under_way_lets_them_end_and_
         await transport.wait_until(lambda t: t.in_flight == 4)
         pipeline.pause()
         transport.release()
-        await anyio.sleep(86400)
+        await anyio.sleep(LONG)
         assert sorted(transport.taken) == sorted(numbered(40))
         assert (await pipeline.status()).state == "paused"
         pipeline.resume()
@@ -130,7 +131,7 @@ async def test_an_operators_pause_during_a_probe_stands(answer: Verdict) -> None
         await transport.wait_until(lambda t: t.requests == 3)
         pipeline.pause()
         answering.set()
-        await anyio.sleep(86400)
+        await anyio.sleep(LONG)
         status = await pipeline.status()
         assert (status.state, status.reason) == ("paused", "operator: paused by an operator")
         assert len(transport.answered) == 2
@@ -150,7 +151,7 @@ async def test_an_operators_pause_during_the_servers_status_sends_no_event() -> 
         await transport.wait_until(lambda t: len(t.probes) == 1)
         pipeline.pause()
         transport.release()
-        await anyio.sleep(86400)
+        await anyio.sleep(LONG)
         assert len(transport.answered) == 1
         assert (await pipeline.status()).reason == "operator: paused by an operator"
 
@@ -212,7 +213,7 @@ async def test_an_operators_pause_survives_a_new_configuration() -> None:
         pipeline.pause()
         pipeline.reconfigure(Delivery(new))
         await submit(pipeline, numbered(3)).wait()
-        await anyio.sleep(86400)
+        await anyio.sleep(LONG)
         assert (old.requests, new.requests) == (0, 0)
         assert (await pipeline.status()).reason == "operator: paused by an operator"
         pipeline.resume()
