@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 
 SECTOR: Final = 512
 
@@ -92,6 +92,10 @@ class Write:
     offset: int
     data: bytes
 
+    def __deepcopy__(self, _: object) -> Self:
+        """Return itself: nothing of it can change, and disks are copied often."""
+        return self
+
     def apply(self, target: bytearray) -> None:
         self._put(target, 0, len(self.data))
 
@@ -131,6 +135,10 @@ class Resize:
     """A new length on its way to the disk."""
 
     size: int
+
+    def __deepcopy__(self, _: object) -> Self:
+        """Return itself: nothing of it can change, and disks are copied often."""
+        return self
 
     def apply(self, target: bytearray) -> None:
         _resize(target, self.size)

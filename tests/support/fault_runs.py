@@ -11,7 +11,6 @@ What it holds the pipeline to:
 - the ledger is exact, to the event and by reason.
 """
 
-import copy
 import errno
 import os
 from collections import Counter
@@ -262,7 +261,7 @@ class FaultRun:
 
 def names_on(disk: FaultFilesystem, limits: Limits) -> list[str]:
     """Return the events that a daemon would find in the queue after a power loss that takes all that was not synced."""
-    after = copy.deepcopy(disk)
+    after = disk.twin()
     after.errors = no_errors
     after.capacity = None
     after.crash(LoseAll())

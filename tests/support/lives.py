@@ -7,12 +7,11 @@ lived once and undisturbed, and `watched` takes a copy of the disk and of the wi
 begins on each copy, as it was left by a SIGKILL, or as a power cut would leave it.
 """
 
-import copy
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from agent.delivery.policy import Settings
 from agent.delivery.source import Options
@@ -55,13 +54,13 @@ class WatchedFilesystem(FaultFilesystem):
         """Return what a power cut now may leave; see `every_remains`."""
         return list(every_remains(self._names, cuts, bound=bound, seed=seed))
 
-    def twin(self) -> "WatchedFilesystem":
+    def twin(self) -> Self:
         """Return an equal disk, with nobody to tell and without the log of calls."""
-        log, tell, self.log, self.tell = self.log, self.tell, [], None
+        tell, self.tell = self.tell, None
         try:
-            return copy.deepcopy(self)
+            return super().twin()
         finally:
-            self.log, self.tell = log, tell
+            self.tell = tell
 
     def _told(self, call: Call, when: When) -> None:
         if self.tell is not None:
