@@ -33,6 +33,11 @@ class TcpServer(ABC):
         """Where it listens, without a trailing slash; the port is known once it has started."""
         return f"http://{HOST}:{self.port}"
 
+    @property
+    def connections(self) -> int:
+        """How many connections there are now."""
+        return len(self._tasks)
+
     @abstractmethod
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Speak with one client. Returning closes the connection; an OSError means that the client went away."""

@@ -1,0 +1,115 @@
+"""The real `turbo` (npm), unmodified, run on a monorepo against an API: what it did, what it made, how long it stayed.
+
+It knows turbo's command line, its environment and its summary of a run. It must never know what answers at the API's address.
+"""
+
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.support.monorepo import Monorepo
+from tests.support.tools import missing
+
+HINT = "npm install --prefix tests/npm"
+TOKEN = "a-token-of-the-tests"
+TEAM = "acme"
+_HOME = Path(__file__).parents[1] / "npm/node_modules/@turbo"
+_MACHINES = {"x86_64": "64", "aarch64": "arm64"}
+_QUIET = {"TURBO_TELEMETRY_DISABLED": "1", "DO_NOT_TRACK": "1", "TURBO_GLOBAL_WARNING_DISABLED": "1"}
+_LONGEST_SECONDS = 60.0
+
+
+class Task(NamedTuple):
+    """What became of one task. `cache` is MISS, or where the hit came from: LOCAL or REMOTE."""
+
+    hash: str
+    cache: str
+    exit_code: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of turbo that is over. `began` and `ended` are times of the wall clock, in seconds."""
+
+    code: int
+    output: str
+    summary: Mapping[str, Any]
+    began: float
+    ended: float
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """What became of each task."""
+        return {task["taskId"]: _task(task) for task in self.summary["tasks"]}
+
+    @property
+    def lines(self) -> list[str]:
+        """What it printed, in no order, without times and paths: tasks run at once, and so do their lines."""
+        return sorted(line for line in self.output.splitlines() if not line.strip().startswith(("Time:", "Summary:")))
+
+    @property
+    def seconds(self) -> float:
+        """How long the process was there."""
+        return self.ended - self.began
+
+    @property
+    def seconds_at_exit(self) -> float:
+        """How long it was still there after its last task had ended (turbo counts that in milliseconds)."""
+        return self.ended - max(task["execution"]["endTime"] for task in self.summary["tasks"]) / 1000
+
+
+def program() -> Path | None:
+    """Return turbo's own binary, if it is installed."""
+    found = _HOME / f"linux-{_MACHINES.get(platform.machine(), 'unknown')}/bin/turbo"
+    return found if found.exists() else None
+
+
+@contextmanager
+def running(
+    monorepo: Monorepo, api: str | None, env: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """Run a build of everything; turbo is killed if it is still there when the block is left, but not the tasks that run.
+
+    Without an API there is no remote cache, and there are no events.
+    """
+    account = {"TURBO_API": api, "TURBO_TOKEN": TOKEN, "TURBO_TEAM": TEAM} if api else {}
+    home = {"PATH": monorepo.path, "HOME": str(monorepo.root)}
+    with subprocess.Popen(
+        [program() or missing("turbo", HINT), "run", "build", "--summarize", "--no-update-notifier"],
+        cwd=monorepo.root,
+        env=home | _QUIET | account | dict(env or {}),
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def run(monorepo: Monorepo, api: str | None, env: Mapping[str, str] | None = None) -> Run:
+    """Build everything, and return when that is done."""
+    before = _summaries(monorepo)
+    began = time.time()
+    with running(monorepo, api, env) as process:
+        output, _ = process.communicate(timeout=_LONGEST_SECONDS)
+        ended = time.time()
+    (written,) = _summaries(monorepo) - before
+    return Run(process.returncode, output, json.loads(written.read_bytes()), began, ended)
+
+
+def _summaries(monorepo: Monorepo) -> set[Path]:
+    return set((monorepo.root / ".turbo/runs").glob("*.json"))
+
+
+def _task(task: Mapping[str, Any]) -> Task:
+    cache = task["cache"]
+    return Task(task["hash"], cache.get("source", cache["status"]), task["execution"]["exitCode"])
