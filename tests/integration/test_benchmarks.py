@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarks import turbo as turbo_benchmark
 from tests.benchmarks.__main__ import BENCHMARKS
 from tests.benchmarks.contenders import MissingError, choose
 from tests.benchmarks.harness import Benchmark, main
 from tests.benchmarks.report import AGENT
+from tests.support import turbo
+from tests.support.tools import missing
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--events", "1000", "--rounds", "1", "--seconds", "0.2"]
@@ -27,15 +30,20 @@ CASES = {
     "idle": ["cold start", "idle"],
     "front": ["download", "upload"],
     "scale": ["clients 1", "clients 10", "clients 100", "clients 1,000", "events 1,000"],
+    "turbo": [*(case.name for case in turbo_benchmark.CASES), "10 builds"],
 }
-MAY_BE_ZERO = {"wake-ups/s", "CPU ms/s", "over 1 ms", "lost", "blocked", "unsent %"}
+SMALLER = {"turbo": ["--events", "20"]}
+MAY_BE_ZERO = {"delivered", "requests", "wake-ups/s", "CPU ms/s", "over 1 ms", "lost", "blocked", "unsent %"}
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS, ids=lambda benchmark: benchmark.name)
 def test_a_benchmark_prints_and_writes_figures_of_every_case(
     benchmark: Benchmark, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(benchmark, argv=[*TINY, "--json", str(tmp_path / "json"), "--plots", str(tmp_path / "plots")]) == 0
+    if benchmark.name == "turbo" and turbo.program() is None:
+        missing("turbo", turbo.HINT)
+    size = [*TINY, *SMALLER.get(benchmark.name, [])]
+    assert main(benchmark, argv=[*size, "--json", str(tmp_path / "json"), "--plots", str(tmp_path / "plots")]) == 0
     (report,) = json.loads((tmp_path / "json").read_text())
     printed = capsys.readouterr().out
     assert list(dict.fromkeys(sample["case"] for sample in report["medians"])) == CASES[benchmark.name]

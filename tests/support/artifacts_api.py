@@ -18,6 +18,10 @@ class ArtifactsApi(ApiServer):
         self.artifacts_down: Answer | None = None
         self._artifacts: dict[str, Captured] = {}
 
+    def forget_artifacts(self) -> None:
+        """Let every artifact be missing again."""
+        self._artifacts.clear()
+
     def _found(self, request: Captured, scripted: Answer) -> Answer:
         if request.is_events or not request.path.startswith(_ARTIFACTS):
             return super()._found(request, scripted)

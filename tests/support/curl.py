@@ -13,7 +13,7 @@ from typing import Any
 from tests.support.tools import require_tool
 
 _LONGEST_SECONDS = 20
-_REPORT = "%{stderr}{%{http_code} %{num_connects}}\n"
+_REPORT = "%{stderr}REPORT %{http_code} %{num_connects}\n"
 
 
 @dataclass(frozen=True)
@@ -41,23 +41,14 @@ class Answer:
 def curl(*args: str | Path, data: bytes | None = None) -> Answer:
     """Run curl with these arguments; `data` becomes the body, from a pipe."""
     program = require_tool("curl", "apt-get install curl")
-    body = ["--data-binary", "@-"] if data is not None else []
-    command = [
-        program,
-        "--silent",
-        "--show-error",
-        "--verbose",
-        "--max-time",
-        str(_LONGEST_SECONDS),
-        "--write-out",
-        _REPORT,
-    ]
+    options = ["-sSv", "--max-time", str(_LONGEST_SECONDS), "--write-out", _REPORT]
+    body = [] if data is None else ["--data-binary", "@-"]
     # No proxy, whatever the environment says: everything here is on loopback.
     done = subprocess.run(
-        [*command, *body, *args], input=data or b"", capture_output=True, env={"NO_PROXY": "*"}, check=False
+        [program, *options, *body, *args], input=data or b"", capture_output=True, env={"NO_PROXY": "*"}
     )
     talk = done.stderr.decode(errors="replace")
     assert done.returncode == 0, f"curl ended with {done.returncode}: {talk}"
-    reports = [line[1:-1].split() for line in talk.splitlines() if line.startswith("{") and line.endswith("}")]
-    statuses = [int(status) for status, connects in reports if connects]
-    return Answer(statuses, done.stdout.decode(), sum(int(connects) for _, connects in reports), talk)
+    reports = [line.split()[1:] for line in talk.splitlines() if line.startswith("REPORT ")]
+    connections = sum(int(connects) for _, connects in reports)
+    return Answer([int(status) for status, _ in reports], done.stdout.decode(), connections, talk)

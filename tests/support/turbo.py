@@ -61,7 +61,8 @@ class Run:
     @property
     def seconds_at_exit(self) -> float:
         """How long it was still there after its last task had ended (turbo counts that in milliseconds)."""
-        return self.ended - max(task["execution"]["endTime"] for task in self.summary["tasks"]) / 1000
+        last: int = max(task["execution"]["endTime"] for task in self.summary["tasks"])
+        return self.ended - last / 1000
 
 
 def program() -> Path | None:

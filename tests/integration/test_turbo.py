@@ -1,0 +1,152 @@
+"""Unmodified turbo, alone and through the agent: the same build, the same events, and none lost once they are handed over."""
+
+import signal
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.support import turbo
+from tests.support.accounts import flushed, ledger, ledger_of, received
+from tests.support.api_server import Answer, error
+from tests.support.artifacts_api import ArtifactsApi
+from tests.support.builds import cold_builds, sessions, three_builds
+from tests.support.capture import Captured, CapturingServer
+from tests.support.front import Front, front
+from tests.support.monorepo import Monorepo
+from tests.support.turborepo import turborepo_server
+from tests.support.waiting import eventually
+
+MOST_PACKAGES = 130
+SENT_AT_ONCE = 100  # turbo sends when it has so many events, and what is left when it ends
+PATIENCE = 0.2  # seconds that turbo waits at its end for an answer to its events
+_PER_CONNECTION = {"host", "connection", "transfer-encoding", "content-length"}
+
+
+@pytest.fixture
+def api() -> Iterator[ArtifactsApi]:
+    """An API with a remote cache, which checks the token and the schema."""
+    with ArtifactsApi(token=turbo.TOKEN) as server:
+        server.status = "enabled"
+        yield server
+    assert server.violations == []
+
+
+@pytest.mark.parametrize("packages", [3, MOST_PACKAGES])
+def test_a_build_has_the_same_results_and_the_same_events_as_without_the_agent(tmp_path: Path, packages: int) -> None:
+    """From nothing, from turbo's own cache, and from the real remote cache."""
+    with turborepo_server(tmp_path / "storage-alone") as server:
+        alone = three_builds(Monorepo(tmp_path / "alone", packages), server.url, server.captured)
+    caches = [{task.cache for task in build.tasks.values()} for build in alone]
+    assert caches == [{"MISS"}, {"LOCAL"}, {"REMOTE"}]
+
+    with turborepo_server(tmp_path / "storage-through") as server, front(tmp_path / "agent", server.url) as agent:
+        through = three_builds(Monorepo(tmp_path / "through", packages), agent.handed.url, agent.handed)
+        assert_all_taken(agent)
+        assert flushed(agent.daemon)
+        assert received(server.captured.accepted()) == received(agent.handed.posts())
+        assert artifacts(server.captured) == artifacts(agent.handed)
+    assert through == alone
+    assert len(sessions(agent.handed.posts())) == len(through)
+
+
+def test_what_turbo_has_handed_over_is_kept_when_it_is_killed(tmp_path: Path, api: ArtifactsApi) -> None:
+    """The API hangs meanwhile: of turbo alone nothing would be left."""
+    api.default = Answer(mode="hang")
+    monorepo = Monorepo(tmp_path / "monorepo", MOST_PACKAGES, gated=True)
+    handed_over = 2 * MOST_PACKAGES // SENT_AT_ONCE * SENT_AT_ONCE
+    with front(tmp_path / "agent", api.url) as agent:
+        with turbo.running(monorepo, agent.handed.url) as build:
+            agent.handed.wait_for_accepted(handed_over)
+            eventually(monorepo.started.exists, bool)
+            build.kill()
+            assert build.wait() == -signal.SIGKILL
+        monorepo.open_gate()
+        assert ledger_of(agent.daemon.status()) == ledger(handed_over, queued=handed_over)
+        api.default = Answer()
+        assert flushed(agent.daemon)
+    assert received(api.accepted()) == received(agent.handed.posts())
+    assert received(api.accepted()).total() == handed_over
+
+
+TROUBLE = {
+    "hanging": Answer(mode="hang"),
+    "slow by 500 ms": Answer(delay=0.5),
+    "down": Answer(mode="reset"),
+    "429": error(429, "rate_limited", "Too many requests"),
+    "403": error(403, "forbidden", "Not allowed"),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLE.values(), ids=TROUBLE.keys())
+def test_trouble_with_events_slows_no_build_and_costs_none_of_them(
+    tmp_path: Path, api: ArtifactsApi, trouble: Answer
+) -> None:
+    well = cold_builds(tmp_path / "well", api.url, builds=3, packages=30)
+    before = len(api.posts())
+    api.forget_artifacts()
+    api.default = trouble
+    with front(tmp_path / "agent", api.url) as agent:
+        through = cold_builds(tmp_path / "through", agent.handed.url, builds=3, packages=30)
+        assert [run.tasks for run in through] == [run.tasks for run in well]
+        assert median_at_exit(through) < PATIENCE / 2
+        assert median_seconds(through) < 2 * median_seconds(well) + PATIENCE
+        assert_all_taken(agent)
+        api.default = Answer()
+        agent.daemon.request("POST", "/resume").raise_for_status()
+        assert flushed(agent.daemon)
+    accepted = [request for request in api.posts()[before:] if request.accepted]
+    assert received(accepted) == received(agent.handed.posts())
+    assert received(accepted).total() == 2 * 30 * len(through)
+
+
+def test_an_api_that_is_gone_for_the_whole_build_costs_no_event(tmp_path: Path, api: ArtifactsApi) -> None:
+    """Its artifacts cannot be had, which turbo says; its events come when the API is back."""
+    with front(tmp_path / "agent", api.url) as agent:
+        api.stop()
+        (run,) = cold_builds(tmp_path, agent.handed.url, builds=1, packages=3)
+        assert (run.code, {task.cache for task in run.tasks.values()}) == (0, {"MISS"})
+        assert run.seconds_at_exit < PATIENCE
+        assert_all_taken(agent)
+        api.start()
+        assert flushed(agent.daemon)
+    assert received(api.accepted()) == received(agent.handed.posts())
+    assert received(api.accepted()).total() >= 3
+
+
+def test_fifty_builds_at_once_are_as_good_as_one_after_the_other(tmp_path: Path, api: ArtifactsApi) -> None:
+    with front(tmp_path / "agent", api.url) as agent:
+        runs = cold_builds(tmp_path, agent.url, builds=50, packages=3, at_once=50)
+        assert [run.code for run in runs] == [0] * 50
+        assert flushed(agent.daemon)
+        assert ledger_of(agent.daemon.status()) == ledger(300, delivered=300)
+    assert sorted(sessions(api.accepted()).values()) == [6] * 50
+    assert len(api.accepted()) < 50
+
+
+def assert_all_taken(agent: Front) -> None:
+    """Every request with events was answered as the API does, so that turbo has no reason to send it again or to wait."""
+    assert {request.status for request in agent.handed.posts()} == {200}
+
+
+def artifacts(server: CapturingServer) -> Counter[object]:
+    """Return every request that is not about events, as far as it is not about the connection that it came on."""
+    return Counter(_essence(request) for request in server.requests if not request.is_events)
+
+
+def _essence(request: Captured) -> object:
+    headers = {name: value for name, value in request.headers.items() if name not in _PER_CONNECTION}
+    query = tuple(request.query.items())
+    return request.method, request.path, query, tuple(sorted(headers.items())), request.body, request.status
+
+
+def median_at_exit(runs: Sequence[turbo.Run]) -> float:
+    """Return how long turbo stayed after its last task, in seconds."""
+    return statistics.median(run.seconds_at_exit for run in runs)
+
+
+def median_seconds(runs: Sequence[turbo.Run]) -> float:
+    """Return how long a build took, in seconds."""
+    return statistics.median(run.seconds for run in runs)
