@@ -3,14 +3,15 @@
 import json
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.accounts import events_in, flushed, ledger, ledger_of
+from tests.support.accounts import events_in, flushed, ledger_of
 from tests.support.api_server import ApiServer
-from tests.support.capture import EVENTS_PATH
+from tests.support.capture import EVENTS_PATH, Captured
 from tests.support.curl import Answer, curl
 from tests.support.daemon import TOKEN
 from tests.support.front import Front, front
@@ -29,7 +30,7 @@ WAYS = ("TCP", "Unix socket")
 Outcome = Mapping[str, Any]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def api() -> Iterator[ApiServer]:
     """An API that checks the token and the schema."""
     with ApiServer(token=TOKEN) as server:
@@ -37,30 +38,62 @@ def api() -> Iterator[ApiServer]:
     assert server.violations == []
 
 
-@pytest.fixture
-def agent(tmp_path: Path, api: ApiServer) -> Iterator[Front]:
-    """An agent before it."""
-    with front(tmp_path / "agent", api.url) as running:
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory, api: ApiServer) -> Iterator[Front]:
+    """An agent before it, the same for every test here: each looks at what came after it had begun."""
+    with front(tmp_path_factory.mktemp("agent"), api.url) as running:
         yield running
+
+
+@dataclass(frozen=True)
+class Books:
+    """What the agent has accepted, and the API, since the test began."""
+
+    agent: Front
+    api: ApiServer
+    accepted_before: int
+    requests_before: int
+
+    def arrived(self) -> list[Captured]:
+        """Let the agent deliver everything; return the requests that the API has accepted, which is all that was kept."""
+        assert flushed(self.agent.daemon)
+        arrived = [request for request in self.api.requests[self.requests_before :] if request.accepted]
+        assert sum(len(request.events) for request in arrived) == _accepted(self.agent) - self.accepted_before
+        return arrived
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return the events of these requests."""
+        return [event for request in self.arrived() for event in request.events]
+
+
+@pytest.fixture
+def books(agent: Front, api: ApiServer) -> Books:
+    """The books of this test."""
+    return Books(agent, api, _accepted(agent), len(api.requests))
+
+
+def _accepted(agent: Front) -> int:
+    accepted: int = ledger_of(agent.daemon.status())["accepted"]
+    return accepted
 
 
 @pytest.mark.parametrize(("way", "whole"), [("TCP", True), ("TCP", False), ("Unix socket", False)])
 def test_what_vercel_sdk_records_arrives_as_it_was(
-    agent: Front, api: ApiServer, recorded_requests: list[Recorded], way: str, whole: bool
+    agent: Front, books: Books, recorded_requests: list[Recorded], way: str, whole: bool
 ) -> None:
     """With the whole SDK as most use it, and with its standalone function."""
     requests = [_sdk_request(request) for request in recorded_requests if request.query.get("slug") == "acme"][:30]
     outcomes = _record(agent, way, requests, whole=whole)
     assert outcomes == [{"ok": True}] * len(requests)
-    assert flushed(agent.daemon)
+    arrived = books.arrived()
     sent = sorted(_text(event) for request in requests for event in request["requestBody"])
-    assert sorted(text for request in api.accepted() for text in events_in(request)) == sent
+    assert sorted(text for request in arrived for text in events_in(request)) == sent
     systems = {request.get("xArtifactClientCi") for request in requests}
-    assert {request.headers.get("x-artifact-client-ci") for request in api.accepted()} == systems
+    assert {request.headers.get("x-artifact-client-ci") for request in arrived} == systems
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_vercel_sdk_understands_why_a_request_was_refused(agent: Front, api: ApiServer, way: str) -> None:
+def test_vercel_sdk_understands_why_a_request_was_refused(agent: Front, books: Books, way: str) -> None:
     good = {"slug": "acme", "requestBody": [EVENT]}
     refused, accepted = _record(agent, way, [good | {"xArtifactClientCi": "C" * 51}, good])
     assert (refused["ok"], refused["error"], refused["status"]) == (False, "SDKError", 400)
@@ -68,40 +101,35 @@ def test_vercel_sdk_understands_why_a_request_was_refused(agent: Front, api: Api
     assert problem["code"] == "bad_request"
     assert "x-artifact-client-ci" in problem["message"]
     assert accepted == {"ok": True}
-    assert flushed(agent.daemon)
-    assert api.accepted_events() == [EVENT]
+    assert books.events() == [EVENT]
 
 
-def test_vercel_sdk_is_told_that_its_token_is_wrong(agent: Front) -> None:
+def test_vercel_sdk_is_told_that_its_token_is_wrong(agent: Front, books: Books) -> None:
     (outcome,) = _record(agent, "TCP", [{"slug": "acme", "requestBody": [EVENT]}], token="not-the-token")
     assert (outcome["ok"], outcome["error"], outcome["status"]) == (False, "SDKError", 401)
     assert json.loads(outcome["body"])["error"]["code"] == "unauthorized"
-    assert ledger_of(agent.daemon.status()) == ledger(0)
+    assert books.events() == []
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     "options", [[], ["--header", "Transfer-Encoding: chunked"], ["--header", "Expect: 100-continue"]], ids=str
 )
-def test_what_curl_posts_is_answered_and_arrives(
-    agent: Front, api: ApiServer, way: str, options: Sequence[str]
-) -> None:
+def test_what_curl_posts_is_answered_and_arrives(agent: Front, books: Books, way: str, options: Sequence[str]) -> None:
     answer = _post(
         agent, way, _body(EVENT, EVENT | {"event": "MISS"}), *options, "--header", "x-artifact-client-ci: GITLAB"
     )
     assert (answer.status, answer.body) == (200, "{}")
     assert ("< HTTP/1.1 100" in answer.talk) == ("Expect: 100-continue" in options)
-    assert flushed(agent.daemon)
-    assert api.accepted_events() == [EVENT, EVENT | {"event": "MISS"}]
-    assert [request.headers["x-artifact-client-ci"] for request in api.accepted()] == ["GITLAB"]
+    assert books.events() == [EVENT, EVENT | {"event": "MISS"}]
+    assert [request.headers["x-artifact-client-ci"] for request in books.arrived()] == ["GITLAB"]
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_curl_sends_again_and_again_on_one_connection(agent: Front, api: ApiServer, way: str) -> None:
+def test_curl_sends_again_and_again_on_one_connection(agent: Front, books: Books, way: str) -> None:
     answer = _post(agent, way, _body(EVENT), f"{agent.url}{EVENTS_PATH}?slug=acme", f"{agent.url}{EVENTS_PATH}")
     assert (answer.statuses, answer.connections) == ([200] * 3, 1)
-    assert flushed(agent.daemon)
-    assert api.accepted_events() == [EVENT] * 3
+    assert books.events() == [EVENT] * 3
 
 
 BAD_BODIES = {
@@ -114,34 +142,33 @@ BAD_BODIES = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_curl_is_told_what_is_wrong_with_a_body_and_nothing_of_it_is_kept(agent: Front, way: str) -> None:
+def test_curl_is_told_what_is_wrong_with_a_body_and_nothing_of_it_is_kept(agent: Front, books: Books, way: str) -> None:
     for body, named in BAD_BODIES.values():
         answer = _post(agent, way, body)
         assert (answer.status, answer.error["code"]) == (400, "bad_request")
         assert named in answer.error["message"]
-    assert ledger_of(agent.daemon.status()) == ledger(0)
+    assert books.events() == []
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     "options", [[], ["--header", "Transfer-Encoding: chunked"]], ids=["with its length", "chunked"]
 )
-def test_curl_is_told_that_a_body_is_too_large(agent: Front, way: str, options: Sequence[str]) -> None:
+def test_curl_is_told_that_a_body_is_too_large(agent: Front, books: Books, way: str, options: Sequence[str]) -> None:
     answer = _post(agent, way, _body(*[EVENT] * 50_000), *options)
     assert answer.status == 413
     assert answer.error["message"]
-    assert ledger_of(agent.daemon.status()) == ledger(0)
+    assert books.events() == []
 
 
-def test_over_tcp_curl_needs_the_token_and_over_the_unix_socket_none(agent: Front, api: ApiServer) -> None:
+def test_over_tcp_curl_needs_the_token_and_over_the_unix_socket_none(agent: Front, books: Books) -> None:
     for header in ("Authorization;", "Authorization: Bearer not-the-token", f"Authorization: Basic {TOKEN}"):
         answer = curl("--header", header, f"{agent.url}{EVENTS_PATH}", data=_body(EVENT))
         assert (answer.status, answer.error["code"]) == (401, "unauthorized")
         assert TOKEN not in answer.body
     answer = curl("--unix-socket", agent.socket, f"http://agent{EVENTS_PATH}", data=_body(EVENT))
     assert (answer.status, answer.body) == (200, "{}")
-    assert flushed(agent.daemon)
-    assert api.accepted_events() == [EVENT]
+    assert books.events() == [EVENT]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -151,7 +178,7 @@ def test_curl_asks_what_may_be_sent(agent: Front, way: str) -> None:
     assert "POST" in next(line for line in answer.talk.splitlines() if line.lower().startswith("< allow:"))
 
 
-def test_a_team_that_the_agent_does_not_deliver_to_is_refused(agent: Front) -> None:
+def test_a_team_that_the_agent_does_not_deliver_to_is_refused(agent: Front, books: Books) -> None:
     answer = curl(*_way(agent, "TCP"), f"{agent.url}{EVENTS_PATH}?slug=other", data=_body(EVENT))
     assert (answer.status, answer.error["code"]) == (400, "bad_request")
     assert "slug" in answer.error["message"]

@@ -13,7 +13,7 @@ from tests.support.accounts import flushed, ledger, ledger_of, received
 from tests.support.api_server import Answer, error
 from tests.support.artifacts_api import ArtifactsApi
 from tests.support.builds import cold_builds, sessions, three_builds
-from tests.support.capture import Captured, CapturingServer
+from tests.support.capture import EVENTS_PATH, Captured, CapturingServer
 from tests.support.front import Front, front
 from tests.support.monorepo import Monorepo
 from tests.support.turborepo import turborepo_server
@@ -50,6 +50,25 @@ def test_a_build_has_the_same_results_and_the_same_events_as_without_the_agent(t
         assert artifacts(server.captured) == artifacts(agent.handed)
     assert through == alone
     assert len(sessions(agent.handed.posts())) == len(through)
+
+
+def test_what_turbo_signs_and_asks_for_beforehand_passes_and_its_ci_system_is_known(
+    tmp_path: Path, api: ArtifactsApi
+) -> None:
+    """Signed artifacts, and preflight requests, without whose answer turbo would leave out its token."""
+    monorepo = Monorepo(tmp_path / "monorepo", 3, signed=True)
+    signing = {"TURBO_REMOTE_CACHE_SIGNATURE_KEY": "0123456789abcdef" * 2, "TURBO_PREFLIGHT": "true"}
+    with front(tmp_path / "agent", api.url) as agent:
+        for cache in ("MISS", "REMOTE"):
+            run = turbo.run(monorepo, agent.handed.url, signing | {"GITHUB_ACTIONS": "true", "CI": "true"})
+            assert {task.cache for task in run.tasks.values()} == {cache}
+            monorepo.forget_local_results()
+        assert_all_taken(agent)
+        assert flushed(agent.daemon)
+        assert artifacts(api) == artifacts(agent.handed)
+    assert all("x-artifact-tag" in request.headers for request in api.requests if request.method == "PUT")
+    assert received(api.accepted()) == received(agent.handed.posts())
+    assert {request.headers["x-artifact-client-ci"] for request in api.accepted()} == {"GITHUB_ACTIONS"}
 
 
 def test_what_turbo_has_handed_over_is_kept_when_it_is_killed(tmp_path: Path, api: ArtifactsApi) -> None:
@@ -133,7 +152,7 @@ def assert_all_taken(agent: Front) -> None:
 
 def artifacts(server: CapturingServer) -> Counter[object]:
     """Return every request that is not about events, as far as it is not about the connection that it came on."""
-    return Counter(_essence(request) for request in server.requests if not request.is_events)
+    return Counter(_essence(request) for request in server.requests if request.path != EVENTS_PATH)
 
 
 def _essence(request: Captured) -> object:

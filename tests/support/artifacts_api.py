@@ -25,6 +25,8 @@ class ArtifactsApi(ApiServer):
     def _found(self, request: Captured, scripted: Answer) -> Answer:
         if request.is_events or not request.path.startswith(_ARTIFACTS):
             return super()._found(request, scripted)
+        if request.method == "OPTIONS":
+            return Answer(headers={"access-control-allow-headers": "Authorization"})
         return self.artifacts_down or self._artifact(request) or super()._found(request, scripted)
 
     def _artifact(self, request: Captured) -> Answer | None:

@@ -22,10 +22,11 @@ class Monorepo:
     """A monorepo in a directory of its own.
 
     With `gated`, the last package depends on all the others, says by the file `started` that its task runs, and then waits until
-    somebody writes to the pipe `gate`: so that a test can end turbo when everything else is done.
+    somebody writes to the pipe `gate`: so that a test can end turbo when everything else is done. With `signed`, turbo signs its
+    artifacts, for which it needs a key.
     """
 
-    def __init__(self, root: Path, packages: int, *, gated: bool = False) -> None:
+    def __init__(self, root: Path, packages: int, *, gated: bool = False, signed: bool = False) -> None:
         self.root = root
         self.names = [f"p{number:03}" for number in range(packages)]
         self.started = root / "started"
@@ -33,7 +34,7 @@ class Monorepo:
         (root / "bin").mkdir(parents=True)
         self._write("bin/npm", _NPM).chmod(0o755)
         task = {"dependsOn": ["^build"], "inputs": ["source"], "outputs": ["dist/**"]}
-        self._write("turbo.json", {"tasks": {"build": task}})
+        self._write("turbo.json", {"tasks": {"build": task}, "remoteCache": {"signature": signed}})
         for name in self.names:
             self._package(name, [])
         if gated:
