@@ -90,6 +90,24 @@ def test_what_turbo_has_handed_over_is_kept_when_it_is_killed(tmp_path: Path, ap
     assert received(api.accepted()).total() == handed_over
 
 
+def test_an_agent_that_is_killed_fails_no_build_and_has_what_it_took(tmp_path: Path, api: ArtifactsApi) -> None:
+    api.default = Answer(mode="hang")
+    monorepo = Monorepo(tmp_path / "monorepo", 60, gated=True)
+    with front(tmp_path / "agent", api.url) as agent:
+        with turbo.running(monorepo, agent.handed.url) as build:
+            agent.handed.wait_for_accepted(SENT_AT_ONCE)
+            eventually(monorepo.started.exists, bool)
+            agent.daemon.kill()
+            monorepo.open_gate()
+            build.communicate()
+        assert build.returncode == 0
+        api.default = Answer()
+        agent.daemon.start()
+        assert flushed(agent.daemon)
+    assert received(api.accepted()) == received(agent.handed.accepted())
+    assert received(api.accepted()).total() == SENT_AT_ONCE
+
+
 TROUBLE = {
     "hanging": Answer(mode="hang"),
     "slow by 500 ms": Answer(delay=0.5),
