@@ -61,6 +61,11 @@ class Case:
         """Return how many events the build makes: one for each look into a cache, where it can be looked into."""
         return packages if self.gone or self.cached else 2 * (packages + self.killed)
 
+    def handed_over(self, packages: int) -> int:
+        """Return how many of them turbo sends: if it is killed, only what it sends before its end."""
+        made = self.made(packages)
+        return made // SENT_AT_ONCE * SENT_AT_ONCE if self.killed else made
+
 
 CASES = (
     Case("all well"),
@@ -131,9 +136,9 @@ def run(size: Size) -> TurboReport:
     )
     samples: list[Sample] = []
     for _ in range(size.rounds):
-        for subject in (ALONE, AGENT):
-            samples += [Sample(case.name, subject, _one_build(size, case, subject, packages)) for case in CASES]
-            samples.append(Sample(f"{builds} builds", subject, _many_builds(size, subject, builds)))
+        for case in CASES:
+            samples += [Sample(case.name, way, _one_build(size, case, way, packages)) for way in (ALONE, AGENT)]
+        samples += [Sample(f"{builds} builds", way, _many_builds(size, way, builds)) for way in (ALONE, AGENT)]
     return TurboReport("turbo", samples, facts, baseline=ALONE)
 
 
@@ -156,12 +161,15 @@ def _one_build(size: Size, case: Case, subject: str, packages: int) -> Figures:
             turbo.run(monorepo, None)
         if case.gone:
             api.stop()
-        figures = _killed(monorepo, way) if case.killed else _whole(monorepo, way)
+        handed_over = case.handed_over(packages)
+        figures = _killed(monorepo, way, handed_over) if case.killed else _whole(monorepo, way)
         api.default = Answer()
         if case.gone:
             api.start()
         way.settle()
-        return {"made": case.made(packages), **_arrived(api), **figures}
+        arrived = _arrived(api)
+        assert subject != AGENT or arrived["delivered"] == handed_over, f"{case.name}: {arrived} of {handed_over}"
+        return {"made": case.made(packages), **arrived, **figures}
 
 
 def _whole(monorepo: Monorepo, way: Subject) -> Figures:
@@ -169,12 +177,11 @@ def _whole(monorepo: Monorepo, way: Subject) -> Figures:
     return {"at exit, ms": 1000 * run.seconds_at_exit, "build, ms": 1000 * run.seconds}
 
 
-def _killed(monorepo: Monorepo, way: Subject) -> Figures:
-    """Kill turbo when its last task runs and it has handed over what it hands over before its end."""
-    whole_batches = 2 * (len(monorepo.names) + 1) // SENT_AT_ONCE * SENT_AT_ONCE
+def _killed(monorepo: Monorepo, way: Subject, handed_over: int) -> Figures:
+    """Kill turbo when its last task runs and it has handed over so many events."""
     with turbo.running(monorepo, way.url) as build:
         eventually(monorepo.started.exists, bool, 60.0)
-        eventually(way.taken, lambda taken: taken >= whole_batches)
+        eventually(way.taken, lambda taken: taken >= handed_over)
         build.kill()
         build.wait()
     monorepo.open_gate()
