@@ -109,6 +109,25 @@ def test_an_agent_that_is_killed_fails_no_build_and_has_what_it_took(tmp_path: P
     assert received(api.accepted()).total() == SENT_AT_ONCE
 
 
+def test_an_agent_that_hangs_holds_turbo_up_only_as_long_as_an_api_that_hangs(
+    tmp_path: Path, api: ArtifactsApi
+) -> None:
+    """Its events wait in the agent's socket, and are taken although turbo has gone."""
+    monorepo = Monorepo(tmp_path / "monorepo", 1)
+    with front(tmp_path / "agent", api.url) as agent:
+        agent.daemon.signal(signal.SIGSTOP)
+        run = turbo.run(
+            monorepo, agent.handed.url, {"TURBO_REMOTE_CACHE_TIMEOUT": "1", "TURBO_REMOTE_CACHE_UPLOAD_TIMEOUT": "1"}
+        )
+        agent.daemon.signal(signal.SIGCONT)
+        assert (run.code, {task.cache for task in run.tasks.values()}) == (0, {"MISS"})
+        handed = received(agent.handed.posts())
+        assert handed
+        agent.daemon.wait_status(lambda status: ledger_of(status)["accepted"] == handed.total())
+        assert flushed(agent.daemon)
+    assert received(api.accepted()) == handed
+
+
 TROUBLE = {
     "hanging": Answer(mode="hang"),
     "slow by 500 ms": Answer(delay=0.5),
