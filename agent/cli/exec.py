@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent.cli.options import PROGRAM, Duration, config_option, find_config
+from agent.cli.options import Duration, config_option, find_config
+from agent.cli.words import PROGRAM
 from agent.errors import AgentError
 
 if TYPE_CHECKING:
