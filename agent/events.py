@@ -198,14 +198,19 @@ def openings(lines: bytes, count: int) -> Mapping[bytes, int]:
 
     A line that something else wrote may have none, and is not counted.
     """
-    first = lines[: lines.find(b'","') + 2]  # in a string this would have a backslash
-    if lines.count(first) == count and _find_openings(first) == [first]:
-        return {first: count}
-    return Counter(_find_openings(lines))
+    first = _opening_of(lines)
+    if first and lines.startswith(first[0], lines.rfind(b"\n", 0, -1) + 1) and lines.count(first[0]) == count:
+        return {first[0]: count}
+    found: Counter[bytes] = Counter()
+    for run in _runs(lines):
+        found[run[1]] += lines.count(run[1], *run.span())
+    return found
 
 
 _OPENING = b'{"sessionId":%b,'
-_find_openings = re.compile(_OPENING % rb'"[^"\\\n]*+(?:\\.[^"\\\n]*+)*+"').findall
+_ANY_OPENING = _OPENING % rb'"[^"\\\n]*+(?:\\.[^"\\\n]*+)*+"'
+_opening_of = re.compile(_ANY_OPENING).match
+_runs = re.compile(rb"(%b)[^\n]*+\n(?:\1[^\n]*+\n)*+" % _ANY_OPENING).finditer  # lines that follow each other
 
 
 def is_lines(text: bytes, count: int) -> bool:
