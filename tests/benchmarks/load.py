@@ -6,11 +6,13 @@
     short      one connection for each event
     datagram   one datagram for each event; waits while the socket is full
 
+All events of a run are of one session, as a build's are; with `--mixed`, or with several clients, of many, which take turns.
 A process says when it is ready, begins when it is told to, and says how it went. It knows what a client knows.
 """
 
 import argparse
 import json
+import re
 import resource
 import socket
 import subprocess
@@ -41,10 +43,10 @@ class Sent(NamedTuple):
 # The benchmarks' side
 
 
-def send(kind: Kind, path: Path, events: int, *, clients: int = 1, processes: int = 1) -> Sent:
+def send(kind: Kind, path: Path, events: int, *, clients: int = 1, processes: int = 1, mixed: bool = False) -> Sent:
     """Send so many events to a socket, from so many processes with so many clients each; return when all have ended."""
     shares = [events // processes + (index < events % processes) for index in range(processes)]
-    with Senders([_command(kind, path, share, clients) for share in shares]) as senders:
+    with Senders([_command(kind, path, share, clients, mixed=mixed) for share in shares]) as senders:
         senders.go()
         return senders.wait()
 
@@ -91,8 +93,8 @@ def endless(path: Path) -> Senders:
     return Senders([_command("stream", path, 2**62, 1)])
 
 
-def _command(kind: Kind, path: Path, events: int, clients: int) -> list[str]:
-    options = ["--events", str(events), "--clients", str(clients)]
+def _command(kind: Kind, path: Path, events: int, clients: int, *, mixed: bool = False) -> list[str]:
+    options = ["--events", str(events), "--clients", str(clients), *(["--mixed"] if mixed else [])]
     return [sys.executable, "-m", "tests.benchmarks.load", kind, str(path), *options]
 
 
@@ -103,16 +105,20 @@ def _pipe(stream: IO[str] | None) -> IO[str]:
 
 # Events
 
+_SESSION = re.compile(rb'"sessionId":"[^"]*"')
+_ONE_SESSION = b'"sessionId":"3f0c2f5e-8d0b-4e53-9f0e-6f1f4f1f7a11"'
+
 
 @cache
-def recorded_lines() -> Sequence[bytes]:
-    """Return the recorded events as lines, of about 125 bytes."""
-    return [line for request in recordings.load() for line in request.lines.splitlines(keepends=True)]
+def recorded_lines(*, mixed: bool = False) -> Sequence[bytes]:
+    """Return the recorded events as lines, of about 125 bytes: all as if of one session, or `mixed`, as they were recorded."""
+    found = [line for request in recordings.load() for line in request.lines.splitlines(keepends=True)]
+    return found if mixed else [_SESSION.sub(_ONE_SESSION, line) for line in found]
 
 
-def blocks(events: int, lines_a_block: int = LINES_A_BLOCK) -> Iterator[bytes]:
+def blocks(events: int, lines_a_block: int = LINES_A_BLOCK, *, mixed: bool = False) -> Iterator[bytes]:
     """Yield blocks of lines that hold so many events together: the recorded ones over and over."""
-    lines = cycle(recorded_lines())
+    lines = cycle(recorded_lines(mixed=mixed))
     ready = [b"".join(islice(lines, lines_a_block)) for _ in range(min(64, events // lines_a_block))]
     for _, block in zip(range(events // lines_a_block), cycle(ready), strict=False):
         yield block
@@ -130,8 +136,10 @@ def main() -> None:
     parser.add_argument("socket", type=Path)
     parser.add_argument("--events", type=int, required=True)
     parser.add_argument("--clients", type=int, default=1)
+    parser.add_argument("--mixed", action="store_true")
     options = parser.parse_args()
-    work = _prepare(options.kind, str(options.socket), options.events, options.clients)
+    mixed = options.mixed or options.clients > 1
+    work = _prepare(options.kind, str(options.socket), options.events, options.clients, mixed=mixed)
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     if not sys.stdin.readline():
@@ -142,25 +150,25 @@ def main() -> None:
     sys.stdout.write(json.dumps(sent._asdict()) + "\n")
 
 
-def _prepare(kind: Kind, path: str, events: int, clients: int) -> Callable[[], None]:
+def _prepare(kind: Kind, path: str, events: int, clients: int, *, mixed: bool) -> Callable[[], None]:
     """Do what is to be done before the clock runs."""
-    recorded_lines()
+    recorded_lines(mixed=mixed)
     if kind in {"durable", "confirmed"}:
         asked = 0 if kind == "durable" else events - 1
         return lambda: _send_durably(path, events, asked)
     if kind == "stream":
         _raise_file_limit()
-        return lambda: _send_in_turn(path, events, clients)
+        return lambda: _send_in_turn(path, events, clients, mixed=mixed)
     lines = list(islice(cycle(recorded_lines()), min(events, 10_000)))
     if kind == "short":
         return lambda: _connect_for_each(path, islice(cycle(lines), events))
     return lambda: _send_datagrams(path, islice(cycle(lines), events))
 
 
-def _send_in_turn(path: str, events: int, clients: int) -> None:
+def _send_in_turn(path: str, events: int, clients: int, *, mixed: bool) -> None:
     connections = [_connected(path) for _ in range(clients)]
     lines_a_block = max(1, min(LINES_A_BLOCK, events // clients))
-    for connection, block in zip(cycle(connections), blocks(events, lines_a_block), strict=False):
+    for connection, block in zip(cycle(connections), blocks(events, lines_a_block, mixed=mixed), strict=False):
         connection.sendall(block)
     for connection in connections:
         connection.close()
