@@ -19,7 +19,7 @@ from tests.support.tools import missing
 ROOT = Path(__file__).parents[2]
 TINY = ["--events", "1000", "--rounds", "1", "--seconds", "0.2"]
 CASES = {
-    "throughput": ["100 a batch", "1,000 a batch", "10,000 a batch"],
+    "throughput": ["100 a batch", "1,000 a batch", "1,000 a batch, mixed", "10,000 a batch"],
     "ingest": ["1 client", "1 client, acks", "4 clients, acks"],
     "short_lived": ["connection each", "datagram each"],
     "client_cost": [
