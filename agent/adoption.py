@@ -6,7 +6,7 @@ sockets or configuration files.
 A spool is opened where it is, under its own lock, as a pipeline without an intake. A crash leaves it there for the next agent.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -203,6 +203,8 @@ class Adoption:
     async def _try(self, directory: Path) -> Claim | None:
         try:
             return await self._seams.run_blocking(partial(self._claim, directory))
+        except FileNotFoundError:  # somebody has removed it meanwhile
+            return None
         except _NotOursError as reason:
             self._leave(directory, str(reason))
         except (OSError, StorageError) as error:
@@ -216,9 +218,7 @@ class Adoption:
         """
         if not self._fs.is_directory(directory) or not (names := self._fs.names(directory)):
             return None
-        if not spool.is_spool(names):
-            raise _NotOursError("no agent has made it: it has no lock file")
-        lock = self._fs.lock(directory / spool.LOCK)
+        lock = self._fs.lock(directory / spool.LOCK, create=self._has_lost_its_lock(directory, names))
         if lock is None:
             raise _NotOursError(IN_USE)
         try:
@@ -226,6 +226,16 @@ class Adoption:
         except BaseException:
             lock.release()
             raise
+
+    def _has_lost_its_lock(self, directory: Path, names: Sequence[str]) -> bool:
+        """Tell whether the removal of a spool goes on here. Another agent's removal must not find a new lock in its way."""
+        if spool.LOCK in names:
+            return False
+        mark = spool.read_settled(self._fs, directory)
+        if mark is None:
+            raise _NotOursError("no agent has made it: it has no lock file")
+        self._check_mark(directory, mark)
+        return True
 
     def _examine(self, directory: Path, lock: Lock) -> Claim:
         mark = spool.read_settled(self._fs, directory)

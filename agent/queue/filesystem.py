@@ -95,8 +95,8 @@ class Filesystem(Protocol):
     def free_bytes(self, directory: Path) -> int:
         """Return how many bytes this process could still write there."""
 
-    def lock(self, path: Path) -> Lock | None:
-        """Lock the file at `path`, creating it where needed; None if another process holds it."""
+    def lock(self, path: Path, *, create: bool = True) -> Lock | None:
+        """Lock the file at `path`, which it may have to create first; None if another process holds it."""
 
 
 class OsFile:
@@ -222,14 +222,14 @@ class OsFilesystem:
         room = os.statvfs(directory)
         return room.f_bavail * room.f_frsize
 
-    def lock(self, path: Path) -> Lock | None:
+    def lock(self, path: Path, *, create: bool = True) -> Lock | None:
         # Whoever removes a queue removes its lock, perhaps between our opening and locking it: then it keeps nobody out.
-        while (fd := self._flocked(path)) is not None and not os.fstat(fd).st_nlink:
+        while (fd := self._flocked(path, os.O_CREAT if create else 0)) is not None and not os.fstat(fd).st_nlink:
             os.close(fd)
         return None if fd is None else OsLock(fd)
 
-    def _flocked(self, path: Path) -> int | None:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
+    def _flocked(self, path: Path, flags: int) -> int | None:
+        fd = os.open(path, flags | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

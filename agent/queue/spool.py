@@ -133,11 +133,6 @@ def read_settled(fs: Filesystem, directory: Path) -> Settled | None:
     return settled
 
 
-def is_spool(names: Iterable[str]) -> bool:
-    """Tell by the names in a directory whether an agent made it."""
-    return not {LOCK, _SETTLED}.isdisjoint(names)
-
-
 # The list
 
 

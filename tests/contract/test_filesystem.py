@@ -326,6 +326,17 @@ class TestLocks:
         assert second is not None
         second.release()
 
+    def test_a_missing_lock_file_is_not_made_unless_it_is_wanted(self, disk: Disk) -> None:
+        path = disk.root / "lock"
+        with pytest.raises(FileNotFoundError):
+            disk.filesystem.lock(path, create=False)
+        assert disk.filesystem.names(disk.root) == []
+        disk.put("lock", b"")
+        lock = disk.filesystem.lock(path, create=False)
+        assert lock is not None
+        assert disk.filesystem.lock(path, create=False) is None
+        lock.release()
+
     def test_the_lock_file_stays_and_keeps_its_contents(self, disk: Disk) -> None:
         path = disk.put("lock", b"pid")
         lock = disk.filesystem.lock(path)

@@ -288,8 +288,8 @@ class FaultFilesystem(Faults):
     def free_bytes(self, directory: Path) -> int:
         return self.perform("free_bytes", directory, lambda: self._room_in(directory))
 
-    def lock(self, path: Path) -> FaultLock | None:
-        return self.perform("lock", path, lambda: self._lock(path))
+    def lock(self, path: Path, *, create: bool = True) -> FaultLock | None:
+        return self.perform("lock", path, lambda: self._lock(path, create=create))
 
     def crash(self, chooser: Chooser) -> None:
         """Cut the power: keep what is durable and what the chooser spares of the rest, and start a new process."""
@@ -428,8 +428,8 @@ class FaultFilesystem(Faults):
         for nameless in self._names.change(change):
             self.release(nameless)
 
-    def _lock(self, path: Path) -> FaultLock | None:
-        inode = self._found_or_added(path)
+    def _lock(self, path: Path, *, create: bool) -> FaultLock | None:
+        inode = self._found_or_added(path) if create else self._names.inode(path)
         if inode in self._locked:
             return None
         self._locked.add(inode)
