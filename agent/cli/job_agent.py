@@ -26,8 +26,9 @@ from agent.cli.words import amount
 from agent.config import SOCKET_PATH_LIMIT, Config
 from agent.errors import AgentError, NotRunningError, StorageError
 
-ASK_SECONDS = 2.0
+ASK_SECONDS = 5.0
 GRACE_SECONDS = 2.0
+LONGEST_FLUSH = 86_400.0  # agent.control_flush's MAX_DEADLINE
 START_SECONDS = 10.0
 # What the supervisor of this process has set is not for another one.
 _NOT_INHERITED = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
@@ -54,6 +55,7 @@ class JobAgent:
 
         Raises AgentError.
         """
+        seconds = min(seconds, LONGEST_FLUSH)
         value = _ask(_Unix(self.control, seconds + GRACE_SECONDS), "POST", f"/flush?deadline={seconds!r}")
         queued = value.get("queued")
         if not isinstance(queued, int):
@@ -275,7 +277,7 @@ def _tidy(directory: Path) -> str | None:
 
     fs = OsFilesystem()
     try:
-        lock = fs.lock(directory / spool.LOCK)
+        lock = fs.lock(directory / spool.LOCK, create=False)
     except FileNotFoundError:
         return None  # another agent has adopted it already
     if lock is None:

@@ -19,6 +19,7 @@ from tests.support.tools import require_tool
 
 COMMANDS = (
     "run",
+    "exec",
     "emit",
     "status",
     "flush",
