@@ -342,6 +342,11 @@ os.execvp("sh", ["sh", "-i"])
 def console(job: Job) -> Iterator[Console]:
     console = Console(environment(job.env | {"PS1": "prompt> "}))
     yield console
+    for running in children(console.shell.pid):
+        for each in children(running):
+            if os.getsid(each) != each:
+                os.kill(each, signal.SIGKILL)
+        os.kill(running, signal.SIGKILL)  # perhaps it is stopped; its agent sees that
     console.shell.kill()
     console.shell.wait()
     os.close(console.master)
