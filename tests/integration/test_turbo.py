@@ -14,6 +14,7 @@ from tests.support.api_server import Answer, error
 from tests.support.artifacts_api import ArtifactsApi
 from tests.support.builds import cold_builds, sessions, three_builds
 from tests.support.capture import EVENTS_PATH, Captured, CapturingServer
+from tests.support.command import run_command
 from tests.support.front import Front, front
 from tests.support.monorepo import Monorepo
 from tests.support.turborepo import turborepo_server
@@ -51,6 +52,20 @@ def test_a_build_has_the_same_results_and_the_same_events_as_without_the_agent(t
         assert artifacts(server.captured) == artifacts(agent.handed)
     assert through == alone
     assert len(sessions(agent.handed.posts())) == len(through)
+
+
+def test_exec_runs_turbo_with_an_agent_of_its_own_and_delivers_its_events(tmp_path: Path, api: ArtifactsApi) -> None:
+    monorepo, config = Monorepo(tmp_path / "monorepo", 30), tmp_path / "config.toml"
+    config.write_text('[batch]\nmax_delay = "1h"\n')
+    job = {"ARTIFACTS_AGENT_CONFIG": str(config), "STATE_DIRECTORY": str(tmp_path / "state")}
+    for cache, events in (("MISS", 60), ("LOCAL", 90), ("REMOTE", 150)):
+        if cache == "REMOTE":
+            monorepo.forget_local_results()
+        done = run_command("exec", "--", *turbo.command(monorepo), env=turbo.environment(monorepo, api.url) | job)
+        assert done.returncode == 0, done.stderr
+        assert "30 successful, 30 total" in done.stdout
+        assert received(api.accepted()).total() == events
+    assert sorted(sessions(api.accepted()).values()) == [30, 60, 60]
 
 
 def test_what_turbo_signs_and_asks_for_beforehand_passes_and_its_ci_system_is_known(

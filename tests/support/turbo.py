@@ -71,6 +71,18 @@ def program() -> Path | None:
     return found if found.exists() else None
 
 
+def command(monorepo: Monorepo) -> list[str | Path]:
+    """Return what builds everything, wherever it is called; ends the test where turbo is not installed."""
+    turbo = program() or missing("turbo", HINT)
+    return [turbo, "run", "build", "--summarize", "--no-update-notifier", "--cwd", monorepo.root]
+
+
+def environment(monorepo: Monorepo, api: str | None) -> dict[str, str]:
+    """Return the whole environment of a build; without an API there is no remote cache."""
+    account = {"TURBO_API": api, "TURBO_TOKEN": TOKEN, "TURBO_TEAM": TEAM} if api else {}
+    return {"PATH": monorepo.path, "HOME": str(monorepo.root)} | _QUIET | account
+
+
 @contextmanager
 def running(
     monorepo: Monorepo, api: str | None, env: Mapping[str, str] | None = None
@@ -79,12 +91,9 @@ def running(
 
     Without an API there is no remote cache, and there are no events.
     """
-    account = {"TURBO_API": api, "TURBO_TOKEN": TOKEN, "TURBO_TEAM": TEAM} if api else {}
-    home = {"PATH": monorepo.path, "HOME": str(monorepo.root)}
     with subprocess.Popen(
-        [program() or missing("turbo", HINT), "run", "build", "--summarize", "--no-update-notifier"],
-        cwd=monorepo.root,
-        env=home | _QUIET | account | dict(env or {}),
+        command(monorepo),
+        env=environment(monorepo, api) | dict(env or {}),
         text=True,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
