@@ -16,7 +16,7 @@ from typing import NamedTuple, cast
 import anyio
 import httpx
 
-from agent.delivery.http import transports
+from agent.delivery.http import Connections, transports
 from agent.http_server import Exchange, Response
 from agent.http_wire import ClientGoneError
 
@@ -44,7 +44,7 @@ class BrokenOffError(ClientGoneError):
 
 class _Upstream(NamedTuple):
     url: httpx.URL
-    transport: httpx.AsyncBaseTransport
+    connections: Connections
 
 
 class Front:
@@ -66,20 +66,23 @@ class Front:
             self._upstream = new
 
     async def aclose(self) -> None:
-        """Close the connections; no request may be under way."""
+        """Close the connections that are idle."""
         for upstream in [self._upstream, *self._former]:
-            await upstream.transport.aclose()
+            await upstream.connections.aclose()
 
     async def watch(self) -> None:
-        """Break off, until cancelled, the requests of clients that have hung up."""
+        """Break off, until cancelled, the requests of clients that have hung up; close connections that have no more use."""
         while True:
             await self._begun.wait()
-            while self._under_way:
-                await anyio.sleep(WATCH_SECONDS)
+            busy_at = anyio.current_time()
+            while (now := anyio.current_time()) - busy_at < KEEP_SECONDS:
+                busy_at = now if self._under_way else busy_at
                 for exchange, scope in self._under_way.items():
                     if exchange.client_gone:
                         scope.cancel()
+                await anyio.sleep(WATCH_SECONDS)
             self._begun = anyio.Event()
+            await self.aclose()
 
     async def forward(self, exchange: Exchange) -> None:
         """Have the API answer a request. Raises ClientGoneError and what reading the request raises."""
@@ -96,23 +99,31 @@ class Front:
             raise ClientGoneError
 
     async def _relay(self, exchange: Exchange) -> None:
-        upstream = self._upstream
         if exchange.head.method not in _METHODS.split(", ") or not exchange.head.target.startswith(b"/"):
             message = f"Only {_METHODS} of a path are passed on"
             return await exchange.answer(Response.error(405, "method_not_allowed", message))
+        upstream = self._upstream
+        connection = upstream.connections.take()
         try:
-            response = await upstream.transport.handle_async_request(_request(exchange, upstream.url))
-        except httpx.ConnectTimeout as error:
-            return await _no_answer(exchange, upstream, error)
-        except httpx.TimeoutException:
-            message = f"{upstream.url} has not answered within {STALL_SECONDS:g} s"
-            return await exchange.answer(Response.error(504, "gateway_timeout", message))
-        except (httpx.TransportError, httpx.InvalidURL, UnicodeError) as error:
-            return await _no_answer(exchange, upstream, error)
-        try:
-            return await _pass_back(exchange, response)
+            return await _relay(exchange, upstream.url, connection)
         finally:
-            await response.aclose()
+            await upstream.connections.give_back(connection)
+
+
+async def _relay(exchange: Exchange, url: httpx.URL, connection: httpx.AsyncBaseTransport) -> None:
+    try:
+        response = await connection.handle_async_request(_request(exchange, url))
+    except httpx.ConnectTimeout as error:
+        return await _no_answer(exchange, url, error)
+    except httpx.TimeoutException:
+        message = f"{url} has not answered within {STALL_SECONDS:g} s"
+        return await exchange.answer(Response.error(504, "gateway_timeout", message))
+    except (httpx.TransportError, httpx.InvalidURL, UnicodeError) as error:
+        return await _no_answer(exchange, url, error)
+    try:
+        return await _pass_back(exchange, response)
+    finally:
+        await response.aclose()
 
 
 async def _pass_back(exchange: Exchange, response: httpx.Response) -> None:
@@ -140,10 +151,7 @@ class _Body(httpx.AsyncByteStream):
 
 
 def _open(url: str) -> _Upstream:
-    limits = httpx.Limits(
-        max_connections=None, max_keepalive_connections=IDLE_CONNECTIONS, keepalive_expiry=KEEP_SECONDS
-    )
-    return _Upstream(httpx.URL(url), transports(url, limits, _SMALL_BUFFER)())
+    return _Upstream(httpx.URL(url), Connections(transports(url, KEEP_SECONDS, _SMALL_BUFFER), IDLE_CONNECTIONS))
 
 
 def _request(exchange: Exchange, url: httpx.URL) -> httpx.Request:
@@ -165,7 +173,7 @@ def _end_to_end(headers: Iterable[tuple[bytes, bytes]], *others: bytes) -> _Head
     return [(name, value) for name, lower, value in found if lower not in dropped]
 
 
-async def _no_answer(exchange: Exchange, upstream: _Upstream, error: Exception) -> None:
+async def _no_answer(exchange: Exchange, url: httpx.URL, error: Exception) -> None:
     """Answer that the API cannot be reached, or, to turbo, hang up, as the API's own address would have.
 
     A connection that fails is for turbo an artifact that it does not get. For a 5xx it waits 2 s and asks again, for one
@@ -174,5 +182,5 @@ async def _no_answer(exchange: Exchange, upstream: _Upstream, error: Exception) 
     if exchange.head.headers.get("user-agent", "").startswith(_TURBO):
         raise BrokenOffError
     reason = str(error) or type(error).__name__
-    message = f"{upstream.url} cannot be reached: {reason}"
+    message = f"{url} cannot be reached: {reason}"
     await exchange.answer(Response.error(502, "bad_gateway", message))

@@ -30,7 +30,8 @@ STATUS_PATH = "/v8/artifacts/status"
 MAX_ANSWER_BYTES = 64 * 1024
 MAX_MESSAGE_CHARACTERS = 300
 SocketOption = tuple[int, int, int]
-ONE_CONNECTION = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=60)
+KEEP_SECONDS = 60.0
+MOST_IDLE = 64
 _TELLING = 8  # so many of the token's first characters are told from other text, and are too few to help anyone
 
 _KINDS = {
@@ -161,8 +162,8 @@ class HttpTransport:
             self._headers.append(("authorization", f"Bearer {endpoint.token}"))
         self._params = {k: v for k, v in (("teamId", endpoint.team_id), ("slug", endpoint.slug)) if v}
         self._urls: dict[str, httpx.URL] = {}
-        self._connection = transports(endpoint.url, ONE_CONNECTION) if transport is None else lambda: transport
-        self._idle = [self._connection()]
+        make = transports(endpoint.url) if transport is None else lambda: transport
+        self._connections = Connections(make, MOST_IDLE)
 
     async def send(self, context: Context, body: bytes) -> Verdict:
         """See `Transport`."""
@@ -179,12 +180,11 @@ class HttpTransport:
 
     async def aclose(self) -> None:
         """Close the connections; no request may be under way."""
-        for connection in self._idle:
-            await connection.aclose()
+        await self._connections.aclose()
 
     async def _request(self, method: str, path: str, headers: list[tuple[str, str]], body: bytes = b"") -> Verdict:
         """Make one request; an answer that accepts counts only when it is whole."""
-        connection = self._idle.pop() if self._idle else self._connection()
+        connection = self._connections.take()
         try:
             # With a stream instead of contents, httpx sends the headers as they are, and looks for no others to add.
             request = httpx.Request(method, self._url(path), headers=headers, stream=httpx.ByteStream(body))
@@ -203,7 +203,7 @@ class HttpTransport:
         except httpx.TransportError as error:
             return Verdict(Kind.CUT_OFF, self._clean(f"the connection broke: {_reason(error)}"))
         finally:
-            self._idle.append(connection)
+            await self._connections.give_back(connection)
         verdict = classify(response.status_code, response.headers, answer, now=self._wall_clock())
         if path == STATUS_PATH and verdict.kind is Kind.ACCEPTED:
             verdict = _account_status(answer)
@@ -224,12 +224,46 @@ class HttpTransport:
         return "[token]".join([first, *(part[_shared(part, rest) :] for part in others)])
 
 
-def transports(url: str, limits: httpx.Limits, *local_options: SocketOption) -> Callable[[], httpx.AsyncBaseTransport]:
-    """Return what makes transports to `url`, by way of the environment's proxies and certificates. Raises ConfigError.
+class Connections:
+    """Connections to one server, each a transport of its own; of those that are idle the one that was used last is used next.
 
-    `local_options` are for the sockets if it is on this machine.
+    A transport with several looks at all of them, several times for each request.
     """
-    proxy = _proxy(url)
+
+    def __init__(self, make: Callable[[], httpx.AsyncBaseTransport], most_idle: int) -> None:
+        self._make = make
+        self._most_idle = most_idle
+        self._idle: list[httpx.AsyncBaseTransport] = []
+
+    def take(self) -> httpx.AsyncBaseTransport:
+        """Return a connection for one request."""
+        return self._idle.pop() if self._idle else self._make()
+
+    async def give_back(self, connection: httpx.AsyncBaseTransport) -> None:
+        """Take a connection back, whatever became of its request, once the answer is closed."""
+        if len(self._idle) < self._most_idle:
+            self._idle.append(connection)
+        else:
+            await connection.aclose()
+
+    async def aclose(self) -> None:
+        """Close those that are idle."""
+        while self._idle:
+            await self._idle.pop().aclose()
+
+
+def transports(
+    url: str, keep_seconds: float = KEEP_SECONDS, *local_options: SocketOption
+) -> Callable[[], httpx.AsyncBaseTransport]:
+    """Return what makes transports of one connection to `url`, by way of the environment's proxies and certificates.
+
+    A connection that was idle for `keep_seconds` is not used again; `local_options` are for the sockets if the server is on this
+    machine. Raises ConfigError.
+    """
+    proxy, limits = (
+        _proxy(url),
+        httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=keep_seconds),
+    )
     try:
         # Certificates are read only where they are needed: that takes longer than all the rest of the start, and 3 MiB.
         verify = (

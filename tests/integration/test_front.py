@@ -347,6 +347,7 @@ def test_the_front_works_on_a_socket_without_a_port(tmp_path: Path, upstream: Up
         assert daemon.status()["http"] == {
             "socket": str(path),
             "listen": None,
+            "forwards": True,
             "connections": 0,
             "events": {},
             "front": {},
