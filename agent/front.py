@@ -16,7 +16,8 @@ from typing import NamedTuple, cast
 import anyio
 import httpx
 
-from agent.delivery.http import Connections, transports
+from agent.delivery.connection import Connections
+from agent.delivery.http import transports
 from agent.http_server import Exchange, Response
 from agent.http_wire import ClientGoneError
 

@@ -20,6 +20,7 @@ import anyio
 import httpx
 
 from agent import __version__
+from agent.delivery.connection import Connections, DirectTransport, SocketOption
 from agent.delivery.transport import Kind, Verdict
 from agent.errors import ConfigError
 from agent.events import Context
@@ -29,7 +30,6 @@ STATUS_PATH = "/v8/artifacts/status"
 
 MAX_ANSWER_BYTES = 64 * 1024
 MAX_MESSAGE_CHARACTERS = 300
-SocketOption = tuple[int, int, int]
 KEEP_SECONDS = 60.0
 MOST_IDLE = 64
 _TELLING = 8  # so many of the token's first characters are told from other text, and are too few to help anyone
@@ -135,9 +135,8 @@ class HttpTransport:
     """Sends batches with httpx, as many at a time as are asked for. `wall_clock` returns seconds since the epoch; `transport` is
     for tests.
 
-    It uses httpx's transports without its client: what a client adds (cookies, redirects, authentication) is not wanted here, and
-    costs half of a request's time. Each has one connection, and the one that was used last is used next: a pool of several looks
-    at all of them, several times for each request.
+    It uses transports without httpx's client: what a client adds (cookies, redirects, authentication) is not wanted here, and
+    costs half of a request's time.
 
     The environment's proxies and certificates count (HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE), but nothing for this host itself
     goes through a proxy: plain HTTP would show it the token. Raises ConfigError if what the environment says is unusable.
@@ -224,34 +223,6 @@ class HttpTransport:
         return "[token]".join([first, *(part[_shared(part, rest) :] for part in others)])
 
 
-class Connections:
-    """Connections to one server, each a transport of its own; of those that are idle the one that was used last is used next.
-
-    A transport with several looks at all of them, several times for each request.
-    """
-
-    def __init__(self, make: Callable[[], httpx.AsyncBaseTransport], most_idle: int) -> None:
-        self._make = make
-        self._most_idle = most_idle
-        self._idle: list[httpx.AsyncBaseTransport] = []
-
-    def take(self) -> httpx.AsyncBaseTransport:
-        """Return a connection for one request."""
-        return self._idle.pop() if self._idle else self._make()
-
-    async def give_back(self, connection: httpx.AsyncBaseTransport) -> None:
-        """Take a connection back, whatever became of its request, once the answer is closed."""
-        if len(self._idle) < self._most_idle:
-            self._idle.append(connection)
-        else:
-            await connection.aclose()
-
-    async def aclose(self) -> None:
-        """Close those that are idle."""
-        while self._idle:
-            await self._idle.pop().aclose()
-
-
 def transports(
     url: str, keep_seconds: float = KEEP_SECONDS, *local_options: SocketOption
 ) -> Callable[[], httpx.AsyncBaseTransport]:
@@ -260,18 +231,17 @@ def transports(
     A connection that was idle for `keep_seconds` is not used again; `local_options` are for the sockets if the server is on this
     machine. Raises ConfigError.
     """
-    proxy, limits = (
-        _proxy(url),
-        httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=keep_seconds),
-    )
+    proxy = _proxy(url)
     try:
         # Certificates are read only where they are needed: that takes longer than all the rest of the start, and 3 MiB.
-        verify = (
-            httpx.create_ssl_context() if "https" in {urlsplit(url).scheme, urlsplit(proxy or "").scheme} else False
-        )
-        options = local_options if _is_loopback(urlsplit(url).hostname or "") else ()
-        make = partial(httpx.AsyncHTTPTransport, verify=verify, limits=limits, proxy=proxy, socket_options=options)
-        make()  # whatever is wrong with it is said now
+        secure = "https" in {urlsplit(url).scheme, urlsplit(proxy or "").scheme}
+        certificates = httpx.create_ssl_context() if secure else None
+        if proxy is None and urlsplit(url).scheme in {"http", "https"}:  # of any other httpx says what is wrong with it
+            options = local_options if _is_loopback(urlsplit(url).hostname or "") else ()
+            return partial(DirectTransport, httpx.URL(url), certificates, keep_seconds, options)
+        limits = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=keep_seconds)
+        make = partial(httpx.AsyncHTTPTransport, verify=certificates or False, limits=limits, proxy=proxy)
+        make()  # whatever is wrong with the proxy is said now
     except OSError as error:
         raise ConfigError(f"SSL_CERT_FILE, SSL_CERT_DIR: the certificates cannot be read: {error}") from error
     except (ValueError, ImportError, httpx.InvalidURL):  # their messages, and so their cause, may hold a password
