@@ -292,7 +292,7 @@ class Daemon:
         except ConfigError as error:
             self._log.error("reload_refused", error=str(error))
         else:
-            self._take_over(loaded, new)
+            self._take_over(loaded, new, new_token=secret != self._secret or terms.token != self._terms.token)
             self._tokens, self._secret, self._terms = tokens, secret, terms
             if self._http is not None:
                 self._http.terms = terms
@@ -302,13 +302,13 @@ class Daemon:
                 self._adoption.reconfigure(spool_terms(new, secret, SEAMS))
         self._notifier.notify("READY=1")
 
-    def _take_over(self, loaded: Config, new: Config) -> None:
+    def _take_over(self, loaded: Config, new: Config, *, new_token: bool) -> None:
         for key in config.needs_restart(self._config, loaded):
             self._log.warning("restart_needed", key=key)
         changed = config.differences(self._config, new)
         self._config = new
         logs.configure(new.log.level, new.log.format)
-        self._log.info("reloaded", changed=changed)
+        self._log.info("reloaded", changed=[*changed, *(["token"] if new_token else [])])
 
     def _with_fixed(self, new: Config) -> Config:
         """Return a new configuration with what stays as it is until a restart."""

@@ -16,7 +16,8 @@ from agent import config
 from agent.cli.control_client import ControlClient
 from agent.cli.words import size
 from agent.config import Config
-from agent.errors import AgentError, ConfigError
+from agent.errors import AgentError, ConfigError, ListenError
+from agent.listeners import sockets
 from agent.queue.filesystem import OsFilesystem
 
 _BOUND_SOCKETS = Path("/proc/net/unix")
@@ -112,6 +113,10 @@ def _sockets(settings: Config, daemon: Finding) -> Iterator[Finding]:
             problem = _socket_problem(path) or _directory_problem(path.parent, path.parent.parent, key)
             running = daemon.message.startswith("running")
             yield Finding(f"{role} socket", problem is None, problem or _socket_state(path, bound, running=running))
+    if settings.http.listen is not None:
+        yield _port(settings.http.listen, running=daemon.message.startswith("running"))
+    if settings.front.enabled:
+        yield Finding("front", True, f"passes other requests on to {settings.api.url}")
     if listen.group is not None:
         yield _group(listen.group)
 
@@ -130,6 +135,15 @@ def _socket_state(path: Path, bound: set[str], *, running: bool) -> str:
     if str(path) in bound:
         return f"{path}: another process listens there: fine if that is systemd, for artifacts-agent.socket"
     return f"{path}: a stale file, which the daemon will replace" if path.exists() else str(path)
+
+
+def _port(address: str, *, running: bool) -> Finding:
+    if not running:
+        try:
+            sockets.bind_tcp(address, listening=False).release()
+        except ListenError as error:
+            return Finding("HTTP port", False, str(error))
+    return Finding("HTTP port", True, address)
 
 
 def _group(name: str) -> Finding:

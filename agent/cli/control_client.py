@@ -20,7 +20,9 @@ GRACE_SECONDS = 2.0
 # What is in the queue of a session is found out whatever the deadline.
 SEARCH_SECONDS = 60.0
 
-_HOW_TO_START = "start it with `artifacts-agent run`, or `systemctl start artifacts-agent`, or correct listen.control"
+_HOW_TO_START = (
+    "start it with `artifacts-agent run`, or `systemctl start artifacts-agent`, or name the configuration with --config"
+)
 
 
 T = TypeVar("T")

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,8 @@ from agent.errors import AgentError
 
 if TYPE_CHECKING:
     from agent.cli.job_agent import JobAgent
+
+SYSTEM_RUNTIME_DIRECTORY = "/run/artifacts-agent"
 
 
 @click.command(
@@ -64,7 +66,7 @@ def _agent(path: Path | None) -> "JobAgent | None":
 
     try:
         found = find_config(path)
-        settings = config.load(found, os.environ)
+        settings = config.load(found, with_runtime_directory(os.environ, os.geteuid()))
         agent = job_agent.find(settings) or job_agent.start(settings, found and found.absolute(), os.environ)
     except AgentError as error:
         _warn(f"no agent for this command: {error}")
@@ -77,6 +79,18 @@ def _agent(path: Path | None) -> "JobAgent | None":
     except AgentError as error:
         _warn(f"TURBO_API is left as it is: {error}")
     return agent
+
+
+def with_runtime_directory(environ: Mapping[str, str], euid: int) -> Mapping[str, str]:
+    """Return an environment that says where an agent's sockets are: where it does not, in cron say, those of the system's.
+
+    An agent that is started for a job makes a place for its own.
+    """
+    from agent import config
+
+    if config.runtime_directory(environ, euid) is not None:
+        return environ
+    return {**environ, "RUNTIME_DIRECTORY": SYSTEM_RUNTIME_DIRECTORY}
 
 
 def _end(agent: "JobAgent", deadline: float) -> None:

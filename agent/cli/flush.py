@@ -33,6 +33,8 @@ class _Deadline(Duration):
 
 
 def _sendable(_ctx: click.Context, _param: click.Parameter, session: str | None) -> str | None:
+    if session == "":
+        raise click.BadParameter("it is empty: is a variable not set?")
     try:
         (session or "").encode()
     except UnicodeEncodeError as error:
@@ -67,7 +69,7 @@ def flush(path: Path | None, deadline: float, session: str | None, as_json: bool
 
     \b
     Exit codes:
-        0  all that was queued at the call has been delivered
+        0  all that was queued at the call has been delivered, or nothing was
         3  the deadline passed first: what is left stays in the queue, and delivery goes on
         4  no daemon is running
         8  some of it, or of all events of the session, was dead-lettered or dropped

@@ -28,6 +28,7 @@ from agent.errors import AgentError, NotRunningError, StorageError
 
 ASK_SECONDS = 5.0
 GRACE_SECONDS = 2.0
+HURRY_SECONDS = 0.2  # between two SIGTERMs that are to be two
 LONGEST_FLUSH = 86_400.0  # agent.control_flush's MAX_DEADLINE
 START_SECONDS = 10.0
 # What the supervisor of this process has set is not for another one.
@@ -37,6 +38,8 @@ _LONGEST_NAME = "artifacts-agent-12345678/control.sock"
 
 class JobAgent:
     """An agent that runs, behind the control socket at `control`; `variables` are for the command."""
+
+    without_front = "the agent has no front on a port: see http.listen and front.enabled"
 
     def __init__(self, control: Path, stream: Path | None) -> None:
         self.control = control
@@ -71,7 +74,7 @@ class JobAgent:
         """Add the address of the front to `variables`. Raises AgentError if clients would fare worse with it than without."""
         front = self._front()
         if front.address is None:
-            raise AgentError("the agent has no front on a port: see http.listen and front.enabled")
+            raise AgentError(self.without_front)
         wanted = environ.get("TURBO_API", "").rstrip("/")
         if wanted and wanted not in {front.url, f"http://{front.address}"}:
             raise AgentError(f"the agent is for {front.url}, and TURBO_API is another server")
@@ -122,6 +125,8 @@ def find(settings: Config) -> JobAgent | None:
 class StartedAgent(JobAgent):
     """An agent of this job's own. Its spool outlives it if there is something left in it."""
 
+    without_front = "a front takes a token from its clients, and there is none: set TURBO_TOKEN"
+
     def __init__(self, spool: Path, runtime: Path, process: subprocess.Popen[bytes], lifeline: int) -> None:
         super().__init__(runtime / "control.sock", runtime / "events.sock")
         self.spool = spool
@@ -139,13 +144,13 @@ class StartedAgent(JobAgent):
         until = time.monotonic() + seconds
         with contextlib.suppress(AgentError):  # the spool says what is left
             self.flush(seconds)
-        self.stop(max(until - time.monotonic(), GRACE_SECONDS))
+        self.stop(max(until - time.monotonic(), HURRY_SECONDS))
         if self._process.returncode is None:
             return f"the agent does not end; what it has not delivered is in {self.spool}"
         try:
             return _tidy(self.spool)
         except (OSError, StorageError) as error:
-            return f"{self.spool} stays, for the next agent: {error}"
+            return f"{self.spool} stays: {error}"
 
     def stop(self, seconds: float) -> None:
         """Ask the agent to stop, after `seconds` to hurry; then let it go."""
@@ -285,7 +290,8 @@ def _tidy(directory: Path) -> str | None:
     try:
         ledger = read_queue(fs, directory / spool.DESTINATION).cursor.ledger()
         if ledger.queued:
-            return f"{amount(ledger.queued, 'event')} not delivered yet, in {directory}, for the next agent"
+            taker = f"an agent with queue.adopt = {str(directory.parent)!r} delivers what is there"
+            return f"{amount(ledger.queued, 'event')} not delivered yet, in {directory}: {taker}"
         if (kept := spool.kept_in(fs, directory)) is not None:
             return f"{directory} stays because of {kept}"
         spool.remove(fs, directory)
@@ -360,7 +366,7 @@ def _try_as_client(address: str, environ: Mapping[str, str]) -> None:
         if answer.status == http.client.UNAUTHORIZED:
             raise AgentError("TURBO_TOKEN is not the token that the agent takes from clients")
         if answer.status != http.client.OK:
-            raise AgentError(str(json.loads(body)["error"]["message"]))
+            raise AgentError(f"the agent would refuse this job's events: {json.loads(body)['error']['message']}")
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
         raise AgentError(f"the front does not answer: {error}") from error
     finally:

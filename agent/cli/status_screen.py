@@ -45,6 +45,8 @@ def _headline(status: Mapping[str, Any]) -> Text:
         facts.append(amount(status["connections"], "connection"))
     if http := status.get("http"):  # a daemon of an earlier version does not say
         facts += [f"HTTP on {http[key]}" for key in ("listen", "socket") if http[key]]
+        refused = sum(count for answer, count in http["events"].items() if answer >= "400")
+        facts += [f"{amount(refused, 'request')} with events refused: see the log"] if refused else []
     return Text(" · ".join(facts))
 
 

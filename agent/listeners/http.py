@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import anyio
 import msgspec
+import structlog
 from pydantic import SecretStr
 
 from agent import http_server
@@ -19,8 +20,9 @@ from agent.delivery.http import EVENTS_PATH
 from agent.events import Ci, Context, decode_array
 from agent.http_server import Exchange, Head, Response, Server
 from agent.http_wire import Patience
-from agent.intake import Intake
+from agent.intake import LOG_INTERVAL, MAX_REASON_CHARACTERS, Intake
 from agent.listeners.sockets import Bound
+from agent.logs import Throttle
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 SMALL_BODY_BYTES = 64 * 1024
@@ -78,6 +80,8 @@ class HttpListener:
         self.answered: Counter[int] = Counter()
         self._bound = bound
         self._intake = intake
+        self._log = structlog.get_logger("agent.listeners")
+        self._throttle = Throttle(LOG_INTERVAL)
         self._server = Server(max_connections, patience)
         self._large = anyio.CapacityLimiter(LARGE_BODIES)
 
@@ -105,7 +109,10 @@ class HttpListener:
         if exchange.head.method == "OPTIONS" or self._is_let_in(exchange.head):
             return await self._handle(exchange)
         message = "The request is not authorized: Authorization should be `Bearer` and the agent's token"
-        return await exchange.answer(RefusedError(401, "unauthorized", message, ("www-authenticate", "Bearer")).answer)
+        refusal = RefusedError(401, "unauthorized", message, ("www-authenticate", "Bearer"))
+        self._complain(refusal)
+        self.answered[refusal.answer.status] += exchange.head.path == EVENTS_PATH
+        return await exchange.answer(refusal.answer)
 
     def _is_let_in(self, head: Head) -> bool:
         given = _bearer(head.headers.get("authorization", ""))
@@ -130,12 +137,20 @@ class HttpListener:
             self._check_team(exchange.head)
             pieces = await self._read(exchange)
         except RefusedError as refusal:
+            self._complain(refusal)
             return refusal.answer
         refused = await self._intake.take_whole(pieces, context)
         if refused is None:
             return Response(200, b"{}")
         message = f"The events cannot be kept: {refused}. Send them again later"
         return RefusedError(503, "service_unavailable", message, ("retry-after", str(RETRY_SECONDS))).answer
+
+    def _complain(self, refusal: RefusedError) -> None:
+        """Say once in a while what is refused: build tools do not tell their users."""
+        held_back = self._throttle.allow(str(refusal.answer.status), anyio.current_time())
+        if held_back is not None:
+            reason = str(refusal)[:MAX_REASON_CHARACTERS]
+            self._log.warning("request_refused", status=refusal.answer.status, reason=reason, suppressed=held_back)
 
     def _check_team(self, head: Head) -> None:
         for name, ours, key in (("teamId", self.terms.team_id, "team_id"), ("slug", self.terms.slug, "slug")):
@@ -157,7 +172,8 @@ def _decode(body: bytes) -> list[bytes]:
     try:
         return decode_array(body)
     except ValueError as error:
-        raise RefusedError(400, "bad_request", str(error)) from error
+        where = "" if "`$[" in str(error) else "Expected an array of events: "
+        raise RefusedError(400, "bad_request", f"{where}{error}") from error
 
 
 def _context(head: Head) -> Context:

@@ -65,15 +65,19 @@ def bind(path: Path, kind: socket.SocketKind, *, mode: int, group: str | None = 
         raise ListenError(reason) from error
 
 
-def bind_tcp(address: str) -> Bound:
-    """Open a TCP socket at `HOST:PORT`, the host an IP address, which for IPv6 is in brackets. Raises ListenError."""
+def bind_tcp(address: str, *, listening: bool = True) -> Bound:
+    """Open a TCP socket at `HOST:PORT`, the host an IP address, which for IPv6 is in brackets. Raises ListenError.
+
+    If it is not `listening`, nobody can connect: it only shows that the port is free.
+    """
     host, _, port = address.rpartition(":")
     family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not to wait for connections of a former daemon
         bound.bind((host.strip("[]"), int(port)))
-        bound.listen(BACKLOG)
+        if listening:
+            bound.listen(BACKLOG)
         bound.setblocking(False)
     except OSError as error:
         bound.close()

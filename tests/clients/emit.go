@@ -51,6 +51,9 @@ func Emit(event Event) {
 }
 
 func main() {
+	if len(os.Args) < 6 {
+		return
+	}
 	duration, _ := strconv.Atoi(os.Args[5])
 	Emit(Event{SessionID: os.Args[1], Event: os.Args[2], Source: os.Args[3], Hash: os.Args[4], Duration: duration})
 }

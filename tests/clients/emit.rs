@@ -33,6 +33,7 @@ impl Events {
 
 fn main() {
     let args: Vec<String> = env::args().collect();
-    let milliseconds = args[5].parse().unwrap_or(0);
-    Events::connect().emit(&args[1], &args[2], &args[3], &args[4], milliseconds);
+    if let [_, session, event, source, hash, milliseconds] = &args[..] {
+        Events::connect().emit(session, event, source, hash, milliseconds.parse().unwrap_or(0));
+    }
 }

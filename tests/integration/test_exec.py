@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from agent import config
+from agent.cli.exec import with_runtime_directory
 from tests.support.accounts import ledger, ledger_of, received
 from tests.support.api_server import Answer, ApiServer, error
 from tests.support.command import COMMAND, environment, interruptible, run_command
@@ -396,6 +398,22 @@ def is_done(status: dict[str, Any]) -> bool:
     return bool(status["adopted"]["finished"] == 1 and not status["adopted"]["under_way"])
 
 
+def not_delivered(events: int, spool: Path) -> str:
+    """What is said of a spool that stays."""
+    taker = f"an agent with queue.adopt = '{spool.parent}' delivers what is there"
+    return f"artifacts-agent: {events} events not delivered yet, in {spool}: {taker}\n"
+
+
+def test_a_user_without_a_runtime_directory_looks_for_the_agent_of_the_system() -> None:
+    """As in cron and in containers. Where there is none, a job's agent has a directory of its own."""
+    environ = with_runtime_directory({"HOME": "/home/ci"}, 1000)
+    listen = config.load(None, environ, euid=1000).listen
+    assert (str(listen.stream), listen.control.parent) == ("/run/artifacts-agent/events.sock", listen.stream.parent)  # type: ignore[union-attr]
+    own = {"HOME": "/home/ci", "XDG_RUNTIME_DIR": "/run/user/1000"}
+    assert with_runtime_directory(own, 1000) == own
+    assert with_runtime_directory({}, 0) == {}
+
+
 def test_while_the_api_is_down_the_job_ends_in_time_and_the_next_agent_delivers(
     job: Job, tmp_path: Path, api_server: ApiServer
 ) -> None:
@@ -405,7 +423,7 @@ def test_while_the_api_is_down_the_job_ends_in_time_and_the_next_agent_delivers(
     assert time.monotonic() - begun < 15
     (spool,) = job.spools
     assert (done.returncode, done.stdout) == (3, "")
-    assert done.stderr == f"artifacts-agent: 2 events not delivered yet, in {spool}, for the next agent\n"
+    assert done.stderr == not_delivered(2, spool)
     api_server.default = Answer()
     with Daemon(tmp_path / "next", api_server.url, {"queue": {"adopt": str(spool.parent)}}) as daemon:
         status = daemon.wait_status(is_done, timeout=30.0)
@@ -428,7 +446,7 @@ sys.exit(4)
     done = job.python(code, "--deadline", "1s")
     (spool,) = job.spools
     assert (done.returncode, done.stdout) == (4, "")
-    assert done.stderr == f"artifacts-agent: 2 events not delivered yet, in {spool}, for the next agent\n"
+    assert done.stderr == not_delivered(2, spool)
     api_server.default = Answer()
     next_job = job.start("by_socket('c'); input()", "--deadline", "10s")
     next_job.stdin = None
