@@ -7,10 +7,12 @@ command from the terminal itself. What a process sends to `exec` alone is passed
 """
 
 import contextlib
+import errno
 import os
 import resource
+import shutil
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from agent.errors import AgentError
 
@@ -19,6 +21,7 @@ PASSED_ON = frozenset(
     (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 )
 _AWAITED = PASSED_ON | {signal.SIGCHLD}
+_SHELL = "/bin/sh"
 _PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
@@ -38,13 +41,25 @@ def run(command: Sequence[str], environ: Mapping[str, str]) -> int:
     try:
         try:
             # What else is ignored, such as SIGHUP under nohup, stays so, and open files are inherited: make's jobserver is one.
-            pid = os.posix_spawnp(command[0], list(command), environ, setsigmask=before, setsigdef=_PYTHON_IGNORES)
+            pid = _spawn(command, environ, before)
         except OSError as error:
             raise CommandError(command[0], error) from error
         return _wait(pid)
     finally:
         signal.signal(signal.SIGCHLD, inherited)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _spawn(command: Sequence[str], environ: Mapping[str, str], mask: Iterable[int]) -> int:
+    """Start a command; what is neither a program nor says which one reads it is a shell's script, as execvp(3) has it."""
+    try:
+        return os.posix_spawnp(command[0], list(command), environ, setsigmask=mask, setsigdef=_PYTHON_IGNORES)
+    except OSError as error:
+        script = shutil.which(command[0])
+        if error.errno != errno.ENOEXEC or script is None:
+            raise
+    words = [_SHELL, script, *command[1:]]
+    return os.posix_spawn(_SHELL, words, environ, setsigmask=mask, setsigdef=_PYTHON_IGNORES)
 
 
 def _wait(pid: int) -> int:

@@ -246,6 +246,16 @@ def test_without_an_agent_the_command_runs_as_it_would_have(env: Mapping[str, st
     assert job.spools == []
 
 
+def test_a_script_that_names_no_program_is_run_by_the_shell_as_everywhere_else(job: Job) -> None:
+    script = job.directory / "script"
+    script.write_text('echo "$0 $1 $2"; exit 7\n')
+    script.chmod(0o700)
+    path = f"{job.directory}:{os.environ['PATH']}"
+    for name in (str(script), "script"):
+        done = job.exec(name, "a b", "c", env={"PATH": path})
+        assert (done.returncode, done.stdout, done.stderr) == (7, f"{script} a b c\n", "")
+
+
 def test_standard_streams_and_other_open_files_are_the_commands_own(job: Job) -> None:
     data = os.urandom(300_000)
     reading, writing = os.pipe()
