@@ -180,7 +180,7 @@ class Wire:
         self.http.receive_data(await self._receive(size))
 
     async def _first_bytes(self) -> bytes:
-        with anyio.move_on_after(self.patience.idle) as self._idle:
+        with anyio.move_on_after(0 if self.ending else self.patience.idle) as self._idle:
             return await self._receive(HEAD_READ_BYTES)
         with contextlib.suppress(BlockingIOError):  # what came at the last moment still counts
             return self._read_now(HEAD_READ_BYTES)

@@ -240,6 +240,18 @@ async def test_of_more_clients_than_there_may_be_the_one_that_was_silent_longest
         await anyio.wait_all_tasks_blocked()
 
 
+async def test_a_client_that_is_accepted_as_the_server_closes_is_not_waited_for(tmp_path: Path) -> None:
+    bound, answers = sockets.bind(tmp_path / "c.sock", sockets.STREAM, mode=0o600), Server(tmp_path / "c.sock")
+    server = http_server.Server(MAX_CONNECTIONS)
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(server.serve, bound.socket, http_server.whole(answers.handle), bound.release)
+            await anyio.wait_all_tasks_blocked()
+            with Client(str(answers.path)):
+                await server.catch_up()  # it is accepted, and its task has yet to begin
+                server.close()
+
+
 async def test_when_every_client_is_being_answered_one_more_is_hung_up_on(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         clients = [server.client() for _ in range(MAX_CONNECTIONS)]
