@@ -294,6 +294,8 @@ def _tidy(directory: Path) -> str | None:
             return f"{amount(ledger.queued, 'event')} not delivered yet, in {directory}: {taker}"
         if (kept := spool.kept_in(fs, directory)) is not None:
             return f"{directory} stays because of {kept}"
+        if (other := spool.waiting_for(fs, directory)) is not None:
+            return f"{directory} stays, for the next agent, until {other} can go"
         spool.remove(fs, directory)
     finally:
         lock.release()

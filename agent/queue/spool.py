@@ -181,6 +181,20 @@ def linked(fs: Filesystem, directory: Path) -> Path | None:
     return None
 
 
+def waiting_for(fs: Filesystem, directory: Path) -> Path | None:
+    """Return a spool beside this one that this one's agent has settled: only its identity and its list let others remove that.
+
+    Raises StorageError or OSError.
+    """
+    identity = read_identity(fs, directory)
+    for name in fs.names(directory.parent) if identity is not None else ():
+        with contextlib.suppress(StorageError):
+            mark = read_settled(fs, directory.parent / name)
+            if mark is not None and identity is not None and mark.by == identity.id:
+                return directory.parent / name
+    return None
+
+
 def kept_in(fs: Filesystem, directory: Path) -> str | None:
     """Say what in a settled spool somebody may want; None if it can be removed. Raises StorageError or OSError."""
     letters = LogSnapshot.read(fs, directory / DESTINATION / "dead-letters").view

@@ -509,6 +509,27 @@ def test_dead_letters_of_a_job_are_kept_and_named(job: Job, api_server: ApiServe
     assert names(api_server) == Counter("ac")
 
 
+def test_what_a_job_has_adopted_and_cannot_remove_is_counted_by_the_next_agent(
+    job: Job, tmp_path: Path, api_server: ApiServer
+) -> None:
+    api_server.default = DOWN
+    job.python("by_http('a', 'b')", "--deadline", "0s")
+    (first,) = job.spools
+    api_server.default, api_server.reject_hashes = Answer(), {"b"}
+    job.python(
+        "import time\n"
+        "for _ in range(400):\n"
+        f"    os.path.exists({str(first / 'settled.json')!r}) and sys.exit(0)\n"
+        "    time.sleep(0.05)"
+    )
+    with Daemon(tmp_path / "next", api_server.url, {"queue": {"adopt": str(first.parent)}}) as daemon:
+        status = daemon.wait_status(lambda status: bool(status["adopted"]["left"]), timeout=30.0)
+        daemon.request("POST", "/resume")
+        status = daemon.wait_status(lambda status: status["adopted"]["finished"] == 2, timeout=10.0)
+        assert status["adopted"]["ledger"] == ledger(2, delivered=1, dead_lettered=1)
+    assert job.spools == [first]
+
+
 def test_a_signal_ends_the_wait_at_the_end_and_leaves_the_commands_exit_code(job: Job, api_server: ApiServer) -> None:
     api_server.default = DOWN
     process = job.start("by_socket('a'); print('done'); sys.exit(9)", "--deadline", "1h")
