@@ -102,6 +102,12 @@ def said(daemon: Daemon, *args: str) -> tuple[int, str, list[str]]:
 LOST = "not everything was delivered: 1 event delivered, 1 dead-lettered (see `artifacts-agent dead-letters`)"
 
 
+def test_an_empty_session_is_no_session() -> None:
+    done = run_command("flush", "--session", "")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "it is empty: is a variable not set?" in done.stderr
+
+
 def test_each_case_has_its_exit_code_and_one_line(tmp_path: Path, api_server: ApiServer) -> None:
     with Daemon(tmp_path, api_server.url, UNHURRIED) as daemon:
         sent(daemon, "s", *numbered(3))

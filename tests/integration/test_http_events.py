@@ -1,6 +1,7 @@
 """Events over HTTP to the real daemon: what turbo sent, byte for byte and in its context, through kills, all in the ledger."""
 
 import signal
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -97,6 +98,38 @@ def test_check_names_the_clients_token_and_the_socket(tmp_path: Path, api_server
     result = run_command("check", "--config", daemon.config)
     assert "problem  clients' token" in result.stdout
     assert "words" not in result.stdout
+
+
+def test_check_looks_at_the_port_as_long_as_no_daemon_has_it(tmp_path: Path, api_server: ApiServer) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        sections: Sections = {"http": {"listen": address}, "front": {"enabled": True}}
+        daemon = Daemon(tmp_path / "agent", api_server.url, sections)
+        result = run_command("check", "--config", daemon.config)
+        assert f"problem  HTTP port: {address}: the port cannot be opened" in result.stdout
+    with daemon:
+        result = run_command("check", "--config", daemon.config)
+    assert f"HTTP port: {address}\n" in result.stdout
+    assert f"front: passes other requests on to {api_server.url}" in result.stdout
+
+
+def test_what_is_refused_is_counted_and_said(tmp_path: Path, api_server: ApiServer) -> None:
+    """turbo, whose token or team is not the agent's, says nothing of it."""
+    with agent(tmp_path / "agent", api_server.url) as daemon:
+        with on_port(daemon) as client:
+            for source in ("MOON", "MARS"):
+                assert client.post(PATH, json=[EVENT | {"source": source}]).status_code == 400
+            client.headers["authorization"] = "Bearer not-the-token"
+            assert client.post(PATH, json=[EVENT]).status_code == 401
+        assert daemon.status()["http"]["events"] == {"400": 2, "401": 1}
+        result = run_command("status", "--config", daemon.config)
+        assert "3 requests with events refused: see the log" in result.stdout
+        log = daemon.stderr_text()
+    assert log.count("request_refused") == 2
+    assert "`$[0].source`" in log
+    assert "not-the-token" not in log
 
 
 def test_status_says_where_it_listens(tmp_path: Path, api_server: ApiServer) -> None:
