@@ -84,6 +84,7 @@ class Front:
                 await anyio.sleep(WATCH_SECONDS)
             self._begun = anyio.Event()
             await self.aclose()
+            self._former.clear()
 
     async def forward(self, exchange: Exchange) -> None:
         """Have the API answer a request. Raises ClientGoneError and what reading the request raises."""
@@ -168,7 +169,8 @@ def _end_to_end(headers: Iterable[tuple[bytes, bytes]], *others: bytes) -> _Head
     """Return the headers that are not for the next hop alone (RFC 9110, 7.6.1); no length beside chunks (RFC 9112, 6.3)."""
     found = [(name, name.lower(), value) for name, value in headers]
     options = b",".join(value for _, lower, value in found if lower == b"connection").lower().split(b",")
-    dropped = {*_HOP_BY_HOP, *(option.strip() for option in options), *others}
+    named = {option.strip() for option in options} - {b"content-length"}  # without which the body would have no end
+    dropped = {*_HOP_BY_HOP, *named, *others}
     if any(lower == b"transfer-encoding" for _, lower, _ in found):
         dropped.add(b"content-length")
     return [(name, value) for name, lower, value in found if lower not in dropped]

@@ -201,7 +201,13 @@ def damaged_frames(draw: st.DrawFn) -> tuple[bytes, list[bytes], list[tuple[int,
         start = stop
     for edit in reversed(edits):
         data = data[: edit.at] + edit.inserted + data[edit.at + edit.removed :]
-    return data, frames, untouched
+    return data, frames, [(stop, frame) for stop, frame in untouched if not _is_overlapped(data, stop, frame, frames)]
+
+
+def _is_overlapped(data: bytes, stop: int, frame: bytes, frames: list[bytes]) -> bool:
+    """Whether damage before a frame left one that is whole again by the first bytes of this one: then it comes first."""
+    start = stop - len(frame)
+    return any(-1 < data.find(other, max(start - len(other) + 1, 0), stop) < start for other in frames)
 
 
 @settings(max_examples=300, deadline=None)
