@@ -22,7 +22,7 @@ from tests.support.daemon import Daemon
 EMPTY = "empty queue"
 STARTS, DRAIN = "start", "drain"
 START_SECONDS = 30
-FEWEST = 20_000  # so that each tenth is more than a batch
+FEWEST = 100_000  # so that each tenth is ten batches, which do not arrive at one moment
 PARTS = 10  # the drain is timed in tenths: the first and the last hold what starting and ending costs
 
 

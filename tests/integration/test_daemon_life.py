@@ -283,7 +283,7 @@ def test_sighup_takes_a_new_token_and_names_what_needs_a_restart(daemon: Daemon,
     daemon.configure(api_server.url, changes)
     daemon.signal(signal.SIGHUP)
     reloaded = wait_logged(daemon, "reloaded")[0]
-    assert reloaded["changed"] == ["batch.max_events"]
+    assert reloaded["changed"] == ["batch.max_events", "token"]
     restart = {each["key"] for each in wait_logged(daemon, "restart_needed", 2)}
     assert restart == {"queue.max_bytes", "listen.max_connections"}
     emit(daemon, 7)
