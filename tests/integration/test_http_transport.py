@@ -3,11 +3,14 @@
 import asyncio
 import base64
 import json
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import anyio
+import anyio.to_thread
 import pytest
 
 from agent.delivery.http import Endpoint, HttpTransport
@@ -102,6 +105,29 @@ class CountingServer(ApiServer):
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         await super().serve(reader, writer)
+
+
+async def test_a_connection_that_the_server_has_closed_meanwhile_costs_no_request() -> None:
+    """As servers do with one that was idle for some seconds; used again, it would break."""
+
+    def answer(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection, connection.makefile("rb") as request:
+            headers = dict(
+                line.lower().split(b": ") for line in iter(lambda: request.readline().strip(), b"") if b": " in line
+            )
+            request.read(int(headers[b"content-length"]))
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(2)
+        async with connected(f"http://127.0.0.1:{listening.getsockname()[1]}") as transport:
+            for name in "abc":
+                async with anyio.create_task_group() as tasks:  # at its end the server has closed
+                    tasks.start_soon(anyio.to_thread.run_sync, answer, listening)
+                    with anyio.fail_after(5):
+                        verdict = await transport.send(PLAIN, body(events(name)))
+                assert verdict.kind is Kind.ACCEPTED, verdict
 
 
 async def test_one_connection_serves_many_requests() -> None:
