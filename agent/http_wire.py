@@ -20,6 +20,8 @@ import anyio
 import anyio.lowlevel
 import h11
 
+from agent.wakeup import News
+
 HEAD_READ_BYTES = 16 * 1024
 READ_BYTES = 64 * 1024
 HANG_UP_SECONDS = 0.5
@@ -66,7 +68,7 @@ class Wire:
         self.endless = False
         self.ending = False
         self.open = True
-        self._progress = anyio.Event()
+        self._progress = News()
         self._socket = connection
         self._idle: anyio.CancelScope | None = None
 
@@ -210,8 +212,7 @@ class Wire:
         self._move()
 
     def _move(self) -> None:
-        self._progress.set()
-        self._progress = anyio.Event()
+        self._progress.tell()
 
     # Writing
 

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Self
 from urllib.parse import urlencode
 
 from agent import config
+from agent.cli.flush import LONGEST
 from agent.cli.words import amount
 from agent.config import SOCKET_PATH_LIMIT, Config
 from agent.errors import AgentError, NotRunningError, StorageError
@@ -29,7 +30,6 @@ from agent.errors import AgentError, NotRunningError, StorageError
 ASK_SECONDS = 5.0
 GRACE_SECONDS = 2.0
 HURRY_SECONDS = 0.2  # between two SIGTERMs that are to be two
-LONGEST_FLUSH = 86_400.0  # agent.control_flush's MAX_DEADLINE
 START_SECONDS = 10.0
 # What the supervisor of this process has set is not for another one.
 _NOT_INHERITED = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
@@ -58,7 +58,7 @@ class JobAgent:
 
         Raises AgentError.
         """
-        seconds = min(seconds, LONGEST_FLUSH)
+        seconds = min(seconds, LONGEST)
         value = _ask(_Unix(self.control, seconds + GRACE_SECONDS), "POST", f"/flush?deadline={seconds!r}")
         queued = value.get("queued")
         if not isinstance(queued, int):

@@ -23,7 +23,7 @@ from agent.logs import Throttle
 from agent.queue.committer import Committer
 from agent.queue.cursor import Outcome, Pause, Span, Watcher
 from agent.queue.store import Store
-from agent.wakeup import Wakeup
+from agent.wakeup import News, Wakeup
 
 STORAGE_RETRY_SECONDS = 1.0
 LOG_INTERVAL = 60.0
@@ -50,8 +50,8 @@ class Purge:
 class Stats:
     """What the workers of a queue, one after another, have in common.
 
-    `last_delivery_at` is in seconds since the epoch, `next_request_at` on the steady clock. `settled` is set, and replaced,
-    whenever flushes should look again at what they wait for. A `purge` waits for its moment. `sessions` knows whose events
+    `last_delivery_at` is in seconds since the epoch, `next_request_at` on the steady clock. `settled` tells
+    flushes to look again at what they wait for. A `purge` waits for its moment. `sessions` knows whose events
     they have settled.
     """
 
@@ -59,7 +59,7 @@ class Stats:
     last_delivery_at: float | None = None
     next_request_at: float = float("-inf")
     purge: Purge | None = None
-    settled: anyio.Event = field(default_factory=anyio.Event)
+    settled: News = field(default_factory=News)
     sessions: Sessions = field(default_factory=Sessions)
 
 
@@ -103,8 +103,7 @@ class Worker:
     def wake(self) -> None:
         """Say that there was a commit: there may be more to read, or less to wait for."""
         self._wakeup.set()
-        self._stats.settled.set()
-        self._stats.settled = anyio.Event()
+        self._stats.settled.tell()
 
     @property
     def storage_error(self) -> str | None:
