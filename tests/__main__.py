@@ -8,13 +8,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PURE = [
     "agent/events.py",
-    "agent/framing/*.py",
+    "agent/ingest/framing.py",
     "agent/queue/record.py",
     "agent/queue/grouping.py",
     "agent/queue/segment.py",
     "agent/queue/cursor.py",
     "agent/queue/barrier.py",
-    "agent/delivery/batch.py",
+    "agent/delivery/batching.py",
     "agent/delivery/policy.py",
     "agent/delivery/sessions.py",
     "agent/delivery/transport.py",

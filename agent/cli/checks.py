@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agent import config
-from agent.cli.control_client import ControlClient
-from agent.cli.words import size
+from agent.cli.views.words import size
 from agent.config import Config
+from agent.control.client import ControlClient
 from agent.errors import AgentError, ConfigError, ListenError
-from agent.listeners import sockets
+from agent.ingest import sockets
 from agent.queue.filesystem import OsFilesystem
 
 _BOUND_SOCKETS = Path("/proc/net/unix")

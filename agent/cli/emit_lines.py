@@ -10,11 +10,11 @@ from time import sleep
 
 from msgspec import UNSET
 
-from agent.cli.emit_report import Report
+from agent.cli.views.emit import Report
 from agent.client import EventClient
 from agent.errors import AgentError
 from agent.events import MAX_LINE_BYTES, Context, Event, Session, decode_events, decode_lines
-from agent.framing.ndjson import LineFramer, Lines
+from agent.ingest.framing import LineFramer, Lines
 
 # How long, in all, to wait for a daemon that does not keep up, before events count as not sent: a pipe can wait, a build
 # that hangs on it cannot for long. Who wants every event sent waits as long as some are taken.

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple, Self
 from urllib.parse import urlencode
 
 from agent import config
-from agent.cli.flush import LONGEST
-from agent.cli.words import amount
+from agent.cli.commands.flush import LONGEST
+from agent.cli.views.words import amount
 from agent.config import SOCKET_PATH_LIMIT, Config
 from agent.errors import AgentError, NotRunningError, StorageError
 
@@ -276,9 +276,9 @@ def _runtime_directory(environ: Mapping[str, str]) -> Path:
 
 def _tidy(directory: Path) -> str | None:
     """Remove the spool of an agent that has ended, if it is settled; else return what is left in it."""
-    from agent.queue import spool
     from agent.queue.filesystem import OsFilesystem
     from agent.queue.snapshot import read_queue
+    from agent.spools import identity as spool
 
     fs = OsFilesystem()
     try:

@@ -13,25 +13,25 @@ from typing import Any
 import click
 
 from agent import __version__
-from agent.cli.words import PROGRAM
+from agent.cli.views.words import PROGRAM
 from agent.errors import AgentError
 
 INTERRUPTED = 130
 
 _COMMANDS = {
-    "run": "agent.cli.run:run",
-    "exec": "agent.cli.exec:exec_",
-    "emit": "agent.cli.emit:emit",
-    "status": "agent.cli.status:status",
-    "flush": "agent.cli.flush:flush",
-    "hook": "agent.cli.hook:hook",
-    "pause": "agent.cli.delivery:pause",
-    "resume": "agent.cli.delivery:resume",
-    "queue": "agent.cli.queue:queue",
-    "dead-letters": "agent.cli.dead_letters:dead_letters",
-    "check": "agent.cli.check:check",
-    "demo": "agent.cli.demo:demo",
-    "completion": "agent.cli.completion:completion",
+    "run": "agent.cli.commands.run:run",
+    "exec": "agent.cli.commands.exec:exec_",
+    "emit": "agent.cli.commands.emit:emit",
+    "status": "agent.cli.commands.status:status",
+    "flush": "agent.cli.commands.flush:flush",
+    "hook": "agent.cli.commands.hook:hook",
+    "pause": "agent.cli.commands.delivery:pause",
+    "resume": "agent.cli.commands.delivery:resume",
+    "queue": "agent.cli.commands.queue:queue",
+    "dead-letters": "agent.cli.commands.dead_letters:dead_letters",
+    "check": "agent.cli.commands.check:check",
+    "demo": "agent.cli.commands.demo:demo",
+    "completion": "agent.cli.commands.completion:completion",
 }
 
 _EPILOG = """

@@ -10,7 +10,7 @@ import anyio
 
 from agent import config
 from agent.config import Config
-from agent.delivery.http import STATUS_PATH, Endpoint, HttpTransport
+from agent.delivery.http_transport import STATUS_PATH, Endpoint, HttpTransport
 from agent.delivery.transport import Kind, Verdict
 from agent.errors import ConfigError
 

@@ -11,13 +11,13 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from agent.cli.control_client import ControlClient, DeniedError
 from agent.config import Config
-from agent.delivery.letters import Letter, LetterPage, LetterSelection
+from agent.control.client import ControlClient, DeniedError
 from agent.errors import NotRunningError
-from agent.queue.audit import Audit
-from agent.queue.browse import MAX_PAGE_EVENTS, EventPage, Listing, Queued, Selection
-from agent.upkeep import changes
+from agent.queue.maintenance import changes
+from agent.queue.maintenance.audit import Audit
+from agent.queue.maintenance.browse import MAX_PAGE_EVENTS, EventPage, Listing, Queued, Selection
+from agent.queue.maintenance.browse_dead_letters import Letter, LetterPage, LetterSelection
 
 # On top of the time that a request to the API may take: for the disk.
 PURGE_GRACE_SECONDS = 30.0

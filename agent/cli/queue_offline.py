@@ -12,18 +12,18 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
-from agent import ownership
 from agent.config import Config
-from agent.delivery.dead_letter import DeadLetters, weigh
-from agent.delivery.letters import LetterPage, LetterSelection, letter_page
 from agent.errors import QueueLockedError, StorageError
-from agent.queue.audit import Audit, audit
-from agent.queue.browse import EventPage, Listing, Selection, event_page, list_segments
+from agent.queue import lock as ownership
 from agent.queue.cursor_file import read_slots
+from agent.queue.dead_letters import DeadLetters, weigh
 from agent.queue.filesystem import Lock, OsFilesystem
+from agent.queue.maintenance import changes
+from agent.queue.maintenance.audit import Audit, audit
+from agent.queue.maintenance.browse import EventPage, Listing, Selection, event_page, list_segments
+from agent.queue.maintenance.browse_dead_letters import LetterPage, LetterSelection, letter_page
+from agent.queue.maintenance.offline import OfflineHost, at_once, opened
 from agent.queue.snapshot import QueueSnapshot, read_queue
-from agent.upkeep import changes
-from agent.upkeep.offline import OfflineHost, at_once, opened
 
 T = TypeVar("T")
 

@@ -1,6 +1,6 @@
 """The seam between delivery and the API: what is sent, and what came of it.
 
-It knows neither HTTP nor time. `agent.delivery.http` is the real implementation; tests have another one.
+It knows neither HTTP nor time. `agent.delivery.http_transport` is the real implementation; tests have another one.
 """
 
 from enum import StrEnum

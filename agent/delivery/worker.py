@@ -10,18 +10,18 @@ import anyio
 import anyio.abc
 import structlog
 
+from agent.daemon.logging import Throttle
 from agent.delivery import policy
-from agent.delivery.batch import Batch
-from agent.delivery.dead_letter import DeadLetter, DeadLetters
+from agent.delivery.backlog import Seams, Source
+from agent.delivery.batching import Batch
 from agent.delivery.policy import Action, Paused, Reason, Settings, State
 from agent.delivery.sessions import Sessions
-from agent.delivery.source import Seams, Source
 from agent.delivery.transport import Kind, Transport, Verdict
 from agent.errors import StorageError
 from agent.events import as_array
-from agent.logs import Throttle
 from agent.queue.committer import Committer
 from agent.queue.cursor import Outcome, Pause, Span, Watcher
+from agent.queue.dead_letters import DeadLetter, DeadLetters
 from agent.queue.store import Store
 from agent.wakeup import News, Wakeup
 

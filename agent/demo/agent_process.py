@@ -19,9 +19,9 @@ import httpx
 import msgspec
 
 from agent.config import SOCKET_PATH_LIMIT
-from agent.delivery.dead_letter import DeadLetter, decode_dead_letter
 from agent.errors import AgentError
 from agent.queue.cursor import Ledger
+from agent.queue.dead_letters import DeadLetter, decode_dead_letter
 from agent.queue.filesystem import OsFilesystem
 from agent.queue.log import Log
 from agent.queue.quarantine import Quarantine

@@ -11,9 +11,9 @@ from http import HTTPStatus
 import anyio
 import msgspec
 
-from agent.delivery.http import EVENTS_PATH, STATUS_PATH
+from agent.delivery.http_transport import EVENTS_PATH, STATUS_PATH
 from agent.events import Event
-from agent.http_server import Request, Response
+from agent.http.server import Request, Response
 
 MAX_CI_CHARACTERS = 50
 

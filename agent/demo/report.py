@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from agent.delivery.dead_letter import DeadLetter
 from agent.events import Event
 from agent.queue.cursor import Ledger
+from agent.queue.dead_letters import DeadLetter
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from agent.demo.api import DemoApi
 from agent.demo.report import Evidence
 from agent.demo.stage import FAST, FOR_PEOPLE, Pace, Stage
 from agent.demo.view import PanelView, View, for_stdout
-from agent.http_server import serve
+from agent.http.server import serve
 
 NEXT_STEPS = (
     "Install: the units are in systemd/, every key is in config.example.toml.",

@@ -23,13 +23,13 @@ import anyio
 import anyio.lowlevel
 import msgspec
 
-from agent import logs
-from agent.delivery.http import Endpoint, HttpTransport
-from agent.delivery.source import Seams
+from agent.daemon import logging as logs
+from agent.delivery.backlog import Seams
+from agent.delivery.http_transport import Endpoint, HttpTransport
+from agent.delivery.pipeline import Delivery, Pipeline
 from agent.events import MAX_LINE_BYTES
-from agent.framing.ndjson import LineFramer
-from agent.intake import Conversation, Intake, Peer
-from agent.pipeline import Delivery, Pipeline
+from agent.ingest.framing import LineFramer
+from agent.ingest.intake import Conversation, Intake, Peer
 from agent.queue.filesystem import OsFilesystem
 from agent.queue.store import Limits
 from tests.benchmarks import floor

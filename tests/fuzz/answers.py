@@ -5,7 +5,7 @@ import math
 import anyio
 import httpx
 
-from agent.delivery.http import Endpoint, HttpTransport, classify
+from agent.delivery.http_transport import Endpoint, HttpTransport, classify
 from agent.delivery.transport import Kind, Verdict
 from agent.events import Context
 from tests.fuzz.loop import Loop

@@ -6,10 +6,10 @@ from pathlib import Path
 import anyio
 from structlog.testing import capture_logs
 
-from agent import http_server
-from agent.control import Connections, Control
-from agent.intake import Intake
-from agent.listeners import sockets
+from agent.control.routes import Connections, Control
+from agent.http import server as http_server
+from agent.ingest import sockets
+from agent.ingest.intake import Intake
 from tests.fuzz.loop import Loop
 from tests.fuzz.scratch import scratch
 from tests.support.edge import Client

@@ -5,12 +5,12 @@ import json
 import anyio
 from structlog.testing import capture_logs
 
-from agent.delivery.http import EVENTS_PATH
-from agent.front import Front
-from agent.intake import Intake
-from agent.listeners import sockets
-from agent.listeners.http import HttpListener, Terms
-from agent.pipeline import Pipeline
+from agent.delivery.http_transport import EVENTS_PATH
+from agent.delivery.pipeline import Pipeline
+from agent.http.proxy import Front
+from agent.ingest import sockets
+from agent.ingest.http_events import HttpListener, Terms
+from agent.ingest.intake import Intake
 from tests.fuzz.control import converse
 from tests.fuzz.loop import Loop
 from tests.fuzz.scratch import scratch

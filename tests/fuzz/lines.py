@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from agent.events import Block, Context, Session, as_array, decode_lines, decode_messages
-from agent.framing.ndjson import LineFramer, as_lines
+from agent.ingest.framing import LineFramer, as_lines
 from agent.queue.record import Record, decode_record, encode_record
 from tests.support import recordings
 from tests.support.api_schema import violations

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
-from agent.delivery.http import classify
+from agent.delivery.http_transport import classify
 from agent.events import Session, decode_lines
-from agent.framing.ndjson import LineFramer
+from agent.ingest.framing import LineFramer
 from agent.queue import record, segment
 
 STEP = 4

@@ -23,7 +23,7 @@ ORDERS = (
     ),
     Order(
         "a client is answered before its group is durable",
-        "agent/intake.py",
+        "agent/ingest/intake.py",
         "refused = (await group.wait()).refused",
         "refused = None",
     ),

@@ -1,6 +1,6 @@
 """Reads a queue directory as the daemon does when it opens it, but on a copy: opening mends what it finds.
 
-It is one of the readers that `tests.contract.test_queue_readers` holds to the truth.
+It is one of the readers that `tests.contract.queue.test_readers` holds to the truth.
 """
 
 import shutil

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from agent.delivery.dead_letter import DeadLetter, decode_dead_letter
+from agent.queue.dead_letters import DeadLetter, decode_dead_letter
 from agent.queue.filesystem import OsFilesystem
 from agent.queue.log import Log
 from agent.queue.quarantine import Quarantine

@@ -20,11 +20,11 @@ from pathlib import Path
 
 import anyio
 
+from agent.delivery.backlog import Options
+from agent.delivery.pipeline import Pipeline
 from agent.delivery.policy import Settings
-from agent.delivery.source import Options
 from agent.errors import StorageError
 from agent.events import Context, decode_events
-from agent.pipeline import Pipeline
 from agent.queue.cursor import Outcome
 from agent.queue.record import Frame, decode_record
 from agent.queue.store import Limits, Store

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import anyio
 
-from agent.control_flush import VERDICT_HEADER, FlushRoute, Listener
-from agent.http_server import Request
-from agent.pipeline import Pipeline
+from agent.control.flush_routes import VERDICT_HEADER, FlushRoute, Listener
+from agent.delivery.pipeline import Pipeline
+from agent.http.server import Request
 from tests.support.fake_transport import FakeTransport
 from tests.support.pipelines import Host, host
 

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Self, TypeVar
 
+from agent.delivery.backlog import Options
+from agent.delivery.pipeline import Pipeline
 from agent.delivery.policy import Settings
-from agent.delivery.source import Options
 from agent.delivery.transport import Kind, Verdict
 from agent.events import Context, Event
-from agent.pipeline import Pipeline
 from agent.queue.store import Limits
 from tests.support import virtual_time
 from tests.support.crash_outcomes import Cuts, Remains, every_remains

@@ -13,14 +13,14 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
-from agent.delivery.dead_letter import DeadLetter, decode_dead_letter
+from agent.delivery.backlog import Options, Seams
+from agent.delivery.pipeline import Delivery, Pipeline
 from agent.delivery.policy import Settings
-from agent.delivery.source import Options, Seams
 from agent.delivery.transport import Transport
 from agent.events import Block, Context, Event, as_array, encode_events
-from agent.pipeline import Delivery, Pipeline
 from agent.queue import segment
 from agent.queue.committer import Group
+from agent.queue.dead_letters import DeadLetter, decode_dead_letter
 from agent.queue.store import Limits
 from tests.support.crash_model import Chooser
 from tests.support.fake_transport import FakeTransport

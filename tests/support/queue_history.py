@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from agent.delivery.dead_letter import DeadLetter, DeadLetters
 from agent.events import Context, Event, encode_events
 from agent.queue import segment
 from agent.queue.cursor import Outcome, Pause, Span
+from agent.queue.dead_letters import DeadLetter, DeadLetters
 from agent.queue.filesystem import File
 from agent.queue.log import Entry
 from agent.queue.record import Record, encode_record

@@ -46,7 +46,7 @@ class FailOnce:
     """The rule under which the n-th call from now on fails; `fired` tells whether there was one.
 
     Closing cannot fail, and nor can asking for the size of an open file. A file that cannot be opened (but for a shortage of
-    descriptors) or a cursor that cannot be read is as good as damaged: tests.contract.test_log_rot has those.
+    descriptors) or a cursor that cannot be read is as good as damaged: tests.contract.queue.test_log_rot has those.
     """
 
     n: int

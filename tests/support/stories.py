@@ -12,12 +12,12 @@ from typing import Any, Final
 
 import anyio.lowlevel
 
+from agent.delivery.backlog import Options
+from agent.delivery.pipeline import Pipeline
 from agent.delivery.policy import Settings
-from agent.delivery.source import Options
 from agent.delivery.transport import Kind, Verdict
 from agent.errors import StorageError
 from agent.events import Context
-from agent.pipeline import Pipeline
 from agent.queue.cursor import Ledger
 from agent.queue.store import Limits
 from tests.support.crash_model import Chooser, LoseAll, RandomChooser, os_error

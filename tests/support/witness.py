@@ -22,10 +22,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from agent.delivery.dead_letter import DeadLetter
 from agent.delivery.transport import Kind
 from agent.events import Context
 from agent.queue.cursor import Ledger, Outcome
+from agent.queue.dead_letters import DeadLetter
 from tests.support.fake_transport import Sent
 from tests.support.pipelines import event
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import anyio
 
+from agent.delivery.backlog import Options
 from agent.delivery.policy import Settings
-from agent.delivery.source import Options
 from agent.delivery.transport import Kind, Verdict
 from agent.events import Context
 from agent.queue.store import Limits

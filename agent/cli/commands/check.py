@@ -1,0 +1,48 @@
+"""`check`: is everything in order, without starting anything."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from agent.cli.options import config_option, find_config, json_option
+from agent.cli.views.output import has_colours, say
+
+if TYPE_CHECKING:
+    from agent.cli.checks import Finding
+
+
+@click.command()
+@click.option("--online", is_flag=True, help="Also ask the server whether it takes events.")
+@config_option
+@json_option
+def check(path: Path | None, online: bool, as_json: bool) -> int:
+    """Look at configuration, token, sockets and queue directory.
+
+    One line for each check, with what to do about a problem; all problems, not only the first. Exit code 0: everything is
+    in order; 1: something is not. It creates nothing and does not disturb a running daemon. Permissions are those of the
+    user who runs it, so run it as the daemon's user.
+
+    --online asks GET /v8/artifacts/status. The answer "enabled" shows that the server is there and that the account is not
+    blocked, but it is no proof of the token: some servers say it to anybody.
+    """
+    from agent.cli import checks
+
+    findings = []
+    for finding in checks.examine(find_config(path), os.environ, online=online):
+        findings.append(finding)
+        if not as_json:
+            say(_line(finding))
+    ok = all(finding.ok for finding in findings)
+    if as_json:
+        say(json.dumps({"ok": ok, "checks": [finding._asdict() for finding in findings]}))
+    return 0 if ok else 1
+
+
+def _line(finding: "Finding") -> str:
+    word = "ok     " if finding.ok else "problem"
+    if has_colours():
+        word = click.style(word, fg="green" if finding.ok else "red")
+    return f"{word}  {finding.check}: {finding.message}"

@@ -1,0 +1,239 @@
+"""`dead-letters`: look at the events that the API refused, give them another try, copy them, remove them.
+
+It knows options and what is printed. It must never know whether a daemon runs: `agent.cli.queue_access` finds the way.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from agent.cli.filters import letter_options, letter_selection, limit_option, numbers_argument, yes_option
+from agent.cli.options import config_option, json_option, load_config
+from agent.cli.prompts import confirmed
+from agent.cli.views.output import is_terminal, say, say_json, show
+from agent.cli.views.words import PROGRAM, amount
+from agent.errors import AgentError
+
+if TYPE_CHECKING:
+    from agent.cli.queue_access import Access, Letters
+    from agent.queue.maintenance.browse_dead_letters import LetterSelection
+    from agent.queue.maintenance.changes import LettersPurged, Retried
+
+LEFT = 1
+DECLINED = 1
+UNREADABLE = 1
+
+
+@click.group("dead-letters", short_help="Look at refused events: ls, show, retry, export, purge.")
+def dead_letters() -> None:
+    """Look at the events that the API refused one by one, give them another try, copy them, remove them.
+
+    Where the daemon runs, these commands ask it; where none does, they read and write the files themselves. A letter goes by the
+    number that its event had in the queue, as `ls` shows it.
+    """
+
+
+@dead_letters.command()
+@letter_options
+@limit_option
+@config_option
+@json_option
+def ls(path: Path | None, as_json: bool, limit: int | None, **options: object) -> int:
+    """List dead letters: number, when it was refused, status, session, hash, and the API's message.
+
+    They come in the order in which they were kept; letters beside one that was removed may have moved to the end.
+
+    With --json, one object a line: seq, rejected_at, status, message, context, event. Exit code 1: some letters cannot be read,
+    which `queue verify` explains.
+    """
+    from agent.cli.queue_access import Letters, access
+
+    with access(load_config(path)) as way:
+        found = Letters(way, letter_selection(options), limit)
+        if as_json:
+            _print_lines(found)
+        else:
+            _print_table(found)
+    return _warn_of(found.unreadable)
+
+
+@dead_letters.command("show")
+@click.argument("seq", type=click.IntRange(min=0))
+@config_option
+@json_option
+def show_letter(path: Path | None, as_json: bool, seq: int) -> None:
+    """Print everything of the letter with the number SEQ.
+
+    There is one, unless the queue's cursor was lost meanwhile and numbers began anew: then all of them are printed.
+    """
+    from agent.cli.queue_access import Letters, access
+
+    with access(load_config(path)) as way:
+        letters = Letters(way, letter_selection({}, (seq,)))
+        found = list(letters)
+    if not found:
+        where = _unread(letters.unreadable) or f"`{PROGRAM} dead-letters ls` lists those that are there"
+        raise AgentError(f"there is no dead letter {seq}: {where}")
+    for letter in found:
+        if as_json:
+            say_json(letter)
+        else:
+            from agent.cli.views.dead_letters import letter_lines
+
+            say("\n".join(letter_lines(letter)))
+
+
+@dead_letters.command()
+@numbers_argument
+@letter_options
+@config_option
+@json_option
+def retry(path: Path | None, as_json: bool, numbers: tuple[int, ...], **options: object) -> int:
+    """Put the events of dead letters back into the queue: all, those with the numbers SEQ, or those that the options select.
+
+    Each is accepted as a new event, with its context. Its letter is removed once the event is on disk: a crash in between leaves
+    both. What the API refuses again becomes a letter again, with a new number. Exit code 1: some could not be put back, or cannot
+    be read.
+    """
+    from agent.cli.queue_access import Online, access
+
+    meant = letter_selection(options, numbers)
+    with access(load_config(path)) as way:
+        _all_there(way, numbers)
+        done = way.retry(meant)
+    if as_json:
+        say_json(done)
+    else:
+        say(_retried(done))
+    if done.refused:
+        why = f"{amount(done.left, 'letter')} stayed: the queue takes no more now ({done.refused})"
+        where = f"`{PROGRAM} status` says why" if isinstance(way, Online) else "no daemon runs that would make room"
+        click.echo(f"{PROGRAM}: {why}: {where}", err=True)
+    if done.problem:
+        why = "their letters could not be removed, so that another retry would send them twice"
+        click.echo(f"{PROGRAM}: {why}: {done.problem}", err=True)
+    return _warn_of(done.unreadable) or (LEFT if done.refused or done.problem or done.damaged else 0)
+
+
+@dead_letters.command()
+@click.argument("target", metavar="FILE")
+@click.option("--force", is_flag=True, help="Replace FILE if it is there.")
+@letter_options
+@limit_option
+@config_option
+@json_option
+def export(path: Path | None, target: str, force: bool, as_json: bool, limit: int | None, **options: object) -> int:
+    """Copy the events of dead letters to FILE, or to standard output for "-", so that they can be sent again.
+
+    FILE is protocol 1: events, and a context line wherever the context changes. With --json the lines are those of
+    `dead-letters ls --json`, with the reasons. The letters stay. Exit code 1: some cannot be read, and are not in FILE.
+    """
+    from agent.cli.export import writer
+    from agent.cli.queue_access import Letters, access
+
+    settings = load_config(path)
+    with writer(target, force=force, whole=as_json, noun="dead letter") as out, access(settings) as way:
+        found = Letters(way, letter_selection(options), limit)
+        for letter in found:
+            out.add(letter)
+    return _warn_of(found.unreadable)
+
+
+@dead_letters.command()
+@numbers_argument
+@letter_options
+@yes_option
+@config_option
+@json_option
+def purge(path: Path | None, as_json: bool, yes: bool, numbers: tuple[int, ...], **options: object) -> int:
+    """Remove dead letters: all, those with the numbers SEQ, or those that the options select.
+
+    It asks first. The ledger still counts their events as dead-lettered. Exit code 1: the answer was no, or some letters
+    cannot be read, and stay.
+    """
+    from agent.cli.queue_access import access
+
+    meant = letter_selection(options, numbers)
+    with access(load_config(path)) as way:
+        _all_there(way, numbers)
+        if not yes and not _agrees(way, meant):
+            return DECLINED
+        done = way.purge_letters(meant)
+    if as_json:
+        say_json(done)
+    else:
+        say(_purged(done))
+    return _warn_of(done.unreadable)
+
+
+def _print_lines(found: "Letters") -> None:
+    from agent.cli.export import encode, standard_output
+
+    with standard_output() as out:
+        for letter in found:
+            out.write(encode(letter))
+
+
+def _print_table(found: "Letters") -> None:
+    from agent.cli.views.dead_letters import letter_table
+
+    letters = list(found)
+    if letters or not found.unreadable:  # "none" would be wrong where some cannot be read
+        show(letter_table(letters, narrow=is_terminal()))
+
+
+def _unread(count: int) -> str:
+    return f"{amount(count, 'dead letter')} cannot be read: `{PROGRAM} queue verify` says why" if count else ""
+
+
+def _warn_of(unreadable: int) -> int:
+    if not unreadable:
+        return 0
+    click.echo(f"{PROGRAM}: {_unread(unreadable)}", err=True)
+    return UNREADABLE
+
+
+def _all_there(way: "Access", numbers: tuple[int, ...]) -> None:
+    """Raise AgentError for a number that no letter has: it is likely a mistake, and then nothing should happen."""
+    if not numbers:
+        return
+    from agent.cli.queue_access import Letters
+
+    letters = Letters(way, letter_selection({}, numbers))
+    there = {letter.seq for letter in letters}
+    if wrong := sorted(set(numbers) - there):
+        names = ", ".join(map(str, wrong))
+        where = _unread(letters.unreadable) or f"see `{PROGRAM} dead-letters ls`"
+        raise AgentError(f"there is no dead letter {names}, and nothing was done: {where}")
+
+
+def _agrees(way: "Access", meant: "LetterSelection") -> bool:
+    from agent.cli.queue_access import Letters
+
+    count = sum(1 for _ in Letters(way, meant))
+    what = amount(count, "dead letter")
+    if confirmed(f"Remove {what} for good? (`{PROGRAM} dead-letters export` makes a copy)"):
+        return True
+    click.echo("Nothing was removed.", err=True)
+    return False
+
+
+def _retried(done: "Retried") -> str:
+    text = (
+        f"{amount(done.retried, 'event')} of dead letters put back into the queue"
+        if done.retried
+        else "No event was put back"
+    )
+    return text + _gone_too(done.damaged)
+
+
+def _purged(done: "LettersPurged") -> str:
+    text = f"{amount(done.purged, 'dead letter')} removed" if done.purged else "No dead letter was removed"
+    return text + _gone_too(done.damaged)
+
+
+def _gone_too(damaged: int) -> str:
+    if not damaged:
+        return ""
+    return f"; {amount(damaged, 'damaged letter')} went too: the bytes are in dead-letters/quarantine"

@@ -1,0 +1,156 @@
+"""`emit`: one event from options, or many from standard input, to the daemon's stream socket.
+
+It knows `agent.client`, and what a shell wants: never to wait long, never to fail, whatever values a build computes. It must
+never import what a build would feel: no configuration is read.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import click
+
+from agent.cli.views.emit import Report
+from agent.cli.views.words import PROGRAM
+from agent.errors import AgentError
+
+_REASONS = {
+    "absent": "no daemon listens on {path}: start it with `artifacts-agent run`, or name its socket with --socket",
+    "denied": "{path}: Permission denied: this user needs the group of the socket (listen.group, listen.mode)",
+    "disabled": "sending is turned off by an empty ARTIFACTS_AGENT_SOCKET",
+    "full": "{path}: the daemon does not keep up, or is stopped",
+    "invalid": "a value is none that the API allows",
+    "too_large": "a line may have 64 KiB",
+    "failed": "{path}: the socket cannot be used: is the path right?",
+}
+
+
+class _Computed(click.Option):
+    """An option whose value a build computes: one that is not valid arrives as the error, for the command to say."""
+
+    def process_value(self, ctx: click.Context, value: object) -> object:
+        try:
+            return super().process_value(ctx, value)
+        except click.BadParameter as error:
+            return error
+
+
+class _Hash(click.ParamType[str]):
+    name = "hash"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return value or self.fail("'' is not the hash of an artifact.", param, ctx)
+
+
+class _Milliseconds(click.ParamType[float]):
+    """A number that JSON and the daemon know; one without a fraction is an integer, as the API has it."""
+
+    name = "milliseconds"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        if not abs(number) < 2**63:
+            self.fail(f"{value!r} is not a number of milliseconds.", param, ctx)
+        return int(number) if number.is_integer() else number
+
+
+@click.command()
+@click.argument("source_of_lines", metavar="[-]", required=False, type=click.Choice(["-"]))
+@click.option("--event", cls=_Computed, type=click.Choice(["HIT", "MISS"]), help="Was it in the cache?")
+@click.option("--source", cls=_Computed, type=click.Choice(["LOCAL", "REMOTE"]), help="In which cache?")
+@click.option("--hash", cls=_Computed, type=_Hash(), metavar="HASH", help="The artifact's hash.")
+@click.option("--duration", cls=_Computed, type=_Milliseconds(), metavar="MS", help="Milliseconds that a HIT saved.")
+@click.option("--session-id", metavar="UUID", help="The run of the build.  [default, also if it is empty: a new one]")
+@click.option(
+    "--socket",
+    "path",
+    # Not for click to check: whether it may be used, sending finds out, and says it without failing a build.
+    type=click.Path(readable=False),
+    help="The daemon's stream socket.  [default: ARTIFACTS_AGENT_SOCKET, else "
+    "$XDG_RUNTIME_DIR/artifacts-agent/events.sock if it exists, else /run/artifacts-agent/events.sock]",
+)
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Exit with 2 (not a valid value), 4 (no daemon) or 1 if something was not sent; wait as long as lines are taken.",
+)
+def emit(source_of_lines: str | None, path: str | None, strict: bool, **values: object) -> int:
+    """Send one usage event, or the lines of standard input.
+
+    \b
+    artifacts-agent emit --event HIT --source LOCAL --hash 115c7929ab9c479c --duration 514
+    tool --events | artifacts-agent emit -
+
+    With "-", each line is an event object, an array of them, or a context line, as the stream socket takes them. What is
+    not valid is named by its line, and costs that line only.
+
+    It hands the events to the daemon and does not wait for them to be on disk. What cannot be sent, also
+    because a value is not valid, is said on standard error, and the exit code is 0 all the same, since telemetry must not
+    fail a build: see --strict. The configuration file is not read: a socket elsewhere than by default is named by --socket
+    or ARTIFACTS_AGENT_SOCKET.
+    """
+    fields: dict[str, Any] = {**values, "session_id": values["session_id"] or None}
+    report = Report()
+    if source_of_lines is not None:
+        if given := [name for name, value in fields.items() if value is not None]:
+            raise click.UsageError(f"'-' reads events from standard input: leave out {_options(given)}.")
+        _send_lines(report, path, strict=strict)
+    else:
+        if missing := [name for name in ("event", "source", "hash") if fields[name] is None]:
+            raise click.UsageError(f"Missing {_options(missing)}; or write '-' to read events from standard input.")
+        if invalid := {name: value for name, value in fields.items() if isinstance(value, click.BadParameter)}:
+            return _refuse(invalid, strict=strict)
+        _send_one(report, path, fields)
+    if strict or set(report.unsent) != {"disabled"}:
+        _say(report, path)
+    return report.exit_code if strict else 0
+
+
+def _options(names: Iterable[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
+def _send_lines(report: Report, path: str | None, *, strict: bool) -> None:
+    """Send the lines of standard input. Raises AgentError if it cannot be read and that is to fail the build."""
+    from agent.cli.emit_lines import send_standard_input
+
+    try:
+        send_standard_input(report, path, strict=strict)
+    except AgentError as error:
+        if strict:
+            raise
+        click.echo(f"{PROGRAM}: {error}", err=True)
+
+
+def _refuse(invalid: Mapping[str, click.BadParameter], *, strict: bool) -> int:
+    if strict:
+        raise next(iter(invalid.values()))
+    reasons = "; ".join(f"{_options([name])}: {error.message.rstrip('.')}" for name, error in invalid.items())
+    click.echo(f"{PROGRAM}: 1 event was not sent: {reasons}", err=True)
+    return 0
+
+
+def _send_one(report: Report, path: str | None, fields: Mapping[str, Any]) -> None:
+    """Send the event that the options describe, without waiting."""
+    from agent.client import EventClient
+
+    with EventClient(path) as client:
+        if not client.emit(**fields):
+            report.unsent.update(client.unsent_by_reason)
+
+
+def _say(report: Report, path: str | None) -> None:
+    from agent.client import find_socket
+
+    for line, reason in report.rejects:
+        click.echo(f"{PROGRAM}: line {line}: {reason}", err=True)
+    if more := report.rejected - len(report.rejects):
+        noun = "line that is" if more == 1 else "lines that are"
+        click.echo(f"{PROGRAM}: and {more:,} more {noun} not valid", err=True)
+    where = find_socket(os.environ) if path is None else path
+    for reason, count in report.unsent.items():
+        noun = "1 event was" if count == 1 else f"{count:,} events were"
+        click.echo(f"{PROGRAM}: {noun} not sent: {_REASONS[reason].format(path=where)}", err=True)

@@ -1,0 +1,131 @@
+"""`exec`: run a command with an agent at its side, and flush at the end."""
+
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from agent.cli.options import Duration, config_option, find_config
+from agent.cli.views.words import PROGRAM
+from agent.errors import AgentError
+
+if TYPE_CHECKING:
+    from agent.cli.job_agent import JobAgent
+
+SYSTEM_RUNTIME_DIRECTORY = "/run/artifacts-agent"
+
+
+@click.command(
+    "exec",
+    short_help="Run a command with an agent at its side.",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+@click.option(
+    "--deadline",
+    type=Duration(),
+    default="15s",
+    show_default=True,
+    metavar="DURATION",
+    help="How long to wait at the end, at most, until what the command has sent is delivered.",
+)
+@config_option
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
+def exec_(path: Path | None, deadline: float, command: tuple[str, ...]) -> int:
+    """Run COMMAND so that its usage events go to the agent: the one that runs, or one that is started for this job.
+
+    COMMAND finds the agent's socket in ARTIFACTS_AGENT_SOCKET, and in TURBO_API the address of its front, which passes everything
+    but events on to the real API. For that TURBO_TOKEN has to be set, and the agent needs `[front]`, which one that is started
+    here has.
+
+    COMMAND has its standard streams, its signals and its exit code to itself; if a signal ends it, this command dies of the same.
+    Whatever is wrong with the agent costs a line on standard error, not the command: 127 and 126 are its own, as in a shell.
+
+    At the end its events are flushed. What is not delivered by the deadline waits: in the queue of the agent that runs, or in
+    a spool directory below queue.adopt, or else below the state directory, from which the next agent takes it.
+    """
+    from agent.cli import job_command
+
+    agent = _agent(path)
+    environ = os.environ | (agent.variables if agent is not None else {})
+    try:
+        code = job_command.run(command, environ)
+    finally:
+        if agent is not None:
+            _end(agent, deadline)
+    return job_command.end_as(code)
+
+
+def _agent(path: Path | None) -> "JobAgent | None":
+    """Return the agent for the job; None if there is none, which costs a line."""
+    from agent import config
+    from agent.cli import job_agent
+
+    try:
+        found = find_config(path)
+        settings = config.load(found, with_runtime_directory(os.environ, os.geteuid()))
+        agent = job_agent.find(settings) or job_agent.start(settings, found and found.absolute(), os.environ)
+    except AgentError as error:
+        _warn(f"no agent for this command: {error}")
+        return None
+    except OSError as error:
+        _warn(f"no agent for this command: {error.filename}: {error.strerror}")
+        return None
+    try:
+        agent.take_front(os.environ)
+    except AgentError as error:
+        _warn(f"TURBO_API is left as it is: {error}")
+    return agent
+
+
+def with_runtime_directory(environ: Mapping[str, str], euid: int) -> Mapping[str, str]:
+    """Return an environment that says where an agent's sockets are: where it does not, in cron say, those of the system's.
+
+    An agent that is started for a job makes a place for its own.
+    """
+    from agent import config
+
+    if config.runtime_directory(environ, euid) is not None:
+        return environ
+    return {**environ, "RUNTIME_DIRECTORY": SYSTEM_RUNTIME_DIRECTORY}
+
+
+def _end(agent: "JobAgent", deadline: float) -> None:
+    try:
+        with _impatient():
+            left = agent.end(deadline)
+    except _HurryError:
+        left = f"interrupted: what is not delivered waits in {agent.place}"
+    except AgentError as error:
+        left = f"not flushed: {error}"
+    if left is not None:
+        _warn(left)
+
+
+class _HurryError(Exception):
+    """A signal says that nobody wants to wait any longer."""
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """Let signals end the block, not this process: its exit code is the command's."""
+
+    def hurry(_number: int, _frame: object) -> None:
+        raise _HurryError
+
+    before = {number: signal.signal(number, hurry) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _warn(text: str) -> None:
+    try:
+        click.echo(f"{PROGRAM}: {' '.join(text.split())}", err=True)
+    except OSError:  # nobody reads it
+        return

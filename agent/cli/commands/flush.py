@@ -1,0 +1,171 @@
+"""`flush`: wait until what was written has left the queue."""
+
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agent.cli.options import Duration, config_option, json_option, load_config
+from agent.cli.views.output import say
+from agent.cli.views.words import amount
+from agent.errors import AgentError, DeadlineError, UndeliveredError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from agent.control.client import ControlClient
+    from agent.queue.barrier import Report
+
+LONGEST = 86_400.0  # agent.control.flush_routes's MAX_DEADLINE; importing it would take longer than most flushes
+_POLL_SECONDS = 0.1
+
+
+class _Deadline(Duration):
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = super().convert(value, param, ctx)
+        if seconds > LONGEST:
+            self.fail(f"{value!r} is too long: at most 1d", param, ctx)
+        return seconds
+
+
+def _sendable(_ctx: click.Context, _param: click.Parameter, session: str | None) -> str | None:
+    if session == "":
+        raise click.BadParameter("it is empty: is a variable not set?")
+    try:
+        (session or "").encode()
+    except UnicodeEncodeError as error:
+        raise click.BadParameter("it is not UTF-8") from error
+    return session
+
+
+@click.command(short_help="Wait until what was written has left the queue.")
+@click.option(
+    "--deadline",
+    type=_Deadline(),
+    default="30s",
+    show_default=True,
+    metavar="DURATION",
+    help='How long to wait at most: "500ms", "10s", "5m", or a number of seconds.',
+)
+@click.option(
+    "--session", metavar="ID", callback=_sendable, help="Wait for, and report of, one session's events alone."
+)
+@config_option
+@json_option
+def flush(path: Path | None, deadline: float, session: str | None, as_json: bool) -> None:
+    """Wait until everything written before the call has left the queue, and report what became of it.
+
+    Delivery does not wait for batches to fill meanwhile. --json prints one line, of every event accepted before the call, since
+    the queue began: {"delivered": N, "queued": N, "dead_lettered": N, "dropped": {REASON: N}}. Events that are accepted after
+    the call never count.
+
+    With --session the report is of the session's events that were queued at the call, and of those that the daemon has delivered
+    or dead-lettered since it started, as long as it remembers the session: it does the 4,096 latest. What was dropped of a
+    session before the call it does not know.
+
+    \b
+    Exit codes:
+        0  all that was queued at the call has been delivered, or nothing was
+        3  the deadline passed first: what is left stays in the queue, and delivery goes on
+        4  no daemon is running
+        8  some of it, or of all events of the session, was dead-lettered or dropped
+
+    8 comes before 3. While delivery is paused nothing leaves the queue: see `resume`.
+    """
+    from agent.control.client import ControlClient
+
+    control_path = load_config(path).listen.control
+    with ControlClient(control_path) as control, _progress(control_path, wanted=not as_json):
+        flushed = control.flush(deadline, session)
+    if flushed is None:
+        raise DeadlineError(
+            f"the deadline of {deadline:g} s passed, and the daemon does not answer: look at its process and its logs"
+        )
+    if as_json:
+        say(flushed.text)
+    if flushed.verdict.lost:
+        raise UndeliveredError(_what_is_lost(flushed.verdict))
+    if not flushed.in_time:
+        raise DeadlineError(_what_is_left(flushed.verdict, deadline))
+    if not as_json:
+        say(_what_has_left(session, flushed.verdict))
+
+
+def _what_has_left(session: str | None, report: "Report") -> str:
+    if session is not None and not report.delivered:
+        return f"Nothing is known of session {session!r}: nothing of it is queued."
+    what = "Everything that was written before" if session is None else f"Everything of session {session!r}"
+    return f"{what} has left the queue: {_delivered(report) if report.delivered else 'nothing was waiting'}."
+
+
+def _delivered(report: "Report") -> str:
+    return f"{amount(report.delivered, 'event')} delivered"
+
+
+def _what_is_lost(report: "Report") -> str:
+    ends = [_delivered(report)]
+    if report.queued:
+        ends.append(f"{report.queued:,} still queued")
+    if report.dead_lettered:
+        ends.append(f"{report.dead_lettered:,} dead-lettered (see `artifacts-agent dead-letters`)")
+    ends += [f"{count:,} dropped as {reason}" for reason, count in report.dropped.items()]
+    return f"not everything was delivered: {', '.join(ends)}"
+
+
+def _what_is_left(report: "Report", deadline: float) -> str:
+    queued = report.queued
+    if not queued:
+        return f"the deadline of {deadline:g} s passed before all that was written had been taken into the queue"
+    what = "1 event in the queue, where it stays" if queued == 1 else f"{queued:,} events in the queue, where they stay"
+    return f"the deadline of {deadline:g} s passed with {what}: `artifacts-agent status` says why"
+
+
+@contextmanager
+def _progress(path: Path, *, wanted: bool) -> Iterator[None]:
+    """Show a bar on a terminal while the block runs; a thread of its own asks for the numbers."""
+    if not (wanted and sys.stderr is not None and sys.stderr.isatty()):
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("flushing"), BarColumn(), MofNCompleteColumn(), TextColumn("events"), TimeElapsedColumn())
+    ended = threading.Event()
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        watcher = threading.Thread(target=_watch, args=(path, progress, ended), daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join(timeout=1.0)  # a daemon that hangs must not hold up the end
+
+
+def _watch(path: Path, progress: "Progress", ended: threading.Event) -> None:
+    from agent.control.client import ControlClient
+
+    task, before, over = progress.add_task("flush", total=None), None, False
+    with ControlClient(path) as control:
+        while True:
+            if (counts := _counts(control)) is not None:
+                left, queued = counts
+                before = left if before is None else before
+                progress.update(task, completed=left - before, total=left - before + queued)
+            if over:
+                return
+            over = ended.wait(_POLL_SECONDS)
+
+
+def _counts(control: "ControlClient") -> tuple[int, int] | None:
+    """Return how many events have left the queues so far, and how many are in them; None if the daemon does not say."""
+    try:
+        destinations: Mapping[str, Any] = control.status().value["destinations"]
+    except AgentError:  # the flush meets the same trouble, and reports it
+        return None
+    ledgers = [destination["ledger"] for destination in destinations.values()]
+    queued = sum(ledger["queued"] for ledger in ledgers)
+    return sum(ledger["accepted"] for ledger in ledgers) - queued, queued

@@ -1,0 +1,52 @@
+"""`run`: the daemon itself."""
+
+import contextlib
+import os
+import sys
+from collections.abc import MutableMapping
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import cast
+
+import click
+
+from agent.cli.options import config_option, find_config
+
+
+@click.command()
+@config_option
+@click.option("--job", type=click.Path(path_type=Path), hidden=True)
+def run(path: Path | None, job: Path | None) -> None:
+    """Run the daemon in the foreground.
+
+    It takes events on its sockets, keeps them in the queue directory and delivers them. Logs go to standard error.
+
+    SIGTERM and SIGINT stop it when what is queued has been delivered, or after shutdown.deadline: the rest waits on disk
+    for the next start. A second one stops it at once. SIGHUP makes it read configuration and token again.
+    """
+    _start_lean(os.environ)
+    from agent import config
+    from agent.daemon import app as daemon
+
+    # Found once: a file that is missing at a reload must be an error, not a reason to fall back on the defaults.
+    load = partial(config.load, find_config(path), os.environ)
+    if job is None:
+        return daemon.run(load, os.environ)
+    try:  # for `exec`: it has the other end of standard input, and `job` is a directory for sockets
+        return daemon.run(load, os.environ, sys.stdin.fileno())
+    finally:
+        with contextlib.suppress(OSError):
+            job.rmdir()
+
+
+def _start_lean(environ: MutableMapping[str, str]) -> None:
+    """Keep libraries from importing, only because it is there, what a daemon has no use for: that is memory and time.
+
+    httpx and structlog take rich and pygments if they can, and httpcore takes trio; what is None in `sys.modules` cannot be
+    imported (https://docs.python.org/3/reference/import.html#the-module-cache). pydantic looks through all installed packages for
+    plugins (https://docs.pydantic.dev/latest/concepts/plugins/).
+    """
+    for name in ("pygments", "rich", "trio"):
+        sys.modules.setdefault(name, cast(ModuleType, None))
+    environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")

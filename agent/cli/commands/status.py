@@ -1,0 +1,31 @@
+"""`status`: how the daemon is doing, on one screen."""
+
+from pathlib import Path
+
+import click
+
+from agent.cli.options import config_option, json_option, load_config
+from agent.cli.views.output import say, show
+
+
+@click.command()
+@config_option
+@json_option
+def status(path: Path | None, as_json: bool) -> None:
+    """Show how the daemon is doing, on one screen.
+
+    Is it delivering; if not, why and until when; what is queued and how old; what was dropped and why; when a delivery
+    last succeeded; and the ledger: accepted = delivered + dead-lettered + dropped + queued.
+    """
+    from agent.control.client import ControlClient
+
+    with ControlClient(load_config(path).listen.control) as control:
+        answer = control.status()
+    if as_json:
+        say(answer.text)
+        return
+    import time
+
+    from agent.cli.views.status import screen
+
+    show(screen(answer.value, time.time()))

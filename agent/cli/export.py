@@ -1,0 +1,173 @@
+"""Events as lines that can be sent again, into a file that is whole or not there.
+
+It knows the wire protocol's context lines, and files. It must never know where events come from.
+"""
+
+import contextlib
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, Self
+
+import msgspec
+
+from agent.cli.views.output import say
+from agent.cli.views.words import amount
+from agent.errors import AgentError
+from agent.queue.filesystem import UNFINISHED, File, Filesystem, OsFilesystem
+
+if TYPE_CHECKING:
+    from agent.events import Event
+    from agent.queue.maintenance.browse import Origin
+
+_BUFFER_BYTES = 256 * 1024
+
+
+encode = msgspec.json.Encoder().encode
+
+
+class Exported(Protocol):
+    """What is exported: an event, and where it came from."""
+
+    @property
+    def context(self) -> "Origin":
+        """The client's context."""
+
+    @property
+    def event(self) -> "Event":
+        """The event."""
+
+
+class Writer:
+    """Writes lines; `count` says how many events so far. With `whole` a line is all that is known of an event."""
+
+    def __init__(self, sink: "Sink", *, whole: bool) -> None:
+        self._sink = sink
+        self._whole = whole
+        self._context: Origin | None = None
+        self.count = 0
+
+    def add(self, item: Exported) -> None:
+        """Write an event, and before it a context line where the context changes."""
+        self.count += 1
+        if self._whole:
+            self._sink.write(encode(item))
+            return
+        if item.context != self._context:
+            self._context = item.context
+            self._sink.write(encode({"context": item.context}))
+        self._sink.write(encode(item.event))
+
+
+class Sink(Protocol):
+    """Takes lines."""
+
+    def write(self, line: bytes) -> None:
+        """Take a line, without its end."""
+
+
+class _Stdout:
+    def __init__(self) -> None:
+        self._lines: list[bytes] = []
+        self._size = 0
+
+    def write(self, line: bytes) -> None:
+        self._lines.append(line)
+        self._size += len(line)
+        if self._size >= _BUFFER_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._lines:
+            say(b"\n".join(self._lines).decode())
+        self._lines, self._size = [], 0
+
+
+class _File:
+    def __init__(self, file: File, target: Path) -> None:
+        self._file = file
+        self._target = target
+        self._buffer = bytearray()
+        self._size = 0
+
+    def write(self, line: bytes) -> None:
+        self._buffer += line + b"\n"
+        if len(self._buffer) >= _BUFFER_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        try:
+            self._file.pwrite(bytes(self._buffer), self._size)
+        except OSError as error:
+            raise AgentError(f"{self._target}: cannot write: {error.strerror}: nothing was exported") from error
+        self._size += len(self._buffer)
+        self._buffer.clear()
+
+
+@contextmanager
+def standard_output() -> Iterator[Sink]:
+    """Yield a sink that writes to standard output."""
+    sink = _Stdout()
+    yield sink
+    sink.flush()
+
+
+@contextmanager
+def writer(target: str, *, force: bool, whole: bool, noun: str) -> Iterator[Writer]:
+    """Yield what writes to a file, or to standard output for "-"; a file is there, whole, after the block. Raises AgentError."""
+    if target == "-":
+        with standard_output() as out:
+            yield Writer(out, whole=whole)
+        return
+    with Export(OsFilesystem(), Path(target), force=force) as export:
+        made = Writer(export.sink, whole=whole)
+        yield made
+        export.finish()
+    say(f"{amount(made.count, noun)} exported to {target}")
+
+
+class Export:
+    """A file that gets its name when it is whole. For `with`: leaving it with an error leaves nothing behind."""
+
+    def __init__(self, fs: Filesystem, target: Path, *, force: bool) -> None:
+        """Raises AgentError if there is such a file already, unless `force`, or if none can be made there."""
+        self._fs = fs
+        self._target = target
+        self._force = force
+        self._temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{UNFINISHED}")
+        self._refuse_to_overwrite()
+        try:
+            self._file = fs.create(self._temporary)
+        except OSError as error:
+            raise AgentError(f"{target}: cannot write there: {error.strerror}") from error
+        self.sink = _File(self._file, target)
+
+    def finish(self) -> None:
+        """Give the file its name: from now on it is there, whole, whatever happens. Raises AgentError."""
+        self.sink.flush()
+        self._refuse_to_overwrite()
+        try:
+            self._file.sync()
+            self._fs.rename(self._temporary, self._target)
+            self._fs.sync_directory(self._target.parent)
+        except OSError as error:
+            raise AgentError(f"{self._target}: cannot write there: {error.strerror}: nothing was exported") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        with contextlib.suppress(OSError):  # it has its name, or cannot be removed
+            self._fs.unlink(self._temporary)
+
+    def _refuse_to_overwrite(self) -> None:
+        if not self._force and self._target.name in self._names():
+            raise AgentError(f"{self._target}: exists already: choose another name, or add --force to replace it")
+
+    def _names(self) -> list[str]:
+        try:
+            return self._fs.names(self._target.parent)
+        except OSError as error:
+            raise AgentError(f"{self._target}: cannot write there: {error.strerror}") from error

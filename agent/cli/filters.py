@@ -1,0 +1,73 @@
+"""The options that say which events or letters are meant, and what they make: a selection.
+
+It knows option names. It must never know what is done with what is selected.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from agent.cli.options import Duration
+
+if TYPE_CHECKING:
+    from agent.queue.maintenance.browse import Selection
+    from agent.queue.maintenance.browse_dead_letters import LetterSelection
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_EVENT_OPTIONS = (
+    click.option("--session", metavar="ID", help="Only events of this session."),
+    click.option("--source", type=click.Choice(["LOCAL", "REMOTE"]), help="Only events with this source."),
+    click.option("--event", type=click.Choice(["HIT", "MISS"]), help="Only hits, or only misses."),
+    click.option("--older-than", type=Duration(), metavar="AGE", help='Only what is older than that: "2h", "7d".'),
+    click.option("--newer-than", type=Duration(), metavar="AGE", help='Only what is newer than that: "10m".'),
+)
+_LETTER_OPTIONS = (
+    click.option("--status", type=int, metavar="CODE", help="Only letters refused with this HTTP status."),
+    click.option("--message", metavar="TEXT", help="Only letters whose message has this in it, in any case."),
+)
+limit_option = click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most that many.")
+numbers_argument = click.argument("numbers", nargs=-1, type=click.IntRange(min=0), metavar="[SEQ]...")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+def event_options(command: F) -> F:
+    """Add the options that select events."""
+    for option in reversed(_EVENT_OPTIONS):
+        command = option(command)
+    return command
+
+
+def letter_options(command: F) -> F:
+    """Add the options that select dead letters."""
+    for option in reversed(_EVENT_OPTIONS + _LETTER_OPTIONS):
+        command = option(command)
+    return command
+
+
+def selection(options: Mapping[str, object]) -> "Selection":
+    """Return what the event options select; ages become times here, once, however long the command takes."""
+    from agent.queue.maintenance.browse import Selection
+
+    return Selection(**_given(options))
+
+
+def letter_selection(options: Mapping[str, object], numbers: tuple[int, ...] = ()) -> "LetterSelection":
+    """Return what the letter options and numbers select."""
+    from agent.queue.maintenance.browse_dead_letters import LetterSelection
+
+    given = _given(options)
+    if numbers:
+        given["numbers"] = frozenset(numbers)
+    return LetterSelection(**given)
+
+
+def _given(options: Mapping[str, object]) -> dict[str, Any]:
+    now = time.time()
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    for age, bound in (("older_than", "before"), ("newer_than", "after")):
+        if age in given:
+            given[bound] = now - given.pop(age)
+    return given

@@ -1,0 +1,43 @@
+"""Configuration: TOML and environment in, one checked value out; and where tokens are found."""
+
+from agent.config.loading import (
+    KEYS,
+    PREFIX,
+    RESTART_KEYS,
+    SOCKET_PATH_LIMIT,
+    TOKEN_VARIABLES,
+    TURBO_VARIABLES,
+    VARIABLES,
+    Config,
+    differences,
+    load,
+    needs_restart,
+    parse_duration,
+    parse_size,
+    read_http_token,
+    read_token,
+    runtime_directory,
+    state_directory,
+    token_source,
+)
+
+__all__ = [
+    "KEYS",
+    "PREFIX",
+    "RESTART_KEYS",
+    "SOCKET_PATH_LIMIT",
+    "TOKEN_VARIABLES",
+    "TURBO_VARIABLES",
+    "VARIABLES",
+    "Config",
+    "differences",
+    "load",
+    "needs_restart",
+    "parse_duration",
+    "parse_size",
+    "read_http_token",
+    "read_token",
+    "runtime_directory",
+    "state_directory",
+    "token_source",
+]

@@ -1,0 +1,1 @@
+"""The daemon: every part put together, from start-up to shutdown."""

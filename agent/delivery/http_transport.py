@@ -1,0 +1,324 @@
+"""The Transport that speaks HTTP, and the one table that turns answers into verdicts.
+
+It knows httpx, headers and status codes. It must never know retries, pauses or queues. No other module of delivery imports
+httpx; its exceptions end here.
+"""
+
+import datetime as dt
+import email.utils
+import ipaddress
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import anyio
+import httpx
+
+from agent import __version__
+from agent.delivery.transport import Kind, Verdict
+from agent.errors import ConfigError
+from agent.events import Context
+from agent.http.client import Connections, DirectTransport, SocketOption
+
+EVENTS_PATH = "/v8/artifacts/events"
+STATUS_PATH = "/v8/artifacts/status"
+
+MAX_ANSWER_BYTES = 64 * 1024
+MAX_MESSAGE_CHARACTERS = 300
+KEEP_SECONDS = 60.0
+MOST_IDLE = 64
+_TELLING = 8  # so many of the token's first characters are told from other text, and are too few to help anyone
+
+_KINDS = {
+    400: Kind.REJECTED,
+    401: Kind.BLOCKED,
+    402: Kind.BLOCKED,
+    403: Kind.BLOCKED,
+    408: Kind.TRANSIENT,
+    413: Kind.TOO_LARGE,
+    422: Kind.REJECTED,
+    425: Kind.TRANSIENT,
+    429: Kind.TRANSIENT,
+}
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where and as whom to send. `timeout` is for a whole request, in seconds."""
+
+    url: str
+    token: str | None
+    team_id: str | None = None
+    slug: str | None = None
+    timeout: float = 10.0
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.url!r})"
+
+
+def classify(status: int, headers: Mapping[str, str], body: bytes, *, now: float) -> Verdict:
+    """Return what an answer means. `headers` has lower-case names; `now` is in seconds since the epoch."""
+    message = _describe(status, body)
+    if 200 <= status < 300:
+        return Verdict(Kind.ACCEPTED, message, status)
+    kind = _KINDS.get(status) or (Kind.TRANSIENT if status >= 500 else Kind.MISCONFIGURED)
+    if kind is Kind.MISCONFIGURED and 300 <= status < 400:
+        message += "; redirects are not followed, since they would carry the token: correct api.url"
+    return Verdict(kind, message, status, _retry_after(headers, now) if kind is Kind.TRANSIENT else None)
+
+
+def _retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """Read `Retry-After` (seconds or a date, RFC 9110) or `X-RateLimit-Reset` (seconds since the epoch, or from now)."""
+    waits = [wait for wait in (_after(headers.get("retry-after"), now), _reset(headers, now)) if wait is not None]
+    return max(waits, default=None)
+
+
+def _after(value: str | None, now: float) -> float | None:
+    if value is None:
+        return None
+    seconds = _number(value)
+    if seconds is not None:
+        return max(seconds, 0.0)
+    try:
+        date = email.utils.parsedate_to_datetime(value)
+    except (ValueError, OverflowError):  # OverflowError: a year or an offset of very many digits
+        return None
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=dt.UTC)
+    return max(date.timestamp() - now, 0.0)
+
+
+def _reset(headers: Mapping[str, str], now: float) -> float | None:
+    seconds = _number(headers.get("x-ratelimit-reset", ""))
+    if seconds is None or _number(headers.get("x-ratelimit-remaining", "0")) != 0:
+        return None
+    if seconds > 1e11:  # milliseconds since the epoch
+        seconds /= 1000
+    return max(seconds - now if seconds > 1e9 else seconds, 0.0)
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _describe(status: int, body: bytes) -> str:
+    summary = f"{status} {httpx.codes.get_reason_phrase(status)}".strip()
+    message = _message(body)
+    return f"{summary}: {message}" if message else summary
+
+
+def _message(body: bytes) -> str:
+    """Find the message in an answer: the API's `{"error": {"message"}}`, other servers' `{"message"}`, or plain text."""
+    text = body.decode(errors="replace")
+    try:
+        answer = json.loads(text)
+    except (ValueError, RecursionError):
+        answer = None
+    if isinstance(answer, dict):
+        error = answer.get("error")
+        found = error.get("message") if isinstance(error, dict) else answer.get("message") or error
+        text = found if isinstance(found, str) else text
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(printable.split())[:MAX_MESSAGE_CHARACTERS]
+
+
+class HttpTransport:
+    """Sends batches with httpx, as many at a time as are asked for. `wall_clock` returns seconds since the epoch; `transport` is
+    for tests.
+
+    It uses transports without httpx's client: what a client adds (cookies, redirects, authentication) is not wanted here, and
+    costs half of a request's time.
+
+    The environment's proxies and certificates count (HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE), but nothing for this host itself
+    goes through a proxy: plain HTTP would show it the token. Raises ConfigError if what the environment says is unusable.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        wall_clock: Callable[[], float],
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._endpoint = endpoint
+        self._wall_clock = wall_clock
+        self._headers = [
+            ("host", httpx.URL(endpoint.url).netloc.decode("ascii")),
+            ("accept", "*/*"),
+            ("accept-encoding", "identity"),
+            ("user-agent", f"artifacts-agent/{__version__}"),
+        ]
+        if endpoint.token:
+            self._headers.append(("authorization", f"Bearer {endpoint.token}"))
+        self._params = {k: v for k, v in (("teamId", endpoint.team_id), ("slug", endpoint.slug)) if v}
+        self._urls: dict[str, httpx.URL] = {}
+        make = transports(endpoint.url) if transport is None else lambda: transport
+        self._connections = Connections(make, MOST_IDLE)
+
+    async def send(self, context: Context, body: bytes) -> Verdict:
+        """See `Transport`."""
+        content = ("content-type", "application/json"), ("content-length", str(len(body)))
+        return await self._request("POST", EVENTS_PATH, [*self._headers, *_context_headers(context), *content], body)
+
+    async def probe(self) -> Verdict | None:
+        """See `Transport`: `GET /v8/artifacts/status` says enabled, disabled, over_limit or paused, where there is one.
+
+        Some servers say "enabled" without a look at the token, so it is a permission to try and no more.
+        """
+        verdict = await self._request("GET", STATUS_PATH, self._headers)
+        return None if verdict.status in {404, 405, 501} else verdict
+
+    async def aclose(self) -> None:
+        """Close the connections; no request may be under way."""
+        await self._connections.aclose()
+
+    async def _request(self, method: str, path: str, headers: list[tuple[str, str]], body: bytes = b"") -> Verdict:
+        """Make one request; an answer that accepts counts only when it is whole."""
+        connection = self._connections.take()
+        try:
+            # With a stream instead of contents, httpx sends the headers as they are, and looks for no others to add.
+            request = httpx.Request(method, self._url(path), headers=headers, stream=httpx.ByteStream(body))
+            with anyio.fail_after(self._endpoint.timeout):
+                response = await connection.handle_async_request(request)
+                answer = await _read_some(response)
+        except _CutAnswerError as error:
+            return Verdict(Kind.TRANSIENT, self._clean(f"the answer was cut off: {_reason(error)}"))
+        except TimeoutError:
+            return Verdict(Kind.TRANSIENT, f"no whole answer within {self._endpoint.timeout:g} s")
+        except (httpx.ConnectError, httpx.TimeoutException, httpx.ProxyError) as error:
+            return Verdict(Kind.TRANSIENT, self._clean(f"cannot reach {self._endpoint.url}: {_reason(error)}"))
+        except (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.InvalidURL, UnicodeError) as error:
+            # UnicodeError: what the resolver says to a name that no host can have
+            return Verdict(Kind.MISCONFIGURED, self._clean(f"cannot ask {self._endpoint.url}: {_reason(error)}"))
+        except httpx.TransportError as error:
+            return Verdict(Kind.CUT_OFF, self._clean(f"the connection broke: {_reason(error)}"))
+        finally:
+            await self._connections.give_back(connection)
+        verdict = classify(response.status_code, response.headers, answer, now=self._wall_clock())
+        if path == STATUS_PATH and verdict.kind is Kind.ACCEPTED:
+            verdict = _account_status(answer)
+        return verdict._replace(message=self._clean(verdict.message))
+
+    def _url(self, path: str) -> httpx.URL:
+        if path not in self._urls:
+            self._urls[path] = httpx.URL(self._endpoint.url + path, params=self._params)
+        return self._urls[path]
+
+    def _clean(self, message: str) -> str:
+        """Take the token out of a message: a server, or a proxy, may have echoed it, and cut it."""
+        token = self._endpoint.token
+        if not token:
+            return message
+        head, rest = token[:_TELLING], token[_TELLING:]
+        first, *others = message.split(head)
+        return "[token]".join([first, *(part[_shared(part, rest) :] for part in others)])
+
+
+def transports(
+    url: str, keep_seconds: float = KEEP_SECONDS, *local_options: SocketOption
+) -> Callable[[], httpx.AsyncBaseTransport]:
+    """Return what makes transports of one connection to `url`, by way of the environment's proxies and certificates.
+
+    A connection that was idle for `keep_seconds` is not used again; `local_options` are for the sockets if the server is on this
+    machine. Raises ConfigError.
+    """
+    proxy = _proxy(url)
+    try:
+        # Certificates are read only where they are needed: that takes longer than all the rest of the start, and 3 MiB.
+        secure = "https" in {urlsplit(url).scheme, urlsplit(proxy or "").scheme}
+        certificates = httpx.create_ssl_context() if secure else None
+        if proxy is None and urlsplit(url).scheme in {"http", "https"}:  # of any other httpx says what is wrong with it
+            options = local_options if _is_loopback(urlsplit(url).hostname or "") else ()
+            return partial(DirectTransport, httpx.URL(url), certificates, keep_seconds, options)
+        limits = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=keep_seconds)
+        make = partial(httpx.AsyncHTTPTransport, verify=certificates or False, limits=limits, proxy=proxy)
+        make()  # whatever is wrong with the proxy is said now
+    except OSError as error:
+        raise ConfigError(f"SSL_CERT_FILE, SSL_CERT_DIR: the certificates cannot be read: {error}") from error
+    except (ValueError, ImportError, httpx.InvalidURL):  # their messages, and so their cause, may hold a password
+        raise ConfigError(
+            "HTTPS_PROXY, HTTP_PROXY, ALL_PROXY: the proxy cannot be used; it should be http://HOST:PORT or https://HOST:PORT"
+        ) from None
+    return make
+
+
+def _proxy(url: str) -> str | None:
+    """Return the proxy that the environment names for `url`."""
+    parts, proxies = urlsplit(url), getproxies()
+    found = proxies.get(parts.scheme) or proxies.get("all")
+    if found is None or _is_loopback(parts.hostname or "") or proxy_bypass(parts.netloc):
+        return None
+    return found if "://" in found else f"http://{found}"
+
+
+def _context_headers(context: Context) -> Iterator[tuple[str, str]]:
+    if context.ci is not None:
+        yield "x-artifact-client-ci", context.ci
+    if context.interactive is not None:
+        yield "x-artifact-client-interactive", str(context.interactive)
+
+
+class _CutAnswerError(Exception):
+    """The connection broke in the middle of an answer that would have accepted the batch."""
+
+
+async def _read_some(response: httpx.Response) -> bytes:
+    """Read the answer, but not more than is worth reading; of a refusal the status is enough.
+
+    The rest is given up by cancelling the read: httpx's nested generators end properly in no other way.
+    """
+    body, stream = (
+        bytearray(),
+        cast(httpx.AsyncByteStream, response.stream),
+    )  # that of an AsyncBaseTransport is no other
+    try:
+        with anyio.CancelScope() as enough:
+            async for chunk in stream:
+                body += chunk
+                if len(body) >= MAX_ANSWER_BYTES:
+                    enough.cancel()
+    except httpx.TransportError as error:
+        if response.is_success:
+            raise _CutAnswerError(_reason(error)) from error
+    finally:
+        await stream.aclose()
+    return bytes(body)
+
+
+def _account_status(body: bytes) -> Verdict:
+    """Read the body of `GET /v8/artifacts/status`."""
+    try:
+        status = json.loads(body)["status"]
+    except (ValueError, RecursionError, LookupError, TypeError):
+        return Verdict(Kind.ACCEPTED, "the server's status cannot be read", 200)
+    if status == "enabled":
+        return Verdict(Kind.ACCEPTED, "enabled", 200)
+    return Verdict(
+        Kind.BLOCKED, f"the account's Remote Caching status is {str(status)[:MAX_MESSAGE_CHARACTERS]!r}", 200
+    )
+
+
+def _shared(left: str, right: str) -> int:
+    """Return how many characters two texts begin with alike."""
+    length = min(len(left), len(right))
+    return next((index for index in range(length) if left[index] != right[index]), length)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__

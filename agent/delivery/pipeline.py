@@ -1,0 +1,394 @@
+"""One destination, whole: its queue, its delivery worker and its ledger, from opening to drain.
+
+It knows how the parts are put together and in which order they start and stop. It must never know sockets or configuration
+files.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import anyio
+import structlog
+
+from agent.daemon.logging import Throttle
+from agent.delivery import policy
+from agent.delivery.backlog import Options, Seams, Source
+from agent.delivery.policy import State
+from agent.delivery.transport import Transport
+from agent.delivery.worker import Purge, Stats, Worker
+from agent.errors import StorageError
+from agent.events import Block, opening
+from agent.queue.barrier import Barrier, SessionBarrier, WholeBarrier
+from agent.queue.committer import Committer, Group
+from agent.queue.cursor import Cursor, Ledger, Outcome
+from agent.queue.dead_letters import DeadLetters
+from agent.queue.filesystem import Filesystem
+from agent.queue.grouping import Submitted, entries_of
+from agent.queue.search import Search
+from agent.queue.snapshot import snapshot_of
+from agent.queue.store import Committed, Limits, Store
+
+T = TypeVar("T")
+B = TypeVar("B", bound=Barrier)
+
+HOUSEKEEPING_SECONDS = 30.0
+SYNC_SECONDS = 1.0
+LOG_INTERVAL = 60.0
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """How to deliver: everything about it that can be changed while the queue stays open."""
+
+    transport: Transport
+    settings: policy.Settings = field(default_factory=policy.Settings)
+    options: Options = field(default_factory=Options)
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a pipeline is doing. Times are in seconds since the epoch, sizes in bytes."""
+
+    state: Literal["running", "backing_off", "paused"]
+    reason: str | None
+    until: float | None
+    since: float | None
+    ledger: Ledger
+    oldest_event_at: float | None
+    last_delivery_at: float | None
+    requests: int
+    queue_bytes: int
+    segments: int
+    quarantined: int
+    quarantine_lost: int
+    dead_letters: int | None
+    dead_letters_discarded: int
+    storage_error: str | None
+
+
+class Pipeline:
+    """The way of an event from a validated line to the API. Open it, `run` it, `submit` to it, `drain` it."""
+
+    def __init__(self, fs: Filesystem, directory: Path, limits: Limits, delivery: Delivery, seams: Seams) -> None:
+        """Open the queue in `directory` and recover it. Raises StorageError."""
+        self._log = structlog.get_logger("agent.pipeline")
+        self._seams = seams
+        self._limits = limits
+        self._delivery = delivery
+        self._throttle = Throttle(LOG_INTERVAL)
+        self._storage_error: str | None = None
+        self._sync_error: str | None = None
+        self._stats = Stats()
+        self._last_worker: anyio.Event | None = None
+        self.fs = fs
+        self.store = Store(fs, directory, limits)
+        self.dead_letters = DeadLetters.beside(fs, directory, limits)
+        self.dead_letters.count()
+        self._committer = Committer(
+            self.store, run_blocking=seams.run_blocking, wall_clock=seams.wall_clock, on_commit=self._committed
+        )
+        self._worker = self._new_worker(delivery)
+        self._dropped = self.ledger().dropped
+
+    # Intake
+
+    async def room(self) -> bool:
+        """Wait until more may be submitted; False if the disk does not answer, so that events should be shed."""
+        return await self._committer.room()
+
+    @property
+    def must_shed(self) -> bool:
+        """Whether there is no room, and waiting for it is no use because the disk does not answer."""
+        return self._committer.must_shed
+
+    def submit(self, block: Block) -> Group:
+        """Queue the block's events; the group's `wait` returns when they are durable, or says why they were dropped."""
+        return self._committer.submit(block)
+
+    def shed(self, count: int) -> None:
+        """Drop events that there was no room for, and count them."""
+        self.store.cursor.shed(count, Outcome.STALLED)
+        self._complain("storage_stalled", events=count)
+
+    # Operation
+
+    def ledger(self) -> Ledger:
+        """Return the counts of promise 3, which hold at every moment."""
+        return self.store.cursor.ledger()
+
+    def delivery_state(self) -> tuple[str, str | None]:
+        """Return what `status` says of delivery, and the reason for it, without reading the queue."""
+        name, reason, _ = _describe(self._worker.state, anyio.current_time())
+        return name, reason
+
+    async def status(self) -> Status:
+        """Return how the pipeline is doing; reads the queue for the age of its oldest event."""
+        oldest = None
+        if self.store.cursor.queued:
+            oldest = await self._seams.run_blocking(self.store.oldest_enqueued_at)
+        state, pause = self._worker.state, self.store.cursor.pause
+        now, steady = self._seams.wall_clock(), anyio.current_time()
+        view = self.store.log.view
+        name, reason, until = _describe(state, steady)
+        storage_error = "the disk does not answer" if self._committer.stalled else None
+        storage_error = storage_error or self._storage_error or self._sync_error or self._worker.storage_error
+        return Status(
+            state=name,
+            reason=reason or storage_error,
+            until=None if until is None else now + until - steady,
+            since=pause.since if pause is not None else None,
+            ledger=self.ledger(),
+            oldest_event_at=oldest,
+            last_delivery_at=self._stats.last_delivery_at,
+            requests=self._stats.requests,
+            queue_bytes=view.size,
+            segments=len(view.segments),
+            quarantined=self.store.quarantine.kept,
+            quarantine_lost=self.store.quarantine.lost,
+            dead_letters=self.dead_letters.held,
+            dead_letters_discarded=self.dead_letters.discarded,
+            storage_error=storage_error,
+        )
+
+    async def commit_once(self) -> Committed:
+        """Go through the write path once, and return when it has answered."""
+        return await self._committer.request().wait()
+
+    async def healthy(self) -> bool:
+        """Go through the write path once, to the disk itself; False if events could not be persisted now."""
+        committed = await self.commit_once()
+        if self._limits.sync == "commit":  # there was nothing to sync, and an error of the disk may show only there
+            await self._sync()
+        return committed.checkpoint_error is None and self._storage_error is None and self._sync_error is None
+
+    async def flush(self) -> None:
+        """Return when everything submitted before the call has left the queue."""
+        await self.commit_once()
+        with self.barrier() as barrier:
+            await self.passed(barrier)
+
+    @contextmanager
+    def barrier(self) -> Iterator[Barrier]:
+        """Follow, for the time of the block, what becomes of the events that are accepted at its beginning."""
+        with _watching(self.store.cursor, WholeBarrier(self.store.cursor)) as barrier:
+            yield barrier
+
+    @contextmanager
+    def session(self, session: str) -> Iterator[Search]:
+        """Follow, for the time of the block, what becomes of the events of one session that are accepted at its beginning.
+
+        They are known when the search that this gives has been performed, by `search`.
+        """
+        cursor, start = self.store.cursor, opening(session)
+        search = Search(SessionBarrier(cursor, self._stats.sessions.of(start)), start, snapshot_of(self.fs, self.store))
+        self.store.readers.add(search)
+        try:
+            with _watching(cursor, search.barrier):
+                yield search
+        finally:
+            self.store.readers.discard(search)
+
+    async def search(self, search: Search) -> None:
+        """Find the session's events in the queue. Raises StorageError for a shortage."""
+        for index in range(len(search.queue.log.view.segments)):
+            await self._seams.run_blocking(partial(search.look_into, index))
+        search.end()
+        self.store.readers.discard(search)
+        self._committer.request()  # what had to stay for the search can go
+        self._worker.wake()
+
+    async def passed(self, barrier: Barrier, *, until_paused: bool = False) -> None:
+        """Return when what a barrier follows has left the queue, or, if that is asked for, when delivery stands still."""
+        await self._worker.flush(barrier, until_paused=until_paused)
+
+    def pause(self) -> None:
+        """Stop delivering until `resume`; the queue goes on."""
+        self._worker.pause()
+
+    def resume(self) -> None:
+        """Deliver again, whatever the reason for a pause was."""
+        self._worker.resume()
+
+    @property
+    def paused_since(self) -> float | None:
+        """Since when delivery has been paused by something other than an operator, in seconds since the epoch."""
+        pause = self.store.cursor.pause
+        return pause.since if pause is not None and pause.reason != policy.Reason.OPERATOR else None
+
+    def reconfigure(self, delivery: Delivery) -> None:
+        """Deliver with new settings from now on; requests that are under way end with the old ones.
+
+        Ends a pause, which the new settings may have made pointless, unless an operator wanted it.
+        """
+        self._delivery = delivery
+        self._worker.stop()
+
+    # Upkeep: what `agent.queue.maintenance` asks of whoever has a queue open
+
+    async def run_blocking(self, call: Callable[[], T]) -> T:
+        """Run a blocking call without blocking the event loop."""
+        return await self._seams.run_blocking(call)
+
+    def wall_clock(self) -> float:
+        """Return the time in seconds since the epoch."""
+        return self._seams.wall_clock()
+
+    async def checkpoint(self) -> None:
+        """Write what the cursor says. Raises StorageError."""
+        if (error := (await self.commit_once()).checkpoint_error) is not None:
+            raise StorageError(error)
+
+    async def put_back(self, block: Block) -> Outcome | None:
+        """Queue events of dead letters; return when they are committed, or why they are not. It pushes nothing out."""
+        if not await self.room():
+            return Outcome.STALLED
+        if not self.store.has_room(entries_of([Submitted(block)], self._seams.wall_clock())):
+            return Outcome.OVERFLOW
+        return (await self._committer.submit(block, retried=True).wait()).refused
+
+    async def purge(self, seconds: float) -> int | None:
+        """Settle all that is queued as purged, once no request is under way that may deliver some of it; return how many.
+
+        None if that moment did not come in time: then nothing is purged.
+        """
+        request = self._stats.purge = Purge()
+        self._worker.wake()
+        with anyio.move_on_after(seconds):
+            await request.done.wait()
+        if not request.done.is_set():
+            self._stats.purge = None
+            return None
+        return request.count
+
+    # Life
+
+    async def run(self) -> None:
+        """Run until `drain` has ended it. An error that is not handled here stops the daemon."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._keep_house)
+            if self._limits.sync == "interval":
+                tasks.start_soon(self._keep_syncing)
+            tasks.start_soon(self._deliver)
+            await self._committer.run()
+            tasks.cancel_scope.cancel()
+
+    async def drain(self, seconds: float) -> None:
+        """Commit what is pending, deliver what can be delivered within `seconds`, and end `run`; a pause ends it at once."""
+        try:
+            with anyio.move_on_after(seconds):
+                await self.commit_once()
+                with self.barrier() as barrier:
+                    await self.passed(barrier, until_paused=True)
+        finally:
+            self._committer.close()
+
+    async def wind_up(self, seconds: float) -> None:
+        """Begin no more requests, and end `run` when those under way have been answered, or after `seconds`."""
+        self._last_worker = anyio.Event()
+        self._worker.stop()
+        try:
+            with anyio.move_on_after(seconds):
+                await self._last_worker.wait()
+        finally:
+            self._committer.close()
+
+    async def close(self) -> None:
+        """Close the files and the transport. Raises StorageError if the cursor could not be made durable."""
+        try:
+            await self._worker.aclose()
+            await self._delivery.transport.aclose()
+        finally:
+            try:
+                self.dead_letters.close()
+            finally:
+                self.store.close()
+
+    async def _deliver(self) -> None:
+        """Run one worker after another: each new configuration gets a new one, which begins at the cursor."""
+        while True:
+            await self._worker.run()
+            if self._last_worker is not None:
+                return self._last_worker.set()
+            if self.paused_since is not None:  # only now: the last answers may have been to the old token
+                self._worker.resume()
+            old = self._worker
+            self._worker = self._new_worker(self._delivery, policy.fresh_start(old.state))
+            await old.aclose()
+
+    async def _keep_house(self) -> None:
+        """Let expired events go even when nothing else happens."""
+        while True:
+            await anyio.sleep(HOUSEKEEPING_SECONDS)
+            self._committer.request()
+
+    async def _keep_syncing(self) -> None:
+        while True:
+            await anyio.sleep(SYNC_SECONDS)
+            await self._sync()
+
+    async def _sync(self) -> None:
+        """Make everything durable, or say that it is not; a commit makes new files in the place of those that failed."""
+        try:
+            await self._seams.run_blocking(self.store.sync)
+        except StorageError as error:
+            self._sync_error = str(error)
+            self._complain("storage_failing", error=self._sync_error)
+            self._committer.request()
+        else:
+            if self._sync_error is not None:
+                self._log.info("storage_recovered")
+            self._sync_error = None
+
+    def _new_worker(self, delivery: Delivery, state: State | None = None) -> Worker:
+        return Worker(
+            self.store,
+            self._committer,
+            delivery.transport,
+            self.dead_letters,
+            Source(self.store, delivery.options, self._seams),
+            delivery.settings,
+            self._seams,
+            self._stats,
+            state,
+        )
+
+    def _committed(self, committed: Committed) -> None:
+        self._worker.wake()
+        error = committed.append_error or committed.checkpoint_error or committed.delete_error
+        if error is not None:
+            self._complain("storage_failing", error=error)
+        elif self._storage_error is not None:
+            self._log.info("storage_recovered")
+        self._storage_error = error
+        dropped = self.ledger().dropped
+        if dropped != self._dropped:
+            self._dropped = dropped
+            self._complain("events_dropped")
+
+    def _complain(self, event: str, **facts: object) -> None:
+        held_back = self._throttle.allow(event, anyio.current_time())
+        if held_back is not None:
+            self._log.error(event, **facts, ledger_dropped=self.ledger().dropped, suppressed=held_back)
+
+
+@contextmanager
+def _watching(cursor: Cursor, barrier: B) -> Iterator[B]:
+    cursor.watchers.append(barrier)
+    try:
+        yield barrier
+    finally:
+        cursor.watchers.remove(barrier)
+
+
+def _describe(state: State, now: float) -> tuple[Literal["running", "backing_off", "paused"], str | None, float | None]:
+    """Return the state's name, the reason for it, and until when it lasts on the steady clock, where that is known."""
+    if state.paused is not None:
+        until = state.paused.until
+        return "paused", f"{state.paused.reason}: {state.paused.message}", None if until == float("inf") else until
+    if state.failures or state.retry_at > now:
+        return "backing_off", state.last_failure or "the server asked to wait", max(state.retry_at, now)
+    return "running", None, None

@@ -1,1 +1,0 @@
-"""Bytes in, lines out: pure protocol framing, one module per protocol."""

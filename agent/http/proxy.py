@@ -1,0 +1,189 @@
+"""The front: passes requests on to the real API and its answers back, unchanged, as streams.
+
+It knows HTTP's rules for what stands between a client and a server (RFC 9110, 7.6). It must never know what is asked, or
+hold more of a body than one piece.
+
+What breaks on one side is broken off on the other: a client that hangs up ends its request to the API, and an answer that
+ends too early ends the client's connection. A client that closes only its sending half counts as one that has hung up.
+"""
+
+import contextlib
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from typing import NamedTuple, cast
+
+import anyio
+import httpx
+
+from agent.delivery.http_transport import transports
+from agent.http.client import Connections
+from agent.http.connection import ClientGoneError
+from agent.http.server import Exchange, Response
+
+CONNECT_SECONDS = 10.0
+STALL_SECONDS = 300.0
+KEEP_SECONDS = 4.0  # a connection that is not used; servers of Node.js close theirs after 5 s
+IDLE_CONNECTIONS = 32
+WATCH_SECONDS = 0.1
+
+# Without it the event loop reads as much in one turn as the socket holds, several MB, and events wait for that. Elsewhere the
+# network is slower than a turn, and a small buffer would make it slower still.
+_SMALL_BUFFER = (socket.SOL_SOCKET, socket.SO_RCVBUF, 128 * 1024)
+_TIMEOUT = {"connect": CONNECT_SECONDS, "read": STALL_SECONDS, "write": STALL_SECONDS, "pool": CONNECT_SECONDS}
+_HOP_BY_HOP = {b"connection", b"proxy-connection", b"keep-alive", b"te", b"transfer-encoding", b"upgrade"}
+_CHUNKED = (b"transfer-encoding", b"chunked")
+_TURBO = "turbo "
+_METHODS = "GET, HEAD, PUT, POST, OPTIONS, PATCH, DELETE"
+
+_Headers = list[tuple[bytes, bytes]]
+
+
+class BrokenOffError(ClientGoneError):
+    """The client is to find its connection ended, without an answer."""
+
+
+class _Upstream(NamedTuple):
+    url: httpx.URL
+    connections: Connections
+
+
+class Front:
+    """Passes requests on to `url`. `answered` counts the answers, the API's and its own, by status."""
+
+    def __init__(self, url: str) -> None:
+        """Raises ConfigError if what the environment says of proxies and certificates is unusable."""
+        self.answered: Counter[int] = Counter()
+        self._upstream = _open(url)
+        self._former: list[_Upstream] = []
+        self._under_way: dict[Exchange, anyio.CancelScope] = {}
+        self._begun = anyio.Event()
+
+    def reconfigure(self, url: str) -> None:
+        """Pass later requests on to `url`. Raises ConfigError."""
+        if httpx.URL(url) != self._upstream.url:
+            new = _open(url)
+            self._former.append(self._upstream)
+            self._upstream = new
+
+    async def aclose(self) -> None:
+        """Close the connections that are idle."""
+        for upstream in [self._upstream, *self._former]:
+            await upstream.connections.aclose()
+
+    async def watch(self) -> None:
+        """Break off, until cancelled, the requests of clients that have hung up; close connections that have no more use."""
+        while True:
+            await self._begun.wait()
+            busy_at = anyio.current_time()
+            while (now := anyio.current_time()) - busy_at < KEEP_SECONDS:
+                busy_at = now if self._under_way else busy_at
+                for exchange, scope in self._under_way.items():
+                    if exchange.client_gone:
+                        scope.cancel()
+                await anyio.sleep(WATCH_SECONDS)
+            self._begun = anyio.Event()
+            await self.aclose()
+            self._former.clear()
+
+    async def forward(self, exchange: Exchange) -> None:
+        """Have the API answer a request. Raises ClientGoneError and what reading the request raises."""
+        with anyio.CancelScope() as scope:
+            self._under_way[exchange] = scope
+            self._begun.set()
+            try:
+                await self._relay(exchange)
+            finally:
+                del self._under_way[exchange]
+                if exchange.status is not None:
+                    self.answered[exchange.status] += 1
+        if scope.cancelled_caught:
+            raise ClientGoneError
+
+    async def _relay(self, exchange: Exchange) -> None:
+        if exchange.head.method not in _METHODS.split(", ") or not exchange.head.target.startswith(b"/"):
+            message = f"Only {_METHODS} of a path are passed on"
+            return await exchange.answer(Response.error(405, "method_not_allowed", message))
+        upstream = self._upstream
+        connection = upstream.connections.take()
+        try:
+            return await _relay(exchange, upstream.url, connection)
+        finally:
+            await upstream.connections.give_back(connection)
+
+
+async def _relay(exchange: Exchange, url: httpx.URL, connection: httpx.AsyncBaseTransport) -> None:
+    try:
+        response = await connection.handle_async_request(_request(exchange, url))
+    except httpx.ConnectTimeout as error:
+        return await _no_answer(exchange, url, error)
+    except httpx.TimeoutException:
+        message = f"{url} has not answered within {STALL_SECONDS:g} s"
+        return await exchange.answer(Response.error(504, "gateway_timeout", message))
+    except (httpx.TransportError, httpx.InvalidURL, UnicodeError) as error:
+        return await _no_answer(exchange, url, error)
+    try:
+        return await _pass_back(exchange, response)
+    finally:
+        await response.aclose()
+
+
+async def _pass_back(exchange: Exchange, response: httpx.Response) -> None:
+    headers, stream = _end_to_end(response.headers.raw), cast(httpx.AsyncByteStream, response.stream)
+    await exchange.start(response.status_code, headers, response.extensions.get("reason_phrase", b""))
+    with contextlib.suppress(httpx.TransportError):  # an answer without its end is cut off
+        async for piece in stream:
+            await exchange.write(piece)
+        await exchange.finish()
+
+
+class _Body(httpx.AsyncByteStream):
+    """A request's body, piece by piece. No generator: what is left of it needs no end."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if piece := await self._exchange.read():
+            return piece
+        raise StopAsyncIteration
+
+
+def _open(url: str) -> _Upstream:
+    return _Upstream(httpx.URL(url), Connections(transports(url, KEEP_SECONDS, _SMALL_BUFFER), IDLE_CONNECTIONS))
+
+
+def _request(exchange: Exchange, url: httpx.URL) -> httpx.Request:
+    head = exchange.head
+    chunked = [_CHUNKED] if head.length is None else []
+    headers = [(b"Host", url.netloc), *_end_to_end(head.raw_headers, b"host"), *chunked]
+    target = url.raw_path.rstrip(b"/") + head.target
+    extensions = {"timeout": _TIMEOUT, "target": target}
+    return httpx.Request(head.method, url, headers=headers, stream=_Body(exchange), extensions=extensions)
+
+
+def _end_to_end(headers: Iterable[tuple[bytes, bytes]], *others: bytes) -> _Headers:
+    """Return the headers that are not for the next hop alone (RFC 9110, 7.6.1); no length beside chunks (RFC 9112, 6.3)."""
+    found = [(name, name.lower(), value) for name, value in headers]
+    options = b",".join(value for _, lower, value in found if lower == b"connection").lower().split(b",")
+    named = {option.strip() for option in options} - {b"content-length"}  # without which the body would have no end
+    dropped = {*_HOP_BY_HOP, *named, *others}
+    if any(lower == b"transfer-encoding" for _, lower, _ in found):
+        dropped.add(b"content-length")
+    return [(name, value) for name, lower, value in found if lower not in dropped]
+
+
+async def _no_answer(exchange: Exchange, url: httpx.URL, error: Exception) -> None:
+    """Answer that the API cannot be reached, or, to turbo, hang up, as the API's own address would have.
+
+    A connection that fails is for turbo an artifact that it does not get. For a 5xx it waits 2 s and asks again, for one
+    artifact after the other: a build of 130 packages takes 3 s more.
+    """
+    if exchange.head.headers.get("user-agent", "").startswith(_TURBO):
+        raise BrokenOffError
+    reason = str(error) or type(error).__name__
+    message = f"{url} cannot be reached: {reason}"
+    await exchange.answer(Response.error(502, "bad_gateway", message))

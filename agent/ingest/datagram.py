@@ -1,0 +1,130 @@
+"""The datagram listener: a datagram is one or more lines, and nothing is ever answered.
+
+It knows sockets. It must never know what a line means, or files.
+
+A datagram that was received is always taken: nothing cancels that but the end of the whole daemon.
+"""
+
+import contextlib
+import socket
+
+import anyio
+import anyio.lowlevel
+
+from agent.events import MAX_LINE_BYTES
+from agent.ingest.framing import LineFramer, Lines, as_lines
+from agent.ingest.intake import Conversation, Intake, Peer
+from agent.ingest.sockets import CREDENTIALS_SPACE, Bound, read_credentials
+from agent.wakeup import News
+
+# More than net.core.wmem_default lets a client send at once.
+MAX_DATAGRAM_BYTES = 256 * 1024
+# More than net.unix.max_dgram_qlen lets wait in a socket: 10 by default, 512 under systemd.
+MAX_WAITING = 4096
+# What is received in one turn, before others have theirs.
+TURN_DATAGRAMS = 256
+TURN_BYTES = 256 * 1024
+_NOBODY = Peer(pid=0, uid=0xFFFF_FFFF)
+
+
+# As an int: to test a flag of an enum takes longer than to receive a datagram.
+_TRUNCATED = int(socket.MSG_TRUNC)
+
+# What was received, its ancillary data, which say who sent it, and its flags: a plain tuple costs least.
+_Datagram = tuple[bytes, list[tuple[int, int, bytes]], int]
+
+
+class DatagramListener:
+    """Serves one datagram socket."""
+
+    def __init__(self, bound: Bound, intake: Intake) -> None:
+        self._bound = bound
+        self._intake = intake
+        self._waiting = anyio.CancelScope()
+        self._closing = False
+        self._buffer = memoryview(bytearray(MAX_DATAGRAM_BYTES))
+        self._buffers = [self._buffer]
+        self._taking = False
+        self._taken = 0
+        self._progress = News()
+        bound.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+
+    async def serve(self) -> None:
+        """Receive until `close`, and then what has been sent before; a socket that systemd keeps also keeps that."""
+        while not self._closing:
+            with self._waiting:
+                await anyio.wait_readable(self._bound.socket)
+            self._waiting = anyio.CancelScope()
+            while await self._take_some() and not self._closing:
+                pass
+        if self._bound.path is not None:
+            self._bound.socket.shutdown(socket.SHUT_RD)
+            while await self._take_some():
+                pass
+        self._bound.release()
+        self._advance()
+
+    async def close(self) -> None:
+        """Let `serve` receive no more, after what has been sent."""
+        self._closing = True
+        self._waiting.cancel()
+
+    async def catch_up(self) -> None:
+        """Return when every datagram that had been sent before the call has been taken."""
+        enough = self._taken + MAX_WAITING
+        while (self._taking or self._has_more()) and self._taken < enough:
+            await self._progress.wait()
+
+    def _has_more(self) -> bool:
+        try:
+            self._bound.socket.recv(1, socket.MSG_PEEK)
+        except OSError:  # nothing is there, or the socket is closed
+            return False
+        return True
+
+    async def _take_some(self) -> bool:
+        """Take what has been sent, but no more than is good in one turn; False if nothing had been."""
+        await self._intake.room()
+        whole, odd = self._receive_some()
+        self._taking = bool(whole or odd)
+        others = self._intake.take_messages([as_lines(data) for data, _, _ in whole]) if whole else []
+        for datagram in [whole[index] for index in others] + odd:
+            await self._take(datagram)
+        self._taking = False
+        self._taken += len(whole) + len(odd)
+        self._advance()
+        await anyio.lowlevel.checkpoint()
+        return bool(whole or odd)
+
+    def _advance(self) -> None:
+        self._progress.tell()
+
+    def _receive_some(self) -> tuple[list[_Datagram], list[_Datagram]]:
+        """Return the datagrams that can be taken together, and those that were cut off or are too long for that."""
+        whole: list[_Datagram] = []
+        odd: list[_Datagram] = []
+        size, receive, buffer, buffers = 0, self._bound.socket.recvmsg_into, self._buffer, self._buffers
+        with contextlib.suppress(BlockingIOError):
+            while size < TURN_BYTES and len(whole) < TURN_DATAGRAMS:
+                length, ancillary, flags, _ = receive(buffers, CREDENTIALS_SPACE)
+                into = odd if flags & _TRUNCATED or length > MAX_LINE_BYTES else whole
+                into.append((buffer[:length].tobytes(), ancillary, flags))
+                size += length
+        return whole, odd
+
+    async def _take(self, datagram: _Datagram) -> None:
+        data, ancillary, flags = datagram
+        framer, conversation = LineFramer(MAX_LINE_BYTES), Conversation(_sender(ancillary), answerable=False)
+        for start in range(0, len(data), MAX_LINE_BYTES):
+            await self._take_lines(framer.feed(data[start : start + MAX_LINE_BYTES]), conversation)
+        await self._take_lines(Lines(b"", 1) if flags & _TRUNCATED else framer.end(), conversation)
+
+    async def _take_lines(self, lines: Lines, conversation: Conversation) -> None:
+        if lines.block or lines.oversized:
+            await self._intake.take(lines, conversation)
+
+
+def _sender(ancillary: list[tuple[int, int, bytes]]) -> Peer:
+    """Return who sent it, as the kernel says."""
+    found = (Peer(*read_credentials(data)) for _, kind, data in ancillary if kind == socket.SCM_CREDENTIALS)
+    return next(found, _NOBODY)

@@ -1,0 +1,201 @@
+"""The HTTP listener: the API's own endpoint for events, for clients that know no other; every other request is for the front.
+
+It knows the API's request, its headers and its errors. It must never know files, or what becomes of other requests.
+"""
+
+import hmac
+import re
+import socket
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import anyio
+import msgspec
+import structlog
+from pydantic import SecretStr
+
+from agent.daemon.logging import Throttle
+from agent.delivery.http_transport import EVENTS_PATH
+from agent.events import Ci, Context, decode_array
+from agent.http import server as http_server
+from agent.http.connection import Patience
+from agent.http.server import Exchange, Head, Response, Server
+from agent.ingest.intake import LOG_INTERVAL, MAX_REASON_CHARACTERS, Intake
+from agent.ingest.sockets import Bound
+
+MAX_BODY_BYTES = 4 * 1024 * 1024
+SMALL_BODY_BYTES = 64 * 1024
+LARGE_BODIES = 8
+RETRY_SECONDS = 5
+CI_HEADER = "x-artifact-client-ci"
+INTERACTIVE_HEADER = "x-artifact-client-interactive"
+
+_METHODS = "POST, OPTIONS"
+_PREFLIGHT = [
+    ("allow", _METHODS),
+    ("access-control-allow-methods", _METHODS),
+    ("access-control-allow-headers", f"Authorization, Content-Type, User-Agent, {CI_HEADER}, {INTERACTIVE_HEADER}"),
+]
+_bearer = re.compile(r"bearer +(\S+)", re.IGNORECASE).fullmatch
+_decode_ci = msgspec.json.Decoder(Ci).decode
+
+Forward = Callable[[Exchange], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Who may send, and for which team: what can change while the sockets stay open. Where `token` is None nobody may use TCP."""
+
+    token: SecretStr | None = None
+    team_id: str | None = None
+    slug: str | None = None
+
+
+class RefusedError(Exception):
+    """Why a request is refused, as the answer to it."""
+
+    def __init__(self, status: int, code: str, message: str, *headers: tuple[str, str]) -> None:
+        super().__init__(message)
+        answer = Response.error(status, code, message)
+        self.answer = Response(status, answer.body, headers=list(headers))
+
+
+class HttpListener:
+    """Serves the sockets in `bound`, with at most `max_connections` together; `forward` takes what is no request with events.
+
+    `answered` counts the answers to requests with events, by status.
+    """
+
+    def __init__(
+        self,
+        bound: Sequence[Bound],
+        intake: Intake,
+        terms: Terms,
+        max_connections: int,
+        patience: Patience = http_server.PATIENCE,
+    ) -> None:
+        self.terms = terms
+        self.forward: Forward | None = None
+        self.answered: Counter[int] = Counter()
+        self._bound = bound
+        self._intake = intake
+        self._log = structlog.get_logger("agent.listeners")
+        self._throttle = Throttle(LOG_INTERVAL)
+        self._server = Server(max_connections, patience)
+        self._large = anyio.CapacityLimiter(LARGE_BODIES)
+
+    async def serve(self) -> None:
+        """Serve until `close`; then return when what had begun is answered."""
+        async with anyio.create_task_group() as tasks:
+            for each in self._bound:
+                handler = self._handle if each.socket.family == socket.AF_UNIX else self._handle_with_token
+                tasks.start_soon(self._server.serve, each.socket, handler, each.release)
+
+    async def close(self) -> None:
+        """Take no more requests."""
+        self._server.close()
+
+    async def catch_up(self) -> None:
+        """Return when all events that clients had written before the call have been taken."""
+        await self._server.catch_up()
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return self._server.connections
+
+    async def _handle_with_token(self, exchange: Exchange) -> None:
+        if exchange.head.method == "OPTIONS" or self._is_let_in(exchange.head):
+            return await self._handle(exchange)
+        message = "The request is not authorized: Authorization should be `Bearer` and the agent's token"
+        refusal = RefusedError(401, "unauthorized", message, ("www-authenticate", "Bearer"))
+        self._complain(refusal)
+        self.answered[refusal.answer.status] += exchange.head.path == EVENTS_PATH
+        return await exchange.answer(refusal.answer)
+
+    def _is_let_in(self, head: Head) -> bool:
+        given = _bearer(head.headers.get("authorization", ""))
+        if given is None or self.terms.token is None:
+            return False
+        return hmac.compare_digest(given[1].encode(), self.terms.token.get_secret_value().encode())
+
+    async def _handle(self, exchange: Exchange) -> None:
+        head = exchange.head
+        if head.path == EVENTS_PATH and head.method in {"POST", "OPTIONS"}:
+            answer = _preflight() if head.method == "OPTIONS" else await self._take(exchange)
+            self.answered[answer.status] += head.method == "POST"
+            return await exchange.answer(answer)
+        if self.forward is not None:
+            exchange.go_on_endlessly()
+            return await self.forward(exchange)
+        return await exchange.answer(_no_route(head))
+
+    async def _take(self, exchange: Exchange) -> Response:
+        try:
+            context = _context(exchange.head)
+            self._check_team(exchange.head)
+            pieces = await self._read(exchange)
+        except RefusedError as refusal:
+            self._complain(refusal)
+            return refusal.answer
+        refused = await self._intake.take_whole(pieces, context)
+        if refused is None:
+            return Response(200, b"{}")
+        message = f"The events cannot be kept: {refused}. Send them again later"
+        return RefusedError(503, "service_unavailable", message, ("retry-after", str(RETRY_SECONDS))).answer
+
+    def _complain(self, refusal: RefusedError) -> None:
+        """Say once in a while what is refused: build tools do not tell their users."""
+        held_back = self._throttle.allow(str(refusal.answer.status), anyio.current_time())
+        if held_back is not None:
+            reason = str(refusal)[:MAX_REASON_CHARACTERS]
+            self._log.warning("request_refused", status=refusal.answer.status, reason=reason, suppressed=held_back)
+
+    def _check_team(self, head: Head) -> None:
+        for name, ours, key in (("teamId", self.terms.team_id, "team_id"), ("slug", self.terms.slug, "slug")):
+            theirs = head.query.get(name)
+            if ours and theirs and theirs != ours:
+                reason = f"The agent delivers to another team than the {name} of the request: it is api.{key} that says to which"
+                raise RefusedError(400, "bad_request", reason)
+
+    async def _read(self, exchange: Exchange) -> list[bytes]:
+        """Read and validate the events; a few large bodies at a time, so that memory is bounded."""
+        length = exchange.head.length
+        if length is not None and (length <= SMALL_BODY_BYTES or length > MAX_BODY_BYTES):
+            return _decode(await exchange.body(MAX_BODY_BYTES))
+        async with self._large:
+            return _decode(await exchange.body(MAX_BODY_BYTES))
+
+
+def _decode(body: bytes) -> list[bytes]:
+    try:
+        return decode_array(body)
+    except ValueError as error:
+        where = "" if "`$[" in str(error) else "Expected an array of events: "
+        raise RefusedError(400, "bad_request", f"{where}{error}") from error
+
+
+def _context(head: Head) -> Context:
+    ci, interactive = head.headers.get(CI_HEADER), head.headers.get(INTERACTIVE_HEADER)
+    try:
+        found = _decode_ci(msgspec.json.encode(ci)) if ci else None
+    except ValueError as error:
+        raise RefusedError(400, "bad_request", f"{CI_HEADER}: {error}") from error
+    if interactive not in {None, "0", "1"}:
+        raise RefusedError(400, "bad_request", f"{INTERACTIVE_HEADER}: Expected 0 or 1")
+    return Context(found, None if interactive is None else 1 if interactive == "1" else 0)
+
+
+def _preflight() -> Response:
+    return Response(200, b"{}", headers=_PREFLIGHT)
+
+
+def _no_route(head: Head) -> Response:
+    if head.path == EVENTS_PATH:
+        return RefusedError(405, "method_not_allowed", f"{EVENTS_PATH} takes {_METHODS}", ("allow", _METHODS)).answer
+    if head.method == "OPTIONS" and head.path == "*":
+        return _preflight()
+    return Response.error(
+        404, "not_found", f"There is no {head.path}, only {EVENTS_PATH}: front.enabled would pass it on"
+    )

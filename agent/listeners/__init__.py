@@ -1,1 +1,0 @@
-"""Socket loops that read bytes and hand them on; they decide nothing."""

@@ -1,0 +1,552 @@
+"""`exec`: a command with an agent at its side, whose result is its own, and whose events are delivered or kept."""
+
+import json
+import os
+import pty
+import select
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent import config
+from agent.cli.commands.exec import with_runtime_directory
+from tests.support.accounts import ledger, ledger_of, received
+from tests.support.api_server import Answer, ApiServer, error
+from tests.support.command import COMMAND, environment, interruptible, run_command
+from tests.support.daemon import TOKEN, Daemon, Sections
+from tests.support.waiting import eventually
+
+DOWN = error(503, "unavailable", "Down")
+FRONT: Sections = {"http": {"listen": "127.0.0.1:0"}, "front": {"enabled": True}}
+BROKEN = {"ARTIFACTS_AGENT_LOG_LEVEL": "loud"}
+SEND = """
+import json, os, socket, sys, urllib.request
+def by_socket(*names):
+    with socket.socket(socket.AF_UNIX) as s:
+        s.connect(os.environ["ARTIFACTS_AGENT_SOCKET"])
+        s.sendall(b"".join(json.dumps(event(name)).encode() + b"\\n" for name in names))
+def durably(*names):
+    with socket.socket(socket.AF_UNIX) as s:
+        s.connect(os.environ["ARTIFACTS_AGENT_SOCKET"])
+        s.sendall(b'{"context": {"ack": "durable"}}\\n' + b"".join(json.dumps(event(name)).encode() + b"\\n" for name in names))
+        answers = s.makefile()
+        while json.loads(answers.readline())["durable"] < len(names):
+            pass
+def by_http(*names):
+    url = os.environ["TURBO_API"] + "/v8/artifacts/events"
+    headers = {"Authorization": "Bearer " + os.environ["TURBO_TOKEN"], "Content-Type": "application/json"}
+    body = json.dumps([event(name) for name in names]).encode()
+    with urllib.request.urlopen(urllib.request.Request(url, body, headers)) as answer:
+        assert (answer.status, answer.read()) == (200, b"{}")
+def event(name):
+    return {"sessionId": "s", "source": "LOCAL", "event": "HIT", "hash": name, "duration": 1}
+"""
+
+
+class Job:
+    """What a CI job has: its own state directory and environment, and no agent."""
+
+    def __init__(self, directory: Path, api: ApiServer) -> None:
+        self.directory = directory
+        self.state = directory / "state"
+        self.config = directory / "config.toml"
+        self.config.write_text(
+            f'[listen]\ncontrol = "{directory / "c"}"\nstream = "{directory / "s"}"\ndatagram = ""\n'
+            '[batch]\nmax_delay = "1h"\n[retry]\ninitial_delay = "20ms"\nmax_delay = "100ms"\n'
+            '[shutdown]\ndeadline = "500ms"\n'
+        )
+        self.env = {
+            "STATE_DIRECTORY": str(self.state),
+            "ARTIFACTS_AGENT_CONFIG": str(self.config),
+            "TURBO_TOKEN": TOKEN,
+            "TURBO_API": api.url,
+        }
+
+    def exec(
+        self, *command: str, options: tuple[str, ...] = (), env: Mapping[str, str] | None = None, stdin: bytes = b""
+    ) -> subprocess.CompletedProcess[str]:
+        return run_command("exec", *options, "--", *command, env=self.env | dict(env or {}), stdin=stdin)
+
+    def python(
+        self, code: str, *options: str, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return self.exec(sys.executable, "-c", SEND + code, options=options, env=env)
+
+    def start(self, code: str, *options: str) -> subprocess.Popen[str]:
+        """Start it with a Python program whose output can be read as it comes."""
+        command = [*COMMAND, "exec", *options, "--", sys.executable, "-uc", SEND + code]
+        with interruptible():
+            return subprocess.Popen(
+                command, env=environment(self.env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+
+    @property
+    def spools(self) -> list[Path]:
+        directory = self.state / "spools"
+        return sorted(directory.iterdir()) if directory.exists() else []
+
+
+@pytest.fixture
+def job(tmp_path: Path, api_server: ApiServer) -> Job:
+    return Job(tmp_path, api_server)
+
+
+def names(server: ApiServer) -> Counter[str]:
+    return Counter(json.loads(text)["hash"] for text in received(server.accepted()).elements())
+
+
+def test_a_command_has_an_agent_of_its_own_whose_front_and_socket_take_events_and_which_leaves_nothing(
+    job: Job, api_server: ApiServer
+) -> None:
+    api_server.routes[("GET", "/v8/artifacts/abc")] = Answer(body=b"an artifact")
+    done = job.python(
+        "by_socket('a'); by_http('b', 'c')\n"
+        "request = urllib.request.Request(os.environ['TURBO_API'] + '/v8/artifacts/abc')\n"
+        "request.add_header('Authorization', 'Bearer ' + os.environ['TURBO_TOKEN'])\n"
+        "print(urllib.request.urlopen(request).read().decode()); print(os.path.dirname(os.environ['ARTIFACTS_AGENT_SOCKET']))\n"
+        "sys.exit(7)"
+    )
+    artifact, runtime = done.stdout.splitlines()
+    assert (done.returncode, artifact, done.stderr) == (7, "an artifact", "")
+    assert names(api_server) == Counter("abc")
+    assert job.spools == []
+    assert not Path(runtime).exists()
+
+
+def test_a_command_uses_the_agent_that_runs_and_what_it_sent_is_delivered_when_it_ends(
+    tmp_path: Path, api_server: ApiServer
+) -> None:
+    with Daemon(tmp_path / "agent", api_server.url, {**FRONT, "batch": {"max_delay": "1h"}}) as daemon:
+        env = {"TURBO_TOKEN": TOKEN, "ARTIFACTS_AGENT_CONFIG": str(daemon.config)}
+        code = "by_socket('a'); by_http('b'); print(os.environ['TURBO_API'], os.environ['ARTIFACTS_AGENT_SOCKET'])"
+        done = run_command("exec", "--", sys.executable, "-c", SEND + code, env=env)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert names(api_server) == Counter("ab")
+        assert done.stdout.split() == [f"http://{daemon.status()['http']['listen']}", str(daemon.stream)]
+        assert daemon.ended_within(0) is False
+
+
+NO_USE = [
+    ({"TURBO_TOKEN": "another"}, "TURBO_TOKEN is not the token"),
+    ({"TURBO_TOKEN": ""}, "TURBO_TOKEN is not set"),
+    ({"TURBO_API": "https://elsewhere"}, "TURBO_API is another server"),
+    ({"TURBO_TEAM": "theirs"}, "delivers to another team"),
+]
+
+
+def test_where_the_front_would_not_do_turbo_api_is_left_as_it_is(tmp_path: Path, api_server: ApiServer) -> None:
+    with Daemon(tmp_path / "agent", api_server.url, {**FRONT, "api": {"slug": "ours"}}) as daemon:
+        for changed, reason in NO_USE:
+            assert_left_as_it_is(daemon, changed, reason)
+    assert names(api_server) == Counter({"a": len(NO_USE)})
+
+
+def test_where_there_is_no_front_turbo_api_is_left_as_it_is(tmp_path: Path, api_server: ApiServer) -> None:
+    with Daemon(tmp_path / "agent", api_server.url) as daemon:
+        assert_left_as_it_is(daemon, {"TURBO_API": api_server.url}, "the agent has no front on a port")
+
+
+def assert_left_as_it_is(daemon: Daemon, changed: Mapping[str, str], reason: str) -> None:
+    env = {"TURBO_TOKEN": TOKEN, "ARTIFACTS_AGENT_CONFIG": str(daemon.config), **changed}
+    code = "print(repr(os.environ.get('TURBO_API'))); by_socket('a')"
+    done = run_command("exec", "--", sys.executable, "-c", SEND + code, env=env)
+    assert done.stdout.strip() == repr(changed.get("TURBO_API"))
+    (warning,) = done.stderr.splitlines()
+    assert warning.startswith("artifacts-agent: TURBO_API is left as it is: ")
+    assert reason in warning
+    assert TOKEN not in done.stderr
+
+
+AS_GUEST = """
+import encodings.idna, encodings.utf_8_sig, http.client, json, os, sys
+from agent import config
+from agent.cli import job_agent, job_command
+from agent.cli.commands import exec
+from agent.cli.main import main
+os.geteuid() or os.setuid(65534)
+sys.exit(main())
+"""
+
+
+def test_a_user_who_may_not_ask_the_agent_sends_to_it_all_the_same(api_server: ApiServer) -> None:
+    """The agent of the machine is another user's. Root may do anything, so that the command gives it up."""
+    open_to_all: Sections = {**FRONT, "listen": {"mode": "0666"}}
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        Path(directory).chmod(0o755)
+        with Daemon(Path(directory), api_server.url, open_to_all) as daemon:
+            address = daemon.status()["http"]["listen"]
+            daemon.configure(api_server.url, {**open_to_all, "http": {"listen": address}})  # it does not read it again
+            daemon.control.chmod(0)
+            command = [sys.executable, "-c", AS_GUEST, "exec", "--config", str(daemon.config), "--"]
+            command += ["sh", "-c", "echo $TURBO_API $ARTIFACTS_AGENT_SOCKET; exit 3"]
+            env = {name: value for name, value in environment().items() if not name.startswith("COV")}
+            done = subprocess.run(command, env=env | {"TURBO_TOKEN": TOKEN}, capture_output=True, text=True, timeout=30)
+            assert (done.returncode, done.stderr) == (3, "")
+            assert done.stdout.split() == [f"http://{address}", str(daemon.stream)]
+
+
+def test_another_exec_and_flush_in_the_job_use_its_agent(job: Job, api_server: ApiServer) -> None:
+    command = " ".join(COMMAND)
+    done = job.exec("sh", "-c", f"echo $TURBO_API; {command} exec -- sh -c 'echo $TURBO_API; exit 3'; echo $?")
+    outer, inner, code = done.stdout.split()
+    assert (outer, code, done.stderr) == (inner, "3", "")
+    assert job.spools == []
+
+
+# The command's own result
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "problem"),
+    [
+        pytest.param(["sh", "-c", "exit 42"], 42, None, id="42"),
+        pytest.param(["no-such-command"], 127, "no-such-command: command not found", id="no command"),
+        pytest.param(["/etc/passwd"], 126, "/etc/passwd: Permission denied", id="not executable"),
+        pytest.param(["sh", "-c", "kill -TERM $$"], -15, None, id="SIGTERM"),
+        pytest.param(["sh", "-c", "kill -KILL $$"], -9, None, id="SIGKILL"),
+        pytest.param(["sh", "-c", "kill -SEGV $$"], -11, None, id="SIGSEGV"),
+    ],
+)
+def test_the_end_of_the_command_is_the_end_of_exec_even_where_there_can_be_no_agent(
+    command: list[str], code: int, problem: str | None, job: Job
+) -> None:
+    done = job.exec(*command, env=BROKEN)
+    assert done.returncode == code
+    first, *rest = done.stderr.splitlines()
+    assert first.startswith("artifacts-agent: no agent for this command: ARTIFACTS_AGENT_LOG_LEVEL")
+    assert rest == ([f"artifacts-agent: {problem}"] if problem else [])
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("env", "reason"),
+    [
+        pytest.param({"STATE_DIRECTORY": "/dev/full/state"}, "/dev/full: File exists", id="no place"),
+        pytest.param({"ARTIFACTS_AGENT_CONFIG": "/no/config"}, "/no/config: cannot read", id="no configuration"),
+        pytest.param({"ARTIFACTS_AGENT_QUEUE_MAX_AGE": "0s"}, "queue.max_age", id="a wrong value"),
+        pytest.param({"TURBO_TOKEN": "two words"}, "the token has spaces", id="a wrong token"),
+        pytest.param({"SSL_CERT_FILE": "/no/such", "TURBO_API": "https://x.invalid"}, "did not start", id="no start"),
+    ],
+)
+def test_without_an_agent_the_command_runs_as_it_would_have(env: Mapping[str, str], reason: str, job: Job) -> None:
+    code = "import sys; print(os.environ.get('ARTIFACTS_AGENT_SOCKET'), os.environ['TURBO_API']); sys.exit(5)"
+    done = job.python(code, env=env)
+    assert (done.returncode, done.stdout) == (5, f"None {(job.env | dict(env))['TURBO_API']}\n")
+    (warning,) = done.stderr.splitlines()
+    assert warning.startswith("artifacts-agent: no agent for this command: ")
+    assert reason in warning
+    assert job.spools == []
+
+
+def test_a_script_that_names_no_program_is_run_by_the_shell_as_everywhere_else(job: Job) -> None:
+    script = job.directory / "script"
+    script.write_text('echo "$0 $1 $2"; exit 7\n')
+    script.chmod(0o700)
+    path = f"{job.directory}:{os.environ['PATH']}"
+    for name in (str(script), "script"):
+        done = job.exec(name, "a b", "c", env={"PATH": path})
+        assert (done.returncode, done.stdout, done.stderr) == (7, f"{script} a b c\n", "")
+
+
+def test_standard_streams_and_other_open_files_are_the_commands_own(job: Job) -> None:
+    data = os.urandom(300_000)
+    reading, writing = os.pipe()
+    os.set_inheritable(writing, True)
+    jobserver = f"import os; os.write({writing}, b'jobs')"
+    command = [*COMMAND, "exec", "--", "sh", "-c", f'cat; echo problem >&2; exec "{sys.executable}" -c "{jobserver}"']
+    done = subprocess.run(
+        command, input=data, capture_output=True, env=environment(job.env), close_fds=False, timeout=30
+    )
+    os.close(writing)
+    with os.fdopen(reading) as jobs:
+        assert (done.stdout, done.stderr, jobs.read()) == (data, b"problem\n", "jobs")
+
+
+def test_a_package_of_the_same_name_in_the_jobs_directory_does_no_harm(job: Job, api_server: ApiServer) -> None:
+    (job.directory / "agent").mkdir()
+    (job.directory / "agent" / "__init__.py").write_text("raise SystemExit('the wrong one')")
+    command = [str(Path(sys.executable).with_name("artifacts-agent")), "exec", "--", sys.executable, "-c"]
+    command.append(SEND + "by_http('a')")
+    done = subprocess.run(
+        command, env=environment(job.env), cwd=job.directory, capture_output=True, text=True, timeout=30
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert names(api_server) == Counter("a")
+
+
+# Signals
+
+LISTENING = """
+import signal, sys
+got = []
+for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH:
+    signal.signal(number, lambda number, frame: print(signal.Signals(number).name))
+print("ready")
+while True:
+    signal.pause()
+"""
+
+
+def test_signals_sent_to_exec_reach_the_command_once(job: Job) -> None:
+    job.env |= BROKEN
+    process = job.start(LISTENING)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process, process.stdout, process.stderr:
+        assert process.stdout.readline() == "ready\n"
+        for number in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGTERM"):
+            process.send_signal(signal.Signals[number])
+            assert process.stdout.readline() == f"{number}\n"
+        (child,) = children(process.pid)
+        os.kill(child, signal.SIGKILL)
+        assert process.stdout.read() == ""
+        assert process.wait(10) == -9
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+class Console:
+    """A shell on a terminal, of which `exec` is the foreground job."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self.master, slave = pty.openpty()
+        self.output = ""
+        self.shell = subprocess.Popen(
+            [sys.executable, "-c", OWN_TERMINAL],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=env,
+            start_new_session=True,
+        )
+        os.close(slave)
+
+    def wait_for(self, text: str, timeout: float = 20.0) -> None:
+        """Read until that text has come, and forget what came before its end."""
+        deadline = time.monotonic() + timeout
+        while text not in self.output:
+            assert select.select([self.master], [], [], max(0.0, deadline - time.monotonic()))[0], self.output
+            self.output += os.read(self.master, 4096).decode()
+        self.output = self.output.partition(text)[2]
+
+    def type(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+
+OWN_TERMINAL = """
+import fcntl, os, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execvp("sh", ["sh", "-i"])
+"""
+
+
+@pytest.fixture
+def console(job: Job) -> Iterator[Console]:
+    console = Console(environment(job.env | {"PS1": "prompt> "}))
+    yield console
+    for running in children(console.shell.pid):
+        for each in children(running):
+            if os.getsid(each) != each:
+                os.kill(each, signal.SIGKILL)
+        os.kill(running, signal.SIGKILL)  # perhaps it is stopped; its agent sees that
+    console.shell.kill()
+    console.shell.wait()
+    os.close(console.master)
+
+
+def test_a_job_in_a_shell_gets_what_is_typed_once_stops_and_goes_on(job: Job, console: Console) -> None:
+    (job.directory / "program.py").write_text(LISTENING.replace("got = []", "print(repr(input()))"))
+    console.wait_for("prompt> ")
+    console.type(shlex.join([*COMMAND, "exec", "--", sys.executable, "-u", str(job.directory / "program.py")]) + "\n")
+    console.type("hello\n")
+    console.wait_for("'hello'")
+    console.wait_for("ready")
+    for key, name in (("\x03", "SIGINT"), ("\x1c", "SIGQUIT"), ("\x03", "SIGINT")):
+        console.type(key)
+        console.wait_for(f"{name}\r\n")
+    assert "SIG" not in console.output
+    console.type("\x1a")
+    console.wait_for("prompt> ")
+    console.type("echo in-between\n")
+    console.wait_for("\r\nin-between\r\n")
+    console.type("fg\n")
+    (running,) = children(console.shell.pid)
+    eventually(lambda: os.tcgetpgrp(console.master), running.__eq__)
+    console.type("\x03")
+    console.wait_for("SIGINT\r\n")
+    agent = agent_of(running)
+    (command,) = {*children(running)} - {agent}
+    os.kill(command, signal.SIGTERM)
+    console.wait_for("SIGTERM")
+    os.kill(command, signal.SIGKILL)
+    console.wait_for("Killed")
+    console.wait_for("prompt> ")
+    assert job.spools == []
+
+
+def agent_of(pid: int) -> int:
+    """Return the agent that an `exec` has started, in a session of its own."""
+    (agent,) = [each for each in children(pid) if os.getsid(each) == each]
+    return agent
+
+
+# What is left
+
+
+def is_done(status: dict[str, Any]) -> bool:
+    """Tell whether one spool has been adopted, and removed."""
+    return bool(status["adopted"]["finished"] == 1 and not status["adopted"]["under_way"])
+
+
+def not_delivered(events: int, spool: Path) -> str:
+    """What is said of a spool that stays."""
+    taker = f"an agent with queue.adopt = '{spool.parent}' delivers what is there"
+    return f"artifacts-agent: {events} events not delivered yet, in {spool}: {taker}\n"
+
+
+def test_a_user_without_a_runtime_directory_looks_for_the_agent_of_the_system() -> None:
+    """As in cron and in containers. Where there is none, a job's agent has a directory of its own."""
+    environ = with_runtime_directory({"HOME": "/home/ci"}, 1000)
+    listen = config.load(None, environ, euid=1000).listen
+    assert (str(listen.stream), listen.control.parent) == ("/run/artifacts-agent/events.sock", listen.stream.parent)  # type: ignore[union-attr]
+    own = {"HOME": "/home/ci", "XDG_RUNTIME_DIR": "/run/user/1000"}
+    assert with_runtime_directory(own, 1000) == own
+    assert with_runtime_directory({}, 0) == {}
+
+
+def test_while_the_api_is_down_the_job_ends_in_time_and_the_next_agent_delivers(
+    job: Job, tmp_path: Path, api_server: ApiServer
+) -> None:
+    api_server.default = DOWN
+    begun = time.monotonic()
+    done = job.python("by_http('a', 'b'); sys.exit(3)", "--deadline", "1s")
+    assert time.monotonic() - begun < 15
+    (spool,) = job.spools
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == not_delivered(2, spool)
+    api_server.default = Answer()
+    with Daemon(tmp_path / "next", api_server.url, {"queue": {"adopt": str(spool.parent)}}) as daemon:
+        status = daemon.wait_status(is_done, timeout=30.0)
+        assert status["adopted"]["ledger"] == ledger(2, delivered=2)
+    assert names(api_server) == Counter("ab")
+    assert job.spools == []
+
+
+def test_a_killed_agent_costs_the_command_nothing_and_the_next_job_delivers_what_it_had(
+    job: Job, api_server: ApiServer
+) -> None:
+    api_server.default = DOWN
+    code = """
+durably('a', 'b')
+import signal
+status = json.loads(__import__('subprocess').check_output([sys.executable, '-m', 'agent.cli', 'status', '--json']))
+os.kill(status['pid'], signal.SIGKILL)
+sys.exit(4)
+"""
+    done = job.python(code, "--deadline", "1s")
+    (spool,) = job.spools
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr == not_delivered(2, spool)
+    api_server.default = Answer()
+    next_job = job.start("by_socket('c'); input()", "--deadline", "10s")
+    next_job.stdin = None
+    eventually(lambda: names(api_server), lambda found: found >= Counter("ab"))
+    next_job.communicate(timeout=20)
+    assert names(api_server) == Counter("abc")
+    assert job.spools == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_command_ends_exec_in_the_same_way_and_what_it_sent_is_delivered(
+    number: signal.Signals, job: Job, api_server: ApiServer
+) -> None:
+    done = job.python(f"durably('a', 'b'); os.kill(os.getpid(), {int(number)})")
+    assert (done.returncode, done.stderr) == (-number, "")
+    assert names(api_server) == Counter("ab")
+    assert job.spools == []
+
+
+def test_when_exec_is_killed_its_agent_delivers_and_ends_by_itself(
+    job: Job, tmp_path: Path, api_server: ApiServer
+) -> None:
+    process = job.start("durably('a'); print(os.environ['ARTIFACTS_AGENT_SOCKET'], os.getppid()); input()")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process, process.stdout, process.stderr:
+        path, _ = process.stdout.readline().split()
+        agent = agent_of(process.pid)
+        (command,) = {*children(process.pid)} - {agent}
+        ended = os.pidfd_open(agent)
+        process.kill()
+        os.kill(command, signal.SIGKILL)
+        assert select.select([ended], [], [], 20)[0], "the agent goes on without anybody"
+        os.close(ended)
+    assert names(api_server) == Counter("a")
+    assert not Path(path).parent.exists()
+    (spool,) = job.spools
+    with Daemon(tmp_path / "next", api_server.url, {"queue": {"adopt": str(spool.parent)}}) as daemon:
+        assert daemon.wait_status(is_done, timeout=30.0)["adopted"]["ledger"] == ledger(1, delivered=1)
+        assert ledger_of(daemon.status()) == ledger(0)
+    assert job.spools == []
+    assert names(api_server) == Counter("a")
+
+
+def test_dead_letters_of_a_job_are_kept_and_named(job: Job, api_server: ApiServer) -> None:
+    api_server.reject_hashes = {"b"}
+    done = job.python("by_http('a', 'b', 'c')")
+    (spool,) = job.spools
+    assert done.stderr == f"artifacts-agent: {spool} stays because of 1 dead letter\n"
+    assert names(api_server) == Counter("ac")
+
+
+def test_what_a_job_has_adopted_and_cannot_remove_is_counted_by_the_next_agent(
+    job: Job, tmp_path: Path, api_server: ApiServer
+) -> None:
+    api_server.default = DOWN
+    job.python("by_http('a', 'b')", "--deadline", "0s")
+    (first,) = job.spools
+    api_server.default, api_server.reject_hashes = Answer(), {"b"}
+    job.python(
+        "import time\n"
+        "for _ in range(400):\n"
+        f"    os.path.exists({str(first / 'settled.json')!r}) and sys.exit(0)\n"
+        "    time.sleep(0.05)"
+    )
+    with Daemon(tmp_path / "next", api_server.url, {"queue": {"adopt": str(first.parent)}}) as daemon:
+        status = daemon.wait_status(lambda status: bool(status["adopted"]["left"]), timeout=30.0)
+        daemon.request("POST", "/resume")
+        status = daemon.wait_status(lambda status: status["adopted"]["finished"] == 2, timeout=10.0)
+        assert status["adopted"]["ledger"] == ledger(2, delivered=1, dead_lettered=1)
+    assert job.spools == [first]
+
+
+def test_a_signal_ends_the_wait_at_the_end_and_leaves_the_commands_exit_code(job: Job, api_server: ApiServer) -> None:
+    api_server.default = DOWN
+    process = job.start("by_socket('a'); print('done'); sys.exit(9)", "--deadline", "1h")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process, process.stdout, process.stderr:
+        assert process.stdout.readline() == "done\n"
+        agent = agent_of(process.pid)
+        eventually(lambda: children(process.pid), [agent].__eq__)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 9
+        (spool,) = job.spools
+        interrupted = f"artifacts-agent: interrupted: what is not delivered waits in {spool}\n"
+        assert process.stderr.read() == interrupted
+    ended = os.pidfd_open(agent) if Path(f"/proc/{agent}").exists() else None
+    if ended is not None:
+        assert select.select([ended], [], [], 20)[0]
+        os.close(ended)
+    assert len(job.spools) == 1

@@ -1,0 +1,580 @@
+"""The HTTP listener over real sockets: the API's rules, durable before the answer, and clients that are slow or hostile."""
+
+import contextlib
+import json
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+from pydantic import SecretStr
+
+from agent.delivery.http_transport import EVENTS_PATH
+from agent.delivery.pipeline import Pipeline
+from agent.errors import ListenError
+from agent.events import MAX_LINE_BYTES, Context
+from agent.http.connection import Patience
+from agent.http.server import PATIENCE
+from agent.ingest import sockets
+from agent.ingest.http_events import LARGE_BODIES, MAX_BODY_BYTES, HttpListener, Terms
+from agent.ingest.intake import Intake
+from agent.queue.record import Frame, record_in
+from agent.queue.store import Limits
+from tests.support.edge import GatedHost
+from tests.support.http_client import Answer, Client
+
+pytestmark = pytest.mark.anyio
+TOKEN = "a-clients-token"
+TERMS = Terms(SecretStr(TOKEN))
+EVENT = {"sessionId": "s", "source": "LOCAL", "event": "HIT", "hash": "h", "duration": 7}
+SHORT = Patience(idle=0.2, head=0.2, body=0.3, stall=0.2, linger=0.2)
+"""How long a test that waits for the end of patience has to wait."""
+
+
+@dataclass
+class Site:
+    """A listener on both kinds of socket, and what is behind it. Nothing is delivered: what is kept stays queued."""
+
+    host: GatedHost
+    pipeline: Pipeline
+    listener: HttpListener
+    path: str
+    port: int
+    ended: anyio.Event
+
+    def client(self) -> Client:
+        """Connect to the Unix socket, which needs no token."""
+        return Client(self.path)
+
+    async def ask(self, request: bytes, address: str | int | None = None) -> Answer:
+        """Send one request on a connection of its own."""
+        with Client(address or self.path) as client:
+            await client.send(request)
+            return await client.answer(body=not request.startswith(b"HEAD"))
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many events are accepted, and how many of them queued."""
+        ledger = self.pipeline.ledger()
+        return ledger.accepted, ledger.queued
+
+    def queued(self) -> list[tuple[Context, list[dict[str, Any]]]]:
+        """Read the queue: each record's context and events."""
+        reader, found = self.pipeline.store.reader(), []
+        while items := reader.read(1 << 20):
+            for item in items:
+                assert isinstance(item, Frame)
+                record = record_in(item)
+                assert record is not None
+                found.append((record.context, [json.loads(line) for line in record.lines.splitlines()]))
+        reader.close()
+        return found
+
+
+@asynccontextmanager
+async def site(
+    directory: Path, *, terms: Terms = TERMS, max_connections: int = 64, patience: Patience = PATIENCE, **limits: Any
+) -> AsyncIterator[Site]:
+    """Yield a site whose listener has ended, with nothing left open, when the block has."""
+    async with anyio.create_task_group() as tasks:
+        host = GatedHost(tasks, limits=replace(Limits(), **limits))
+        pipeline = host.start()
+        pipeline.pause()
+        bound = [sockets.bind(directory / "h.sock", sockets.STREAM, mode=0o600), sockets.bind_tcp("127.0.0.1:0")]
+        port = bound[1].socket.getsockname()[1]
+        listener = HttpListener(bound, Intake(pipeline), terms, max_connections, patience)
+        made = Site(host, pipeline, listener, str(directory / "h.sock"), port, anyio.Event())
+
+        async def serve() -> None:
+            await listener.serve()
+            made.ended.set()
+
+        tasks.start_soon(serve)
+        await anyio.wait_all_tasks_blocked()
+        try:
+            yield made
+        finally:
+            host.gate.open()
+            await listener.close()
+            with anyio.move_on_after(5, shield=True):
+                await made.ended.wait()
+            assert made.ended.is_set()
+            assert listener.connections == 0
+            tasks.cancel_scope.cancel()
+
+
+def post(events: object, headers: Mapping[str, str] | None = None, query: str = "") -> bytes:
+    """Return a request as a client with a length sends it."""
+    body = events if isinstance(events, bytes) else json.dumps(events).encode()
+    fields = {"Host": "agent", "Content-Length": str(len(body)), **(headers or {})}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return f"POST {EVENTS_PATH}{query} HTTP/1.1\r\n{lines}\r\n".encode("latin-1") + body
+
+
+# What the API's rules say
+
+
+async def test_events_are_durable_before_the_answer_which_is_the_apis(tmp_path: Path) -> None:
+    async with site(tmp_path) as at:
+        with at.client() as client:
+            at.host.gate.close()
+            await client.send(post([EVENT, {**EVENT, "hash": "i", "duration": 0.5}]))
+            await anyio.wait_all_tasks_blocked()
+            with pytest.raises(BlockingIOError):
+                client.socket.recv(1)
+            at.host.gate.open()
+            answer = await client.answer()
+        assert (answer.status, answer.body) == (200, b"{}")
+        assert answer.headers["content-type"] == "application/json"
+        assert at.queued() == [(Context(), [EVENT, {**EVENT, "hash": "i", "duration": 0.5}])]
+        assert at.listener.answered == {200: 1}
+
+
+@pytest.mark.parametrize(
+    ("headers", "context"),
+    [
+        ({}, Context()),
+        ({"x-artifact-client-ci": "VERCEL"}, Context("VERCEL")),
+        (
+            {"X-Artifact-Client-CI": "GitHub Actions", "x-artifact-client-interactive": "0"},
+            Context("GitHub Actions", 0),
+        ),
+        ({"x-artifact-client-interactive": "1", "x-artifact-client-ci": ""}, Context(None, 1)),
+        ({"x-artifact-client-ci": "c" * 50}, Context("c" * 50)),
+    ],
+)
+async def test_the_headers_become_the_events_context(tmp_path: Path, headers: dict[str, str], context: Context) -> None:
+    async with site(tmp_path) as at:
+        assert (await at.ask(post([EVENT], headers))).status == 200
+        assert at.queued() == [(context, [EVENT])]
+
+
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        ({"x-artifact-client-ci": "c" * 51}, "x-artifact-client-ci: Expected `str` of length <= 50"),
+        ({"x-artifact-client-ci": "caf\xe9"}, "x-artifact-client-ci: Expected `str` matching regex"),
+        ({"x-artifact-client-interactive": "2"}, "x-artifact-client-interactive: Expected 0 or 1"),
+        ({"x-artifact-client-interactive": "true"}, "x-artifact-client-interactive: Expected 0 or 1"),
+    ],
+)
+async def test_a_header_against_the_apis_rules_is_named(tmp_path: Path, headers: dict[str, str], message: str) -> None:
+    async with site(tmp_path) as at:
+        answer = await at.ask(post([EVENT], headers))
+        assert (answer.status, answer.error["code"]) == (400, "bad_request")
+        assert answer.error["message"].startswith(message)
+        assert at.counts == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("events", "message"),
+    [
+        ([EVENT, {**EVENT, "duration": "7"}], "Expected `int | float`, got `str` - at `$[1].duration`"),
+        ([EVENT, EVENT, {"sessionId": "s"}], "Object missing required field `source` - at `$[2]`"),
+        ([{**EVENT, "source": "local"}], "Invalid enum value 'local' - at `$[0].source`"),
+        ([{**EVENT, "extra": 1}], "Object contains unknown field `extra` - at `$[0]`"),
+        (EVENT, "Expected an array of events: Expected `array`, got `object`"),
+        (b"", "Expected an array of events: Input data was truncated"),
+        (b"[{]", "Expected an array of events: JSON is malformed: object keys must be strings (byte 2)"),
+        (b'[{"sessionId":"\xff"}]', "Expected an array of events: JSON is malformed: a string is not UTF-8"),
+        (
+            json.dumps([EVENT, EVENT]).encode()[:-2] + b',"hash":"i"}]',
+            "Object has the key `hash` twice - at `$[1]`",
+        ),
+        ([EVENT, {**EVENT, "hash": "h" * MAX_LINE_BYTES}], "Event is longer than 65,536 bytes - at `$[1]`"),
+    ],
+)
+async def test_a_refusal_names_item_and_field_and_nothing_is_kept(tmp_path: Path, events: object, message: str) -> None:
+    async with site(tmp_path) as at:
+        with at.client() as client:
+            await client.send(post(events))
+            answer = await client.answer()
+            assert (answer.status, answer.error) == (400, {"code": "bad_request", "message": message})
+            assert at.counts == (0, 0)
+            await client.send(post([EVENT]))
+            assert (await client.answer()).status == 200
+        assert at.counts == (1, 1)
+
+
+async def test_an_array_without_events_is_fine(tmp_path: Path) -> None:
+    async with site(tmp_path) as at:
+        answer = await at.ask(post([]))
+        assert (answer.status, answer.body) == (200, b"{}")
+        assert at.counts == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [
+        ("?slug=ours", 200),
+        ("?teamId=team_1&slug=ours", 200),
+        ("?slug=", 200),
+        ("?other=x", 200),
+        ("?slug=theirs", 400),
+        ("?teamId=team_2&slug=ours", 400),
+    ],
+)
+async def test_a_request_for_another_team_is_refused(tmp_path: Path, query: str, status: int) -> None:
+    async with site(tmp_path, terms=Terms(None, "team_1", "ours")) as at:
+        answer = await at.ask(post([EVENT], query=query))
+        assert answer.status == status
+        assert at.counts == ((1, 1) if status == 200 else (0, 0))
+        if status == 400:
+            assert "delivers to another team" in answer.error["message"]
+
+
+async def test_without_a_team_of_its_own_it_takes_what_names_any(tmp_path: Path) -> None:
+    async with site(tmp_path) as at:
+        assert (await at.ask(post([EVENT], query="?slug=theirs&teamId=team_2"))).status == 200
+
+
+# Size
+
+
+async def test_a_body_of_the_largest_size_is_kept_in_several_records(tmp_path: Path) -> None:
+    async with site(tmp_path) as at:
+        body = json.dumps([EVENT] * (MAX_BODY_BYTES // 90)).encode()
+        body += b" " * (MAX_BODY_BYTES - len(body))
+        assert (await at.ask(post(body))).status == 200
+        assert at.counts == (MAX_BODY_BYTES // 90,) * 2
+        kept = at.queued()
+        assert sum(len(events) for _, events in kept) == MAX_BODY_BYTES // 90
+        assert len(kept) > 1
+
+
+async def test_a_body_that_is_declared_too_large_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    async with site(tmp_path) as at:
+        with at.client() as client:
+            length = {"Content-Length": str(MAX_BODY_BYTES + 1), "Expect": "100-continue"}
+            await client.send(post(b"", length))
+            answer = await client.answer()
+            assert (answer.status, answer.error["code"]) == (413, "payload_too_large")
+            assert await client.ended()
+
+
+async def test_a_body_that_turns_out_too_large_is_refused(tmp_path: Path) -> None:
+    async with site(tmp_path) as at:
+        with at.client() as client:
+            await client.send(
+                b"POST %b HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" % EVENTS_PATH.encode()
+            )
+            for _ in range(MAX_BODY_BYTES // 65536 + 1):
+                await client.send(b"10000\r\n" + b" " * 65536 + b"\r\n")
+            assert (await client.answer()).status == 413
+            assert await client.ended()
+        assert at.counts == (0, 0)
+
+
+async def test_a_length_beside_chunks_does_not_count(tmp_path: Path) -> None:
+    body = json.dumps([EVENT]).encode()
+    async with site(tmp_path) as at:
+        head = b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\nTransfer-Encoding: chunked\r\n\r\n"
+        answer = await at.ask(head % EVENTS_PATH.encode() + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+        assert answer.status == 200
+        assert at.counts == (1, 1)
+
+
+async def test_large_bodies_are_taken_a_few_at_a_time_and_small_ones_pass_them(tmp_path: Path) -> None:
+    body = json.dumps([EVENT] * 1000).encode()
+    asking = post(b"", {"Content-Length": str(len(body)), "Expect": "100-continue"})
+    async with site(tmp_path) as at:
+        with contextlib.ExitStack() as open_clients:
+            clients = [open_clients.enter_context(at.client()) for _ in range(LARGE_BODIES + 1)]
+            for client in clients[:LARGE_BODIES]:
+                await client.send(asking)
+                assert (await client.head())[0] == 100
+            await clients[-1].send(asking)
+            await anyio.wait_all_tasks_blocked()
+            with pytest.raises(BlockingIOError):
+                clients[-1].socket.recv(1)
+            assert (await at.ask(post([EVENT]))).status == 200
+            await clients[0].send(body)
+            assert (await clients[-1].head())[0] == 100
+            for client in clients[1:]:
+                await client.send(body)
+            assert [(await client.answer()).status for client in clients] == [200] * len(clients)
+        assert at.counts == (9001, 9001)
+
+
+# What cannot be kept
+
+
+async def test_events_that_do_not_fit_are_refused_and_counted(tmp_path: Path) -> None:
+    async with site(tmp_path, max_bytes=1 << 18, segment_bytes=1 << 16, overflow="drop-newest") as at:
+        answers = [await at.ask(post([EVENT] * 1000)) for _ in range(5)]
+        kept = sum(answer.status == 200 for answer in answers)
+        assert 0 < kept < 5
+        answer = answers[-1]
+        assert (answer.status, answer.error["code"]) == (503, "service_unavailable")
+        assert "overflow" in answer.error["message"]
+        assert int(answer.headers["retry-after"]) > 0
+        ledger = at.pipeline.ledger()
+        assert (ledger.accepted, ledger.queued, ledger.dropped) == (5000, 1000 * kept, {"overflow": 5000 - 1000 * kept})
+
+
+async def test_a_full_disk_is_no_200(tmp_path: Path) -> None:
+    async with site(tmp_path) as at:
+        at.host.fs.capacity = at.host.fs.used
+        answer = await at.ask(post([EVENT]))
+        assert (answer.status, answer.error["code"]) == (503, "service_unavailable")
+        assert at.pipeline.ledger().dropped == {"disk_full": 1}
+
+
+# Who may send
+
+
+@pytest.mark.parametrize(
+    ("authorization", "status"),
+    [
+        (f"Bearer {TOKEN}", 200),
+        (f"bearer  {TOKEN}", 200),
+        (f"Bearer {TOKEN}x", 401),
+        (f"Bearer {TOKEN[:-1]}", 401),
+        (f"Basic {TOKEN}", 401),
+        ("Bearer caf\xe9", 401),
+        ("Bearer", 401),
+        (TOKEN, 401),
+        (None, 401),
+    ],
+)
+async def test_a_port_takes_only_the_token(tmp_path: Path, authorization: str | None, status: int) -> None:
+    async with site(tmp_path) as at:
+        headers = {"Authorization": authorization} if authorization is not None else {}
+        answer = await at.ask(post([EVENT], headers), at.port)
+        assert answer.status == status
+        assert at.counts == ((1, 1) if status == 200 else (0, 0))
+        if status == 401:
+            assert answer.error["code"] == "unauthorized"
+            assert answer.headers["www-authenticate"] == "Bearer"
+            assert TOKEN not in str(answer)
+
+
+async def test_where_there_is_no_token_a_port_takes_nothing(tmp_path: Path) -> None:
+    async with site(tmp_path, terms=Terms()) as at:
+        assert (await at.ask(post([EVENT], {"Authorization": "Bearer None"}), at.port)).status == 401
+
+
+async def test_a_new_token_counts_from_the_next_request_on(tmp_path: Path) -> None:
+    async with site(tmp_path) as at:
+        with Client(at.port) as client:
+            await client.send(post([EVENT], {"Authorization": f"Bearer {TOKEN}"}))
+            assert (await client.answer()).status == 200
+            at.listener.terms = Terms(SecretStr("another"))
+            await client.send(post([EVENT], {"Authorization": f"Bearer {TOKEN}"}))
+            assert (await client.answer()).status == 401
+
+
+async def test_who_may_not_send_is_told_so_before_the_body(tmp_path: Path) -> None:
+    async with site(tmp_path) as at:
+        with Client(at.port) as client:
+            await client.send(post(b"", {"Content-Length": "1000000"}))
+            assert (await client.answer()).status == 401
+            assert await client.ended()
+
+
+# Other requests
+
+
+@pytest.mark.parametrize(
+    ("request_line", "status", "allow"),
+    [
+        ("OPTIONS /v8/artifacts/events", 200, "POST, OPTIONS"),
+        ("OPTIONS *", 200, "POST, OPTIONS"),
+        ("GET /v8/artifacts/events", 405, "POST, OPTIONS"),
+        ("HEAD /v8/artifacts/events", 405, "POST, OPTIONS"),
+        ("GET /v8/artifacts/status", 404, None),
+        ("POST /v8/artifacts/events/", 404, None),
+        ("HEAD /", 404, None),
+        ("OPTIONS /", 404, None),
+    ],
+)
+async def test_other_requests_are_told_what_there_is(
+    tmp_path: Path, request_line: str, status: int, allow: str | None
+) -> None:
+    async with site(tmp_path) as at:
+        answer = await at.ask(f"{request_line} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        assert (answer.status, answer.headers.get("allow")) == (status, allow)
+        if status == 200:
+            assert "Authorization" in answer.headers["access-control-allow-headers"]
+
+
+async def test_a_preflight_needs_no_token(tmp_path: Path) -> None:
+    async with site(tmp_path) as at:
+        preflight = b"OPTIONS %b?slug=x HTTP/1.1\r\nHost: a\r\nAccess-Control-Request-Method: POST\r\n\r\n"
+        assert (await at.ask(preflight % EVENTS_PATH.encode(), at.port)).status == 200
+
+
+# Ways to send
+
+
+async def test_a_length_chunks_pipelining_and_asking_first_all_work_on_one_connection(tmp_path: Path) -> None:
+    body = json.dumps([EVENT]).encode()
+    start = b"POST %b HTTP/1.1\r\nHost: a\r\n" % EVENTS_PATH.encode()
+    chunked = start + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n%x;ext=1\r\n%b\r\n0\r\nTrailer: x\r\n\r\n"
+    async with site(tmp_path) as at:
+        with at.client() as client:
+            await client.send(post(body) + chunked % (9, body[:9], len(body) - 9, body[9:]) + post(body))
+            assert [(await client.answer()).status for _ in range(3)] == [200] * 3
+            asking = post(b"", {"Content-Length": str(len(body)), "Expect": "100-continue"})
+            await client.send(asking)
+            assert (await client.head())[0] == 100
+            await client.send(body)
+            assert (await client.answer()).status == 200
+        assert at.counts == (4, 4)
+
+
+async def test_a_client_that_hangs_up_when_all_is_sent_has_its_events_kept(tmp_path: Path) -> None:
+    async with site(tmp_path) as at:
+        with at.client() as client:
+            await client.send(post([EVENT]))
+        await at.listener.catch_up()
+        assert at.counts == (1, 1)
+
+
+async def test_many_at_once_are_all_answered(tmp_path: Path) -> None:
+    async with site(tmp_path) as at:
+
+        async def send() -> None:
+            with at.client() as client:
+                for _ in range(5):
+                    await client.send(post([EVENT]))
+                    assert (await client.answer()).status == 200
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(30):
+                tasks.start_soon(send)
+        assert at.counts == (150, 150)
+
+
+async def test_catching_up_waits_for_what_was_written_and_for_no_request_that_is_not_whole(tmp_path: Path) -> None:
+    async with site(tmp_path) as at:
+        with at.client() as half, at.client() as whole, at.client() as silent:
+            await half.send(post([EVENT])[:-1])
+            await whole.send(post([EVENT]) * 2)
+            with anyio.fail_after(5):
+                await at.listener.catch_up()
+            assert at.counts == (2, 2)
+            await silent.send(post([EVENT]))
+            await at.listener.catch_up()
+            assert at.counts == (3, 3)
+
+
+# The slow and the hostile
+
+
+@pytest.mark.parametrize(
+    ("sent", "message"),
+    [
+        (post([EVENT])[:20], "the whole head of a request did not come within 0.2 s"),
+        (post([EVENT])[:-1], "more of the body did not come within 0.2 s"),
+    ],
+)
+async def test_a_request_that_does_not_go_on_costs_its_own_connection(
+    tmp_path: Path, sent: bytes, message: str
+) -> None:
+    async with site(tmp_path, patience=SHORT) as at:
+        with at.client() as slow, at.client() as client:
+            await slow.send(sent)
+            await client.send(post([EVENT]))
+            assert (await client.answer()).status == 200
+            answer = await slow.answer()
+            assert (answer.status, answer.error) == (408, {"code": "request_timeout", "message": message})
+            assert await slow.ended()
+        assert at.counts == (1, 1)
+
+
+async def test_a_body_that_drips_has_an_end(tmp_path: Path) -> None:
+    async with site(tmp_path, patience=SHORT) as at:
+        with at.client() as slow:
+            await slow.send(post(b"", {"Content-Length": "1000"}))
+            async with anyio.create_task_group() as dripping:
+
+                async def drip() -> None:
+                    while True:
+                        await slow.send(b" ")
+                        await anyio.sleep(0.02)
+
+                dripping.start_soon(drip)
+                answer = await slow.answer()
+                dripping.cancel_scope.cancel()
+            assert (answer.status, answer.error["message"]) == (408, "the whole body did not come within 0.3 s")
+
+
+async def test_a_client_that_says_nothing_is_hung_up_on(tmp_path: Path) -> None:
+    async with site(tmp_path, patience=SHORT) as at:
+        with at.client() as silent:
+            assert await silent.ended()
+
+
+async def test_a_client_that_reads_no_answers_is_hung_up_on(tmp_path: Path) -> None:
+    async with site(tmp_path, patience=SHORT) as at:
+        with at.client() as client:
+            refused = b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nno!" % EVENTS_PATH.encode()
+            with pytest.raises(OSError, match=r"reset|Broken pipe"):
+                await client.send(refused * 100_000)
+        assert at.counts == (0, 0)
+
+
+async def test_of_too_many_connections_the_one_that_is_idle_longest_has_to_go(tmp_path: Path) -> None:
+    async with site(tmp_path, max_connections=2) as at:
+        with at.client() as first, at.client() as second:
+            for client in (second, first):
+                await client.send(post([EVENT]))
+                assert (await client.answer()).status == 200
+            with at.client() as third:
+                await third.send(post([EVENT]))
+                assert (await third.answer()).status == 200
+            assert await second.ended()
+            await first.send(post([EVENT]))
+            assert (await first.answer()).status == 200
+
+
+# The end
+
+
+async def test_a_request_under_way_is_answered_and_its_connection_closed(tmp_path: Path) -> None:
+    async with site(tmp_path) as at:
+        with at.client() as busy, at.client() as idle, Client(at.port) as late:
+            at.host.gate.close()
+            await busy.send(post([EVENT]))
+            await anyio.wait_all_tasks_blocked()
+            await at.listener.close()
+            assert await idle.ended()
+            assert await late.ended()
+            with pytest.raises(OSError, match=r"refused|No such file"):
+                at.client()
+            at.host.gate.open()
+            answer = await busy.answer()
+            assert (answer.status, answer.headers["connection"]) == (200, "close")
+            assert await busy.ended()
+        assert at.counts == (1, 1)
+
+
+async def test_what_had_come_before_the_end_is_still_taken(tmp_path: Path) -> None:
+    async with site(tmp_path) as at:
+        with at.client() as client:
+            await anyio.wait_all_tasks_blocked()
+            client.socket.send(post([EVENT]))
+            await at.listener.close()
+            assert (await client.answer()).status == 200
+        assert at.counts == (1, 1)
+
+
+def test_a_port_that_is_taken_is_said_to_be() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ListenError, match=f"{address}: the port cannot be opened: Address already in use"):
+            sockets.bind_tcp(address)
+
+
+def test_ipv6_loopback_is_written_as_it_is_configured() -> None:
+    bound = sockets.bind_tcp("[::1]:0")
+    try:
+        assert sockets.tcp_address(bound) == f"[::1]:{bound.socket.getsockname()[1]}"
+    finally:
+        bound.release()

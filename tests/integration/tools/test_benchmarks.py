@@ -1,0 +1,87 @@
+"""Every benchmark runs, at a tiny size, with the real daemon and its peer; and the guard of the speed holds."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks import turbo as turbo_benchmark
+from tests.benchmarks.__main__ import BENCHMARKS
+from tests.benchmarks.contenders import MissingError, choose
+from tests.benchmarks.harness import Benchmark, main
+from tests.benchmarks.report import AGENT
+from tests.support import turbo
+from tests.support.tools import missing
+
+ROOT = Path(__file__).parents[3]
+TINY = ["--events", "1000", "--rounds", "1", "--seconds", "0.2"]
+CASES = {
+    "throughput": ["100 a batch", "1,000 a batch", "1,000 a batch, mixed", "10,000 a batch"],
+    "ingest": ["1 client", "1 client, acks", "4 clients, acks"],
+    "short_lived": ["connection each", "datagram each"],
+    "client_cost": [
+        *(f"emit, daemon {state}" for state in ("idle", "busy", "stopped", "absent")),
+        "artifacts-agent emit",
+    ],
+    "backlog": ["start", "drain"],
+    "idle": ["cold start", "idle"],
+    "front": ["download", "upload"],
+    "scale": ["clients 1", "clients 10", "clients 100", "clients 1,000", "events 1,000"],
+    "turbo": [*(case.name for case in turbo_benchmark.CASES), "10 builds"],
+}
+SMALLER = {"turbo": ["--events", "20"]}
+MAY_BE_ZERO = {"delivered", "requests", "wake-ups/s", "CPU ms/s", "over 1 ms", "lost", "blocked", "unsent %"}
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS, ids=lambda benchmark: benchmark.name)
+def test_a_benchmark_prints_and_writes_figures_of_every_case(
+    benchmark: Benchmark, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if benchmark.name == "turbo" and turbo.program() is None:
+        missing("turbo", turbo.HINT)
+    size = [*TINY, *SMALLER.get(benchmark.name, [])]
+    assert main(benchmark, argv=[*size, "--json", str(tmp_path / "json"), "--plots", str(tmp_path / "plots")]) == 0
+    (report,) = json.loads((tmp_path / "json").read_text())
+    printed = capsys.readouterr().out
+    assert list(dict.fromkeys(sample["case"] for sample in report["medians"])) == CASES[benchmark.name]
+    assert all(case in printed for case in CASES[benchmark.name])
+    for sample in report["samples"]:
+        _check(sample["figures"])
+    agents = [sample["case"] for sample in report["medians"] if sample["subject"] == AGENT]
+    with_peer = [sample["case"] for sample in report["medians"] if sample["subject"] != AGENT]
+    assert agents == CASES[benchmark.name]
+    assert [sample["case"] for sample in report["ratios"]] == with_peer
+    assert sorted(path.name for path in tmp_path.glob("plots/*")) == _plots(benchmark.name)
+
+
+def _check(figures: Mapping[str, float]) -> None:
+    assert figures
+    assert [name for name, value in figures.items() if value <= 0 and name not in MAY_BE_ZERO] == []
+    assert figures.get("blocked", 0) == figures.get("lost", 0) == 0
+
+
+def _plots(benchmark: str) -> list[str]:
+    kinds = [f"cost-by-{kind}.{suffix}" for kind in ("clients", "events") for suffix in ("png", "svg")]
+    return kinds if benchmark == "scale" else []
+
+
+def test_a_peer_that_is_missing_is_named_with_its_packages_and_fails_only_a_ci_system() -> None:
+    assert [contender.name for contender in choose(None, ci=False)] == [AGENT]
+    with pytest.raises(MissingError, match="apt-get install syslog-ng-core syslog-ng-mod-http"):
+        choose(None, ci=True)
+
+
+def test_a_size_that_is_no_number_of_events_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(*BENCHMARKS, argv=["--events", "0"])
+    assert "0: it should be at least 1" in capsys.readouterr().err
+
+
+def test_an_event_costs_at_most_a_third_more_than_is_recorded() -> None:
+    """In a process of its own: what measures coverage in this one would be measured, too."""
+    guard = subprocess.run([sys.executable, "-m", "tests.benchmarks.guard"], cwd=ROOT, capture_output=True, text=True)
+    assert guard.returncode == 0, guard.stdout + guard.stderr
+    assert "CPU per event" in guard.stdout

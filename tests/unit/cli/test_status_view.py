@@ -1,0 +1,173 @@
+"""The status screen: from the control socket's JSON to what a person reads."""
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from agent.cli.views.status import DROPS, screen
+from agent.cli.views.words import amount, duration, size
+from agent.queue.cursor import Outcome
+
+NOW = 1_700_000_000.0  # 2023-11-14 22:13:20 UTC
+
+
+def status(**changes: Any) -> dict[str, Any]:
+    ledger = {"accepted": 10, "delivered": 10, "dead_lettered": 0, "dropped": {}, "queued": 0}
+    destination: dict[str, Any] = {
+        "state": "running",
+        "reason": None,
+        "since": None,
+        "until": None,
+        "ledger": ledger | changes.pop("ledger", {}),
+        "oldest_event_age": None,
+        "last_delivery_at": "2023-11-14T22:12:50.000Z",
+        "requests": 3,
+        "queue": {"bytes": 20, "segments": 1, "quarantined": 0},
+        "storage_error": None,
+    }
+    head = {"version": "9.9.9", "pid": 77, "uptime": 3700.5, "connections": 1, "rejected": changes.pop("rejected", 0)}
+    return head | {"destinations": {"default": destination | changes}}
+
+
+def shown(report: dict[str, Any], width: int = 120) -> str:
+    file = io.StringIO()
+    Console(file=file, width=width, force_terminal=False).print(screen(report, NOW))
+    return "".join(f"{line.rstrip()}\n" for line in file.getvalue().splitlines())
+
+
+def test_a_daemon_in_good_order_shows_so() -> None:
+    lines = [line.strip() for line in shown(status()).splitlines()]
+    assert lines == [
+        "artifacts-agent 9.9.9 · pid 77 · up 1 h 1 min · 1 connection",
+        "",
+        "default",
+        "delivery       delivering: nothing waits",
+        "queued         nothing, 20 B on disk",
+        "last delivery  30 s ago, at 2023-11-14 22:12:50 UTC (3 requests)",
+        "dropped        none",
+        "dead letters   none",
+        "rejected       none",
+        "ledger         10 accepted = 10 delivered + 0 dead-lettered + 0 dropped + 0 queued",
+    ]
+
+
+def test_a_pause_shows_the_reason_since_when_and_when_the_server_is_asked_again() -> None:
+    text = shown(
+        status(
+            state="paused",
+            reason="blocked: 402 Payment Required: over the [bold]limit[/nonsense]",
+            since="2023-11-14T22:10:00.000Z",
+            until="2023-11-14T22:18:25.000Z",
+        )
+    )
+    assert "paused: blocked: 402 Payment Required: over the [bold]limit[/nonsense]" in text
+    assert "for 3 min 20 s; asks the server again in 5 min 5 s, at 2023-11-14 22:18:25 UTC" in text
+
+
+def test_an_operators_pause_says_how_to_end_it() -> None:
+    text = shown(status(state="paused", reason="operator: paused by an operator", since="2023-11-14T22:13:10.000Z"))
+    assert "delivery       paused by an operator\n" in text
+    assert "for 10 s; until `artifacts-agent resume`" in text
+
+
+def test_backing_off_shows_the_failure_and_the_next_attempt() -> None:
+    text = shown(status(state="backing_off", reason="503 Service Unavailable", until="2023-11-14T22:13:32.000Z"))
+    assert "backing off: 503 Service Unavailable" in text
+    assert "tries again in 12 s, at 2023-11-14 22:13:32 UTC" in text
+
+
+def test_what_is_queued_dropped_dead_lettered_and_rejected_is_counted_and_explained() -> None:
+    ledger = {"accepted": 1300, "dead_lettered": 2, "dropped": {"overflow": 80, "expired": 4}, "queued": 1204}
+    queue = {"bytes": 1_572_864, "segments": 1, "quarantined": 1}
+    text = shown(status(ledger=ledger, rejected=1, oldest_event_age=95.2, last_delivery_at=None, queue=queue))
+    assert "delivery       delivering\n" in text
+    assert "1,204 events, the oldest is 1 min 35 s old, 1.5 MiB on disk, 1 damaged piece kept in quarantine" in text
+    assert "none since the daemon started" in text
+    assert "84 events: 80 overflow (queue.max_bytes was reached), 4 expired (older than queue.max_age)" in text
+    assert "2 events refused by the API, one by one" in text
+    assert "1 line not valid, since the daemon started" in text
+    assert "1,300 accepted = 10 delivered + 2 dead-lettered + 84 dropped + 1,204 queued\n" in text
+
+
+@pytest.mark.parametrize(
+    ("refused", "kept", "said"),
+    [
+        (0, 0, "none"),
+        (0, 1, "none; 1 letter kept now"),
+        (2, 0, "2 events refused by the API, one by one; 0 letters kept now"),
+        (2, 2, "2 events refused by the API, one by one; 2 letters kept now"),
+        (2, None, "2 events refused by the API, one by one"),
+    ],
+)
+def test_how_many_dead_letters_are_kept_now_is_shown_where_it_is_known(
+    refused: int, kept: int | None, said: str
+) -> None:
+    text = shown(status(ledger={"dead_lettered": refused}, dead_letters=kept))
+    assert f"dead letters   {said}\n" in text
+
+
+def test_a_ledger_that_does_not_add_up_is_not_hidden() -> None:
+    assert "does not add up" in shown(status(ledger={"accepted": 11}))
+
+
+def test_a_disk_that_refuses_shows_its_error() -> None:
+    assert "storage        failing: Input/output error" in shown(status(storage_error="Input/output error"))
+
+
+def test_everything_at_once_still_fits_one_screen() -> None:
+    ledger = {"dropped": dict.fromkeys(DROPS, 1), "accepted": 16}
+    text = shown(
+        status(
+            state="paused",
+            reason="blocked: " + "many words " * 27,
+            since="2023-11-14T22:10:00.000Z",
+            until="2023-11-14T22:18:25.000Z",
+            ledger=ledger,
+            storage_error="No space left on device",
+        ),
+        width=80,
+    )
+    assert len(text.splitlines()) <= 24
+
+
+def test_an_answer_of_another_version_is_shown_as_far_as_it_is_understood() -> None:
+    ledger = {"accepted": 1, "delivered": 0, "dead_lettered": 0, "dropped": {"whim": 1}, "queued": 0}
+    report = {"rejected": 0, "destinations": {"default": {"state": "resting", "reason": None, "ledger": ledger}}}
+    text = shown(report)
+    assert "resting" in text
+    assert "1 event: 1 whim (see the logs)" in text
+
+
+def test_every_reason_for_a_drop_is_explained() -> None:
+    assert set(DROPS) == set(Outcome) - {Outcome.DELIVERED, Outcome.DEAD_LETTERED}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (0.9, "0 s"),
+        (59.9, "59 s"),
+        (60, "1 min"),
+        (200, "3 min 20 s"),
+        (3600, "1 h"),
+        (3605, "1 h"),
+        (187_200, "2 d 4 h"),
+    ],
+)
+def test_a_duration_shows_its_two_largest_units(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (2**30, "1.0 GiB"), (5 * 2**40, "5.0 TiB")],
+)
+def test_a_size_is_shown_in_its_largest_unit(count: int, text: str) -> None:
+    assert size(count) == text
+
+
+def test_an_amount_agrees_with_its_noun() -> None:
+    assert [amount(count, "event") for count in (0, 1, 1204)] == ["0 events", "1 event", "1,204 events"]

@@ -1,0 +1,228 @@
+"""Intake: what becomes of each line, what the client is told, and what happens when the disk is slow or gone."""
+
+import errno
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+from structlog.testing import capture_logs
+
+from agent.ingest.framing import Lines
+from agent.ingest.intake import NAMED_REJECTS, Conversation, Intake, Peer
+from agent.queue.committer import MAX_PENDING_BYTES, STALL_SECONDS
+from tests.support import virtual_time
+from tests.support.edge import ACKS, GatedHost, line
+from tests.support.fault_filesystem import failing, no_errors
+from tests.support.pipelines import balanced
+
+pytestmark = pytest.mark.anyio
+PEER = Peer(pid=4711, uid=1234)
+BAD = b"nonsense\n"
+NO_ACKS = b'{"context":{"ack":"none"}}\n'
+
+
+@pytest.fixture(params=virtual_time.NAMES)
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    """Time passes at once."""
+    return virtual_time.backend(request.param)
+
+
+def lines(block: bytes, oversized: int = 0) -> Lines:
+    return Lines(block, oversized)
+
+
+def answered(conversation: Conversation) -> dict[str, Any] | None:
+    answer = conversation.answer()
+    value: dict[str, Any] | None = json.loads(answer) if answer is not None else None
+    return value
+
+
+async def taken(intake: Intake, blocks: Iterable[Lines], *, answerable: bool = True) -> Conversation:
+    conversation = Conversation(PEER, answerable)
+    for block in blocks:
+        await intake.take(block, conversation)
+    return conversation
+
+
+async def test_without_acks_nothing_is_ever_answered() -> None:
+    async with anyio.create_task_group() as tasks:
+        host = GatedHost(tasks)
+        intake = Intake(host.start())
+        conversation = await taken(intake, [lines(line() + BAD), lines(b"", 1)])
+        assert conversation.answer() is None
+        assert intake.rejected == 2
+        tasks.cancel_scope.cancel()
+
+
+async def test_durable_acks_count_up_and_are_not_repeated() -> None:
+    async with anyio.create_task_group() as tasks:
+        host = GatedHost(tasks)
+        pipeline = host.start()
+        intake, conversation = Intake(pipeline), Conversation(PEER)
+        await intake.take(lines(ACKS + line() * 3), conversation)
+        assert answered(conversation) == {"durable": 3, "rejected": 0}
+        assert conversation.answer() is None
+        await intake.take(lines(b"\n \n"), conversation)
+        assert conversation.answer() is None
+        await intake.take(lines(line()), conversation)
+        assert answered(conversation) == {"durable": 4, "rejected": 0}
+        assert pipeline.ledger().accepted == 4
+        await intake.take(lines(NO_ACKS + line()), conversation)
+        assert conversation.answer() is None
+        tasks.cancel_scope.cancel()
+
+
+async def test_the_first_rejects_are_named_by_their_place_in_the_stream() -> None:
+    async with anyio.create_task_group() as tasks:
+        host = GatedHost(tasks)
+        intake = Intake(host.start())
+        blocks = [lines(ACKS + line() + BAD), lines(line(), oversized=1), lines(b"\n" + BAD * 5), lines(BAD)]
+        conversation = await taken(intake, blocks)
+        answer = answered(conversation)
+        assert answer is not None
+        assert [error["line"] for error in answer["errors"]] == [3, 4, 7, 8, 9]
+        assert len(answer["errors"]) == NAMED_REJECTS
+        assert answer["errors"][1]["reason"] == "Line is longer than 65,536 bytes"
+        assert {key: answer[key] for key in ("durable", "rejected")} == {"durable": 2, "rejected": 8}
+        await intake.take(lines(line()), conversation)
+        assert answered(conversation) == {"durable": 3, "rejected": 8}
+        tasks.cancel_scope.cancel()
+
+
+async def test_what_the_disk_refuses_is_answered_as_dropped() -> None:
+    async with anyio.create_task_group() as tasks:
+        host = GatedHost(tasks)
+        pipeline = host.start()
+        intake, conversation = Intake(pipeline), Conversation(PEER)
+        host.fs.errors = failing("pwrite", errno.EIO)
+        await intake.take(lines(ACKS + line() * 2), conversation)
+        assert answered(conversation) == {"durable": 0, "rejected": 0, "dropped": 2}
+        host.fs.errors = no_errors
+        await intake.take(lines(line()), conversation)
+        assert answered(conversation) == {"durable": 1, "rejected": 0, "dropped": 2}
+        assert pipeline.ledger().dropped == {"disk_error": 2}
+        assert balanced(pipeline)
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_hung_disk_sheds_with_a_count_instead_of_holding_clients_up() -> None:
+    async with anyio.create_task_group() as tasks:
+        host = GatedHost(tasks)
+        pipeline = host.start()
+        await pipeline.commit_once()
+        pipeline.pause()
+        intake, block = Intake(pipeline), lines(line(padding=10_000) * 6)
+        host.gate.close()
+        count = 3 * MAX_PENDING_BYTES // len(block.block)
+        started = anyio.current_time()
+        await taken(intake, [block] * count)
+        assert anyio.current_time() - started == pytest.approx(STALL_SECONDS, abs=STALL_SECONDS)
+        shed = pipeline.ledger().dropped["stalled"]
+        assert 6 * count // 2 < shed < 6 * count
+        host.gate.open()
+        await pipeline.commit_once()
+        assert pipeline.ledger().queued == 6 * count - shed
+        assert balanced(pipeline)
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_slow_disk_slows_clients_down_and_memory_stays_bounded() -> None:
+    async with anyio.create_task_group() as tasks:
+        host = GatedHost(tasks)
+        pipeline = host.start()
+        await pipeline.commit_once()
+        pipeline.pause()
+        intake, block = Intake(pipeline), lines(line(padding=10_000) * 6)
+        sent, ahead = 0, 0
+
+        async def slow_disk() -> None:
+            while True:
+                host.gate.close()
+                await anyio.sleep(STALL_SECONDS / 2)
+                host.gate.open()
+                await pipeline.commit_once()
+
+        async def flood() -> None:
+            nonlocal sent, ahead
+            conversation = Conversation(PEER)
+            for _ in range(60):
+                await intake.room()
+                await intake.take(block, conversation)
+                sent += 6
+                ahead = max(ahead, (sent - pipeline.ledger().accepted) * 10_000)
+
+        tasks.start_soon(slow_disk)
+        async with anyio.create_task_group() as floods:
+            for _ in range(10):
+                floods.start_soon(flood)
+        host.gate.open()
+        await pipeline.commit_once()
+        assert sent == pipeline.ledger().queued == 10 * 60 * 6
+        assert ahead < 2 * MAX_PENDING_BYTES
+        tasks.cancel_scope.cancel()
+
+
+async def test_who_cannot_be_answered_does_not_wait_for_the_disk() -> None:
+    async with anyio.create_task_group() as tasks:
+        host = GatedHost(tasks)
+        intake = Intake(host.start())
+        host.gate.close()
+        with anyio.fail_after(1):
+            conversation = await taken(intake, [lines(ACKS + line())], answerable=False)
+        assert conversation.answer() is None
+        tasks.cancel_scope.cancel()
+
+
+async def test_rejects_are_logged_once_in_a_while_with_reason_and_peer() -> None:
+    async with anyio.create_task_group() as tasks:
+        host = GatedHost(tasks)
+        intake = Intake(host.start())
+        with capture_logs() as logged:
+            await taken(intake, [lines(BAD * 3), lines(BAD), lines(b"", 1)])
+            await anyio.sleep(60)
+            await taken(intake, [lines(b'{"hash":1}\n')])
+        complaints = [each for each in logged if each["event"] == "lines_rejected"]
+        first, second = complaints
+        assert (first["uid"], first["pid"], first["lines"], first["suppressed"]) == (1234, 4711, 3, 0)
+        assert "malformed" in first["reason"]
+        assert second["suppressed"] == 2
+        assert second["log_level"] == "warning"
+        assert intake.rejected == 6
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_reason_is_cut_to_a_length_that_fits_a_log_line() -> None:
+    async with anyio.create_task_group() as tasks:
+        host = GatedHost(tasks)
+        intake = Intake(host.start())
+        with capture_logs() as logged:
+            conversation = await taken(intake, [lines(ACKS + b'{"' + b"k" * 9000 + b'":1}\n')])
+        assert [len(each["reason"]) for each in logged if each["event"] == "lines_rejected"] == [200]
+        assert [len(error.reason) for error in conversation.errors] == [200]
+        tasks.cancel_scope.cancel()
+
+
+async def test_messages_that_nobody_waits_for_are_shed_by_name_while_the_disk_hangs() -> None:
+    async with anyio.create_task_group() as tasks:
+        host = GatedHost(tasks)
+        pipeline = host.start()
+        intake = Intake(pipeline)
+        host.gate.close()
+        tasks.start_soon(pipeline.commit_once)
+        await anyio.wait_all_tasks_blocked()
+        message = line() * 500
+        accepted = 0
+        while not pipeline.must_shed and accepted < 2 * MAX_PENDING_BYTES:
+            assert intake.take_messages([message]) == []
+            accepted += len(message)
+            await anyio.sleep(STALL_SECONDS / 10)
+        assert accepted >= MAX_PENDING_BYTES
+        assert intake.take_messages([line(), line()]) == []
+        assert pipeline.ledger().dropped == {"stalled": 2}
+        host.gate.open()
+        await pipeline.commit_once()
+        assert balanced(pipeline)
+        tasks.cancel_scope.cancel()
