@@ -321,4 +321,6 @@ def _unique(pairs: Iterable[tuple[str, object]]) -> None:
 
 
 def _explain(error: ValueError) -> str:
-    return "JSON is malformed: a string is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+    # Which error it is depends on the version of msgspec.
+    not_utf8 = isinstance(error, UnicodeDecodeError) or str(error).startswith("Invalid UTF-8")
+    return "JSON is malformed: a string is not UTF-8" if not_utf8 else str(error)

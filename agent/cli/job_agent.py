@@ -277,12 +277,13 @@ def _runtime_directory(environ: Mapping[str, str]) -> Path:
 def _tidy(directory: Path) -> str | None:
     """Remove the spool of an agent that has ended, if it is settled; else return what is left in it."""
     from agent.queue.filesystem import OsFilesystem
+    from agent.queue.lock import LOCK
     from agent.queue.snapshot import read_queue
     from agent.spools import identity as spool
 
     fs = OsFilesystem()
     try:
-        lock = fs.lock(directory / spool.LOCK, create=False)
+        lock = fs.lock(directory / LOCK, create=False)
     except FileNotFoundError:
         return None  # another agent has adopted it already
     if lock is None:

@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import TypeVar
 
 from agent.config import Config
+from agent.daemon.settings import limits_of
 from agent.errors import QueueLockedError, StorageError
-from agent.queue import lock as ownership
 from agent.queue.cursor_file import read_slots
 from agent.queue.dead_letters import DeadLetters, weigh
 from agent.queue.filesystem import Lock, OsFilesystem
+from agent.queue.lock import lock_queue
 from agent.queue.maintenance import changes
 from agent.queue.maintenance.audit import Audit, audit
 from agent.queue.maintenance.browse import EventPage, Listing, Selection, event_page, list_segments
 from agent.queue.maintenance.browse_dead_letters import LetterPage, LetterSelection, letter_page
 from agent.queue.maintenance.offline import OfflineHost, at_once, opened
 from agent.queue.snapshot import QueueSnapshot, read_queue
+from agent.spools.identity import DESTINATION
 
 T = TypeVar("T")
 
@@ -50,8 +52,8 @@ class Offline:
     def __init__(self, settings: Config) -> None:
         self._fs = OsFilesystem()
         self._root = settings.queue.directory
-        self._directory = self._root / ownership.DESTINATION
-        self._limits = ownership.limits_of(settings)
+        self._directory = self._root / DESTINATION
+        self._limits = limits_of(settings)
         self._letters = DeadLetters.beside(self._fs, self._directory, self._limits)
 
     @cached_property
@@ -120,7 +122,7 @@ def _as_owner(directory: Path) -> Iterator[None]:
 def _lock(directory: Path, reason: str) -> Lock | None:
     """Become the queue's only user; None on a file system that is read-only, where no daemon can run either."""
     try:
-        return ownership.lock_queue(OsFilesystem(), directory)
+        return lock_queue(OsFilesystem(), directory)
     except QueueLockedError as error:
         raise QueueLockedError(
             f"{directory}: a daemon holds this queue, but does not answer on its control socket ({reason}): "

@@ -23,9 +23,9 @@ from agent.config import Config
 from agent.config.tokens import TokenFiles, token_files
 from agent.control.routes import Connections, Control, Http
 from agent.daemon import logging
+from agent.daemon.settings import account_of, limits_of
 from agent.daemon.systemd import Notifier
 from agent.daemon.wiring import own_delivery, spool_terms
-from agent.delivery import backlog
 from agent.delivery.pipeline import Pipeline
 from agent.errors import ConfigError, ListenError, StorageError
 from agent.http import server
@@ -36,11 +36,12 @@ from agent.ingest.http_events import HttpListener, Terms
 from agent.ingest.intake import Intake
 from agent.ingest.sockets import Bound
 from agent.ingest.stream import StreamListener
-from agent.queue.committer import run_in_thread
 from agent.queue.filesystem import OsFilesystem
-from agent.queue.lock import DESTINATION, account_of, limits_of, lock_queue
+from agent.queue.lock import lock_queue
+from agent.runtime import Seams, run_in_thread
 from agent.spools import identity as spool
 from agent.spools.adoption import Adoption
+from agent.spools.identity import DESTINATION
 
 CONTROL_MODE = 0o600
 TOKEN_POLL_SECONDS = 5.0
@@ -48,7 +49,7 @@ READ_OUT_SECONDS = 5.0
 # For the queue's files, the control socket's connections and the requests to the API.
 RESERVED_FILES = 192
 HTTP_ROLES = ("http", "http_tcp")
-SEAMS = backlog.Seams(run_blocking=run_in_thread, wall_clock=time.time, random=random.random)
+SEAMS = Seams(run_blocking=run_in_thread, wall_clock=time.time, random=random.random)
 
 
 def run(load: Callable[[], Config], environ: Mapping[str, str], parent: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Logging for people and for machines, and the throttle that keeps a repeated failure from filling the disk.
+"""Logging for people and for machines.
 
 It knows structlog. It must never know what is logged. Lines go to standard error, where systemd and containers pick them up.
 """
@@ -54,20 +54,3 @@ def configure(level: str, form: Literal["console", "json"]) -> None:
         logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Forgiving())),
         cache_logger_on_first_use=False,
     )
-
-
-class Throttle:
-    """Lets one line in `interval` seconds through for each key, and counts those that it held back."""
-
-    def __init__(self, interval: float) -> None:
-        self._interval = interval
-        self._seen: dict[str, tuple[float, int]] = {}
-
-    def allow(self, key: str, now: float) -> int | None:
-        """Return how many lines were held back since the last one, or None to hold this one back too."""
-        last, held_back = self._seen.get(key, (float("-inf"), 0))
-        if now - last < self._interval:
-            self._seen[key] = (last, held_back + 1)
-            return None
-        self._seen[key] = (now, 0)
-        return held_back

@@ -9,19 +9,20 @@ from typing import NamedTuple
 from pydantic import SecretStr
 
 from agent.config import Config
+from agent.daemon.settings import account_of
 from agent.delivery import backlog, policy
 from agent.delivery.http_transport import Endpoint, HttpTransport
 from agent.delivery.pipeline import Delivery
-from agent.queue.lock import account_of
+from agent.runtime import Seams
 from agent.spools.adoption import MAX_OPEN, SpoolTerms
 
 
-def own_delivery(settings: Config, token: SecretStr | None, seams: backlog.Seams) -> Delivery:
+def own_delivery(settings: Config, token: SecretStr | None, seams: Seams) -> Delivery:
     """Return how this agent's own events are delivered."""
     return _delivery(settings, token, seams, concurrency=settings.batch.concurrency, requests=requests_of(settings).own)
 
 
-def spool_terms(settings: Config, token: SecretStr | None, seams: backlog.Seams) -> SpoolTerms:
+def spool_terms(settings: Config, token: SecretStr | None, seams: Seams) -> SpoolTerms:
     """Return which spools are adopted, and how they are delivered: one request at a time each.
 
     Where requests are limited, one spool at a time.
@@ -48,7 +49,7 @@ def requests_of(settings: Config) -> Requests:
 
 
 def _delivery(
-    settings: Config, token: SecretStr | None, seams: backlog.Seams, *, concurrency: int, requests: int | None
+    settings: Config, token: SecretStr | None, seams: Seams, *, concurrency: int, requests: int | None
 ) -> Delivery:
     api, batch = settings.api, settings.batch
     endpoint = Endpoint(

@@ -7,7 +7,7 @@ Everything it holds in memory is also in the queue, so it can forget: reading th
 
 import errno
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -18,16 +18,16 @@ import anyio
 import msgspec
 import structlog
 
-from agent.daemon.logging import Throttle
 from agent.delivery.batching import Batch, Batcher, Piece
 from agent.errors import StorageError
 from agent.events import cut, decode_events, encode_events
-from agent.queue.committer import RunBlocking
 from agent.queue.cursor import Outcome, Span
 from agent.queue.filesystem import FOREIGN
 from agent.queue.reader import Gap, Reader
 from agent.queue.record import Frame, Record, record_in
 from agent.queue.store import Store
+from agent.runtime import Seams
+from agent.throttle import Throttle
 
 READ_BYTES = 1024 * 1024
 READ_ATTEMPTS = 5
@@ -48,15 +48,6 @@ class Options:
     max_delay: float = 2.0
     max_age: float = 7 * 86400
     split_sessions: bool = False
-
-
-@dataclass(frozen=True)
-class Seams:
-    """What differs between production and tests: threads, clocks and chance."""
-
-    run_blocking: RunBlocking
-    wall_clock: Callable[[], float]
-    random: Callable[[], float]
 
 
 class _Read(NamedTuple):

@@ -6,24 +6,19 @@ httpx; its exceptions end here.
 
 import datetime as dt
 import email.utils
-import ipaddress
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import cast
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import anyio
 import httpx
 
 from agent import __version__
 from agent.delivery.transport import Kind, Verdict
-from agent.errors import ConfigError
 from agent.events import Context
-from agent.http.client import Connections, DirectTransport, SocketOption
+from agent.http.client import Connections, transports
 
 EVENTS_PATH = "/v8/artifacts/events"
 STATUS_PATH = "/v8/artifacts/status"
@@ -161,7 +156,7 @@ class HttpTransport:
             self._headers.append(("authorization", f"Bearer {endpoint.token}"))
         self._params = {k: v for k, v in (("teamId", endpoint.team_id), ("slug", endpoint.slug)) if v}
         self._urls: dict[str, httpx.URL] = {}
-        make = transports(endpoint.url) if transport is None else lambda: transport
+        make = transports(endpoint.url, KEEP_SECONDS) if transport is None else lambda: transport
         self._connections = Connections(make, MOST_IDLE)
 
     async def send(self, context: Context, body: bytes) -> Verdict:
@@ -223,43 +218,6 @@ class HttpTransport:
         return "[token]".join([first, *(part[_shared(part, rest) :] for part in others)])
 
 
-def transports(
-    url: str, keep_seconds: float = KEEP_SECONDS, *local_options: SocketOption
-) -> Callable[[], httpx.AsyncBaseTransport]:
-    """Return what makes transports of one connection to `url`, by way of the environment's proxies and certificates.
-
-    A connection that was idle for `keep_seconds` is not used again; `local_options` are for the sockets if the server is on this
-    machine. Raises ConfigError.
-    """
-    proxy = _proxy(url)
-    try:
-        # Certificates are read only where they are needed: that takes longer than all the rest of the start, and 3 MiB.
-        secure = "https" in {urlsplit(url).scheme, urlsplit(proxy or "").scheme}
-        certificates = httpx.create_ssl_context() if secure else None
-        if proxy is None and urlsplit(url).scheme in {"http", "https"}:  # of any other httpx says what is wrong with it
-            options = local_options if _is_loopback(urlsplit(url).hostname or "") else ()
-            return partial(DirectTransport, httpx.URL(url), certificates, keep_seconds, options)
-        limits = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=keep_seconds)
-        make = partial(httpx.AsyncHTTPTransport, verify=certificates or False, limits=limits, proxy=proxy)
-        make()  # whatever is wrong with the proxy is said now
-    except OSError as error:
-        raise ConfigError(f"SSL_CERT_FILE, SSL_CERT_DIR: the certificates cannot be read: {error}") from error
-    except (ValueError, ImportError, httpx.InvalidURL):  # their messages, and so their cause, may hold a password
-        raise ConfigError(
-            "HTTPS_PROXY, HTTP_PROXY, ALL_PROXY: the proxy cannot be used; it should be http://HOST:PORT or https://HOST:PORT"
-        ) from None
-    return make
-
-
-def _proxy(url: str) -> str | None:
-    """Return the proxy that the environment names for `url`."""
-    parts, proxies = urlsplit(url), getproxies()
-    found = proxies.get(parts.scheme) or proxies.get("all")
-    if found is None or _is_loopback(parts.hostname or "") or proxy_bypass(parts.netloc):
-        return None
-    return found if "://" in found else f"http://{found}"
-
-
 def _context_headers(context: Context) -> Iterator[tuple[str, str]]:
     if context.ci is not None:
         yield "x-artifact-client-ci", context.ci
@@ -311,13 +269,6 @@ def _shared(left: str, right: str) -> int:
     """Return how many characters two texts begin with alike."""
     length = min(len(left), len(right))
     return next((index for index in range(length) if left[index] != right[index]), length)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _reason(error: Exception) -> str:

@@ -14,9 +14,8 @@ from typing import Literal, TypeVar
 import anyio
 import structlog
 
-from agent.daemon.logging import Throttle
 from agent.delivery import policy
-from agent.delivery.backlog import Options, Seams, Source
+from agent.delivery.backlog import Options, Source
 from agent.delivery.policy import State
 from agent.delivery.transport import Transport
 from agent.delivery.worker import Purge, Stats, Worker
@@ -31,6 +30,8 @@ from agent.queue.grouping import Submitted, entries_of
 from agent.queue.search import Search
 from agent.queue.snapshot import snapshot_of
 from agent.queue.store import Committed, Limits, Store
+from agent.runtime import Seams
+from agent.throttle import Throttle
 
 T = TypeVar("T")
 B = TypeVar("B", bound=Barrier)

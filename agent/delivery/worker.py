@@ -10,9 +10,8 @@ import anyio
 import anyio.abc
 import structlog
 
-from agent.daemon.logging import Throttle
 from agent.delivery import policy
-from agent.delivery.backlog import Seams, Source
+from agent.delivery.backlog import Source
 from agent.delivery.batching import Batch
 from agent.delivery.policy import Action, Paused, Reason, Settings, State
 from agent.delivery.sessions import Sessions
@@ -23,7 +22,8 @@ from agent.queue.committer import Committer
 from agent.queue.cursor import Outcome, Pause, Span, Watcher
 from agent.queue.dead_letters import DeadLetter, DeadLetters
 from agent.queue.store import Store
-from agent.wakeup import News, Wakeup
+from agent.runtime import News, Seams, Wakeup
+from agent.throttle import Throttle
 
 STORAGE_RETRY_SECONDS = 1.0
 LOG_INTERVAL = 60.0

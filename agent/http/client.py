@@ -6,12 +6,17 @@ A pool looks at all of its connections several times for each request, be it one
 """
 
 import contextlib
+import ipaddress
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpcore
 import httpx
+
+from agent.errors import ConfigError
 
 SocketOption = tuple[int, int, int]
 
@@ -85,6 +90,41 @@ class _Answer(httpx.AsyncByteStream):
         await self._response.aclose()
 
 
+def transports(url: str, keep_seconds: float, *local_options: SocketOption) -> Callable[[], httpx.AsyncBaseTransport]:
+    """Return what makes transports of one connection to `url`, by way of the environment's proxies and certificates.
+
+    A connection that was idle for `keep_seconds` is not used again; `local_options` are for the sockets if the server is on this
+    machine. Raises ConfigError.
+    """
+    proxy = _proxy(url)
+    try:
+        # Certificates are read only where they are needed: that takes longer than all the rest of the start, and 3 MiB.
+        secure = "https" in {urlsplit(url).scheme, urlsplit(proxy or "").scheme}
+        certificates = httpx.create_ssl_context() if secure else None
+        if proxy is None and urlsplit(url).scheme in {"http", "https"}:  # of any other httpx says what is wrong with it
+            options = local_options if _is_loopback(urlsplit(url).hostname or "") else ()
+            return partial(DirectTransport, httpx.URL(url), certificates, keep_seconds, options)
+        limits = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=keep_seconds)
+        make = partial(httpx.AsyncHTTPTransport, verify=certificates or False, limits=limits, proxy=proxy)
+        make()  # whatever is wrong with the proxy is said now
+    except OSError as error:
+        raise ConfigError(f"SSL_CERT_FILE, SSL_CERT_DIR: the certificates cannot be read: {error}") from error
+    except (ValueError, ImportError, httpx.InvalidURL):  # their messages, and so their cause, may hold a password
+        raise ConfigError(
+            "HTTPS_PROXY, HTTP_PROXY, ALL_PROXY: the proxy cannot be used; it should be http://HOST:PORT or https://HOST:PORT"
+        ) from None
+    return make
+
+
+def _proxy(url: str) -> str | None:
+    """Return the proxy that the environment names for `url`."""
+    parts, proxies = urlsplit(url), getproxies()
+    found = proxies.get(parts.scheme) or proxies.get("all")
+    if found is None or _is_loopback(parts.hostname or "") or proxy_bypass(parts.netloc):
+        return None
+    return found if "://" in found else f"http://{found}"
+
+
 def _url(url: httpx.URL) -> httpcore.URL:
     return httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
 
@@ -123,3 +163,10 @@ class Connections:
         """Close those that are idle."""
         while self._idle:
             await self._idle.pop().aclose()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

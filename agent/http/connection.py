@@ -20,7 +20,7 @@ import anyio
 import anyio.lowlevel
 import h11
 
-from agent.wakeup import News
+from agent.runtime import News
 
 HEAD_READ_BYTES = 16 * 1024
 READ_BYTES = 64 * 1024

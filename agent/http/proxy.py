@@ -16,8 +16,7 @@ from typing import NamedTuple, cast
 import anyio
 import httpx
 
-from agent.delivery.http_transport import transports
-from agent.http.client import Connections
+from agent.http.client import Connections, transports
 from agent.http.connection import ClientGoneError
 from agent.http.server import Exchange, Response
 

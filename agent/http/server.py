@@ -21,8 +21,8 @@ import h11
 import msgspec
 import structlog
 
-from agent.daemon.logging import Throttle
 from agent.http.connection import ClientGoneError, Patience, Wire, timed_out
+from agent.throttle import Throttle
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_CONNECTIONS = 64

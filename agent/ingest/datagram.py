@@ -15,7 +15,7 @@ from agent.events import MAX_LINE_BYTES
 from agent.ingest.framing import LineFramer, Lines, as_lines
 from agent.ingest.intake import Conversation, Intake, Peer
 from agent.ingest.sockets import CREDENTIALS_SPACE, Bound, read_credentials
-from agent.wakeup import News
+from agent.runtime import News
 
 # More than net.core.wmem_default lets a client send at once.
 MAX_DATAGRAM_BYTES = 256 * 1024

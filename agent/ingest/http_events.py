@@ -15,7 +15,6 @@ import msgspec
 import structlog
 from pydantic import SecretStr
 
-from agent.daemon.logging import Throttle
 from agent.delivery.http_transport import EVENTS_PATH
 from agent.events import Ci, Context, decode_array
 from agent.http import server as http_server
@@ -23,6 +22,7 @@ from agent.http.connection import Patience
 from agent.http.server import Exchange, Head, Response, Server
 from agent.ingest.intake import LOG_INTERVAL, MAX_REASON_CHARACTERS, Intake
 from agent.ingest.sockets import Bound
+from agent.throttle import Throttle
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 SMALL_BODY_BYTES = 64 * 1024

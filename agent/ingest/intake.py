@@ -10,12 +10,12 @@ import anyio
 import msgspec
 import structlog
 
-from agent.daemon.logging import Throttle
 from agent.delivery.pipeline import Pipeline
 from agent.events import MAX_LINE_BYTES, Block, Context, Decoded, Reject, Session, decode_lines, decode_messages
 from agent.ingest.framing import Lines
 from agent.queue.committer import Group
 from agent.queue.cursor import Outcome
+from agent.throttle import Throttle
 
 NAMED_REJECTS = 5
 MAX_REASON_CHARACTERS = 200

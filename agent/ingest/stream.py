@@ -20,12 +20,12 @@ import anyio.abc
 import anyio.lowlevel
 import structlog
 
-from agent.daemon.logging import Throttle
 from agent.events import MAX_LINE_BYTES
 from agent.ingest.framing import LineFramer, Lines, as_lines
 from agent.ingest.intake import Conversation, Intake, Peer
 from agent.ingest.sockets import Bound, peer_of
-from agent.wakeup import News
+from agent.runtime import News
+from agent.throttle import Throttle
 
 READ_BYTES = MAX_LINE_BYTES
 # Refusing a line costs much more than taking one: who sends bad lines has to share the daemon in smaller turns.

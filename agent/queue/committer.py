@@ -6,32 +6,16 @@ production, inline in tests.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol, TypeVar
 
 import anyio
-import anyio.to_thread
 
 from agent.events import Block
 from agent.queue.grouping import Submitted, entries_of
 from agent.queue.store import Committed, Store
-from agent.wakeup import News, Wakeup
-
-T = TypeVar("T")
+from agent.runtime import News, RunBlocking, Wakeup
 
 MAX_PENDING_BYTES = 4 * 1024 * 1024
 STALL_SECONDS = 2.0
-
-
-class RunBlocking(Protocol):
-    """Runs a blocking call without blocking the event loop, and returns what it returns."""
-
-    async def __call__(self, call: Callable[[], T], /) -> T:
-        """Run `call`; an exception passes through."""
-
-
-async def run_in_thread(call: Callable[[], T]) -> T:
-    """The RunBlocking of production: a worker thread; cancellation waits for the call to end."""
-    return await anyio.to_thread.run_sync(call)
 
 
 class Group:

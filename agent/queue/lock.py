@@ -1,19 +1,12 @@
-"""Whose a queue directory is: the lock that keeps it to one process, and what a configuration says of it.
-
-It knows the configuration's section `[queue]` and the lock. It must never know who wants the queue, or for what.
-"""
+"""The lock that keeps a queue directory to one process. It must never know who wants the queue, or for what."""
 
 import errno
 from pathlib import Path
 
-from agent.config import Config
 from agent.errors import QueueLockedError, StorageError
-from agent.queue import segment
 from agent.queue.filesystem import FOREIGN, Filesystem, Lock
-from agent.queue.store import Limits
-from agent.spools.identity import DESTINATION, LOCK, Account
 
-__all__ = ["DESTINATION", "account_of", "limits_of", "lock_queue"]
+LOCK = "lock"
 
 
 def lock_queue(fs: Filesystem, directory: Path) -> Lock:
@@ -33,22 +26,3 @@ def lock_queue(fs: Filesystem, directory: Path) -> Lock:
     if lock is None:
         raise QueueLockedError(f"{directory}: another daemon uses this queue: stop it, or set another queue.directory")
     return lock
-
-
-def limits_of(settings: Config) -> Limits:
-    """Return what bounds the queue of a configuration."""
-    queue = settings.queue
-    return Limits(
-        # Room is made by whole segments; and one has a length to which it can be told from a file that is none.
-        segment_bytes=min(queue.segment_bytes, queue.max_bytes // 4, segment.MAX_BYTES // 2),
-        max_bytes=queue.max_bytes,
-        max_age=queue.max_age,
-        overflow=queue.overflow,
-        min_free_bytes=queue.min_free_bytes,
-        sync=queue.sync,
-    )
-
-
-def account_of(settings: Config) -> Account:
-    """Return where the events of a configuration go."""
-    return Account(settings.api.url, settings.api.team_id, settings.api.slug)

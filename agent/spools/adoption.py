@@ -16,15 +16,15 @@ import anyio
 import msgspec
 import structlog
 
-from agent.delivery.backlog import Seams
 from agent.delivery.pipeline import Delivery, Pipeline
 from agent.errors import StorageError
 from agent.queue.cursor import Ledger
 from agent.queue.filesystem import Filesystem, Lock
+from agent.queue.lock import LOCK
 from agent.queue.store import Limits
+from agent.runtime import Seams, Wakeup
 from agent.spools import identity as spool
 from agent.spools.identity import DESTINATION, NOTHING, Account, Adopted, AdoptedList, Identity, Settled, add
-from agent.wakeup import Wakeup
 
 SCAN_SECONDS = 30.0
 MAX_OPEN = 4
@@ -218,7 +218,7 @@ class Adoption:
         """
         if not self._fs.is_directory(directory) or not (names := self._fs.names(directory)):
             return None
-        lock = self._fs.lock(directory / spool.LOCK, create=self._has_lost_its_lock(directory, names))
+        lock = self._fs.lock(directory / LOCK, create=self._has_lost_its_lock(directory, names))
         if lock is None:
             raise _NotOursError(IN_USE)
         try:
@@ -229,7 +229,7 @@ class Adoption:
 
     def _has_lost_its_lock(self, directory: Path, names: Sequence[str]) -> bool:
         """Tell whether the removal of a spool goes on here. Another agent's removal must not find a new lock in its way."""
-        if spool.LOCK in names:
+        if LOCK in names:
             return False
         mark = spool.read_settled(self._fs, directory)
         if mark is None:

@@ -24,12 +24,12 @@ from agent.queue import segment
 from agent.queue.cursor import Cursor, Ledger
 from agent.queue.cursor_file import newest_in, read_slots
 from agent.queue.filesystem import UNFINISHED, Filesystem
+from agent.queue.lock import LOCK
 from agent.queue.snapshot import LogSnapshot
 
 T = TypeVar("T")
 
 DESTINATION = "default"
-LOCK = "lock"
 LOG = "agent.log"  # of an agent that `exec` started
 _IDENTITY = "identity.json"
 _SETTLED = "settled.json"

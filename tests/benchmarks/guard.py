@@ -24,7 +24,6 @@ import anyio.lowlevel
 import msgspec
 
 from agent.daemon import logging as logs
-from agent.delivery.backlog import Seams
 from agent.delivery.http_transport import Endpoint, HttpTransport
 from agent.delivery.pipeline import Delivery, Pipeline
 from agent.events import MAX_LINE_BYTES
@@ -32,6 +31,7 @@ from agent.ingest.framing import LineFramer
 from agent.ingest.intake import Conversation, Intake, Peer
 from agent.queue.filesystem import OsFilesystem
 from agent.queue.store import Limits
+from agent.runtime import Seams
 from tests.benchmarks import floor
 from tests.benchmarks.load import blocks
 from tests.benchmarks.sink import Sink, sink

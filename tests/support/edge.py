@@ -15,12 +15,12 @@ from typing import Any, Self, TypeVar
 import anyio
 import anyio.lowlevel
 
-from agent.delivery.backlog import Seams
 from agent.delivery.pipeline import Pipeline
 from agent.ingest import sockets
 from agent.ingest.datagram import DatagramListener
 from agent.ingest.intake import Intake
 from agent.ingest.stream import StreamListener
+from agent.runtime import Seams
 from tests.support.pipelines import Host
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
-from agent.delivery.backlog import Options, Seams
+from agent.delivery.backlog import Options
 from agent.delivery.pipeline import Delivery, Pipeline
 from agent.delivery.policy import Settings
 from agent.delivery.transport import Transport
@@ -22,6 +22,7 @@ from agent.queue import segment
 from agent.queue.committer import Group
 from agent.queue.dead_letters import DeadLetter, decode_dead_letter
 from agent.queue.store import Limits
+from agent.runtime import Seams
 from tests.support.crash_model import Chooser
 from tests.support.fake_transport import FakeTransport
 from tests.support.fault_filesystem import FaultFilesystem

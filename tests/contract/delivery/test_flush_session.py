@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 import anyio
 import pytest
 
-from agent.delivery.backlog import Seams
 from agent.delivery.pipeline import Pipeline
 from agent.delivery.policy import Settings
 from agent.queue.maintenance import changes
 from agent.queue.search import Search
 from agent.queue.store import Limits
+from agent.runtime import Seams
 from tests.support import virtual_time
 from tests.support.fake_transport import ACCEPTED, FakeTransport, reject
 from tests.support.fault_filesystem import failing, no_errors

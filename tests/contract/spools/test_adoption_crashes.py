@@ -17,6 +17,7 @@ import pytest
 from agent.delivery.pipeline import Delivery
 from agent.events import Context, encode_events
 from agent.queue.cursor import Ledger
+from agent.queue.lock import LOCK
 from agent.queue.log import Entry
 from agent.queue.record import Record, encode_record
 from agent.queue.store import Limits, Store
@@ -52,7 +53,7 @@ DELIVERED = {name for names in NAMES.values() for name in names} - {"r2"}
 
 def leave(fs: FaultFilesystem, directory: Path) -> None:
     """Leave a spool as a killed agent does."""
-    fs.write_bytes(directory / spool.LOCK, b"")
+    fs.write_bytes(directory / LOCK, b"")
     spool.identify(fs, directory, ACCOUNT, f"id-of-{directory.name}")
     store = Store(fs, directory / spool.DESTINATION, LIMITS)
     names = NAMES[directory]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.daemon.logging import Throttle
+from agent.throttle import Throttle
 from tests.support.api_server import Answer, ApiServer, error
 from tests.support.daemon import Daemon
 from tests.support.edge import line

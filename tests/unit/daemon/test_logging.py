@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-from agent.daemon.logging import Throttle
+from agent.throttle import Throttle
 
 PROGRAM = """
 import structlog

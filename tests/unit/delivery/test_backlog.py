@@ -8,13 +8,14 @@ from typing import Any
 import anyio
 import pytest
 
-from agent.delivery.backlog import MAX_HELD_BYTES, MAX_HELD_SPANS, READ_ATTEMPTS, Options, Seams, Source
+from agent.delivery.backlog import MAX_HELD_BYTES, MAX_HELD_SPANS, READ_ATTEMPTS, Options, Source
 from agent.delivery.batching import Batch
 from agent.events import Context, Event, as_array, decode_events, encode_events
 from agent.queue.cursor import Outcome, Span
 from agent.queue.log import Entry
 from agent.queue.record import Record, encode_record
 from agent.queue.store import Limits, Store
+from agent.runtime import Seams
 from tests.support import virtual_time
 from tests.support.fault_filesystem import FaultFilesystem, no_errors
 from tests.support.pipelines import DIRECTORY, EPOCH, PLAIN, events, inline, numbered

@@ -11,11 +11,12 @@ import anyio.lowlevel
 import pytest
 
 from agent.events import Block, Context
-from agent.queue.committer import MAX_PENDING_BYTES, STALL_SECONDS, Committer, Group, RunBlocking, run_in_thread
+from agent.queue.committer import MAX_PENDING_BYTES, STALL_SECONDS, Committer, Group
 from agent.queue.cursor import Outcome, Span
 from agent.queue.filesystem import OsFilesystem
 from agent.queue.record import Frame, decode_record
 from agent.queue.store import Committed, Limits, Store
+from agent.runtime import RunBlocking, run_in_thread
 from tests.support.fault_filesystem import FaultFilesystem, failing, no_errors
 
 pytestmark = pytest.mark.anyio

@@ -4,7 +4,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from agent.wakeup import News, Wakeup
+from agent.runtime import News, Wakeup
 
 pytestmark = pytest.mark.anyio
 

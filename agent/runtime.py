@@ -1,9 +1,37 @@
-"""What a task waits for and others set, as often as they like: remembered until it was waited for, or for those alone who wait.
+"""What code runs in: threads for blocking calls, the clock, chance, and the two ways in which a task wakes another one.
 
-Making an event takes longer than most of what is told with it, so one is made only where somebody waits.
+Everything here is passed in, so that a test can run it with threads, time and chance of its own.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
 import anyio
+import anyio.to_thread
+
+T = TypeVar("T")
+
+
+class RunBlocking(Protocol):
+    """Runs a blocking call without blocking the event loop, and returns what it returns."""
+
+    async def __call__(self, call: Callable[[], T], /) -> T:
+        """Run `call`; an exception passes through."""
+
+
+async def run_in_thread(call: Callable[[], T]) -> T:
+    """The RunBlocking of production: a worker thread; cancellation waits for the call to end."""
+    return await anyio.to_thread.run_sync(call)
+
+
+@dataclass(frozen=True)
+class Seams:
+    """What differs between production and tests: threads, clocks and chance."""
+
+    run_blocking: RunBlocking
+    wall_clock: Callable[[], float]
+    random: Callable[[], float]
 
 
 class Wakeup:
