@@ -188,17 +188,17 @@ def fitting(lines: bytes, count: int, size: int) -> int:
     return count if len(lines) <= size else min(lines.count(b"\n", 0, max(size, 0)), count)
 
 
-def opening(session: str) -> bytes:
+def session_prefix(session: str) -> bytes:
     """Return what each line of a session's events begins with, and what is nowhere else in lines: strings escape quotes."""
-    return _OPENING % msgspec.json.encode(session)
+    return _PREFIX % msgspec.json.encode(session)
 
 
-def openings(lines: bytes, count: int) -> Mapping[bytes, int]:
-    """Count lines by what they begin with, `opening` of their session; there are `count`, as a rule all of one session.
+def count_session_prefixes(lines: bytes, count: int) -> Mapping[bytes, int]:
+    """Count lines by what they begin with, `session_prefix` of their session; there are `count`, as a rule all of one session.
 
     A line that something else wrote may have none, and is not counted.
     """
-    first = _opening_of(lines)
+    first = _prefix_of(lines)
     if first and lines.startswith(first[0], lines.rfind(b"\n", 0, -1) + 1) and lines.count(first[0]) == count:
         return {first[0]: count}
     found: Counter[bytes] = Counter()
@@ -207,10 +207,10 @@ def openings(lines: bytes, count: int) -> Mapping[bytes, int]:
     return found
 
 
-_OPENING = b'{"sessionId":%b,'
-_ANY_OPENING = _OPENING % rb'"[^"\\\n]*+(?:\\.[^"\\\n]*+)*+"'
-_opening_of = re.compile(_ANY_OPENING).match
-_runs = re.compile(rb"(%b)[^\n]*+\n(?:\1[^\n]*+\n)*+" % _ANY_OPENING).finditer  # lines that follow each other
+_PREFIX = b'{"sessionId":%b,'
+_ANY_PREFIX = _PREFIX % rb'"[^"\\\n]*+(?:\\.[^"\\\n]*+)*+"'
+_prefix_of = re.compile(_ANY_PREFIX).match
+_runs = re.compile(rb"(%b)[^\n]*+\n(?:\1[^\n]*+\n)*+" % _ANY_PREFIX).finditer  # lines that follow each other
 
 
 def is_lines(text: bytes, count: int) -> bool:

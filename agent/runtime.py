@@ -26,7 +26,7 @@ async def run_in_thread(call: Callable[[], T]) -> T:
 
 
 @dataclass(frozen=True)
-class Seams:
+class Runtime:
     """What differs between production and tests: threads, clocks and chance."""
 
     run_blocking: RunBlocking
@@ -57,7 +57,7 @@ class Wakeup:
             self._event = anyio.Event()
 
 
-class News:
+class Broadcast:
     """Wakes all who wait at the moment when it is told, and remembers nothing."""
 
     __slots__ = ("_event",)
@@ -65,7 +65,7 @@ class News:
     def __init__(self) -> None:
         self._event: anyio.Event | None = None
 
-    def tell(self) -> None:
+    def notify_all(self) -> None:
         """Wake all who wait."""
         if self._event is not None:
             self._event.set()

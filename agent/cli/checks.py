@@ -23,7 +23,7 @@ from agent.queue.filesystem import OsFilesystem
 _BOUND_SOCKETS = Path("/proc/net/unix")
 
 
-class Finding(NamedTuple):
+class CheckResult(NamedTuple):
     """What a check found; a problem's message says what to do."""
 
     check: str
@@ -31,15 +31,15 @@ class Finding(NamedTuple):
     message: str
 
 
-def examine(path: Path | None, environ: Mapping[str, str], *, online: bool) -> Iterator[Finding]:
+def examine(path: Path | None, environ: Mapping[str, str], *, online: bool) -> Iterator[CheckResult]:
     """Check everything; without a valid configuration there is nothing else to check."""
     try:
         settings = config.load(path, environ)
     except ConfigError as error:
         for line in str(error).splitlines():
-            yield Finding("configuration", False, line)
+            yield CheckResult("configuration", False, line)
         return
-    yield Finding("configuration", True, "variables and defaults, no file" if path is None else str(path))
+    yield CheckResult("configuration", True, "variables and defaults, no file" if path is None else str(path))
     yield _token(settings, environ)
     yield from _clients_token(settings, environ)
     daemon = _daemon(settings.listen.control)
@@ -49,43 +49,43 @@ def examine(path: Path | None, environ: Mapping[str, str], *, online: bool) -> I
     if online:
         from agent.cli.online_check import ask_server
 
-        yield Finding("server", *ask_server(settings, environ))
+        yield CheckResult("server", *ask_server(settings, environ))
 
 
-def _token(settings: Config, environ: Mapping[str, str]) -> Finding:
+def _token(settings: Config, environ: Mapping[str, str]) -> CheckResult:
     try:
         token = config.read_token(settings, environ)
     except ConfigError as error:
-        return Finding("token", False, str(error))
+        return CheckResult("token", False, str(error))
     if token is None:
         ways = f"set api.token_file, or {' or '.join(config.TOKEN_VARIABLES)}"
-        return Finding("token", False, f"there is none: {ways} (a systemd credential is seen by the service alone)")
+        return CheckResult("token", False, f"there is none: {ways} (a systemd credential is seen by the service alone)")
     source = config.token_source(settings, environ)
-    return Finding("token", True, f"from {source}" if isinstance(source, Path) else f"from the variable {source}")
+    return CheckResult("token", True, f"from {source}" if isinstance(source, Path) else f"from the variable {source}")
 
 
-def _clients_token(settings: Config, environ: Mapping[str, str]) -> Iterator[Finding]:
+def _clients_token(settings: Config, environ: Mapping[str, str]) -> Iterator[CheckResult]:
     if settings.http.listen is None:
         return
     try:
         config.read_http_token(settings, environ)
     except ConfigError as error:
-        yield Finding("clients' token", False, str(error))
+        yield CheckResult("clients' token", False, str(error))
     else:
-        yield Finding(
+        yield CheckResult(
             "clients' token", True, f"from {settings.http.token_file}" if settings.http.token_file else "the API's"
         )
 
 
-def _daemon(control: Path) -> Finding:
+def _daemon(control: Path) -> CheckResult:
     """Ask, but only a socket that somebody holds open."""
     if str(control) not in _bound_paths():
-        return Finding("daemon", True, "not running")
+        return CheckResult("daemon", True, "not running")
     try:
         with ControlClient(control) as client:
-            return Finding("daemon", True, f"running, pid {client.status().value.get('pid')}")
+            return CheckResult("daemon", True, f"running, pid {client.status().value.get('pid')}")
     except AgentError as error:
-        return Finding("daemon", False, str(error))
+        return CheckResult("daemon", False, str(error))
 
 
 def _bound_paths() -> set[str]:
@@ -97,7 +97,7 @@ def _bound_paths() -> set[str]:
     return {fields[7] for line in lines if len(fields := line.split(maxsplit=7)) == 8}
 
 
-def _sockets(settings: Config, daemon: Finding) -> Iterator[Finding]:
+def _sockets(settings: Config, daemon: CheckResult) -> Iterator[CheckResult]:
     listen, bound = settings.listen, _bound_paths()
     keys = {
         "stream": "listen.stream",
@@ -108,15 +108,15 @@ def _sockets(settings: Config, daemon: Finding) -> Iterator[Finding]:
     for role, key in keys.items():
         path: Path | None = attrgetter(key)(settings)
         if path is None:
-            yield Finding(f"{role} socket", True, "turned off")
+            yield CheckResult(f"{role} socket", True, "turned off")
         else:
             problem = _socket_problem(path) or _directory_problem(path.parent, path.parent.parent, key)
             running = daemon.message.startswith("running")
-            yield Finding(f"{role} socket", problem is None, problem or _socket_state(path, bound, running=running))
+            yield CheckResult(f"{role} socket", problem is None, problem or _socket_state(path, bound, running=running))
     if settings.http.listen is not None:
         yield _port(settings.http.listen, running=daemon.message.startswith("running"))
     if settings.front.enabled:
-        yield Finding("front", True, f"passes other requests on to {settings.api.url}")
+        yield CheckResult("front", True, f"passes other requests on to {settings.api.url}")
     if listen.group is not None:
         yield _group(listen.group)
 
@@ -137,37 +137,37 @@ def _socket_state(path: Path, bound: set[str], *, running: bool) -> str:
     return f"{path}: a stale file, which the daemon will replace" if path.exists() else str(path)
 
 
-def _port(address: str, *, running: bool) -> Finding:
+def _port(address: str, *, running: bool) -> CheckResult:
     if not running:
         try:
             sockets.bind_tcp(address, listening=False).release()
         except ListenError as error:
-            return Finding("HTTP port", False, str(error))
-    return Finding("HTTP port", True, address)
+            return CheckResult("HTTP port", False, str(error))
+    return CheckResult("HTTP port", True, address)
 
 
-def _group(name: str) -> Finding:
+def _group(name: str) -> CheckResult:
     try:
         grp.getgrnam(name)
     except KeyError:
-        return Finding("group", False, f"there is no group {name!r}: create it, or correct listen.group")
-    return Finding("group", True, name)
+        return CheckResult("group", False, f"there is no group {name!r}: create it, or correct listen.group")
+    return CheckResult("group", True, name)
 
 
-def _queue(settings: Config) -> Iterator[Finding]:
+def _queue(settings: Config) -> Iterator[CheckResult]:
     directory, floor = settings.queue.directory, settings.queue.min_free_bytes
     place = _nearest(directory)
     problem = _directory_problem(directory, place, "queue.directory")
     state = str(directory) if place == directory else f"{directory}: the daemon will create it"
-    yield Finding("queue directory", problem is None, problem or state)
+    yield CheckResult("queue directory", problem is None, problem or state)
     try:
         free = OsFilesystem().free_bytes(place)
     except OSError as error:
-        yield Finding("free space", False, f"{place}: cannot find out: {error.strerror}")
+        yield CheckResult("free space", False, f"{place}: cannot find out: {error.strerror}")
         return
     facts = f"{size(free)} at {place}, queue.min_free_bytes is {size(floor)}"
     advice = ": events would be dropped: make room, or lower it"
-    yield Finding("free space", free >= floor, facts if free >= floor else facts + advice)
+    yield CheckResult("free space", free >= floor, facts if free >= floor else facts + advice)
 
 
 def _nearest(path: Path) -> Path:

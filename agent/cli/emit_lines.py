@@ -10,7 +10,7 @@ from time import sleep
 
 from msgspec import UNSET
 
-from agent.cli.views.emit import Report
+from agent.cli.views.emit import EmitReport
 from agent.client import EventClient
 from agent.errors import AgentError
 from agent.events import MAX_LINE_BYTES, Context, Event, Session, decode_events, decode_lines
@@ -22,7 +22,7 @@ PATIENCE_SECONDS = 2.0
 _RETRY_SECONDS = 0.002
 
 
-def send_standard_input(report: Report, path: str | None, *, strict: bool) -> None:
+def send_standard_input(report: EmitReport, path: str | None, *, strict: bool) -> None:
     """Send what standard input holds, up to its end. Raises AgentError if it cannot be read."""
     framer, sender = LineFramer(MAX_LINE_BYTES), _Sender(report, path, strict=strict)
     for chunk in _chunks():
@@ -46,7 +46,7 @@ _UNSTATED = Session().context
 class _Sender:
     """Sends lines to one socket; a change of context takes a new connection, which is what a context is bound to."""
 
-    def __init__(self, report: Report, path: str | None, *, strict: bool) -> None:
+    def __init__(self, report: EmitReport, path: str | None, *, strict: bool) -> None:
         self._report = report
         self._strict = strict
         self._path = path

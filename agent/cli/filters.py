@@ -12,8 +12,8 @@ import click
 from agent.cli.options import Duration
 
 if TYPE_CHECKING:
-    from agent.queue.maintenance.browse import Selection
-    from agent.queue.maintenance.browse_dead_letters import LetterSelection
+    from agent.queue.maintenance.browse import EventFilter
+    from agent.queue.maintenance.browse_dead_letters import DeadLetterFilter
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -47,21 +47,21 @@ def letter_options(command: F) -> F:
     return command
 
 
-def selection(options: Mapping[str, object]) -> "Selection":
+def selection(options: Mapping[str, object]) -> "EventFilter":
     """Return what the event options select; ages become times here, once, however long the command takes."""
-    from agent.queue.maintenance.browse import Selection
+    from agent.queue.maintenance.browse import EventFilter
 
-    return Selection(**_given(options))
+    return EventFilter(**_given(options))
 
 
-def letter_selection(options: Mapping[str, object], numbers: tuple[int, ...] = ()) -> "LetterSelection":
+def letter_selection(options: Mapping[str, object], numbers: tuple[int, ...] = ()) -> "DeadLetterFilter":
     """Return what the letter options and numbers select."""
-    from agent.queue.maintenance.browse_dead_letters import LetterSelection
+    from agent.queue.maintenance.browse_dead_letters import DeadLetterFilter
 
     given = _given(options)
     if numbers:
         given["numbers"] = frozenset(numbers)
-    return LetterSelection(**given)
+    return DeadLetterFilter(**given)
 
 
 def _given(options: Mapping[str, object]) -> dict[str, Any]:

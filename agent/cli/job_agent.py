@@ -70,7 +70,7 @@ class JobAgent:
         queued = self.flush(seconds)
         return f"{amount(queued, 'event')} not delivered yet, in {self.place}, which goes on" if queued else None
 
-    def take_front(self, environ: Mapping[str, str]) -> None:
+    def use_proxy(self, environ: Mapping[str, str]) -> None:
         """Add the address of the front to `variables`. Raises AgentError if clients would fare worse with it than without."""
         front = self._front()
         if front.address is None:

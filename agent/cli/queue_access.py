@@ -16,8 +16,8 @@ from agent.control.client import ControlClient, DeniedError
 from agent.errors import NotRunningError
 from agent.queue.maintenance import changes
 from agent.queue.maintenance.audit import Audit
-from agent.queue.maintenance.browse import MAX_PAGE_EVENTS, EventPage, Listing, Queued, Selection
-from agent.queue.maintenance.browse_dead_letters import Letter, LetterPage, LetterSelection
+from agent.queue.maintenance.browse import MAX_PAGE_EVENTS, EventFilter, EventPage, Listing, QueuedEvent
+from agent.queue.maintenance.browse_dead_letters import DeadLetterFilter, DeadLetterPage, ListedDeadLetter
 
 # On top of the time that a request to the API may take: for the disk.
 PURGE_GRACE_SECONDS = 30.0
@@ -29,13 +29,13 @@ class Access(Protocol):
     def listing(self) -> Listing:
         """Return what the segments hold."""
 
-    def event_page(self, selection: Selection, start: int, limit: int) -> EventPage:
+    def event_page(self, selection: EventFilter, start: int, limit: int) -> EventPage:
         """Return queued events."""
 
     def audit(self) -> Audit:
         """Check everything."""
 
-    def letter_page(self, selection: LetterSelection, start: int, limit: int) -> LetterPage:
+    def dead_letter_page(self, selection: DeadLetterFilter, start: int, limit: int) -> DeadLetterPage:
         """Return dead letters."""
 
     def repair(self) -> changes.Repaired:
@@ -44,10 +44,10 @@ class Access(Protocol):
     def purge(self) -> changes.Purged:
         """Settle all that is queued."""
 
-    def retry(self, selection: LetterSelection) -> changes.Retried:
+    def retry(self, selection: DeadLetterFilter) -> changes.Retried:
         """Queue the events of dead letters again."""
 
-    def purge_letters(self, selection: LetterSelection) -> changes.LettersPurged:
+    def purge_dead_letters(self, selection: DeadLetterFilter) -> changes.DeadLettersPurged:
         """Remove dead letters."""
 
 
@@ -70,7 +70,7 @@ def access(settings: Config) -> Iterator[Access]:
         yield way
 
 
-def events(queue: Access, selection: Selection, limit: int | None) -> Iterator[Queued | int]:
+def events(queue: Access, selection: EventFilter, limit: int | None) -> Iterator[QueuedEvent | int]:
     """Yield the queued events that are meant, at most `limit`; now and then, how many cannot be read."""
     start: int | None = 1
     while start is not None and limit != 0:
@@ -81,22 +81,22 @@ def events(queue: Access, selection: Selection, limit: int | None) -> Iterator[Q
         start, limit = page.next, None if limit is None else limit - len(page.events)
 
 
-class Letters:
+class DeadLetterPages:
     """The letters that are meant, in the log's order, at most `limit`; `unreadable` counts what lies between them so far."""
 
-    def __init__(self, queue: Access, selection: LetterSelection, limit: int | None = None) -> None:
+    def __init__(self, queue: Access, selection: DeadLetterFilter, limit: int | None = None) -> None:
         self._queue = queue
         self._selection = selection
         self._limit = limit
         self.unreadable = 0
 
-    def __iter__(self) -> Iterator[Letter]:
+    def __iter__(self) -> Iterator[ListedDeadLetter]:
         self.unreadable = 0
         start: int | None = 0
         limit = self._limit
         while start is not None and limit != 0:
             most = MAX_PAGE_EVENTS if limit is None else min(limit, MAX_PAGE_EVENTS)
-            page = self._queue.letter_page(self._selection, start, most)
+            page = self._queue.dead_letter_page(self._selection, start, most)
             self.unreadable += page.unreadable
             yield from page.letters
             start, limit = page.next, None if limit is None else limit - len(page.letters)
@@ -112,14 +112,14 @@ class Online:
     def listing(self) -> Listing:
         return self._control.ask("GET", "/queue", Listing)
 
-    def event_page(self, selection: Selection, start: int, limit: int) -> EventPage:
+    def event_page(self, selection: EventFilter, start: int, limit: int) -> EventPage:
         return self._control.ask("GET", f"/queue/events?{_query(selection, start, limit)}", EventPage)
 
     def audit(self) -> Audit:
         return self._control.ask("GET", "/queue/verify", Audit)
 
-    def letter_page(self, selection: LetterSelection, start: int, limit: int) -> LetterPage:
-        return self._control.ask("GET", f"/dead-letters?{_query(selection, start, limit)}", LetterPage)
+    def dead_letter_page(self, selection: DeadLetterFilter, start: int, limit: int) -> DeadLetterPage:
+        return self._control.ask("GET", f"/dead-letters?{_query(selection, start, limit)}", DeadLetterPage)
 
     def repair(self) -> changes.Repaired:
         return self._control.ask("POST", "/queue/repair", changes.Repaired)
@@ -127,15 +127,15 @@ class Online:
     def purge(self) -> changes.Purged:
         return self._control.ask("POST", f"/queue/purge?deadline={self._purge_seconds!r}", changes.Purged)
 
-    def retry(self, selection: LetterSelection) -> changes.Retried:
+    def retry(self, selection: DeadLetterFilter) -> changes.Retried:
         return self._control.ask("POST", "/dead-letters/retry", changes.Retried, body=msgspec.json.encode(selection))
 
-    def purge_letters(self, selection: LetterSelection) -> changes.LettersPurged:
+    def purge_dead_letters(self, selection: DeadLetterFilter) -> changes.DeadLettersPurged:
         body = msgspec.json.encode(selection)
-        return self._control.ask("POST", "/dead-letters/purge", changes.LettersPurged, body=body)
+        return self._control.ask("POST", "/dead-letters/purge", changes.DeadLettersPurged, body=body)
 
 
-def _query(selection: Selection, start: int, limit: int) -> str:
+def _query(selection: EventFilter, start: int, limit: int) -> str:
     wanted: dict[str, object] = msgspec.to_builtins(selection)
     if "numbers" in wanted:
         wanted["numbers"] = ",".join(map(str, msgspec.to_builtins(wanted["numbers"])))

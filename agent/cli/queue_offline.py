@@ -21,9 +21,9 @@ from agent.queue.filesystem import Lock, OsFilesystem
 from agent.queue.lock import lock_queue
 from agent.queue.maintenance import changes
 from agent.queue.maintenance.audit import Audit, audit
-from agent.queue.maintenance.browse import EventPage, Listing, Selection, event_page, list_segments
-from agent.queue.maintenance.browse_dead_letters import LetterPage, LetterSelection, letter_page
-from agent.queue.maintenance.offline import OfflineHost, at_once, opened
+from agent.queue.maintenance.browse import EventFilter, EventPage, Listing, event_page, list_segments
+from agent.queue.maintenance.browse_dead_letters import DeadLetterFilter, DeadLetterPage, dead_letter_page
+from agent.queue.maintenance.offline import OfflineQueue, at_once, opened
 from agent.queue.snapshot import QueueSnapshot, read_queue
 from agent.spools.identity import DESTINATION
 
@@ -65,7 +65,7 @@ class Offline:
         with _as_owner(self._root):
             return list_segments(self._queue)
 
-    def event_page(self, selection: Selection, start: int, limit: int) -> EventPage:
+    def event_page(self, selection: EventFilter, start: int, limit: int) -> EventPage:
         with _as_owner(self._root):
             return event_page(self._queue, selection, start, limit)
 
@@ -75,9 +75,9 @@ class Offline:
             log, repeats = self._letters.read(lambda *found: found)
             return audit(read_queue(self._fs, self._directory), slots, log, partial(weigh, repeats))
 
-    def letter_page(self, selection: LetterSelection, start: int, limit: int) -> LetterPage:
+    def dead_letter_page(self, selection: DeadLetterFilter, start: int, limit: int) -> DeadLetterPage:
         with _as_owner(self._root):
-            return self._letters.read(lambda log, repeats: letter_page(log, repeats, selection, start, limit))
+            return self._letters.read(lambda log, repeats: dead_letter_page(log, repeats, selection, start, limit))
 
     def repair(self) -> changes.Repaired:
         return self._change(changes.repair)
@@ -85,13 +85,13 @@ class Offline:
     def purge(self) -> changes.Purged:
         return self._change(partial(changes.purge, seconds=0.0))
 
-    def retry(self, selection: LetterSelection) -> changes.Retried:
+    def retry(self, selection: DeadLetterFilter) -> changes.Retried:
         return self._change(partial(changes.retry, selection=selection))
 
-    def purge_letters(self, selection: LetterSelection) -> changes.LettersPurged:
-        return self._change(partial(changes.purge_letters, selection=selection))
+    def purge_dead_letters(self, selection: DeadLetterFilter) -> changes.DeadLettersPurged:
+        return self._change(partial(changes.purge_dead_letters, selection=selection))
 
-    def _change(self, change: Callable[[OfflineHost], Coroutine[None, None, T]]) -> T:
+    def _change(self, change: Callable[[OfflineQueue], Coroutine[None, None, T]]) -> T:
         with _as_owner(self._root), opened(self._fs, self._directory, self._limits, time.time) as host:
             return at_once(change(host))
 

@@ -182,7 +182,7 @@ class _Section(BaseModel):
         return self
 
     def _conflict(self, key: str, other: str, reason: str) -> PydanticCustomError:
-        section = type(self).__name__.lower()
+        section = type(self).__name__.removesuffix("Config").lower()
         return _conflict(f"{section}.{key}", f"{section}.{other}", reason)
 
 
@@ -191,7 +191,7 @@ def _conflict(key: str, other: str, reason: str) -> PydanticCustomError:
     return PydanticCustomError("conflict", "{reason}", {"keys": [key, other], "reason": f"{key} and {other} {reason}"})
 
 
-class Api(_Section):
+class ApiConfig(_Section):
     url: Url = "https://api.vercel.com"
     token_file: OrOff[AbsolutePath] = None
     team_id: OrOff[Word] = None
@@ -200,7 +200,7 @@ class Api(_Section):
     max_requests_per_minute: OrOff[Annotated[Count, Field(ge=1)]] = None
 
 
-class Listen(_Section):
+class ListenConfig(_Section):
     stream: OrOff[SocketPath]
     datagram: OrOff[SocketPath]
     control: SocketPath
@@ -216,18 +216,18 @@ class Listen(_Section):
         return self
 
 
-class Http(_Section):
+class HttpConfig(_Section):
     socket: OrOff[SocketPath] = None
     listen: OrOff[LoopbackAddress] = None
     token_file: OrOff[AbsolutePath] = None
     max_connections: Count = Field(default=512, ge=1)
 
 
-class Front(_Section):
+class FrontConfig(_Section):
     enabled: bool = False
 
 
-class Queue(_Section):
+class QueueConfig(_Section):
     directory: AbsolutePath
     adopt: OrOff[AbsolutePath] = None
     segment_bytes: Size = Field(default=parse_size("8MiB"), ge=parse_size("64KiB"))
@@ -238,7 +238,7 @@ class Queue(_Section):
     sync: Literal["commit", "interval", "off"] = "commit"
 
 
-class Batch(_Section):
+class BatchConfig(_Section):
     max_events: Count = Field(default=1000, ge=1, le=100_000)
     max_bytes: Size = Field(default=parse_size("960KiB"), ge=1024)
     max_delay: Duration = Field(default=2.0, ge=0)
@@ -246,14 +246,14 @@ class Batch(_Section):
     split_sessions: bool = False
 
 
-class Retry(_Section):
+class RetryConfig(_Section):
     initial_delay: Duration = Field(default=1.0, gt=0)
     max_delay: Duration = Field(default=parse_duration("5m"), gt=0)
 
     at_least = (("max_delay", 1, "initial_delay"),)
 
 
-class Pause(_Section):
+class PauseConfig(_Section):
     probe_interval: Duration = Field(default=parse_duration("5m"), gt=0)
     max_probe_interval: Duration = Field(default=parse_duration("1h"), gt=0)
     rejections_in_a_row: Count = Field(default=20, ge=1)
@@ -261,11 +261,11 @@ class Pause(_Section):
     at_least = (("max_probe_interval", 1, "probe_interval"),)
 
 
-class Shutdown(_Section):
+class ShutdownConfig(_Section):
     deadline: Duration = Field(default=10.0, ge=0)
 
 
-class Log(_Section):
+class LogConfig(_Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["console", "json"] = "console"
 
@@ -273,16 +273,16 @@ class Log(_Section):
 class Config(_Section):
     """Everything the agent can be told, checked. Sizes are bytes, durations seconds, paths absolute; no secrets."""
 
-    api: Api = Api()
-    listen: Listen
-    http: Http = Http()
-    front: Front = Front()
-    queue: Queue
-    batch: Batch = Batch()
-    retry: Retry = Retry()
-    pause: Pause = Pause()
-    shutdown: Shutdown = Shutdown()
-    log: Log = Log()
+    api: ApiConfig = ApiConfig()
+    listen: ListenConfig
+    http: HttpConfig = HttpConfig()
+    front: FrontConfig = FrontConfig()
+    queue: QueueConfig
+    batch: BatchConfig = BatchConfig()
+    retry: RetryConfig = RetryConfig()
+    pause: PauseConfig = PauseConfig()
+    shutdown: ShutdownConfig = ShutdownConfig()
+    log: LogConfig = LogConfig()
 
     @model_validator(mode="after")
     def _http_fits(self) -> Self:

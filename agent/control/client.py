@@ -12,7 +12,7 @@ import httpx
 import msgspec
 
 from agent.errors import AgentError, DeadlineError, NotRunningError, StorageError
-from agent.queue.barrier import Report
+from agent.queue.barrier import FlushReport
 
 TIMEOUT_SECONDS = 10.0
 # The daemon keeps the deadline; this is for one that does not answer at all.
@@ -46,8 +46,8 @@ class Flushed(NamedTuple):
 
     in_time: bool
     text: str
-    report: Report
-    verdict: Report
+    report: FlushReport
+    verdict: FlushReport
 
 
 class ControlClient:
@@ -73,8 +73,8 @@ class ControlClient:
         except _SilentError:
             return None
         try:
-            report = msgspec.json.decode(response.content, type=Report)
-            verdict = msgspec.json.decode(response.headers["artifacts-agent-flush"], type=Report)
+            report = msgspec.json.decode(response.content, type=FlushReport)
+            verdict = msgspec.json.decode(response.headers["artifacts-agent-flush"], type=FlushReport)
         except (KeyError, msgspec.DecodeError, UnicodeDecodeError):
             return self._refuse("POST /flush", response)
         return Flushed(response.status_code == 200, response.text, report, verdict)

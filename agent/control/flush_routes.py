@@ -1,11 +1,12 @@
 """The control socket's flush: what it is about, how long it waits, and what it reports.
 
-    POST /flush?deadline=SECONDS&session=ID     `barrier.Report`: 200 when all that had been written before the call has left
+    POST /flush?deadline=SECONDS&session=ID     `barrier.FlushReport`: 200 when all that had been written before the call has left
                                                 the queue, 504 if the deadline passed first
 
 The report is of every event accepted before the call, since the queue began; with a session, of its events that are queued at
 the call, and of those that this daemon has delivered or dead-lettered. What a verdict on this flush goes by is in the header
-`artifacts-agent-flush`, a `Report` too: how those came to an end that had not at the call; with a session, all of its events.
+`artifacts-agent-flush`, a `FlushReport` too: how those came to an end that had not at the call; with a session, all of its
+events.
 
 It knows requests and the pipelines' barriers. It must never know what settles an event. A client that hangs up ends its flush.
 """
@@ -21,7 +22,7 @@ import msgspec
 from agent.delivery.pipeline import Pipeline
 from agent.errors import StorageError
 from agent.http.server import Request, Response
-from agent.queue.barrier import Barrier, Report, total
+from agent.queue.barrier import Barrier, FlushReport, total
 
 DEFAULT_DEADLINE = 30.0
 MAX_DEADLINE = 86_400.0
@@ -72,7 +73,7 @@ class FlushRoute:
         return Response.error(507, "storage_error", problem)
 
     async def _flush_all(self, until: float) -> Response:
-        before = total(Report.of(pipeline.ledger()) for pipeline in self._pipelines)
+        before = total(FlushReport.of(pipeline.ledger()) for pipeline in self._pipelines)
         in_time = await self._take_what_was_written(until)
         with ExitStack() as open_barriers:
             barriers = [open_barriers.enter_context(pipeline.barrier()) for pipeline in self._pipelines]
@@ -109,7 +110,7 @@ class FlushRoute:
                     tasks.start_soon(pipeline.passed, barrier)
 
 
-def _response(report: Report, verdict: Report, *, in_time: bool) -> Response:
+def _response(report: FlushReport, verdict: FlushReport, *, in_time: bool) -> Response:
     response = Response.json(report, 200 if in_time and not report.queued else 504)
     response.headers.append((VERDICT_HEADER, msgspec.json.encode(verdict).decode()))
     return response

@@ -7,9 +7,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from agent.delivery.pipeline import Status
+from agent.delivery.pipeline import PipelineStatus
 from agent.queue.cursor import DROP_REASONS
-from agent.spools.adoption import Report
+from agent.spools.adoption import AdoptionReport
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _STATES = ("running", "backing_off", "paused")
@@ -29,7 +29,9 @@ class Clients(NamedTuple):
     answered: Mapping[str, Mapping[int, int]] = {}
 
 
-def render(statuses: Mapping[str, Status], clients: Clients, now: float, adopted: Report | None = None) -> bytes:
+def render(
+    statuses: Mapping[str, PipelineStatus], clients: Clients, now: float, adopted: AdoptionReport | None = None
+) -> bytes:
     """Return every counter and gauge; `now` is in seconds since the epoch. Without adoption there are none of spools."""
     families = [
         CounterMetricFamily(
@@ -69,7 +71,7 @@ class _Fixed(Collector):
         return self._families
 
 
-def _ledgers(statuses: Mapping[str, Status]) -> Iterator[Metric]:
+def _ledgers(statuses: Mapping[str, PipelineStatus]) -> Iterator[Metric]:
     accepted = _counter("events_accepted", "Events taken from clients.")
     delivered = _counter("events_delivered", "Events the API took.")
     retried = _counter("events_retried", "Of the accepted events, those that came back from dead letters.")
@@ -94,7 +96,7 @@ def _ledgers(statuses: Mapping[str, Status]) -> Iterator[Metric]:
     yield from (accepted, retried, delivered, dead, held, discarded, dropped, queued, requests)
 
 
-def _gauges(statuses: Mapping[str, Status], now: float) -> Iterator[Metric]:
+def _gauges(statuses: Mapping[str, PipelineStatus], now: float) -> Iterator[Metric]:
     size = _gauge("queue_bytes", "Bytes of the queue's segments.")
     age = _gauge("oldest_event_age_seconds", "Age of the oldest queued event; 0 when nothing is queued.")
     state = _gauge("delivery_state", "1 for the state that delivery is in.", "state")
@@ -108,7 +110,7 @@ def _gauges(statuses: Mapping[str, Status], now: float) -> Iterator[Metric]:
     yield from (size, age, state, failing)
 
 
-def _spools(adopted: Report) -> Iterator[Metric]:
+def _spools(adopted: AdoptionReport) -> Iterator[Metric]:
     ledger = adopted.ledger
     counts = {"delivered": ledger.delivered, "dead_lettered": ledger.dead_lettered}
     settled = CounterMetricFamily(

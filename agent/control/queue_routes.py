@@ -7,7 +7,7 @@
     POST /queue/purge?deadline=SECONDS  `changes.Purged`; 504 if requests were under way until the deadline: nothing is purged
     GET  /dead-letters?from=0&limit=N   a page of letters, `letters.LetterPage`
     POST /dead-letters/retry            `changes.Retried`
-    POST /dead-letters/purge            `changes.LettersPurged`
+    POST /dead-letters/purge            `changes.DeadLettersPurged`
 
 What is meant, of events and of letters, is said in the query, or in a JSON object as the body of a POST: `session`, `source`,
 `event`, `before` and `after` (seconds since the epoch); of letters also `status`, `message` and `numbers` (`1,2` or `[1,2]`).
@@ -30,15 +30,15 @@ from agent.http.server import Request, Response
 from agent.queue.dead_letters import weigh
 from agent.queue.maintenance import changes
 from agent.queue.maintenance.audit import audit
-from agent.queue.maintenance.browse import MAX_PAGE_EVENTS, PAGE_EVENTS, Selection, event_page, list_segments
-from agent.queue.maintenance.browse_dead_letters import PAGE_LETTERS, LetterSelection, letter_page
+from agent.queue.maintenance.browse import MAX_PAGE_EVENTS, PAGE_EVENTS, EventFilter, event_page, list_segments
+from agent.queue.maintenance.browse_dead_letters import PAGE_LETTERS, DeadLetterFilter, dead_letter_page
 from agent.queue.snapshot import snapshot_of
 
 DEFAULT_PURGE_DEADLINE = 60.0
 MAX_DEADLINE = 86_400.0
 _PAGING = ("from", "limit", "deadline")
 
-S = TypeVar("S", bound=Selection)
+S = TypeVar("S", bound=EventFilter)
 Route = Callable[[Request], Awaitable[Response]]
 
 
@@ -68,7 +68,7 @@ class QueueRoutes:
         return await self._look(partial(list_segments, queue))
 
     async def _events(self, request: Request) -> Response:
-        selection, start = _selection(request, Selection), _number(request, "from", 1)
+        selection, start = _selection(request, EventFilter), _number(request, "from", 1)
         limit = _number(request, "limit", PAGE_EVENTS, MAX_PAGE_EVENTS)
         queue = snapshot_of(self._pipeline.fs, self._pipeline.store)
         return await self._look(partial(event_page, queue, selection, start, limit))
@@ -86,7 +86,7 @@ class QueueRoutes:
 
     async def _purge(self, request: Request) -> Response:
         deadline = _deadline(request)
-        if _selection(request, Selection) != Selection():
+        if _selection(request, EventFilter) != EventFilter():
             raise _BadRequestError(
                 "a purge of the queue drops all that waits: it takes no selection, and nothing was purged"
             )
@@ -94,11 +94,11 @@ class QueueRoutes:
             return Response.json(await changes.purge(self._pipeline, deadline))
 
     async def _letters(self, request: Request) -> Response:
-        selection, start = _selection(request, LetterSelection), _number(request, "from", 0)
+        selection, start = _selection(request, DeadLetterFilter), _number(request, "from", 0)
         limit = _number(request, "limit", PAGE_LETTERS, MAX_PAGE_EVENTS)
         read = partial(
             self._pipeline.dead_letters.read,
-            lambda log, repeats: letter_page(log, repeats, selection, start, limit),
+            lambda log, repeats: dead_letter_page(log, repeats, selection, start, limit),
         )
         return await self._look(read)
 
@@ -107,14 +107,14 @@ class QueueRoutes:
         return await self._pipeline.run_blocking(lambda: Response.json(call()))
 
     async def _retry(self, request: Request) -> Response:
-        selection = _selection(request, LetterSelection)
+        selection = _selection(request, DeadLetterFilter)
         async with self._changing:
             return Response.json(await changes.retry(self._pipeline, selection))
 
     async def _purge_letters(self, request: Request) -> Response:
-        selection = _selection(request, LetterSelection)
+        selection = _selection(request, DeadLetterFilter)
         async with self._changing:
-            return Response.json(await changes.purge_letters(self._pipeline, selection))
+            return Response.json(await changes.purge_dead_letters(self._pipeline, selection))
 
 
 class _BadRequestError(Exception):

@@ -21,7 +21,7 @@ import structlog
 from agent import __version__
 from agent.control.flush_routes import FlushRoute, Listener
 from agent.control.queue_routes import QueueRoutes
-from agent.delivery.pipeline import Pipeline, Status
+from agent.delivery.pipeline import Pipeline, PipelineStatus
 from agent.http.server import Request, Response
 from agent.ingest.intake import Intake
 from agent.spools import adoption
@@ -32,14 +32,14 @@ from agent.timestamps import iso
 HEALTH_SECONDS = 5.0
 
 
-class Connections(NamedTuple):
+class ConnectionCounts(NamedTuple):
     """How many stream connections are open, and how many had to go since the start because there were too many."""
 
     open: int = 0
     evicted: int = 0
 
 
-class Http(NamedTuple):
+class HttpStatus(NamedTuple):
     """The HTTP listener: where it listens, its connections, and its answers since the start by status.
 
     `events` is about requests with events, `front` about those that were passed on, which happens if it `forwards`.
@@ -61,9 +61,9 @@ class Control:
         pipelines: Mapping[str, Pipeline],
         intake: Intake,
         listeners: Sequence[Listener],
-        connections: Callable[[], Connections],
+        connections: Callable[[], ConnectionCounts],
         wall_clock: Callable[[], float],
-        http: Callable[[], Http] = Http,
+        http: Callable[[], HttpStatus] = HttpStatus,
         spools: Adoption | None = None,
         account: Callable[[], Account] | None = None,
     ) -> None:
@@ -156,7 +156,7 @@ class Control:
                 await pipeline.commit_once()
 
 
-def _report(status: Status, now: float) -> dict[str, object]:
+def _report(status: PipelineStatus, now: float) -> dict[str, object]:
     """Return a destination's part of the status: times are ISO 8601 in UTC, ages in seconds, sizes in bytes."""
     return {
         "state": status.state,
@@ -181,7 +181,7 @@ def _report(status: Status, now: float) -> dict[str, object]:
     }
 
 
-def _adopted(report: adoption.Report) -> dict[str, object]:
+def _adopted(report: adoption.AdoptionReport) -> dict[str, object]:
     """Return what the status says of adopted spools; `ledger` is the sum of those that are finished."""
     return {
         "queued": sum(each.ledger.queued for each in report.under_way),

@@ -21,24 +21,24 @@ import structlog
 from agent import __version__, config
 from agent.config import Config
 from agent.config.tokens import TokenFiles, token_files
-from agent.control.routes import Connections, Control, Http
+from agent.control.routes import ConnectionCounts, Control, HttpStatus
 from agent.daemon import logging
 from agent.daemon.settings import account_of, limits_of
 from agent.daemon.systemd import Notifier
-from agent.daemon.wiring import own_delivery, spool_terms
+from agent.daemon.wiring import adoption_policy, delivery_config
 from agent.delivery.pipeline import Pipeline
 from agent.errors import ConfigError, ListenError, StorageError
 from agent.http import server
-from agent.http.proxy import Front
+from agent.http.proxy import Proxy
 from agent.ingest import sockets
 from agent.ingest.datagram import DatagramListener
-from agent.ingest.http_events import HttpListener, Terms
+from agent.ingest.http_events import AccessPolicy, HttpListener
 from agent.ingest.intake import Intake
-from agent.ingest.sockets import Bound
+from agent.ingest.sockets import BoundSocket
 from agent.ingest.stream import StreamListener
 from agent.queue.filesystem import OsFilesystem
 from agent.queue.lock import lock_queue
-from agent.runtime import Seams, run_in_thread
+from agent.runtime import Runtime, run_in_thread
 from agent.spools import identity as spool
 from agent.spools.adoption import Adoption
 from agent.spools.identity import DESTINATION
@@ -49,7 +49,7 @@ READ_OUT_SECONDS = 5.0
 # For the queue's files, the control socket's connections and the requests to the API.
 RESERVED_FILES = 192
 HTTP_ROLES = ("http", "http_tcp")
-SEAMS = Seams(run_blocking=run_in_thread, wall_clock=time.time, random=random.random)
+RUNTIME = Runtime(run_blocking=run_in_thread, wall_clock=time.time, random=random.random)
 
 
 def run(load: Callable[[], Config], environ: Mapping[str, str], parent: int | None = None) -> None:
@@ -79,11 +79,11 @@ class Daemon:
         self._secret = config.read_token(self._config, environ)
         self._tokens = token_files(self._config, environ)
         self._terms = _terms(self._config, environ)
-        self._front = Front(self._config.api.url) if self._config.front.enabled else None
+        self._front = Proxy(self._config.api.url) if self._config.front.enabled else None
         self._http: HttpListener | None = None
         self._notifier = Notifier(environ)
         self._stop = anyio.Event()
-        self._hurry = anyio.CancelScope()
+        self._draining = anyio.CancelScope()
         self._adoption: Adoption | None = None
         logging.configure(self._config.log.level, self._config.log.format)
         self._log = structlog.get_logger("agent.daemon")
@@ -94,9 +94,9 @@ class Daemon:
         lock = lock_queue(fs, self._config.queue.directory)
         try:
             self._identify()
-            delivery = own_delivery(self._config, self._secret, SEAMS)
+            delivery = delivery_config(self._config, self._secret, RUNTIME)
             directory = self._config.queue.directory / DESTINATION
-            pipeline = Pipeline(fs, directory, limits_of(self._config), delivery, SEAMS)
+            pipeline = Pipeline(fs, directory, limits_of(self._config), delivery, RUNTIME)
             try:
                 await self._serve(pipeline)
             finally:
@@ -119,7 +119,7 @@ class Daemon:
                 intake,
                 listeners,
                 partial(_connections, stream),
-                SEAMS.wall_clock,
+                RUNTIME.wall_clock,
                 partial(self._http_report, sockets.tcp_address(bound["http_tcp"]) if "http_tcp" in bound else None),
                 self._adoption,
                 lambda: account_of(self._config),
@@ -142,7 +142,7 @@ class Daemon:
             if self._front is not None:
                 await self._front.aclose()
 
-    def _http_listener(self, bound: Mapping[str, Bound], intake: Intake, limit: int) -> HttpListener | None:
+    def _http_listener(self, bound: Mapping[str, BoundSocket], intake: Intake, limit: int) -> HttpListener | None:
         found = [bound[role] for role in HTTP_ROLES if role in bound]
         if not found:
             return None
@@ -150,11 +150,11 @@ class Daemon:
         listener.forward = self._front.forward if self._front is not None else None
         return listener
 
-    def _http_report(self, address: str | None) -> Http:
+    def _http_report(self, address: str | None) -> HttpStatus:
         if self._http is None:
-            return Http()
+            return HttpStatus()
         path = self._config.http.socket
-        return Http(
+        return HttpStatus(
             socket=str(path) if path is not None else None,
             listen=address,
             connections=self._http.connections,
@@ -170,10 +170,10 @@ class Daemon:
             if self._adoption is not None:
                 writing.start_soon(self._adoption.run)
             deadline = await self._listen(listeners)
-            with self._hurry:
+            with self._draining:
                 await self._drain(pipeline, deadline - anyio.current_time())
             if self._adoption is not None:
-                self._adoption.hurry()
+                self._adoption.abort()
 
     async def _drain(self, pipeline: Pipeline, seconds: float) -> None:
         if self._adoption is not None:
@@ -247,8 +247,8 @@ class Daemon:
             queue.adopt,
             queue.directory,
             limits,
-            spool_terms(self._config, self._secret, SEAMS),
-            SEAMS,
+            adoption_policy(self._config, self._secret, RUNTIME),
+            RUNTIME,
             owner,
         )
 
@@ -263,7 +263,7 @@ class Daemon:
                 if number == signal.SIGHUP:
                     self._reload(pipeline, self._load)
                 elif self._stop.is_set():
-                    self._hurry.cancel()  # asked twice: what is not delivered stays in the queue
+                    self._draining.cancel()  # asked twice: what is not delivered stays in the queue
                 else:
                     self._stop.set()
 
@@ -300,9 +300,9 @@ class Daemon:
             if self._http is not None:
                 self._http.terms = terms
             self._identify()
-            pipeline.reconfigure(own_delivery(new, secret, SEAMS))
+            pipeline.reconfigure(delivery_config(new, secret, RUNTIME))
             if self._adoption is not None:
-                self._adoption.reconfigure(spool_terms(new, secret, SEAMS))
+                self._adoption.reconfigure(adoption_policy(new, secret, RUNTIME))
         self._notifier.notify("READY=1")
 
     def _take_over(self, loaded: Config, new: Config, *, new_token: bool) -> None:
@@ -334,10 +334,12 @@ class Daemon:
             await anyio.sleep(self._notifier.watchdog_seconds / 3)
 
 
-def _open_sockets(settings: Config, environ: Mapping[str, str]) -> dict[str, Bound]:
+def _open_sockets(settings: Config, environ: Mapping[str, str]) -> dict[str, BoundSocket]:
     """Open every socket that is configured, by role; those that systemd passed come first. Raises ListenError."""
     listen = settings.listen
-    bound = {role: Bound(passed, None) for role, passed in sockets.passed_by_systemd(environ, os.getpid()).items()}
+    bound = {
+        role: BoundSocket(passed, None) for role, passed in sockets.passed_by_systemd(environ, os.getpid()).items()
+    }
     try:
         if listen.stream is not None and "stream" not in bound:
             bound["stream"] = sockets.bind(listen.stream, sockets.STREAM, mode=listen.mode, group=listen.group)
@@ -358,7 +360,7 @@ def _open_sockets(settings: Config, environ: Mapping[str, str]) -> dict[str, Bou
 
 
 def _listeners(
-    bound: Mapping[str, Bound], intake: Intake, max_connections: int
+    bound: Mapping[str, BoundSocket], intake: Intake, max_connections: int
 ) -> tuple[StreamListener | None, list[AnyListener]]:
     stream = StreamListener(bound["stream"], intake, max_connections) if "stream" in bound else None
     listeners: list[AnyListener] = [stream] if stream else []
@@ -367,12 +369,12 @@ def _listeners(
     return stream, listeners
 
 
-def _connections(stream: StreamListener | None) -> Connections:
-    return Connections(stream.connections, stream.evicted) if stream is not None else Connections()
+def _connections(stream: StreamListener | None) -> ConnectionCounts:
+    return ConnectionCounts(stream.connections, stream.evicted) if stream is not None else ConnectionCounts()
 
 
-def _terms(settings: Config, environ: Mapping[str, str]) -> Terms:
-    return Terms(config.read_http_token(settings, environ), settings.api.team_id, settings.api.slug)
+def _terms(settings: Config, environ: Mapping[str, str]) -> AccessPolicy:
+    return AccessPolicy(config.read_http_token(settings, environ), settings.api.team_id, settings.api.slug)
 
 
 def _raise_file_limit() -> int:

@@ -12,24 +12,26 @@ from agent.config import Config
 from agent.daemon.settings import account_of
 from agent.delivery import backlog, policy
 from agent.delivery.http_transport import Endpoint, HttpTransport
-from agent.delivery.pipeline import Delivery
-from agent.runtime import Seams
-from agent.spools.adoption import MAX_OPEN, SpoolTerms
+from agent.delivery.pipeline import DeliveryConfig
+from agent.runtime import Runtime
+from agent.spools.adoption import MAX_OPEN, AdoptionPolicy
 
 
-def own_delivery(settings: Config, token: SecretStr | None, seams: Seams) -> Delivery:
+def delivery_config(settings: Config, token: SecretStr | None, runtime: Runtime) -> DeliveryConfig:
     """Return how this agent's own events are delivered."""
-    return _delivery(settings, token, seams, concurrency=settings.batch.concurrency, requests=requests_of(settings).own)
+    return _delivery(
+        settings, token, runtime, concurrency=settings.batch.concurrency, requests=requests_of(settings).own
+    )
 
 
-def spool_terms(settings: Config, token: SecretStr | None, seams: Seams) -> SpoolTerms:
+def adoption_policy(settings: Config, token: SecretStr | None, runtime: Runtime) -> AdoptionPolicy:
     """Return which spools are adopted, and how they are delivered: one request at a time each.
 
     Where requests are limited, one spool at a time.
     """
     requests = requests_of(settings).for_spools
-    delivery = partial(_delivery, settings, token, seams, concurrency=1, requests=requests)
-    return SpoolTerms(account_of(settings), delivery, MAX_OPEN if requests is None else 1)
+    delivery = partial(_delivery, settings, token, runtime, concurrency=1, requests=requests)
+    return AdoptionPolicy(account_of(settings), delivery, MAX_OPEN if requests is None else 1)
 
 
 class Requests(NamedTuple):
@@ -49,8 +51,8 @@ def requests_of(settings: Config) -> Requests:
 
 
 def _delivery(
-    settings: Config, token: SecretStr | None, seams: Seams, *, concurrency: int, requests: int | None
-) -> Delivery:
+    settings: Config, token: SecretStr | None, runtime: Runtime, *, concurrency: int, requests: int | None
+) -> DeliveryConfig:
     api, batch = settings.api, settings.batch
     endpoint = Endpoint(
         url=api.url,
@@ -59,9 +61,9 @@ def _delivery(
         slug=api.slug,
         timeout=api.timeout,
     )
-    return Delivery(
-        transport=HttpTransport(endpoint, wall_clock=seams.wall_clock),
-        settings=policy.Settings(
+    return DeliveryConfig(
+        transport=HttpTransport(endpoint, wall_clock=runtime.wall_clock),
+        settings=policy.DeliverySettings(
             max_events=batch.max_events,
             concurrency=concurrency,
             initial_delay=settings.retry.initial_delay,
@@ -71,7 +73,7 @@ def _delivery(
             rejections_in_a_row=settings.pause.rejections_in_a_row,
             requests_per_minute=requests,
         ),
-        options=backlog.Options(
+        options=backlog.BatchOptions(
             max_bytes=batch.max_bytes,
             max_delay=batch.max_delay,
             max_age=settings.queue.max_age,

@@ -26,7 +26,7 @@ from agent.queue.filesystem import FOREIGN
 from agent.queue.reader import Gap, Reader
 from agent.queue.record import Frame, Record, record_in
 from agent.queue.store import Store
-from agent.runtime import Seams
+from agent.runtime import Runtime
 from agent.throttle import Throttle
 
 READ_BYTES = 1024 * 1024
@@ -41,7 +41,7 @@ _DAMAGED = FOREIGN | {errno.EIO, errno.EBADMSG, errno.EUCLEAN}
 
 
 @dataclass(frozen=True)
-class Options:
+class BatchOptions:
     """How batches are formed. Sizes in bytes, times in seconds."""
 
     max_bytes: int = 960 * 1024
@@ -57,14 +57,14 @@ class _Read(NamedTuple):
     record: Record
 
 
-class Source:
+class DiskBacklog:
     """The batches of one queue, from the cursor's position on; `settled` counts the events it found expired or damaged,
     `error` says why the queue cannot be read just now."""
 
-    def __init__(self, store: Store, options: Options, seams: Seams) -> None:
+    def __init__(self, store: Store, options: BatchOptions, runtime: Runtime) -> None:
         self._store = store
         self._options = options
-        self._seams = seams
+        self._runtime = runtime
         self._log = structlog.get_logger("agent.delivery")
         self._ready: deque[Batch] = deque()
         self._batcher = Batcher(options.max_bytes)
@@ -87,9 +87,9 @@ class Source:
         """Let `batches` be the next ones; of several that come back one by one, the oldest is the first."""
         self._ready = deque(sorted([*batches, *self._ready], key=lambda batch: batch.spans[0].start))
 
-    def close_due(self, now: float, *, hurry: bool) -> bool:
+    def close_due(self, now: float, *, at_once: bool) -> bool:
         """Close the open batches that have waited long enough, or all; tell whether a batch is ready."""
-        if hurry:
+        if at_once:
             self._ready.extend(self._batcher.due(now))
         elif now >= self.due_at:
             # Compared exactly as others wait for it: a difference that is rounded otherwise would have them ask for ever.
@@ -114,7 +114,7 @@ class Source:
         if self._reader is None:
             self._reader = self._store.reader()
         try:
-            items = await self._seams.run_blocking(partial(self._read_and_decode, self._reader))
+            items = await self._runtime.run_blocking(partial(self._read_and_decode, self._reader))
         except StorageError as error:
             await self._after_failure(self._reader, error)
             return True
@@ -131,7 +131,7 @@ class Source:
         for piece in self._pieces(item):
             self._ready.extend(self._batcher.add(piece, max_events, now))
         if self._batcher.held_spans > MAX_HELD_SPANS or self._batcher.held_bytes > MAX_HELD_BYTES:
-            self.close_due(now, hurry=True)
+            self.close_due(now, at_once=True)
 
     async def _after_failure(self, reader: Reader, error: StorageError) -> None:
         """Let the disk have another try, but not for ever where it says that the bytes are gone."""
@@ -156,7 +156,7 @@ class Source:
     def _pieces(self, read: _Read) -> Iterator[Piece]:
         """Yield what of a record is still to be delivered, by session if that is asked for."""
         whole, record = read
-        if record.enqueued_at < self._seams.wall_clock() - self._options.max_age:
+        if record.enqueued_at < self._runtime.wall_clock() - self._options.max_age:
             self.settled += self._store.cursor.settle([whole], Outcome.EXPIRED)
             return
         for span in self._store.cursor.unsettled(whole):

@@ -18,7 +18,7 @@ import httpx
 from agent import __version__
 from agent.delivery.transport import Kind, Verdict
 from agent.events import Context
-from agent.http.client import Connections, transports
+from agent.http.client import ConnectionPool, transports
 
 EVENTS_PATH = "/v8/artifacts/events"
 STATUS_PATH = "/v8/artifacts/status"
@@ -157,7 +157,7 @@ class HttpTransport:
         self._params = {k: v for k, v in (("teamId", endpoint.team_id), ("slug", endpoint.slug)) if v}
         self._urls: dict[str, httpx.URL] = {}
         make = transports(endpoint.url, KEEP_SECONDS) if transport is None else lambda: transport
-        self._connections = Connections(make, MOST_IDLE)
+        self._connections = ConnectionPool(make, MOST_IDLE)
 
     async def send(self, context: Context, body: bytes) -> Verdict:
         """See `Transport`."""

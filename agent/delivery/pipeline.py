@@ -15,14 +15,14 @@ import anyio
 import structlog
 
 from agent.delivery import policy
-from agent.delivery.backlog import Options, Source
-from agent.delivery.policy import State
+from agent.delivery.backlog import BatchOptions, DiskBacklog
+from agent.delivery.policy import DeliveryState
 from agent.delivery.transport import Transport
 from agent.delivery.worker import Purge, Stats, Worker
 from agent.errors import StorageError
-from agent.events import Block, opening
+from agent.events import Block, session_prefix
 from agent.queue.barrier import Barrier, SessionBarrier, WholeBarrier
-from agent.queue.committer import Committer, Group
+from agent.queue.committer import CommitGroup, Committer
 from agent.queue.cursor import Cursor, Ledger, Outcome
 from agent.queue.dead_letters import DeadLetters
 from agent.queue.filesystem import Filesystem
@@ -30,7 +30,7 @@ from agent.queue.grouping import Submitted, entries_of
 from agent.queue.search import Search
 from agent.queue.snapshot import snapshot_of
 from agent.queue.store import Committed, Limits, Store
-from agent.runtime import Seams
+from agent.runtime import Runtime
 from agent.throttle import Throttle
 
 T = TypeVar("T")
@@ -42,16 +42,16 @@ LOG_INTERVAL = 60.0
 
 
 @dataclass(frozen=True)
-class Delivery:
+class DeliveryConfig:
     """How to deliver: everything about it that can be changed while the queue stays open."""
 
     transport: Transport
-    settings: policy.Settings = field(default_factory=policy.Settings)
-    options: Options = field(default_factory=Options)
+    settings: policy.DeliverySettings = field(default_factory=policy.DeliverySettings)
+    options: BatchOptions = field(default_factory=BatchOptions)
 
 
 @dataclass(frozen=True)
-class Status:
+class PipelineStatus:
     """How a pipeline is doing. Times are in seconds since the epoch, sizes in bytes."""
 
     state: Literal["running", "backing_off", "paused"]
@@ -74,10 +74,12 @@ class Status:
 class Pipeline:
     """The way of an event from a validated line to the API. Open it, `run` it, `submit` to it, `drain` it."""
 
-    def __init__(self, fs: Filesystem, directory: Path, limits: Limits, delivery: Delivery, seams: Seams) -> None:
+    def __init__(
+        self, fs: Filesystem, directory: Path, limits: Limits, delivery: DeliveryConfig, runtime: Runtime
+    ) -> None:
         """Open the queue in `directory` and recover it. Raises StorageError."""
         self._log = structlog.get_logger("agent.pipeline")
-        self._seams = seams
+        self._runtime = runtime
         self._limits = limits
         self._delivery = delivery
         self._throttle = Throttle(LOG_INTERVAL)
@@ -90,23 +92,23 @@ class Pipeline:
         self.dead_letters = DeadLetters.beside(fs, directory, limits)
         self.dead_letters.count()
         self._committer = Committer(
-            self.store, run_blocking=seams.run_blocking, wall_clock=seams.wall_clock, on_commit=self._committed
+            self.store, run_blocking=runtime.run_blocking, wall_clock=runtime.wall_clock, on_commit=self._committed
         )
         self._worker = self._new_worker(delivery)
         self._dropped = self.ledger().dropped
 
     # Intake
 
-    async def room(self) -> bool:
+    async def wait_for_capacity(self) -> bool:
         """Wait until more may be submitted; False if the disk does not answer, so that events should be shed."""
-        return await self._committer.room()
+        return await self._committer.wait_for_capacity()
 
     @property
-    def must_shed(self) -> bool:
+    def should_drop(self) -> bool:
         """Whether there is no room, and waiting for it is no use because the disk does not answer."""
-        return self._committer.must_shed
+        return self._committer.should_drop
 
-    def submit(self, block: Block) -> Group:
+    def submit(self, block: Block) -> CommitGroup:
         """Queue the block's events; the group's `wait` returns when they are durable, or says why they were dropped."""
         return self._committer.submit(block)
 
@@ -126,18 +128,18 @@ class Pipeline:
         name, reason, _ = _describe(self._worker.state, anyio.current_time())
         return name, reason
 
-    async def status(self) -> Status:
+    async def status(self) -> PipelineStatus:
         """Return how the pipeline is doing; reads the queue for the age of its oldest event."""
         oldest = None
         if self.store.cursor.queued:
-            oldest = await self._seams.run_blocking(self.store.oldest_enqueued_at)
+            oldest = await self._runtime.run_blocking(self.store.oldest_enqueued_at)
         state, pause = self._worker.state, self.store.cursor.pause
-        now, steady = self._seams.wall_clock(), anyio.current_time()
+        now, steady = self._runtime.wall_clock(), anyio.current_time()
         view = self.store.log.view
         name, reason, until = _describe(state, steady)
         storage_error = "the disk does not answer" if self._committer.stalled else None
         storage_error = storage_error or self._storage_error or self._sync_error or self._worker.storage_error
-        return Status(
+        return PipelineStatus(
             state=name,
             reason=reason or storage_error,
             until=None if until is None else now + until - steady,
@@ -184,7 +186,7 @@ class Pipeline:
 
         They are known when the search that this gives has been performed, by `search`.
         """
-        cursor, start = self.store.cursor, opening(session)
+        cursor, start = self.store.cursor, session_prefix(session)
         search = Search(SessionBarrier(cursor, self._stats.sessions.of(start)), start, snapshot_of(self.fs, self.store))
         self.store.readers.add(search)
         try:
@@ -196,7 +198,7 @@ class Pipeline:
     async def search(self, search: Search) -> None:
         """Find the session's events in the queue. Raises StorageError for a shortage."""
         for index in range(len(search.queue.log.view.segments)):
-            await self._seams.run_blocking(partial(search.look_into, index))
+            await self._runtime.run_blocking(partial(search.look_into, index))
         search.end()
         self.store.readers.discard(search)
         self._committer.request()  # what had to stay for the search can go
@@ -220,7 +222,7 @@ class Pipeline:
         pause = self.store.cursor.pause
         return pause.since if pause is not None and pause.reason != policy.Reason.OPERATOR else None
 
-    def reconfigure(self, delivery: Delivery) -> None:
+    def reconfigure(self, delivery: DeliveryConfig) -> None:
         """Deliver with new settings from now on; requests that are under way end with the old ones.
 
         Ends a pause, which the new settings may have made pointless, unless an operator wanted it.
@@ -232,11 +234,11 @@ class Pipeline:
 
     async def run_blocking(self, call: Callable[[], T]) -> T:
         """Run a blocking call without blocking the event loop."""
-        return await self._seams.run_blocking(call)
+        return await self._runtime.run_blocking(call)
 
     def wall_clock(self) -> float:
         """Return the time in seconds since the epoch."""
-        return self._seams.wall_clock()
+        return self._runtime.wall_clock()
 
     async def checkpoint(self) -> None:
         """Write what the cursor says. Raises StorageError."""
@@ -245,9 +247,9 @@ class Pipeline:
 
     async def put_back(self, block: Block) -> Outcome | None:
         """Queue events of dead letters; return when they are committed, or why they are not. It pushes nothing out."""
-        if not await self.room():
+        if not await self.wait_for_capacity():
             return Outcome.STALLED
-        if not self.store.has_room(entries_of([Submitted(block)], self._seams.wall_clock())):
+        if not self.store.has_room(entries_of([Submitted(block)], self._runtime.wall_clock())):
             return Outcome.OVERFLOW
         return (await self._committer.submit(block, retried=True).wait()).refused
 
@@ -287,7 +289,7 @@ class Pipeline:
         finally:
             self._committer.close()
 
-    async def wind_up(self, seconds: float) -> None:
+    async def stop_after_inflight(self, seconds: float) -> None:
         """Begin no more requests, and end `run` when those under way have been answered, or after `seconds`."""
         self._last_worker = anyio.Event()
         self._worker.stop()
@@ -334,7 +336,7 @@ class Pipeline:
     async def _sync(self) -> None:
         """Make everything durable, or say that it is not; a commit makes new files in the place of those that failed."""
         try:
-            await self._seams.run_blocking(self.store.sync)
+            await self._runtime.run_blocking(self.store.sync)
         except StorageError as error:
             self._sync_error = str(error)
             self._complain("storage_failing", error=self._sync_error)
@@ -344,15 +346,15 @@ class Pipeline:
                 self._log.info("storage_recovered")
             self._sync_error = None
 
-    def _new_worker(self, delivery: Delivery, state: State | None = None) -> Worker:
+    def _new_worker(self, delivery: DeliveryConfig, state: DeliveryState | None = None) -> Worker:
         return Worker(
             self.store,
             self._committer,
             delivery.transport,
             self.dead_letters,
-            Source(self.store, delivery.options, self._seams),
+            DiskBacklog(self.store, delivery.options, self._runtime),
             delivery.settings,
-            self._seams,
+            self._runtime,
             self._stats,
             state,
         )
@@ -385,7 +387,9 @@ def _watching(cursor: Cursor, barrier: B) -> Iterator[B]:
         cursor.watchers.remove(barrier)
 
 
-def _describe(state: State, now: float) -> tuple[Literal["running", "backing_off", "paused"], str | None, float | None]:
+def _describe(
+    state: DeliveryState, now: float
+) -> tuple[Literal["running", "backing_off", "paused"], str | None, float | None]:
     """Return the state's name, the reason for it, and until when it lasts on the steady clock, where that is known."""
     if state.paused is not None:
         until = state.paused.until

@@ -46,7 +46,7 @@ _PAUSES = {Kind.BLOCKED: Reason.BLOCKED, Kind.MISCONFIGURED: Reason.MISCONFIGURE
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class DeliverySettings:
     """The configuration that decisions depend on. Delays are in seconds."""
 
     max_events: int = 1000
@@ -69,7 +69,7 @@ class Paused:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class DeliveryState:
     """How delivery is doing. Nothing is sent before `retry_at`; `not_before` is the part of it that the server asked for."""
 
     failures: int = 0
@@ -85,39 +85,43 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Decision:
     """A decision about one batch, and the state after it."""
 
     action: Action
-    state: State
+    state: DeliveryState
 
 
-def decide(state: State, verdict: Verdict, events: int, *, now: float, jitter: float, settings: Settings) -> Step:
+def decide(
+    state: DeliveryState, verdict: Verdict, events: int, *, now: float, jitter: float, settings: DeliverySettings
+) -> Decision:
     """Decide about a batch of `events` events. `jitter` is a random number in [0, 1).
 
     An answer that comes in after delivery has paused changes nothing of the pause.
     """
     if state.paused is not None:
-        return Step(Action.SETTLE if verdict.kind is Kind.ACCEPTED else Action.RETURN, state)
+        return Decision(Action.SETTLE if verdict.kind is Kind.ACCEPTED else Action.RETURN, state)
     match verdict.kind:
         case Kind.ACCEPTED:
-            return Step(Action.SETTLE, _after_success(state, settings))
+            return Decision(Action.SETTLE, _after_success(state, settings))
         case Kind.TRANSIENT:
-            return Step(Action.RETRY, back_off(state, verdict, now=now, jitter=jitter, settings=settings))
+            return Decision(Action.RETRY, back_off(state, verdict, now=now, jitter=jitter, settings=settings))
         case Kind.CUT_OFF:
             smaller = replace(state, size=min(state.size, max(events // 2, 1)))
             action = Action.SPLIT if events > 1 else Action.RETRY
-            return Step(action, back_off(smaller, verdict, now=now, jitter=jitter, settings=settings))
+            return Decision(action, back_off(smaller, verdict, now=now, jitter=jitter, settings=settings))
         case Kind.TOO_LARGE:
             sized = _after_too_large(state, events)
             return _after_rejection(sized, verdict, events, now=now, jitter=jitter, settings=settings)
         case Kind.REJECTED:
             return _after_rejection(state, verdict, events, now=now, jitter=jitter, settings=settings)
     reason = _PAUSES[verdict.kind]
-    return Step(Action.RETURN, pause(state, reason, verdict.message, now=now, jitter=jitter, settings=settings))
+    return Decision(Action.RETURN, pause(state, reason, verdict.message, now=now, jitter=jitter, settings=settings))
 
 
-def decide_probe(state: State, verdict: Verdict, *, now: float, jitter: float, settings: Settings) -> Step:
+def decide_probe(
+    state: DeliveryState, verdict: Verdict, *, now: float, jitter: float, settings: DeliverySettings
+) -> Decision:
     """Decide what a probe of a paused destination means; `verdict` is about one event, or about the account.
 
     An account that may send again is not told by a transient failure. A rejected event shows that the block is over, unless
@@ -127,20 +131,24 @@ def decide_probe(state: State, verdict: Verdict, *, now: float, jitter: float, s
     if paused is None:
         raise ValueError("only a paused destination is probed")
     if verdict.kind is Kind.ACCEPTED:
-        return Step(Action.SETTLE, _after_success(resume(state), settings))
+        return Decision(Action.SETTLE, _after_success(resume(state), settings))
     if verdict.kind in _PAUSES:
         reason = _PAUSES[verdict.kind]
-        return Step(Action.RETURN, pause(state, reason, verdict.message, now=now, jitter=jitter, settings=settings))
+        return Decision(Action.RETURN, pause(state, reason, verdict.message, now=now, jitter=jitter, settings=settings))
     if verdict.kind in {Kind.REJECTED, Kind.TOO_LARGE}:
         if paused.reason is not Reason.REJECTIONS:
-            return Step(Action.RETURN, resume(state))
+            return Decision(Action.RETURN, resume(state))
         longer = pause(state, Reason.REJECTIONS, verdict.message, now=now, jitter=jitter, settings=settings)
-        return Step(Action.DEAD_LETTER, longer)
-    later = _heed(state, verdict, now)
-    return Step(Action.RETURN, pause(later, paused.reason, paused.message, now=now, jitter=jitter, settings=settings))
+        return Decision(Action.DEAD_LETTER, longer)
+    later = _honor_retry_after(state, verdict, now)
+    return Decision(
+        Action.RETURN, pause(later, paused.reason, paused.message, now=now, jitter=jitter, settings=settings)
+    )
 
 
-def pause(state: State, reason: Reason, message: str, *, now: float, jitter: float, settings: Settings) -> State:
+def pause(
+    state: DeliveryState, reason: Reason, message: str, *, now: float, jitter: float, settings: DeliverySettings
+) -> DeliveryState:
     """Return the paused state; each pause without a success between waits twice as long for its probe, with ± 10 %.
 
     What the server asked for before counts for probes as well.
@@ -150,48 +158,50 @@ def pause(state: State, reason: Reason, message: str, *, now: float, jitter: flo
     return replace(state, paused=paused, probes=state.probes + 1, slots=1, failures=0)
 
 
-def pause_by_operator(state: State) -> State:
+def pause_by_operator(state: DeliveryState) -> DeliveryState:
     """Return the state in which nothing is sent until an operator resumes delivery."""
     return replace(state, paused=Paused(Reason.OPERATOR, "paused by an operator"), slots=1, failures=0)
 
 
-def resume(state: State) -> State:
+def resume(state: DeliveryState) -> DeliveryState:
     """Return the state after a pause that has ended by itself: the next rejection in a row pauses at once."""
     return replace(state, paused=None, slots=1)
 
 
-def fresh_start(state: State) -> State:
+def fresh_start(state: DeliveryState) -> DeliveryState:
     """Return the state after an operator's resume or a new configuration: all but the server's own delay is forgotten."""
-    return State(retry_at=state.not_before, not_before=state.not_before)
+    return DeliveryState(retry_at=state.not_before, not_before=state.not_before)
 
 
-def back_off(state: State, verdict: Verdict, *, now: float, jitter: float, settings: Settings) -> State:
+def back_off(
+    state: DeliveryState, verdict: Verdict, *, now: float, jitter: float, settings: DeliverySettings
+) -> DeliveryState:
     """Return the state after a transient failure; the delay is exponential with full jitter, or what the server asked for."""
-    state = _heed(replace(state, last_failure=verdict.message, slots=1), verdict, now)
+    state = _honor_retry_after(replace(state, last_failure=verdict.message, slots=1), verdict, now)
     if now < state.retry_at:  # batches that fail together are one failure
         return replace(state, retry_at=max(state.retry_at, state.not_before))
     delay = jitter * min(settings.initial_delay * 2.0 ** min(state.failures, 60), settings.max_delay)
     return replace(state, failures=state.failures + 1, retry_at=max(now + delay, state.not_before))
 
 
-def hurry(state: State) -> State:
+def skip_backoff(state: DeliveryState) -> DeliveryState:
     """Return the state in which the next try does not wait for jitter, only for what the server asked."""
     return replace(state, retry_at=state.not_before)
 
 
-def batch_limit(state: State, settings: Settings) -> int:
+def batch_limit(state: DeliveryState, settings: DeliverySettings) -> int:
     """Return how many events a batch may have now."""
     return min(settings.max_events, state.size, state.ceiling)
 
 
-def _heed(state: State, verdict: Verdict, now: float) -> State:
+def _honor_retry_after(state: DeliveryState, verdict: Verdict, now: float) -> DeliveryState:
     """Return the state that remembers until when the server does not want to be asked."""
     if verdict.retry_after is None:
         return state
     return replace(state, not_before=max(state.not_before, now + min(verdict.retry_after, MAX_RETRY_AFTER)))
 
 
-def _after_success(state: State, settings: Settings) -> State:
+def _after_success(state: DeliveryState, settings: DeliverySettings) -> DeliveryState:
     return replace(
         state,
         failures=0,
@@ -204,7 +214,7 @@ def _after_success(state: State, settings: Settings) -> State:
     )
 
 
-def _after_too_large(state: State, events: int) -> State:
+def _after_too_large(state: DeliveryState, events: int) -> DeliveryState:
     """Return the state that remembers how many were too many, unless it was one: then their number was never the reason."""
     if events == 1:
         return replace(state, ceiling=_UNBOUNDED)
@@ -213,13 +223,15 @@ def _after_too_large(state: State, events: int) -> State:
 
 
 def _after_rejection(
-    state: State, verdict: Verdict, events: int, *, now: float, jitter: float, settings: Settings
-) -> Step:
+    state: DeliveryState, verdict: Verdict, events: int, *, now: float, jitter: float, settings: DeliverySettings
+) -> Decision:
     reached = replace(state, failures=0, retry_at=state.not_before, last_failure="")  # whoever answers is there again
     if events > 1:
-        return Step(Action.SPLIT, reached)
+        return Decision(Action.SPLIT, reached)
     counted = replace(reached, rejections=state.rejections + 1)
     if counted.rejections < settings.rejections_in_a_row:
-        return Step(Action.DEAD_LETTER, counted)
+        return Decision(Action.DEAD_LETTER, counted)
     message = f"{counted.rejections} events in a row were rejected, the last one with: {verdict.message}"
-    return Step(Action.RETURN, pause(counted, Reason.REJECTIONS, message, now=now, jitter=jitter, settings=settings))
+    return Decision(
+        Action.RETURN, pause(counted, Reason.REJECTIONS, message, now=now, jitter=jitter, settings=settings)
+    )

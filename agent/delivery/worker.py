@@ -11,9 +11,9 @@ import anyio.abc
 import structlog
 
 from agent.delivery import policy
-from agent.delivery.backlog import Source
+from agent.delivery.backlog import DiskBacklog
 from agent.delivery.batching import Batch
-from agent.delivery.policy import Action, Paused, Reason, Settings, State
+from agent.delivery.policy import Action, DeliverySettings, DeliveryState, Paused, Reason
 from agent.delivery.sessions import Sessions
 from agent.delivery.transport import Kind, Transport, Verdict
 from agent.errors import StorageError
@@ -22,7 +22,7 @@ from agent.queue.committer import Committer
 from agent.queue.cursor import Outcome, Pause, Span, Watcher
 from agent.queue.dead_letters import DeadLetter, DeadLetters
 from agent.queue.store import Store
-from agent.runtime import News, Seams, Wakeup
+from agent.runtime import Broadcast, Runtime, Wakeup
 from agent.throttle import Throttle
 
 STORAGE_RETRY_SECONDS = 1.0
@@ -59,7 +59,7 @@ class Stats:
     last_delivery_at: float | None = None
     next_request_at: float = float("-inf")
     purge: Purge | None = None
-    settled: News = field(default_factory=News)
+    settled: Broadcast = field(default_factory=Broadcast)
     sessions: Sessions = field(default_factory=Sessions)
 
 
@@ -72,11 +72,11 @@ class Worker:
         committer: Committer,
         transport: Transport,
         dead_letters: DeadLetters,
-        source: Source,
-        settings: Settings,
-        seams: Seams,
+        source: DiskBacklog,
+        settings: DeliverySettings,
+        runtime: Runtime,
         stats: Stats,
-        state: State | None = None,
+        state: DeliveryState | None = None,
     ) -> None:
         """`state` is what another worker of the same queue left; a pause that the cursor remembers comes before it."""
         self._store = store
@@ -85,7 +85,7 @@ class Worker:
         self._dead_letters = dead_letters
         self._source = source
         self._settings = settings
-        self._seams = seams
+        self._runtime = runtime
         self._log = structlog.get_logger("agent.delivery")
         self._throttle = Throttle(LOG_INTERVAL)
         self._wakeup = Wakeup()
@@ -96,14 +96,14 @@ class Worker:
         self._dead_letter_error: str | None = None
         self._stopping = False
         self._stats = stats
-        self.state = self._restored_state(state or State())
+        self.state = self._restored_state(state or DeliveryState())
 
     # What others ask of it
 
     def wake(self) -> None:
         """Say that there was a commit: there may be more to read, or less to wait for."""
         self._wakeup.set()
-        self._stats.settled.tell()
+        self._stats.settled.notify_all()
 
     @property
     def storage_error(self) -> str | None:
@@ -123,7 +123,7 @@ class Worker:
 
         `until_paused` also returns when delivery stands still and nothing is under way.
         """
-        self.state = policy.hurry(self.state)
+        self.state = policy.skip_backoff(self.state)
         self._wakeup.set()
         while not barrier.passed and not (until_paused and self._stands_still):
             await self._stats.settled.wait()
@@ -186,8 +186,8 @@ class Worker:
         limit = policy.batch_limit(self.state, self._settings)
         batch = self._source.next_batch(limit)
         if batch is None:
-            hurry = not all(watcher.passed for watcher in self._store.cursor.watchers)
-            return await self._read(limit) or self._source.close_due(anyio.current_time(), hurry=hurry)
+            at_once = not all(watcher.passed for watcher in self._store.cursor.watchers)
+            return await self._read(limit) or self._source.close_due(anyio.current_time(), at_once=at_once)
         self._in_flight += 1
         self._spans_in_flight += len(batch.spans)
         self._pace()
@@ -265,13 +265,13 @@ class Worker:
 
     def _decide(self, batch: Batch, verdict: Verdict) -> Action:
         """Decide, and enter the new state before anything else can happen."""
-        now, jitter, events = anyio.current_time(), self._seams.random(), batch.event_count
+        now, jitter, events = anyio.current_time(), self._runtime.random(), batch.event_count
         step = policy.decide(self.state, verdict, events, now=now, jitter=jitter, settings=self._settings)
         self._enter(step.state)
         return step.action
 
     def _decide_probe(self, verdict: Verdict) -> Action:
-        now, jitter = anyio.current_time(), self._seams.random()
+        now, jitter = anyio.current_time(), self._runtime.random()
         step = policy.decide_probe(self.state, verdict, now=now, jitter=jitter, settings=self._settings)
         self._enter(step.state)
         return step.action
@@ -279,7 +279,7 @@ class Worker:
     async def _perform(self, action: Action, batch: Batch, verdict: Verdict) -> None:
         match action:
             case Action.SETTLE:
-                self._stats.last_delivery_at = self._seams.wall_clock()
+                self._stats.last_delivery_at = self._runtime.wall_clock()
                 await self._settle(batch, Outcome.DELIVERED)
             case Action.RETRY:
                 self._source.put_back(batch)
@@ -308,7 +308,7 @@ class Worker:
             await anyio.sleep(STORAGE_RETRY_SECONDS)
 
     async def _keep_dead_letter(self, batch: Batch, verdict: Verdict) -> None:
-        now = self._seams.wall_clock()
+        now = self._runtime.wall_clock()
         letter = DeadLetter(batch.spans[0].start, now, verdict.status, verdict.message, batch.context, batch.lines)
         self._log.warning(
             "event_dead_lettered",
@@ -324,7 +324,7 @@ class Worker:
 
     async def _try_to_keep(self, letter: DeadLetter, now: float) -> bool:
         try:
-            await self._seams.run_blocking(partial(self._dead_letters.append, letter, now))
+            await self._runtime.run_blocking(partial(self._dead_letters.append, letter, now))
         except StorageError as error:
             self._dead_letter_error = str(error)
             return False
@@ -333,7 +333,7 @@ class Worker:
 
     # State
 
-    def _enter(self, new: State) -> None:
+    def _enter(self, new: DeliveryState) -> None:
         old, self.state = self.state, new
         if old.paused != new.paused:
             self._rewind = True
@@ -341,9 +341,9 @@ class Worker:
         self._log_change(old, new)
         self._wakeup.set()
 
-    def _remember_pause(self, state: State) -> None:
+    def _remember_pause(self, state: DeliveryState) -> None:
         """Let the next checkpoint, which is asked for, hold the pause: it survives a restart."""
-        paused, now, before = state.paused, self._seams.wall_clock(), self._store.cursor.pause
+        paused, now, before = state.paused, self._runtime.wall_clock(), self._store.cursor.pause
         if paused is None:
             self._store.cursor.pause = None
         else:
@@ -352,19 +352,19 @@ class Worker:
             self._store.cursor.pause = Pause(paused.reason, paused.message, since, probe_at, state.probes)
         self._committer.request()
 
-    def _restored_state(self, state: State) -> State:
+    def _restored_state(self, state: DeliveryState) -> DeliveryState:
         pause = self._store.cursor.pause
         if pause is None or pause.reason not in _REASONS:  # a later version's: the next answer tells whether to pause
             self._store.cursor.pause = None
             return state
-        wait = pause.probe_at - self._seams.wall_clock()
+        wait = pause.probe_at - self._runtime.wall_clock()
         if pause.reason != Reason.OPERATOR:
             # A clock that was set back must not make it wait longer than it ever should.
             wait = min(max(wait, 0.0), self._settings.max_probe_interval)
         paused = Paused(Reason(pause.reason), pause.message, anyio.current_time() + wait)
         return replace(state, paused=paused, probes=pause.probes)
 
-    def _log_change(self, old: State, new: State) -> None:
+    def _log_change(self, old: DeliveryState, new: DeliveryState) -> None:
         now = anyio.current_time()
         if new.paused is not None and new.paused != old.paused:
             wait = round(new.paused.until - now, 1) if new.paused.until != float("inf") else None

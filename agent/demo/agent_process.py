@@ -40,7 +40,7 @@ class DemoError(AgentError):
     """The demo cannot go on: something is not as it should be. The message says what."""
 
 
-class Status(msgspec.Struct, frozen=True):
+class DemoStatus(msgspec.Struct, frozen=True):
     """What the control socket says of the demo's only destination."""
 
     state: str
@@ -50,7 +50,7 @@ class Status(msgspec.Struct, frozen=True):
 
 
 class _Answer(msgspec.Struct):
-    destinations: dict[str, Status]
+    destinations: dict[str, DemoStatus]
 
 
 @contextmanager
@@ -105,7 +105,7 @@ class AgentProcess:
         self._ending = False
         self._control = httpx.AsyncClient(transport=transport, base_url="http://agent", timeout=STATUS_SECONDS)
 
-    async def status(self) -> Status | None:
+    async def status(self) -> DemoStatus | None:
         """Return how it is doing; None while it is down. Raises DemoError if it has ended by itself."""
         if self._process is None or self._control is None:
             return None

@@ -15,7 +15,7 @@ from agent.demo import recording
 from agent.demo.recording import Run
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class BuildOutcome(msgspec.Struct, frozen=True):
     """How many events the kernel took, and how long each call was, in nanoseconds."""
 
     sent: int
@@ -23,7 +23,7 @@ class Outcome(msgspec.Struct, frozen=True):
     nanoseconds: list[int]
 
 
-def replay(run: Run, socket_path: str, seconds: float) -> Outcome:
+def replay(run: Run, socket_path: str, seconds: float) -> BuildOutcome:
     """Emit the events of `run`, spread over `seconds` seconds."""
     nanoseconds = []
     with EventClient(socket_path, ci=run.ci, interactive=0) as client:
@@ -33,7 +33,7 @@ def replay(run: Run, socket_path: str, seconds: float) -> Outcome:
             client.emit(event.event, event.source, event.hash, event.session_id, duration)
             nanoseconds.append(time.perf_counter_ns() - began)
             time.sleep(seconds / len(run.events))
-    return Outcome(client.sent, client.unsent, nanoseconds)
+    return BuildOutcome(client.sent, client.unsent, nanoseconds)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from agent.demo.agent_process import TOKEN, AgentProcess, DemoError, short_direc
 from agent.demo.api import DemoApi
 from agent.demo.report import Evidence
 from agent.demo.stage import FAST, FOR_PEOPLE, Pace, Stage
-from agent.demo.view import PanelView, View, for_stdout
+from agent.demo.view import DemoView, PanelView, for_stdout
 from agent.http.server import serve
 
 NEXT_STEPS = (
@@ -33,7 +33,7 @@ def run(*, fast: bool) -> int:
         return 128 + signal.SIGINT
 
 
-async def _run(view: View, pace: Pace) -> int:
+async def _run(view: DemoView, pace: Pace) -> int:
     """Play until the end or a signal; return the exit code."""
     code = 1
     with anyio.open_signal_receiver(*_ending_signals()) as signals, view:
@@ -59,7 +59,7 @@ def _ending_signals() -> list[signal.Signals]:
     return [number for number in ending if signal.getsignal(number) is not signal.SIG_IGN]
 
 
-async def _play(view: View, pace: Pace) -> int:
+async def _play(view: DemoView, pace: Pace) -> int:
     evidence = None
     try:
         with short_directory() as directory:
@@ -75,7 +75,7 @@ def _first(errors: ExceptionGroup) -> Exception:
     return _first(error) if isinstance(error, ExceptionGroup) else error
 
 
-async def _perform(view: View, pace: Pace, directory: Path) -> Evidence:
+async def _perform(view: DemoView, pace: Pace, directory: Path) -> Evidence:
     """Start the server, play the script, and leave no process behind."""
     api = DemoApi(TOKEN, delay=pace.answer, retry_after=pace.retry_after)
     listening = socket.create_server(("127.0.0.1", 0))
@@ -94,7 +94,7 @@ async def _perform(view: View, pace: Pace, directory: Path) -> Evidence:
     return evidence
 
 
-def _conclude(view: View, evidence: Evidence) -> int:
+def _conclude(view: DemoView, evidence: Evidence) -> int:
     view.act("end", "The ledger: every event is accounted for.")
     for line in report.findings(evidence):
         view.say(line)

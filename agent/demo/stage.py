@@ -15,10 +15,10 @@ import anyio
 import msgspec
 
 from agent.demo import recording, report
-from agent.demo.agent_process import AgentProcess, DemoError, Status, environment
+from agent.demo.agent_process import AgentProcess, DemoError, DemoStatus, environment
 from agent.demo.api import DemoApi, Mood
-from agent.demo.build import Outcome
-from agent.demo.view import Glance, View
+from agent.demo.build import BuildOutcome
+from agent.demo.view import DemoView, Glance
 from agent.events import Event
 from agent.queue.cursor import Ledger
 
@@ -44,7 +44,7 @@ FAST = Pace(build=0.2, read=0.0, answer=0.0, retry_after=1)
 class Stage:
     """What the script plays on."""
 
-    def __init__(self, agent: AgentProcess, api: DemoApi, view: View, pace: Pace, directory: Path) -> None:
+    def __init__(self, agent: AgentProcess, api: DemoApi, view: DemoView, pace: Pace, directory: Path) -> None:
         self.agent = agent
         self.api = api
         self.pace = pace
@@ -73,7 +73,7 @@ class Stage:
             await self._look()
             await anyio.sleep(SHOW_SECONDS)
 
-    async def until(self, what: str, holds: Callable[[Status], bool]) -> Status:
+    async def until(self, what: str, holds: Callable[[DemoStatus], bool]) -> DemoStatus:
         """Return the first status that is so. Raises DemoError if it takes too long, or events are dropped."""
         status = None
         with anyio.move_on_after(PATIENCE):
@@ -98,7 +98,7 @@ class Stage:
         status = await self.until("drained", lambda status: status.state == "running" and status.ledger.queued == 0)
         return status.ledger
 
-    async def _look(self) -> Status | None:
+    async def _look(self) -> DemoStatus | None:
         status = await self.agent.status()
         if status is not None:
             self.readings += 1
@@ -118,7 +118,7 @@ class Stage:
 
     async def builds(self, names: Sequence[str], *, seconds: float | None = None) -> None:
         """Run a process for each of these recorded runs, at the same time, and say how long they had to wait."""
-        outcomes: list[Outcome] = []
+        outcomes: list[BuildOutcome] = []
         async with anyio.create_task_group() as tasks:
             for name in names:
                 tasks.start_soon(self._build, name, self.pace.build if seconds is None else seconds, outcomes)
@@ -136,7 +136,7 @@ class Stage:
         """Return the first event of these runs that is about an artifact with that hash."""
         return next(event for name in names for event in self._recording[name].events if event.hash == artifact)
 
-    async def _build(self, name: str, seconds: float, outcomes: list[Outcome]) -> None:
+    async def _build(self, name: str, seconds: float, outcomes: list[BuildOutcome]) -> None:
         command = [sys.executable, "-m", "agent.demo.build", str(self.agent.stream), name, f"{seconds}"]
         done = await anyio.run_process(
             command,
@@ -149,5 +149,5 @@ class Stage:
             start_new_session=True,
         )
         if done.returncode == 0:
-            outcomes.append(msgspec.json.decode(done.stdout, type=Outcome))
+            outcomes.append(msgspec.json.decode(done.stdout, type=BuildOutcome))
             self.emitted.update(self._recording[name].events)

@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from agent.demo.agent_process import Status
+from agent.demo.agent_process import DemoStatus
 from agent.queue.cursor import Ledger
 
 MAX_WIDTH = 100
@@ -32,11 +32,11 @@ _COLORS = {"running": "green", "backing_off": "yellow", "paused": "magenta"}
 class Glance:
     """How everything is at one moment. `status` is None while the daemon is down; `api` describes the server."""
 
-    status: Status | None
+    status: DemoStatus | None
     api: str
 
 
-class View(Protocol):
+class DemoView(Protocol):
     """Where the demo is shown, for `with`."""
 
     def __enter__(self) -> Self:
@@ -71,11 +71,11 @@ class PlainView:
         pass
 
     def act(self, number: str, title: str) -> None:
-        """See `View`."""
+        """See `DemoView`."""
         self._write(f"[{number}] {title}")
 
     def say(self, text: str, style: str = "") -> None:
-        """See `View`."""
+        """See `DemoView`."""
         self._write(f"      {text}")
 
     def show(self, glance: Glance) -> None:
@@ -104,18 +104,18 @@ class PanelView:
         self._live.stop()
 
     def act(self, number: str, title: str) -> None:
-        """See `View`."""
+        """See `DemoView`."""
         row = Table.grid(padding=(0, 1, 0, 0))
         row.add_column(width=INDENT - 1)
         row.add_row(Text(number, "bold cyan"), Text(title, "bold"))
         self._print(Padding(row, (1, 0, 0, 0)))
 
     def say(self, text: str, style: str = "") -> None:
-        """See `View`."""
+        """See `DemoView`."""
         self._print(Padding(Text(text, style), (0, 0, 0, INDENT)))
 
     def show(self, glance: Glance) -> None:
-        """See `View`."""
+        """See `DemoView`."""
         # Two columns stay free for the ^C that a terminal writes: it must not begin a line that nobody erases.
         self._live.update(_panel(glance, min(self._console.width - 2, MAX_WIDTH)), refresh=True)
 
@@ -138,7 +138,7 @@ def _panel(glance: Glance, width: int) -> Panel:
     )
 
 
-def _state(status: Status | None) -> Text:
+def _state(status: DemoStatus | None) -> Text:
     if status is None:
         return Text("not running", "bold red")
     text = Text(status.state, f"bold {_COLORS.get(status.state, '')}")

@@ -140,7 +140,7 @@ def _translated() -> Iterator[None]:
         raise twin(str(error)) from error
 
 
-class Connections:
+class ConnectionPool:
     """Connections to one server, each a transport of its own; of those that are idle the one that was used last is used next."""
 
     def __init__(self, make: Callable[[], httpx.AsyncBaseTransport], most_idle: int) -> None:

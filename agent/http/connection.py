@@ -20,7 +20,7 @@ import anyio
 import anyio.lowlevel
 import h11
 
-from agent.runtime import News
+from agent.runtime import Broadcast
 
 HEAD_READ_BYTES = 16 * 1024
 READ_BYTES = 64 * 1024
@@ -30,7 +30,7 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, for zero seconds: clo
 _GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 
 
-class Patience(NamedTuple):
+class Timeouts(NamedTuple):
     """How long to wait, in seconds: for a request to begin, for its whole head, its whole body, for a sign of life in a body or
     while the client is to take an answer, and for a client to see that it was refused in the middle.
     """
@@ -51,13 +51,13 @@ def timed_out(what: str, seconds: float) -> h11.RemoteProtocolError:
     return h11.RemoteProtocolError(f"{what} did not come within {seconds:g} s", error_status_hint=408)
 
 
-class Wire:
+class Http1Connection:
     """A connection. Of what it has received, the first `taken` bytes belong to messages that are dealt with.
 
     `ending` says that this request is its last one, `endless` that nobody should wait for the end of this one.
     """
 
-    def __init__(self, connection: socket.socket, patience: Patience) -> None:
+    def __init__(self, connection: socket.socket, patience: Timeouts) -> None:
         connection.setblocking(False)
         if connection.family != socket.AF_UNIX:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -68,7 +68,7 @@ class Wire:
         self.endless = False
         self.ending = False
         self.open = True
-        self._progress = News()
+        self._progress = Broadcast()
         self._socket = connection
         self._idle: anyio.CancelScope | None = None
 
@@ -212,7 +212,7 @@ class Wire:
         self._move()
 
     def _move(self) -> None:
-        self._progress.tell()
+        self._progress.notify_all()
 
     # Writing
 

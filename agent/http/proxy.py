@@ -16,7 +16,7 @@ from typing import NamedTuple, cast
 import anyio
 import httpx
 
-from agent.http.client import Connections, transports
+from agent.http.client import ConnectionPool, transports
 from agent.http.connection import ClientGoneError
 from agent.http.server import Exchange, Response
 
@@ -44,10 +44,10 @@ class BrokenOffError(ClientGoneError):
 
 class _Upstream(NamedTuple):
     url: httpx.URL
-    connections: Connections
+    connections: ConnectionPool
 
 
-class Front:
+class Proxy:
     """Passes requests on to `url`. `answered` counts the answers, the API's and its own, by status."""
 
     def __init__(self, url: str) -> None:
@@ -152,7 +152,7 @@ class _Body(httpx.AsyncByteStream):
 
 
 def _open(url: str) -> _Upstream:
-    return _Upstream(httpx.URL(url), Connections(transports(url, KEEP_SECONDS, _SMALL_BUFFER), IDLE_CONNECTIONS))
+    return _Upstream(httpx.URL(url), ConnectionPool(transports(url, KEEP_SECONDS, _SMALL_BUFFER), IDLE_CONNECTIONS))
 
 
 def _request(exchange: Exchange, url: httpx.URL) -> httpx.Request:

@@ -21,7 +21,7 @@ import h11
 import msgspec
 import structlog
 
-from agent.http.connection import ClientGoneError, Patience, Wire, timed_out
+from agent.http.connection import ClientGoneError, Http1Connection, Timeouts, timed_out
 from agent.throttle import Throttle
 
 MAX_BODY_BYTES = 1024 * 1024
@@ -29,7 +29,7 @@ MAX_CONNECTIONS = 64
 ACCEPT_RETRY_SECONDS = 0.1
 TURN_CLIENTS = 32
 LOG_INTERVAL = 60.0
-PATIENCE = Patience()
+PATIENCE = Timeouts()
 
 _CODES = {408: "request_timeout", 413: "payload_too_large", 501: "not_implemented"}
 
@@ -92,12 +92,13 @@ class Response:
 
 
 class Exchange:
-    """One request, of which the head has come, and its answer. Reading raises what `Wire.read` does, writing ClientGoneError.
+    """One request, of which the head has come, and its answer. Reading raises what `Http1Connection.read` does, writing
+    ClientGoneError.
 
     `status` is the answer's, once it has begun.
     """
 
-    def __init__(self, head: Head, wire: Wire) -> None:
+    def __init__(self, head: Head, wire: Http1Connection) -> None:
         self.head = head
         self.status: int | None = None
         self._wire = wire
@@ -190,10 +191,10 @@ class Server:
     When one more comes, the one that has waited longest for a request has to go; if none waits, the new one is closed.
     """
 
-    def __init__(self, max_connections: int, patience: Patience = PATIENCE) -> None:
+    def __init__(self, max_connections: int, patience: Timeouts = PATIENCE) -> None:
         self._patience = patience
         self._max_connections = max_connections
-        self._connections: dict[Wire, None] = {}  # those that were used last are last
+        self._connections: dict[Http1Connection, None] = {}  # those that were used last are last
         self._doors: list[_Door] = []
         self._closing = False
         self._throttle = Throttle(LOG_INTERVAL)
@@ -253,11 +254,11 @@ class Server:
         if len(self._connections) >= self._max_connections and not any(wire.evict() for wire in self._connections):
             accepted.close()
             return
-        wire = Wire(accepted, self._patience)
+        wire = Http1Connection(accepted, self._patience)
         self._connections[wire] = None
         door.tasks.start_soon(self._converse, wire, door.handler)
 
-    async def _converse(self, wire: Wire, handler: StreamHandler) -> None:
+    async def _converse(self, wire: Http1Connection, handler: StreamHandler) -> None:
         """Serve a connection: request, response, and so on while both sides want to."""
         try:
             while await _exchange(wire, handler) and wire.next_cycle():
@@ -277,7 +278,7 @@ class _Door(NamedTuple):
     accepting: anyio.CancelScope
 
 
-async def _exchange(wire: Wire, handler: StreamHandler) -> bool:
+async def _exchange(wire: Http1Connection, handler: StreamHandler) -> bool:
     """Take a request and have it answered; False if none came. What is no request is answered here."""
     exchange = Exchange(Head("", "", {}, {}), wire)
     try:
@@ -302,7 +303,7 @@ async def _exchange(wire: Wire, handler: StreamHandler) -> bool:
 
 
 async def _fail(exchange: Exchange, response: Response) -> None:
-    """Answer with an error, unless an answer has begun, which is cut off then: see `Wire.close`."""
+    """Answer with an error, unless an answer has begun, which is cut off then: see `Http1Connection.close`."""
     if exchange.status is None:
         with contextlib.suppress(ClientGoneError):
             await exchange.answer(response)

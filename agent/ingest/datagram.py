@@ -14,8 +14,8 @@ import anyio.lowlevel
 from agent.events import MAX_LINE_BYTES
 from agent.ingest.framing import LineFramer, Lines, as_lines
 from agent.ingest.intake import Conversation, Intake, Peer
-from agent.ingest.sockets import CREDENTIALS_SPACE, Bound, read_credentials
-from agent.runtime import News
+from agent.ingest.sockets import CREDENTIALS_SPACE, BoundSocket, read_credentials
+from agent.runtime import Broadcast
 
 # More than net.core.wmem_default lets a client send at once.
 MAX_DATAGRAM_BYTES = 256 * 1024
@@ -37,7 +37,7 @@ _Datagram = tuple[bytes, list[tuple[int, int, bytes]], int]
 class DatagramListener:
     """Serves one datagram socket."""
 
-    def __init__(self, bound: Bound, intake: Intake) -> None:
+    def __init__(self, bound: BoundSocket, intake: Intake) -> None:
         self._bound = bound
         self._intake = intake
         self._waiting = anyio.CancelScope()
@@ -46,7 +46,7 @@ class DatagramListener:
         self._buffers = [self._buffer]
         self._taking = False
         self._taken = 0
-        self._progress = News()
+        self._progress = Broadcast()
         bound.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
 
     async def serve(self) -> None:
@@ -84,7 +84,7 @@ class DatagramListener:
 
     async def _take_some(self) -> bool:
         """Take what has been sent, but no more than is good in one turn; False if nothing had been."""
-        await self._intake.room()
+        await self._intake.wait_for_capacity()
         whole, odd = self._receive_some()
         self._taking = bool(whole or odd)
         others = self._intake.take_messages([as_lines(data) for data, _, _ in whole]) if whole else []
@@ -97,7 +97,7 @@ class DatagramListener:
         return bool(whole or odd)
 
     def _advance(self) -> None:
-        self._progress.tell()
+        self._progress.notify_all()
 
     def _receive_some(self) -> tuple[list[_Datagram], list[_Datagram]]:
         """Return the datagrams that can be taken together, and those that were cut off or are too long for that."""

@@ -18,10 +18,10 @@ from pydantic import SecretStr
 from agent.delivery.http_transport import EVENTS_PATH
 from agent.events import Ci, Context, decode_array
 from agent.http import server as http_server
-from agent.http.connection import Patience
+from agent.http.connection import Timeouts
 from agent.http.server import Exchange, Head, Response, Server
 from agent.ingest.intake import LOG_INTERVAL, MAX_REASON_CHARACTERS, Intake
-from agent.ingest.sockets import Bound
+from agent.ingest.sockets import BoundSocket
 from agent.throttle import Throttle
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
@@ -44,7 +44,7 @@ Forward = Callable[[Exchange], Awaitable[None]]
 
 
 @dataclass(frozen=True)
-class Terms:
+class AccessPolicy:
     """Who may send, and for which team: what can change while the sockets stay open. Where `token` is None nobody may use TCP."""
 
     token: SecretStr | None = None
@@ -69,11 +69,11 @@ class HttpListener:
 
     def __init__(
         self,
-        bound: Sequence[Bound],
+        bound: Sequence[BoundSocket],
         intake: Intake,
-        terms: Terms,
+        terms: AccessPolicy,
         max_connections: int,
-        patience: Patience = http_server.PATIENCE,
+        patience: Timeouts = http_server.PATIENCE,
     ) -> None:
         self.terms = terms
         self.forward: Forward | None = None

@@ -13,7 +13,7 @@ import structlog
 from agent.delivery.pipeline import Pipeline
 from agent.events import MAX_LINE_BYTES, Block, Context, Decoded, Reject, Session, decode_lines, decode_messages
 from agent.ingest.framing import Lines
-from agent.queue.committer import Group
+from agent.queue.committer import CommitGroup
 from agent.queue.cursor import Outcome
 from agent.throttle import Throttle
 
@@ -75,12 +75,12 @@ class Intake:
         self._throttle = Throttle(LOG_INTERVAL)
         self.rejected = 0
 
-    async def room(self) -> None:
+    async def wait_for_capacity(self) -> None:
         """Wait until there is room for more, so that what clients write stays in their sockets meanwhile.
 
         Does not wait for a disk that does not answer: then `take` sheds.
         """
-        await self._pipeline.room()
+        await self._pipeline.wait_for_capacity()
 
     async def take(self, lines: Lines, conversation: Conversation) -> None:
         """Validate and queue what a read brought; with durable acks, return when its fate is known.
@@ -101,7 +101,7 @@ class Intake:
         """
         blocks, others = decode_messages(messages)
         for block in blocks:
-            if self._pipeline.must_shed:
+            if self._pipeline.should_drop:
                 self._pipeline.shed(block.event_count)
             else:
                 self._pipeline.submit(block)
@@ -112,7 +112,7 @@ class Intake:
         if not pieces:
             return None
         blocks = [Block(context, piece.count(b"\n"), piece) for piece in pieces]
-        if not await self._pipeline.room():
+        if not await self._pipeline.wait_for_capacity():
             self._pipeline.shed(sum(block.event_count for block in blocks))
             return Outcome.STALLED
         groups = [self._pipeline.submit(block) for block in blocks]  # the same one: nothing waits in between
@@ -125,10 +125,10 @@ class Intake:
         self._reject(lines, decoded, conversation)
         return decoded.blocks
 
-    async def _submit(self, blocks: list[Block], conversation: Conversation) -> list[tuple[int, Group]]:
-        waiting: list[tuple[int, Group]] = []
+    async def _submit(self, blocks: list[Block], conversation: Conversation) -> list[tuple[int, CommitGroup]]:
+        waiting: list[tuple[int, CommitGroup]] = []
         for block in blocks:
-            if await self._pipeline.room():
+            if await self._pipeline.wait_for_capacity():
                 waiting.append((block.event_count, self._pipeline.submit(block)))
             else:
                 self._pipeline.shed(block.event_count)

@@ -30,7 +30,7 @@ _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid: struct ucred of unix(7)
 
 
 @dataclass(frozen=True)
-class Bound:
+class BoundSocket:
     """An open socket. `path` is None for one that systemd passed and keeps: it outlives this process.
 
     `inode` is that of the file at `path`, which may be another daemon's by now; an open socket's number is not used again.
@@ -49,7 +49,7 @@ class Bound:
         self.socket.close()
 
 
-def bind(path: Path, kind: socket.SocketKind, *, mode: int, group: str | None = None) -> Bound:
+def bind(path: Path, kind: socket.SocketKind, *, mode: int, group: str | None = None) -> BoundSocket:
     """Open a socket of `kind` at `path`. Raises ListenError, which says what is in the way."""
     if len(os.fsencode(path)) > MAX_PATH_BYTES:
         raise ListenError(f"{path}: a socket's path may have {MAX_PATH_BYTES} bytes: choose a shorter one")
@@ -57,7 +57,7 @@ def bind(path: Path, kind: socket.SocketKind, *, mode: int, group: str | None = 
         path.parent.mkdir(mode=0o755, exist_ok=True)
         with _locked(path.parent):
             _remove_stale(path, kind)
-            return Bound(_bind(path, kind, mode, group), path, path.lstat().st_ino)
+            return BoundSocket(_bind(path, kind, mode, group), path, path.lstat().st_ino)
     except OSError as error:
         reason = f"{path}: the socket cannot be opened: {error.strerror or error}"
         if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
@@ -65,7 +65,7 @@ def bind(path: Path, kind: socket.SocketKind, *, mode: int, group: str | None = 
         raise ListenError(reason) from error
 
 
-def bind_tcp(address: str, *, listening: bool = True) -> Bound:
+def bind_tcp(address: str, *, listening: bool = True) -> BoundSocket:
     """Open a TCP socket at `HOST:PORT`, the host an IP address, which for IPv6 is in brackets. Raises ListenError.
 
     If it is not `listening`, nobody can connect: it only shows that the port is free.
@@ -83,10 +83,10 @@ def bind_tcp(address: str, *, listening: bool = True) -> Bound:
         bound.close()
         reason = f"{address}: the port cannot be opened: {error.strerror or error}: choose another http.listen"
         raise ListenError(reason) from error
-    return Bound(bound, None)
+    return BoundSocket(bound, None)
 
 
-def tcp_address(bound: Bound) -> str:
+def tcp_address(bound: BoundSocket) -> str:
     """Return where a TCP socket listens, as `bind_tcp` takes it."""
     host, port = bound.socket.getsockname()[:2]
     return f"[{host}]:{port}" if bound.socket.family == socket.AF_INET6 else f"{host}:{port}"

@@ -23,8 +23,8 @@ import structlog
 from agent.events import MAX_LINE_BYTES
 from agent.ingest.framing import LineFramer, Lines, as_lines
 from agent.ingest.intake import Conversation, Intake, Peer
-from agent.ingest.sockets import Bound, peer_of
-from agent.runtime import News
+from agent.ingest.sockets import BoundSocket, peer_of
+from agent.runtime import Broadcast
 from agent.throttle import Throttle
 
 READ_BYTES = MAX_LINE_BYTES
@@ -57,7 +57,7 @@ class _Connection:
         self.taken = 0
         self.open = True
         self.refused = False
-        self.progress = News()
+        self.progress = Broadcast()
         self._patience: anyio.CancelScope | None = None
 
     def receive(self, size: int) -> bytes:
@@ -76,7 +76,7 @@ class _Connection:
 
     def advance(self) -> None:
         self.taken = self.received
-        self.progress.tell()
+        self.progress.notify_all()
 
     def waiting_bytes(self) -> int:
         size = array.array("i", [0])
@@ -111,14 +111,14 @@ class StreamListener:
     `evicted` counts those that had to.
     """
 
-    def __init__(self, bound: Bound, intake: Intake, max_connections: int) -> None:
+    def __init__(self, bound: BoundSocket, intake: Intake, max_connections: int) -> None:
         self._bound = bound
         self._intake = intake
         self._max_connections = max_connections
         self._log = structlog.get_logger("agent.listeners")
         self._throttle = Throttle(LOG_INTERVAL)
         self._connections: OrderedDict[_Connection, None] = OrderedDict()
-        self._left = News()
+        self._left = Broadcast()
         self._accepting = anyio.CancelScope()
         self._tasks: anyio.abc.TaskGroup | None = None
         self.evicted = 0
@@ -154,7 +154,7 @@ class StreamListener:
     async def _accept_ready(self) -> None:
         """Accept everyone who waits. What is accepted is served, even if this is cancelled."""
         while self._tasks is not None:
-            await self._intake.room()
+            await self._intake.wait_for_capacity()
             error = self._accept_some(self._tasks)
             await self._make_room()
             if error is None:
@@ -243,7 +243,7 @@ class StreamListener:
         finally:
             del self._connections[connection]
             connection.close()
-            self._left.tell()
+            self._left.notify_all()
 
     async def _read_to_end(self, connection: _Connection, conversation: Conversation) -> None:
         size = READ_BYTES
@@ -261,7 +261,7 @@ class StreamListener:
         """
         await anyio.lowlevel.checkpoint()
         while True:
-            await self._intake.room()
+            await self._intake.wait_for_capacity()
             try:
                 return connection.receive(size)
             except BlockingIOError:

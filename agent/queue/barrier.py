@@ -15,7 +15,7 @@ import msgspec
 from agent.queue.cursor import Cursor, Ledger, Outcome, Span
 
 
-class Report(msgspec.Struct, frozen=True):
+class FlushReport(msgspec.Struct, frozen=True):
     """What has become of the events that a flush is about; `dropped` has only reasons that occurred."""
 
     delivered: int = 0
@@ -28,23 +28,23 @@ class Report(msgspec.Struct, frozen=True):
         """Return what a ledger says of all events."""
         return cls(ledger.delivered, ledger.queued, ledger.dead_lettered, dict(ledger.dropped))
 
-    def settled(self, counts: Mapping[Outcome, int]) -> "Report":
+    def settled(self, counts: Mapping[Outcome, int]) -> "FlushReport":
         """Return the report after some of the queued events have come to these ends."""
         dropped = dict(self.dropped)
         for outcome, count in counts.items():
             if count and outcome not in {Outcome.DELIVERED, Outcome.DEAD_LETTERED}:
                 dropped[str(outcome)] = dropped.get(str(outcome), 0) + count
-        return Report(
+        return FlushReport(
             self.delivered + counts.get(Outcome.DELIVERED, 0),
             self.queued - sum(counts.values()),
             self.dead_lettered + counts.get(Outcome.DEAD_LETTERED, 0),
             dropped,
         )
 
-    def since(self, before: "Report") -> "Report":
+    def since(self, before: "FlushReport") -> "FlushReport":
         """Return what has come to an end since an earlier report of the same events, and how many are still queued."""
         dropped = {reason: count - before.dropped.get(reason, 0) for reason, count in self.dropped.items()}
-        return Report(
+        return FlushReport(
             self.delivered - before.delivered,
             self.queued,
             self.dead_lettered - before.dead_lettered,
@@ -57,11 +57,11 @@ class Report(msgspec.Struct, frozen=True):
         return self.dead_lettered + sum(self.dropped.values())
 
 
-def total(reports: Iterable[Report]) -> Report:
+def total(reports: Iterable[FlushReport]) -> FlushReport:
     """Return one report of what several are about."""
     found = list(reports)
     reasons = dict.fromkeys(reason for report in found for reason in report.dropped)
-    return Report(
+    return FlushReport(
         sum(report.delivered for report in found),
         sum(report.queued for report in found),
         sum(report.dead_lettered for report in found),
@@ -75,7 +75,7 @@ class Barrier(Protocol):
     def settled(self, spans: Sequence[Span], outcome: Outcome) -> None:
         """Count what it follows of `spans`, which nothing had settled before."""
 
-    def report(self) -> Report:
+    def report(self) -> FlushReport:
         """Return what has become of the events so far."""
 
     @property
@@ -89,7 +89,7 @@ class WholeBarrier:
     def __init__(self, cursor: Cursor) -> None:
         """Fix which events those are; the cursor is to tell `settled` from now on."""
         self.stop = cursor.next_seq
-        self._before = Report.of(cursor.ledger())
+        self._before = FlushReport.of(cursor.ledger())
         self._counts: dict[Outcome, int] = {}
 
     def settled(self, spans: Sequence[Span], outcome: Outcome) -> None:
@@ -97,7 +97,7 @@ class WholeBarrier:
         count = sum(max(min(span.stop, self.stop) - span.start, 0) for span in spans)
         self._counts[outcome] = self._counts.get(outcome, 0) + count
 
-    def report(self) -> Report:
+    def report(self) -> FlushReport:
         """Return what has become of the events so far."""
         return self._before.settled(self._counts)
 
@@ -161,7 +161,7 @@ class SessionBarrier:
     def __init__(self, cursor: Cursor, before: Mapping[Outcome, int]) -> None:
         """Fix the moment; the cursor is to tell `settled` from now on."""
         self.stop = cursor.next_seq
-        self._before = Report(queued=sum(before.values())).settled(before)
+        self._before = FlushReport(queued=sum(before.values())).settled(before)
         self._settled: dict[Outcome, Numbers] = {}
         self._queued: Numbers | None = None
         self._count = 0
@@ -183,9 +183,9 @@ class SessionBarrier:
         for span in below:
             self._settled.setdefault(outcome, Numbers()).add(span)
 
-    def report(self) -> Report:
+    def report(self) -> FlushReport:
         """Return what has become of the session's events so far, without those that nobody has found yet."""
-        return total([self._before, Report(queued=self._count).settled(self._counts)])
+        return total([self._before, FlushReport(queued=self._count).settled(self._counts)])
 
     @property
     def passed(self) -> bool:

@@ -12,13 +12,13 @@ import anyio
 from agent.events import Block
 from agent.queue.grouping import Submitted, entries_of
 from agent.queue.store import Committed, Store
-from agent.runtime import News, RunBlocking, Wakeup
+from agent.runtime import Broadcast, RunBlocking, Wakeup
 
 MAX_PENDING_BYTES = 4 * 1024 * 1024
 STALL_SECONDS = 2.0
 
 
-class Group:
+class CommitGroup:
     """The blocks of one commit, as those who wait for it see them."""
 
     __slots__ = ("_committed", "_done")
@@ -58,26 +58,26 @@ class Committer:
         self._on_commit = on_commit
         self._wakeup = Wakeup()
         self._submitted: list[Submitted] = []
-        self._group = Group()
+        self._group = CommitGroup()
         self._requested = False
         self._pending_bytes = 0
-        self._room = News()
+        self._room = Broadcast()
         self._started_at: float | None = None
         self._closing = False
 
-    def submit(self, block: Block, *, retried: bool = False) -> Group:
+    def submit(self, block: Block, *, retried: bool = False) -> CommitGroup:
         """Add `block` to the next commit; wait for the group to know that it is durable. Call `room` before."""
         self._submitted.append(Submitted(block, retried))
         self._pending_bytes += len(block.lines)
         return self.request()
 
-    def request(self) -> Group:
+    def request(self) -> CommitGroup:
         """Ask for a commit even if nothing is pending: it writes the cursor's checkpoint."""
         self._requested = True
         self._wakeup.set()
         return self._group
 
-    async def room(self) -> bool:
+    async def wait_for_capacity(self) -> bool:
         """Wait until more may be submitted; False if the disk has not answered for STALL_SECONDS, so that it should be shed."""
         while self._full:
             if self.stalled:
@@ -87,7 +87,7 @@ class Committer:
         return True
 
     @property
-    def must_shed(self) -> bool:
+    def should_drop(self) -> bool:
         """Whether `room` would return False at once."""
         return self._full and self.stalled
 
@@ -114,7 +114,7 @@ class Committer:
 
     async def _commit(self) -> None:
         submitted, self._submitted = self._submitted, []
-        group, self._group = self._group, Group()
+        group, self._group = self._group, CommitGroup()
         size, self._requested = self._pending_bytes, False
         now = self._wall_clock()
         entries = entries_of(submitted, now)
@@ -125,6 +125,6 @@ class Committer:
         self._store.published()
         self._store.account(entries, committed.refused)
         self._pending_bytes -= size
-        self._room.tell()
+        self._room.notify_all()
         self._on_commit(committed)
         group.finish(committed)

@@ -71,7 +71,7 @@ class Ledger(msgspec.Struct, frozen=True):
     retried: int = 0
 
 
-class State(msgspec.Struct, frozen=True, array_like=True):
+class CursorState(msgspec.Struct, frozen=True, array_like=True):
     """What a checkpoint holds. `shed` counts events that were dropped before they had a number.
 
     What is added comes last and has a default: older checkpoints lack it, and older daemons ignore it.
@@ -90,7 +90,7 @@ class State(msgspec.Struct, frozen=True, array_like=True):
 _END_OF_TIME = 253_402_300_800.0  # the year 10000, which no calendar here goes to
 
 
-def is_possible(state: State) -> bool:
+def is_possible(state: CursorState) -> bool:
     """Tell whether a queue can be in this state: its numbers are in order, and every settled event is counted once."""
     edges = [state.origin, state.position, *(edge for span in state.settled for edge in span), state.next_seq]
     in_order = 0 < state.origin <= state.position <= state.next_seq <= MAX_SEQ
@@ -140,7 +140,7 @@ class Cursor:
         self._shed: dict[str, int] = {}
 
     @classmethod
-    def from_state(cls, state: State) -> "Cursor":
+    def from_state(cls, state: CursorState) -> "Cursor":
         """Continue from a checkpoint."""
         cursor = cls(state.origin)
         cursor.position = state.position
@@ -152,9 +152,9 @@ class Cursor:
         cursor._shed = dict(state.shed)
         return cursor
 
-    def state(self) -> State:
+    def state(self) -> CursorState:
         """Return a checkpoint of everything."""
-        return State(
+        return CursorState(
             self.position,
             self.next_seq,
             self._origin,
@@ -232,7 +232,7 @@ def _union(spans: Iterable[Span]) -> list[Span]:
 
 
 # A cursor file has two slots. A checkpoint goes to the slot that does not hold the newest durable one, so that whatever a crash
-# does to it, the other is still there. A slot is: marker, length, CRC over the rest, generation, State as msgpack.
+# does to it, the other is still there. A slot is: marker, length, CRC over the rest, generation, CursorState as msgpack.
 SLOT_BYTES = 32 * 1024
 SLOTS = 2
 _SLOT_MARKER = b"AAQC"
@@ -241,17 +241,17 @@ _PREFIX = struct.Struct("<4sHII")
 _GENERATION = struct.Struct("<Q")
 
 _encode_state = msgspec.msgpack.Encoder().encode
-_decode_state = msgspec.msgpack.Decoder(State).decode
+_decode_state = msgspec.msgpack.Decoder(CursorState).decode
 
 
 class Checkpoint(NamedTuple):
     """A decoded slot; the higher generation is the newer one."""
 
     generation: int
-    state: State
+    state: CursorState
 
 
-def encode_slot(generation: int, state: State) -> bytes:
+def encode_slot(generation: int, state: CursorState) -> bytes:
     """Return a slot's bytes; raises ValueError if the state has outgrown a slot."""
     body = _GENERATION.pack(generation) + _encode_state(state)
     slot = _PREFIX.pack(_SLOT_MARKER, _SLOT_VERSION, len(body), zlib.crc32(body)) + body

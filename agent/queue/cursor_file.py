@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from agent.errors import StorageError
-from agent.queue.cursor import SLOT_BYTES, SLOTS, Checkpoint, State, decode_slot, encode_slot
+from agent.queue.cursor import SLOT_BYTES, SLOTS, Checkpoint, CursorState, decode_slot, encode_slot
 from agent.queue.filesystem import FOREIGN, File, Filesystem, put_aside
 
 T = TypeVar("T")
@@ -48,7 +48,7 @@ class CursorFile:
                 slots = [b""] * SLOTS
         except OSError as error:
             raise self._translate(error) from error
-        self.recovered: State | None = newest.state if newest else None
+        self.recovered: CursorState | None = newest.state if newest else None
         self._generation = newest.generation if newest else 0
         self._durable_slot = [decode_slot(slot) for slot in slots].index(newest)
         try:
@@ -56,7 +56,7 @@ class CursorFile:
         except OSError:
             self.close()  # the next write makes a new file
 
-    def write(self, state: State) -> None:
+    def write(self, state: CursorState) -> None:
         """Write a checkpoint; it survives the process, but not yet the machine. Raises StorageError."""
         try:
             if self._file is None or not self._file.has_name():
@@ -89,7 +89,7 @@ class CursorFile:
             self._file.close()
             self._file = None
 
-    def _next_slot(self, state: State) -> bytes:
+    def _next_slot(self, state: CursorState) -> bytes:
         self._generation += 1
         return encode_slot(self._generation, state)
 
@@ -119,7 +119,7 @@ class CursorFile:
         file.sync()
         self._fs.sync_directory(self._path.parent)
 
-    def _replace(self, state: State) -> None:
+    def _replace(self, state: CursorState) -> None:
         """Put a new file, with this checkpoint durable in its first slot, in the place of one whose sync failed."""
         self.close()
         self._fs.make_directory(self._path.parent)  # somebody may have deleted it

@@ -23,7 +23,7 @@ from agent.events import Context, Event, decode_event, is_lines
 from agent.queue import segment
 from agent.queue.cursor import Span
 from agent.queue.filesystem import Filesystem
-from agent.queue.log import AppendError, Entry, Log, View
+from agent.queue.log import AppendError, Entry, Log, LogView
 from agent.queue.quarantine import Quarantine
 from agent.queue.record import Frame
 from agent.queue.segment import Segment
@@ -35,7 +35,7 @@ T = TypeVar("T")
 _CHUNK_BYTES = 256 * 1024
 
 
-class Identity(NamedTuple):
+class DeadLetterKey(NamedTuple):
     """What makes two letters the same: not the number alone, which a lost cursor can give to another event."""
 
     seq: int
@@ -62,9 +62,9 @@ class DeadLetter(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
         return decode_event(self.line)
 
     @property
-    def identity(self) -> Identity:
+    def identity(self) -> DeadLetterKey:
         """What letters about the same refused event have in common."""
-        return Identity(self.seq, self.context, self.line)
+        return DeadLetterKey(self.seq, self.context, self.line)
 
 
 encode_dead_letter = msgspec.msgpack.Encoder().encode
@@ -79,7 +79,7 @@ def decode_dead_letter(payload: bytes) -> DeadLetter:
         raise msgspec.DecodeError("nested too deeply") from error
 
 
-def letter_in(frame: Frame) -> DeadLetter | None:
+def dead_letter_in(frame: Frame) -> DeadLetter | None:
     """Return the letter that a frame carries; None if it is none, or none about one event."""
     try:
         letter = decode_dead_letter(frame.payload)
@@ -89,7 +89,7 @@ def letter_in(frame: Frame) -> DeadLetter | None:
         return None
 
 
-class Kept(NamedTuple):
+class StoredDeadLetter(NamedTuple):
     """A letter in its log: the place of its segment in the snapshot, and the number that the log gave it."""
 
     place: int
@@ -97,7 +97,7 @@ class Kept(NamedTuple):
     letter: DeadLetter
 
 
-Repeats = dict[Identity, int]
+Repeats = dict[DeadLetterKey, int]
 """Of the letters that come several times, the number of the last one."""
 
 
@@ -114,19 +114,19 @@ def repeats_in(log: LogSnapshot) -> Repeats:
 
 def weigh(repeats: Repeats, frame: Frame) -> int | None:
     """Return how many letters a frame counts for: none if it is repeated later; None if it carries no letter."""
-    letter = letter_in(frame)
+    letter = dead_letter_in(frame)
     if letter is None:
         return None
     return int(repeats.get(letter.identity, frame.first_seq) == frame.first_seq)
 
 
-def letters_in(log: LogSnapshot, repeats: Repeats, start: int = 0) -> Iterator[Kept]:
+def dead_letters_in(log: LogSnapshot, repeats: Repeats, start: int = 0) -> Iterator[StoredDeadLetter]:
     """Read the letters that count, one for each refused event, from that number on. Raises StorageError for a shortage."""
-    return (each for each in pieces_in(log, repeats, start) if isinstance(each, Kept))
+    return (each for each in pieces_in(log, repeats, start) if isinstance(each, StoredDeadLetter))
 
 
-def pieces_in(log: LogSnapshot, repeats: Repeats, start: int = 0) -> Iterator[Kept | Span]:
-    """Yield what `letters_in` does and, where letters cannot be read, the numbers that the log gave them; all in order."""
+def pieces_in(log: LogSnapshot, repeats: Repeats, start: int = 0) -> Iterator[StoredDeadLetter | Span]:
+    """Yield what `dead_letters_in` does and, where letters cannot be read, the numbers that the log gave them; all in order."""
     for piece in _all_pieces(log, start):
         if isinstance(piece, Span) or repeats.get(piece.letter.identity, piece.number) == piece.number:
             yield piece
@@ -143,34 +143,34 @@ def unopened_in(log: LogSnapshot, last: int) -> Contents | None:
     return next((found for found in contents if found is not None and found.error is not None), None)
 
 
-def _all_kept(log: LogSnapshot, start: int) -> Iterator[Kept]:
-    return (each for each in _all_pieces(log, start) if isinstance(each, Kept))
+def _all_kept(log: LogSnapshot, start: int) -> Iterator[StoredDeadLetter]:
+    return (each for each in _all_pieces(log, start) if isinstance(each, StoredDeadLetter))
 
 
-def _all_pieces(log: LogSnapshot, start: int) -> Iterator[Kept | Span]:
+def _all_pieces(log: LogSnapshot, start: int) -> Iterator[StoredDeadLetter | Span]:
     for index in range(log.index_of(start), len(log.view.segments)):
         found = log.contents(index)
         for piece in _pieces(index, found) if found is not None else ():
-            if isinstance(piece, Kept):
+            if isinstance(piece, StoredDeadLetter):
                 if piece.number >= start:
                     yield piece
             elif piece.stop > start:
                 yield Span(max(piece.start, start), piece.stop)
 
 
-def _pieces(index: int, found: Contents) -> Iterator[Kept | Span]:
+def _pieces(index: int, found: Contents) -> Iterator[StoredDeadLetter | Span]:
     """Yield the letters of a segment, and the numbers of those that are damaged, or in a file that cannot be read at all."""
     if found.error is not None:
         yield Span(found.segment.first_seq, found.limit)
         return
-    whole: Iterator[Kept | Span] = (_piece(index, frame) for frame in found.frames)
-    lost: Iterator[Kept | Span] = (hole.span for hole in _lost(found))
+    whole: Iterator[StoredDeadLetter | Span] = (_piece(index, frame) for frame in found.frames)
+    lost: Iterator[StoredDeadLetter | Span] = (hole.span for hole in _lost(found))
     yield from merge(whole, lost, key=_first_number)
 
 
-def _piece(index: int, frame: Frame) -> Kept | Span:
-    letter = letter_in(frame)
-    return Span(frame.first_seq, frame.next_seq) if letter is None else Kept(index, frame.first_seq, letter)
+def _piece(index: int, frame: Frame) -> StoredDeadLetter | Span:
+    letter = dead_letter_in(frame)
+    return Span(frame.first_seq, frame.next_seq) if letter is None else StoredDeadLetter(index, frame.first_seq, letter)
 
 
 def _lost(found: Contents) -> Iterator[Hole]:
@@ -178,7 +178,7 @@ def _lost(found: Contents) -> Iterator[Hole]:
     return (hole for hole in holes(found) if hole.start < hole.end)
 
 
-def _first_number(piece: Kept | Span) -> int:
+def _first_number(piece: StoredDeadLetter | Span) -> int:
     return piece.start if isinstance(piece, Span) else piece.number
 
 
@@ -207,8 +207,8 @@ class DeadLetters:
     discarded: int = 0
     _log: Log | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _repeats: tuple[View, Repeats] | None = None
-    _counted: View | None = None
+    _repeats: tuple[LogView, Repeats] | None = None
+    _counted: LogView | None = None
 
     @classmethod
     def beside(cls, fs: Filesystem, directory: Path, limits: Limits) -> "DeadLetters":
@@ -255,7 +255,7 @@ class DeadLetters:
                 self._repeats = log.view, repeats_in(log)
             return call(log, self._repeats[1])
 
-    def remove(self, goes: Callable[[Kept], bool], now: float) -> Removed:
+    def remove(self, goes: Callable[[StoredDeadLetter], bool], now: float) -> Removed:
         """Remove letters, durably. Raises StorageError: then they are still there, some perhaps twice."""
         with self._lock:
             if not self._snapshot().view.segments:
@@ -305,9 +305,9 @@ class _Removal:
         self._before = LogSnapshot.of(fs, log)
         self._repeats = repeats_in(self._before)
 
-    def perform(self, goes: Callable[[Kept], bool], now: float, *, mend: bool) -> Removed:
+    def perform(self, goes: Callable[[StoredDeadLetter], bool], now: float, *, mend: bool) -> Removed:
         count, last = 0, -1
-        for kept in letters_in(self._before, self._repeats):
+        for kept in dead_letters_in(self._before, self._repeats):
             if goes(kept):
                 count, last = count + 1, max(last, kept.place)
         if mend:
@@ -337,16 +337,16 @@ class _Removal:
             for piece in found.damage:
                 self._quarantine.keep(found.segment.first_seq, piece.start, found.data[piece.start : piece.end])
             for frame in found.frames:
-                if letter_in(frame) is None:
+                if dead_letter_in(frame) is None:
                     self._quarantine.keep(frame.first_seq, 0, frame.payload)
                     damaged += frame.item_count
             damaged += sum(hole.span.length for hole in _lost(found))
         return damaged
 
-    def _rewrite(self, goes: Callable[[Kept], bool], last: int, now: float) -> None:
+    def _rewrite(self, goes: Callable[[StoredDeadLetter], bool], last: int, now: float) -> None:
         """Write what stays of the segments up to `last` to the end of the log, then delete them."""
         position, is_all = self._before.limit(last), last == len(self._segments) - 1
-        kept = (each for each in letters_in(self._before, self._repeats) if each.place <= last)
+        kept = (each for each in dead_letters_in(self._before, self._repeats) if each.place <= last)
         stays = (each.letter for each in kept if not goes(each))
         if not self._append(stays, now, begin=is_all) and is_all:
             self._log.clear()
@@ -385,5 +385,5 @@ def _chunks(letters: Iterator[DeadLetter]) -> Iterator[list[Entry]]:
 def _is_damaged(found: Contents) -> bool:
     """Tell whether a segment holds anything but letters; numbers that are missing at its end may be of one that was removed."""
     return found.error is None and (
-        found.header_damaged or any(letter_in(frame) is None for frame in found.frames) or any(_lost(found))
+        found.header_damaged or any(dead_letter_in(frame) is None for frame in found.frames) or any(_lost(found))
     )

@@ -41,7 +41,7 @@ class Entry(NamedTuple):
 
 
 @dataclass(frozen=True)
-class View:
+class LogView:
     """The log at one moment: its segments, oldest first, and the number that the next item will get."""
 
     segments: tuple[Segment, ...]
@@ -70,7 +70,14 @@ class Log:
     """The segments of one directory. Open it with `recover`."""
 
     def __init__(
-        self, fs: Filesystem, directory: Path, *, segment_bytes: int, segment_seconds: float, durable: bool, view: View
+        self,
+        fs: Filesystem,
+        directory: Path,
+        *,
+        segment_bytes: int,
+        segment_seconds: float,
+        durable: bool,
+        view: LogView,
     ) -> None:
         """Use `recover` instead: it finds out what `view` is."""
         self._fs = fs
@@ -112,7 +119,7 @@ class Log:
                 next_seq = max(next_seq, end.next_seq)
         except OSError as error:
             raise StorageError(f"{directory}: the queue directory cannot be used: {error.strerror or error}") from error
-        view = View(tuple(segments), next_seq)
+        view = LogView(tuple(segments), next_seq)
         return cls(
             fs, directory, segment_bytes=segment_bytes, segment_seconds=segment_seconds, durable=durable, view=view
         )
@@ -173,7 +180,7 @@ class Log:
         self.view = replace(self.view, segments=self.view.segments[count:])
         return count
 
-    def hollow_out(self) -> None:
+    def truncate_settled(self) -> None:
         """Give the last segment's room back and keep its name, which carries the number. Raises StorageError.
 
         The caller has made durable that nothing in the log is wanted any more, and what the next number is.
@@ -237,7 +244,7 @@ class Log:
         active.file.pwrite(data, current.size)
         if self._durable:
             active.file.sync()
-        self.view = View((*older, current._replace(size=current.size + len(data))), seq)
+        self.view = LogView((*older, current._replace(size=current.size + len(data))), seq)
 
     def _room_for(self, size: int, now: float) -> _Active:
         if self._active is not None:

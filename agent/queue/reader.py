@@ -13,7 +13,7 @@ from agent.errors import StorageError
 from agent.queue import segment
 from agent.queue.cursor import Span
 from agent.queue.filesystem import File, Filesystem, read_around
-from agent.queue.log import Log, View
+from agent.queue.log import Log, LogView
 from agent.queue.quarantine import Quarantine
 from agent.queue.record import Frame
 from agent.queue.segment import Damage, Segment
@@ -88,7 +88,7 @@ class Reader:
             self._open.file.close()
             self._open.file = None
 
-    def _read_on(self, view: View, max_bytes: int) -> list[Frame | Gap]:
+    def _read_on(self, view: LogView, max_bytes: int) -> list[Frame | Gap]:
         """Read one stretch of a segment; [] if it holds nothing from the position on."""
         place = _locate(view, self._expected)
         if place is None:
@@ -162,7 +162,7 @@ class Reader:
         return self._open, self._open.file
 
 
-def _locate(view: View, seq: int) -> _Place | None:
+def _locate(view: LogView, seq: int) -> _Place | None:
     """Return the segment that `seq` belongs to; None if it lies before all of them."""
     index = bisect_right(view.segments, seq, key=attrgetter("first_seq"))
     if index == 0:

@@ -16,21 +16,21 @@ from agent.queue.snapshot import QueueSnapshot
 class Search:
     """One search, for a barrier that was opened at the moment of the snapshot. Events that cannot be read are no session's."""
 
-    def __init__(self, barrier: SessionBarrier, opening: bytes, queue: QueueSnapshot) -> None:
+    def __init__(self, barrier: SessionBarrier, session_prefix: bytes, queue: QueueSnapshot) -> None:
         self.barrier = barrier
         self.queue = queue
-        self._opening = opening
+        self._prefix = session_prefix
         self._found = Numbers()
 
     def look_into(self, index: int) -> None:
         """Look through a segment; it takes as long as reading one. Raises StorageError for a shortage."""
         log, cursor = self.queue.log, self.queue.cursor
-        if log.limit(index) <= cursor.position or (found := log.contents(index, self._opening)) is None:
+        if log.limit(index) <= cursor.position or (found := log.contents(index, self._prefix)) is None:
             return
         for frame in found.frames:
             parts = cursor.unsettled(Span(frame.first_seq, min(frame.next_seq, self.barrier.stop)))
-            if parts and self._opening in frame.payload and (record := record_in(frame)) is not None:
-                marks = _marks(record.lines, self._opening) & _bits(frame, parts)
+            if parts and self._prefix in frame.payload and (record := record_in(frame)) is not None:
+                marks = _marks(record.lines, self._prefix) & _bits(frame, parts)
                 self._found.add_marked(frame.first_seq, marks)
 
     def end(self) -> None:
@@ -38,9 +38,9 @@ class Search:
         self.barrier.find(self._found)
 
 
-def _marks(lines: bytes, opening: bytes) -> int:
+def _marks(lines: bytes, session_prefix: bytes) -> int:
     """Return a number whose bits say which lines begin so; the lowest bit is the first line's."""
-    digits = [line.startswith(opening) for line in lines.split(b"\n")]
+    digits = [line.startswith(session_prefix) for line in lines.split(b"\n")]
     return int("".join(map("01".__getitem__, reversed(digits))), 2)
 
 

@@ -20,7 +20,7 @@ from agent.queue import segment
 from agent.queue.cursor import Cursor, Span
 from agent.queue.cursor_file import newest_in, read_slots
 from agent.queue.filesystem import SHORTAGE, Filesystem
-from agent.queue.log import Log, View, contents, end_unread, listing
+from agent.queue.log import Log, LogView, contents, end_unread, listing
 from agent.queue.record import Frame
 from agent.queue.segment import Damage, Segment
 from agent.queue.store import Store
@@ -66,7 +66,7 @@ class LogSnapshot:
 
     fs: Filesystem
     directory: Path
-    view: View
+    view: LogView
     live: bool
 
     @classmethod
@@ -82,7 +82,7 @@ class LogSnapshot:
                 return cls(fs, directory, _read_view(fs, directory, next_seq), live=False)
         except OSError as error:
             raise _unreadable(directory, error) from error
-        return cls(fs, directory, View((), next_seq), live=False)
+        return cls(fs, directory, LogView((), next_seq), live=False)
 
     def path(self, first_seq: int) -> Path:
         """Return where the segment that begins with `first_seq` is."""
@@ -165,7 +165,7 @@ def holes(found: Contents) -> Iterator[Hole]:
         yield Hole(Span(expected, found.limit), offset, max(len(found.data), offset))
 
 
-def _read_view(fs: Filesystem, directory: Path, next_seq: int) -> View:
+def _read_view(fs: Filesystem, directory: Path, next_seq: int) -> LogView:
     segments, _ = listing(fs, directory)
     if segments:
         last = segments[-1]
@@ -176,7 +176,7 @@ def _read_view(fs: Filesystem, directory: Path, next_seq: int) -> View:
             end = end_unread(last, error)
         segments[-1] = last._replace(size=end.size)
         next_seq = max(next_seq, end.next_seq)
-    return View(tuple(segments), next_seq)
+    return LogView(tuple(segments), next_seq)
 
 
 def _sorted_out(raw: Contents, *, is_last: bool, live: bool) -> Contents:

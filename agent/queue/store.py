@@ -15,10 +15,10 @@ import msgspec
 
 from agent.errors import StorageError
 from agent.queue import record, segment
-from agent.queue.cursor import SLOTS, Cursor, Outcome, Pause, Span, State
+from agent.queue.cursor import SLOTS, Cursor, CursorState, Outcome, Pause, Span
 from agent.queue.cursor_file import CursorFile, read_slots
 from agent.queue.filesystem import Filesystem, remove_unfinished
-from agent.queue.log import AppendError, Entry, Log, View
+from agent.queue.log import AppendError, Entry, Log, LogView
 from agent.queue.quarantine import Quarantine
 from agent.queue.reader import Reader
 from agent.queue.record import Frame, decode_record
@@ -49,7 +49,7 @@ class Plan(NamedTuple):
     """What the next commit writes: the cursor's checkpoint, and the entries unless `refused` says why not."""
 
     entries: Sequence[Entry]
-    checkpoint: State
+    checkpoint: CursorState
     refused: Outcome | None
 
 
@@ -121,7 +121,7 @@ class Store:
         """Where the queue is."""
         return self._directory
 
-    def _recover_log(self, state: State | None) -> Log:
+    def _recover_log(self, state: CursorState | None) -> Log:
         return Log.recover(
             self._fs,
             self._directory / "segments",
@@ -132,7 +132,7 @@ class Store:
             next_seq=state.next_seq if state else 1,
         )
 
-    def _recover_cursor(self, state: State | None) -> Cursor:
+    def _recover_cursor(self, state: CursorState | None) -> Cursor:
         view = self.log.view
         oldest = view.segments[0].first_seq if view.segments else view.next_seq
         cursor = Cursor.from_state(state) if state else Cursor(oldest)
@@ -285,7 +285,7 @@ class Store:
         self._failing = False
         return None
 
-    def _make_room(self, state: State) -> bool:
+    def _make_room(self, state: CursorState) -> bool:
         """Give back what a queue holds that is settled to its end: the last segment stays, and may be all that fits."""
         view = self.log.view
         if state.position < view.next_seq or all(s.size <= segment.HEADER_BYTES for s in view.segments):
@@ -293,7 +293,7 @@ class Store:
         try:
             self._cursor_file.write(state)
             self._cursor_file.sync()
-            self.log.hollow_out()
+            self.log.truncate_settled()
         except StorageError:
             return False
         return True
@@ -311,7 +311,7 @@ class Store:
     def _is_read(self) -> bool:
         return bool(self.readers) and self._shortage() is None
 
-    def _checkpoint(self, state: State) -> str | None:
+    def _checkpoint(self, state: CursorState) -> str | None:
         try:
             self._cursor_file.write(state)
         except StorageError as error:
@@ -339,7 +339,7 @@ class Store:
             return str(error)
         return None
 
-    def _in_use(self, view: View) -> tuple[Segment, ...]:
+    def _in_use(self, view: LogView) -> tuple[Segment, ...]:
         """Return the segments that hold something unsettled. The others can go, the last of them once another one follows."""
         if self.cursor.position >= view.next_seq:
             return ()
@@ -355,7 +355,7 @@ def _size_on_disk(entries: Sequence[Entry]) -> int:
     return segment.HEADER_BYTES + sum(record.HEADER_BYTES + len(entry.payload) for entry in entries)
 
 
-def _outcome(plan: Plan, refused: Outcome | None, next_seq: int) -> State:
+def _outcome(plan: Plan, refused: Outcome | None, next_seq: int) -> CursorState:
     """Return the plan's checkpoint with what became of its entries."""
     found, shed = counts(plan.entries), plan.checkpoint.shed
     if refused is None:

@@ -16,15 +16,15 @@ import anyio
 import msgspec
 import structlog
 
-from agent.delivery.pipeline import Delivery, Pipeline
+from agent.delivery.pipeline import DeliveryConfig, Pipeline
 from agent.errors import StorageError
 from agent.queue.cursor import Ledger
 from agent.queue.filesystem import Filesystem, Lock
 from agent.queue.lock import LOCK
 from agent.queue.store import Limits
-from agent.runtime import Seams, Wakeup
+from agent.runtime import Runtime, Wakeup
 from agent.spools import identity as spool
-from agent.spools.identity import DESTINATION, NOTHING, Account, Adopted, AdoptedList, Identity, Settled, add
+from agent.spools.identity import DESTINATION, EMPTY_LEDGER, Account, Adopted, AdoptedList, Settled, SpoolIdentity, add
 
 SCAN_SECONDS = 30.0
 MAX_OPEN = 4
@@ -32,11 +32,11 @@ MOVING_SECONDS = 10.0  # what a request under way may take when its spool is giv
 IN_USE = "an agent uses it"
 
 
-class SpoolTerms(NamedTuple):
+class AdoptionPolicy(NamedTuple):
     """What a spool has to be for, and how its events are delivered: everything that can be changed while the agent runs."""
 
     account: Account
-    delivery: Callable[[], Delivery]
+    delivery: Callable[[], DeliveryConfig]
     max_open: int = MAX_OPEN
 
 
@@ -45,11 +45,11 @@ class Claim(NamedTuple):
 
     directory: Path
     lock: Lock
-    identity: Identity | None
+    identity: SpoolIdentity | None
     mark: Settled | None
 
 
-class UnderWay(NamedTuple):
+class OpenSpool(NamedTuple):
     """A spool that is being delivered."""
 
     directory: Path
@@ -58,15 +58,15 @@ class UnderWay(NamedTuple):
     ledger: Ledger
 
 
-class Report(NamedTuple):
+class AdoptionReport(NamedTuple):
     """What became of spools: those under way, and how many are finished, with the sum of their ledgers.
 
     `left` has those that stay where they are, and why.
     """
 
-    under_way: tuple[UnderWay, ...] = ()
+    under_way: tuple[OpenSpool, ...] = ()
     finished: int = 0
-    ledger: Ledger = NOTHING
+    ledger: Ledger = EMPTY_LEDGER
     left: tuple[tuple[Path, str], ...] = ()
 
 
@@ -76,18 +76,25 @@ class _NotOursError(Exception):
 
 @dataclass
 class _Open:
-    """A spool under way. `ending` is cancelled to end it before it is drained, `hurry` to end it at once."""
+    """A spool under way. `ending` is cancelled to end it before it is drained, `aborting` to end it at once."""
 
     pipeline: Pipeline
     ending: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-    hurry: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    aborting: anyio.CancelScope = field(default_factory=anyio.CancelScope)
 
 
 class Adoption:
     """Looks for spools in `parent` and delivers them, a few at a time, until `stop`; `home` is this agent's own spool."""
 
     def __init__(
-        self, fs: Filesystem, parent: Path, home: Path, limits: Limits, terms: SpoolTerms, seams: Seams, owner: Pipeline
+        self,
+        fs: Filesystem,
+        parent: Path,
+        home: Path,
+        limits: Limits,
+        terms: AdoptionPolicy,
+        runtime: Runtime,
+        owner: Pipeline,
     ) -> None:
         """Nothing is opened while delivery of `owner`, this agent's own pipeline, is paused."""
         self._fs = fs
@@ -95,7 +102,7 @@ class Adoption:
         self._home = home
         self._limits = limits
         self._terms = terms
-        self._seams = seams
+        self._runtime = runtime
         self._owner = owner
         self._open: dict[Path, _Open] = {}
         self._claimed: set[Path] = set()
@@ -109,16 +116,16 @@ class Adoption:
         self._log = structlog.get_logger("agent.adoption")
         self.ended = anyio.Event()
 
-    def report(self) -> Report:
+    def report(self) -> AdoptionReport:
         """Return what became of spools so far; every event of theirs is in one of the ledgers, and in no two."""
         counted = self._list.lines if self._list is not None else {}
         under_way = [_under_way(directory, each.pipeline) for directory, each in self._open.items()]
         for directory, mark in self._settling.items():
             is_counted = mark.id in counted and counted[mark.id].ledger.accepted >= mark.ledger.accepted
-            under_way.append(UnderWay(directory, "settled", None, NOTHING if is_counted else mark.ledger))
+            under_way.append(OpenSpool(directory, "settled", None, EMPTY_LEDGER if is_counted else mark.ledger))
         left = tuple((path, reason) for path, reason in sorted(self._left.items()) if reason != IN_USE)
         total = add(line.ledger for line in counted.values())
-        return Report(tuple(sorted(under_way)), len(counted), total, left)
+        return AdoptionReport(tuple(sorted(under_way)), len(counted), total, left)
 
     # What others ask of it
 
@@ -133,7 +140,7 @@ class Adoption:
             each.pipeline.resume()
         self._wakeup.set()
 
-    def reconfigure(self, terms: SpoolTerms) -> None:
+    def reconfigure(self, terms: AdoptionPolicy) -> None:
         """Deliver with new settings from now on; spools for another account than the new one are left."""
         moved, self._terms = terms.account != self._terms.account, terms
         for each in self._open.values():
@@ -150,11 +157,11 @@ class Adoption:
             each.ending.cancel()
         self._wakeup.set()
 
-    def hurry(self) -> None:
+    def abort(self) -> None:
         """After `stop`: do not wait for that either."""
         self._patience = 0.0
         for each in self._open.values():
-            each.hurry.cancel()
+            each.aborting.cancel()
 
     # Looking
 
@@ -173,7 +180,7 @@ class Adoption:
     async def _look(self) -> list[Claim]:
         """Lock what can be adopted now, as much of it as may be open together."""
         try:
-            names = await self._seams.run_blocking(self._search)
+            names = await self._runtime.run_blocking(self._search)
         except (OSError, StorageError) as error:
             self._leave(self._parent, f"cannot be searched for spools: {error}")
             return []
@@ -202,7 +209,7 @@ class Adoption:
 
     async def _try(self, directory: Path) -> Claim | None:
         try:
-            return await self._seams.run_blocking(partial(self._claim, directory))
+            return await self._runtime.run_blocking(partial(self._claim, directory))
         except FileNotFoundError:  # somebody has removed it meanwhile
             return None
         except _NotOursError as reason:
@@ -269,7 +276,7 @@ class Adoption:
             if mark is not None:
                 self._settling[claim.directory] = mark
                 async with self._finishing:
-                    kept = await self._seams.run_blocking(partial(self._finish, claim, mark))
+                    kept = await self._runtime.run_blocking(partial(self._finish, claim, mark))
                 self._log.info("spool_adopted", directory=str(claim.directory), kept=kept, ledger=_plain(mark.ledger))
             self._wakeup.set()  # there is room for another one; after an error only the next look tries again
         except (OSError, StorageError) as error:
@@ -279,9 +286,9 @@ class Adoption:
             self._settling.pop(claim.directory, None)
             self._claimed.discard(claim.directory)
 
-    async def _deliver(self, directory: Path, identity: Identity) -> Settled | None:
+    async def _deliver(self, directory: Path, identity: SpoolIdentity) -> Settled | None:
         """Deliver what a spool holds; return its mark when nothing is queued any more, None if it was ended before."""
-        pipeline = Pipeline(self._fs, directory / DESTINATION, self._limits, self._terms.delivery(), self._seams)
+        pipeline = Pipeline(self._fs, directory / DESTINATION, self._limits, self._terms.delivery(), self._runtime)
         self._open[directory] = each = _Open(pipeline)
         self._log.info("spool_opened", directory=str(directory), queued=pipeline.ledger().queued)
         try:
@@ -300,8 +307,8 @@ class Adoption:
             if self._patience is None:
                 with each.ending:
                     await each.pipeline.flush()
-            with each.hurry:
-                await each.pipeline.wind_up(self._patience or MOVING_SECONDS)
+            with each.aborting:
+                await each.pipeline.stop_after_inflight(self._patience or MOVING_SECONDS)
 
     def _finish(self, claim: Claim, mark: Settled) -> str | None:
         """Count a settled spool, once, and remove it; return what keeps it from being removed."""
@@ -329,9 +336,9 @@ class Adoption:
             log("spool_left", directory=str(directory), reason=reason)
 
 
-def _under_way(directory: Path, pipeline: Pipeline) -> UnderWay:
+def _under_way(directory: Path, pipeline: Pipeline) -> OpenSpool:
     state, reason = pipeline.delivery_state()
-    return UnderWay(directory, state, reason, pipeline.ledger())
+    return OpenSpool(directory, state, reason, pipeline.ledger())
 
 
 def _plain(ledger: Ledger) -> object:

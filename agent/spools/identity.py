@@ -38,7 +38,7 @@ _BELOW = ("segments", "quarantine", "dead-letters", "dead-letters/quarantine")
 _PARTS = (Path(), Path(DESTINATION), *(Path(DESTINATION, name) for name in _BELOW))  # each after the one that it is in
 _FILES = frozenset(map(Path, [LOCK, LOG, _IDENTITY, _SETTLED, _ADOPTED, "default/cursor"]))
 _MAX_BYTES = 64 * 1024 * 1024
-NOTHING = Ledger(0, 0, 0, {}, 0)
+EMPTY_LEDGER = Ledger(0, 0, 0, {}, 0)
 
 
 class Account(msgspec.Struct, frozen=True):
@@ -53,7 +53,7 @@ class Account(msgspec.Struct, frozen=True):
         return ", ".join([self.url, *(team for team in teams if team)])
 
 
-class Identity(msgspec.Struct, frozen=True):
+class SpoolIdentity(msgspec.Struct, frozen=True):
     """A spool's `identity.json`: an id that no other spool has, and the account that its events are for."""
 
     id: str
@@ -78,7 +78,7 @@ class Adopted(msgspec.Struct, frozen=True):
 
 def add(ledgers: Iterable[Ledger]) -> Ledger:
     """Return the sum of several ledgers."""
-    total = NOTHING
+    total = EMPTY_LEDGER
     for one in ledgers:
         names = total.dropped | one.dropped
         total = Ledger(
@@ -92,15 +92,15 @@ def add(ledgers: Iterable[Ledger]) -> Ledger:
     return total
 
 
-# Identity
+# SpoolIdentity
 
 
-def read_identity(fs: Filesystem, directory: Path) -> Identity | None:
+def read_identity(fs: Filesystem, directory: Path) -> SpoolIdentity | None:
     """Return whose spool it is; None if it does not say. Raises StorageError if that cannot be read."""
-    return _read_json(fs, directory / _IDENTITY, Identity)
+    return _read_json(fs, directory / _IDENTITY, SpoolIdentity)
 
 
-def identify(fs: Filesystem, directory: Path, account: Account, new_id: str) -> Identity:
+def identify(fs: Filesystem, directory: Path, account: Account, new_id: str) -> SpoolIdentity:
     """Have the spool say durably that its events are for `account`; it keeps the id that it has. Raises StorageError.
 
     A damaged identity is replaced.
@@ -108,7 +108,7 @@ def identify(fs: Filesystem, directory: Path, account: Account, new_id: str) -> 
     found = None
     with contextlib.suppress(StorageError):
         found = read_identity(fs, directory)
-    identity = Identity(found.id if found else new_id, account)
+    identity = SpoolIdentity(found.id if found else new_id, account)
     if identity != found:
         _write_json(fs, directory / _IDENTITY, identity)
     return identity

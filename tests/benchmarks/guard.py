@@ -25,13 +25,13 @@ import msgspec
 
 from agent.daemon import logging as logs
 from agent.delivery.http_transport import Endpoint, HttpTransport
-from agent.delivery.pipeline import Delivery, Pipeline
+from agent.delivery.pipeline import DeliveryConfig, Pipeline
 from agent.events import MAX_LINE_BYTES
 from agent.ingest.framing import LineFramer
 from agent.ingest.intake import Conversation, Intake, Peer
 from agent.queue.filesystem import OsFilesystem
 from agent.queue.store import Limits
-from agent.runtime import Seams
+from agent.runtime import Runtime
 from tests.benchmarks import floor
 from tests.benchmarks.load import blocks
 from tests.benchmarks.sink import Sink, sink
@@ -81,9 +81,9 @@ def _ratio(directory: Path, api: Sink, data: bytes, part: Part) -> float:
 async def _agent(directory: Path, api: Sink, data: bytes, part: Part) -> float:
     """Return the CPU seconds from the lines to the requests, or to the queue."""
     transport = HttpTransport(Endpoint(api.url, None), wall_clock=time.time)
-    seams = Seams(run_blocking=inline, wall_clock=time.time, random=lambda: 0.5)
+    runtime = Runtime(run_blocking=inline, wall_clock=time.time, random=lambda: 0.5)
     # Not synced: what the kernel does for that is not the agent's work, and differs from disk to disk.
-    pipeline = Pipeline(OsFilesystem(), directory, Limits(sync="off"), Delivery(transport), seams)
+    pipeline = Pipeline(OsFilesystem(), directory, Limits(sync="off"), DeliveryConfig(transport), runtime)
     if part == "intake":
         pipeline.pause()
     async with anyio.create_task_group() as tasks:
@@ -100,7 +100,7 @@ async def _agent(directory: Path, api: Sink, data: bytes, part: Part) -> float:
 async def _feed(intake: Intake, data: bytes) -> None:
     framer, conversation = LineFramer(MAX_LINE_BYTES), Conversation(Peer(0, 0))
     for start in range(0, len(data), MAX_LINE_BYTES):
-        await intake.room()
+        await intake.wait_for_capacity()
         await intake.take(framer.feed(data[start : start + MAX_LINE_BYTES]), conversation)
         await anyio.lowlevel.checkpoint()
 

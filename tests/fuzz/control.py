@@ -6,7 +6,7 @@ from pathlib import Path
 import anyio
 from structlog.testing import capture_logs
 
-from agent.control.routes import Connections, Control
+from agent.control.routes import ConnectionCounts, Control
 from agent.http import server as http_server
 from agent.ingest import sockets
 from agent.ingest.intake import Intake
@@ -73,7 +73,7 @@ async def converse(path: Path, data: bytes) -> bytes:
 
 def _control(made: Host) -> Control:
     pipeline = made.start()
-    return Control({"default": pipeline}, Intake(pipeline), [], Connections, made.wall_clock)
+    return Control({"default": pipeline}, Intake(pipeline), [], ConnectionCounts, made.wall_clock)
 
 
 _LOOP = Loop()

@@ -9,7 +9,7 @@ import msgspec
 
 from agent.events import Context
 from agent.queue import record, segment
-from agent.queue.cursor import SLOT_BYTES, Cursor, Outcome, Pause, Span, State, decode_slot, encode_slot
+from agent.queue.cursor import SLOT_BYTES, Cursor, CursorState, Outcome, Pause, Span, decode_slot, encode_slot
 from agent.queue.log import Entry
 from agent.queue.reader import Gap
 from agent.queue.record import Corrupt, Frame, Record, Torn, decode_frame, decode_record, encode_frame, encode_record
@@ -106,7 +106,7 @@ def _touched(data: bytes) -> bytes:
     return bytes(slot)
 
 
-def _check_state(state: State) -> None:
+def _check_state(state: CursorState) -> None:
     cursor = Cursor.from_state(state)
     ledger = cursor.ledger()
     settled = ledger.delivered + ledger.dead_lettered + sum(ledger.dropped.values())
@@ -189,7 +189,7 @@ def _read_out(store: Store) -> list[bytes]:
     return payloads
 
 
-STATE = State(
+STATE = CursorState(
     12,
     40,
     3,

@@ -7,9 +7,9 @@ from structlog.testing import capture_logs
 
 from agent.delivery.http_transport import EVENTS_PATH
 from agent.delivery.pipeline import Pipeline
-from agent.http.proxy import Front
+from agent.http.proxy import Proxy
 from agent.ingest import sockets
-from agent.ingest.http_events import HttpListener, Terms
+from agent.ingest.http_events import AccessPolicy, HttpListener
 from agent.ingest.intake import Intake
 from tests.fuzz.control import converse
 from tests.fuzz.loop import Loop
@@ -53,12 +53,12 @@ class Site:
     async def run(self, started: anyio.Event) -> None:
         """Serve until cancelled."""
         bound = sockets.bind(self._path, sockets.STREAM, mode=0o600)
-        front = Front("http://127.0.0.1:9")
+        front = Proxy("http://127.0.0.1:9")
         try:
             async with host() as made:
                 self._pipeline = made.start()
                 self._pipeline.pause()
-                listener = HttpListener([bound], Intake(self._pipeline), Terms(None, None, "ours"), 64)
+                listener = HttpListener([bound], Intake(self._pipeline), AccessPolicy(None, None, "ours"), 64)
                 listener.forward = front.forward
                 made.tasks.start_soon(listener.serve)
                 started.set()

@@ -33,10 +33,10 @@ ORDERS = (
         """
         if self._durable:
             active.file.sync()
-        self.view = View((*older, current._replace(size=current.size + len(data))), seq)
+        self.view = LogView((*older, current._replace(size=current.size + len(data))), seq)
         """,
         """
-        self.view = View((*older, current._replace(size=current.size + len(data))), seq)
+        self.view = LogView((*older, current._replace(size=current.size + len(data))), seq)
         if self._durable:
             active.file.sync()
         """,
@@ -62,14 +62,14 @@ ORDERS = (
         if self._durable:
             active.file.sync()
         self.view
-        """.replace("self.view", "self.view = View((*older, current._replace(size=current.size + len(data))), seq)"),
+        """.replace("self.view", "self.view = LogView((*older, current._replace(size=current.size + len(data))), seq)"),
         """
         if self._durable:
             try:
                 active.file.sync()
             except OSError:
                 active.file.sync()
-        self.view = View((*older, current._replace(size=current.size + len(data))), seq)
+        self.view = LogView((*older, current._replace(size=current.size + len(data))), seq)
         """,
     ),
     Order(
@@ -205,10 +205,10 @@ ORDERS = (
         STORE,
         """
         self._cursor_file.sync()
-        self.log.hollow_out()
+        self.log.truncate_settled()
         """,
         """
-        self.log.hollow_out()
+        self.log.truncate_settled()
         self._cursor_file.sync()
         """,
     ),

@@ -20,7 +20,7 @@ from agent.ingest import sockets
 from agent.ingest.datagram import DatagramListener
 from agent.ingest.intake import Intake
 from agent.ingest.stream import StreamListener
-from agent.runtime import Seams
+from agent.runtime import Runtime
 from tests.support.pipelines import Host
 
 T = TypeVar("T")
@@ -69,9 +69,9 @@ class GatedHost(Host):
     gate: Gate = field(default_factory=Gate)
 
     @property
-    def seams(self) -> Seams:
+    def runtime(self) -> Runtime:
         """What stands for threads, clocks and chance."""
-        return Seams(self.gate.run, self.wall_clock, lambda: self.jitter)
+        return Runtime(self.gate.run, self.wall_clock, lambda: self.jitter)
 
 
 @dataclass

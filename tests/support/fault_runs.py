@@ -20,9 +20,9 @@ from pathlib import Path
 
 import anyio
 
-from agent.delivery.backlog import Options
+from agent.delivery.backlog import BatchOptions
 from agent.delivery.pipeline import Pipeline
-from agent.delivery.policy import Settings
+from agent.delivery.policy import DeliverySettings
 from agent.errors import StorageError
 from agent.events import Context, decode_events
 from agent.queue.cursor import Outcome
@@ -72,8 +72,8 @@ class Work:
 
     script: Callable[["FaultRun"], Awaitable[None]]
     limits: Limits
-    settings: Settings = field(default_factory=lambda: Settings(max_events=4, concurrency=2))
-    options: Options = field(default_factory=Options)
+    settings: DeliverySettings = field(default_factory=lambda: DeliverySettings(max_events=4, concurrency=2))
+    options: BatchOptions = field(default_factory=BatchOptions)
     losses: frozenset[Outcome] = frozenset()
 
     @property
@@ -132,7 +132,7 @@ class FaultRun:
         """Submit a record, and take down what it is told; after the fault, cut the power of a copy of the machine."""
         names = [f"{prefix}{self._names + number}" for number in range(count)]
         self._names += count
-        if not await self.pipeline.room():
+        if not await self.pipeline.wait_for_capacity():
             self.pipeline.shed(count)
             self.refused |= dict.fromkeys(names, Outcome.STALLED)
             return

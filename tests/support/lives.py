@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Self, TypeVar
 
-from agent.delivery.backlog import Options
+from agent.delivery.backlog import BatchOptions
 from agent.delivery.pipeline import Pipeline
-from agent.delivery.policy import Settings
+from agent.delivery.policy import DeliverySettings
 from agent.delivery.transport import Kind, Verdict
 from agent.events import Context, Event
 from agent.queue.store import Limits
@@ -82,8 +82,8 @@ class Setup:
     """What is configured."""
 
     limits: Limits = field(default_factory=lambda: Limits(segment_bytes=600))
-    settings: Settings = field(default_factory=lambda: Settings(max_events=4, concurrency=3))
-    options: Options = field(default_factory=Options)
+    settings: DeliverySettings = field(default_factory=lambda: DeliverySettings(max_events=4, concurrency=3))
+    options: BatchOptions = field(default_factory=BatchOptions)
     bounds: Bounds = field(default_factory=Bounds)
     poison: frozenset[str] = frozenset()
 

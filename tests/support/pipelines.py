@@ -13,16 +13,16 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
-from agent.delivery.backlog import Options
-from agent.delivery.pipeline import Delivery, Pipeline
-from agent.delivery.policy import Settings
+from agent.delivery.backlog import BatchOptions
+from agent.delivery.pipeline import DeliveryConfig, Pipeline
+from agent.delivery.policy import DeliverySettings
 from agent.delivery.transport import Transport
 from agent.events import Block, Context, Event, as_array, encode_events
 from agent.queue import segment
-from agent.queue.committer import Group
+from agent.queue.committer import CommitGroup
 from agent.queue.dead_letters import DeadLetter, decode_dead_letter
 from agent.queue.store import Limits
-from agent.runtime import Seams
+from agent.runtime import Runtime
 from tests.support.crash_model import Chooser
 from tests.support.fake_transport import FakeTransport
 from tests.support.fault_filesystem import FaultFilesystem
@@ -72,8 +72,8 @@ class Host:
     transport: Transport = field(default_factory=FakeTransport)
     fs: FaultFilesystem = field(default_factory=FaultFilesystem)
     limits: Limits = field(default_factory=Limits)
-    settings: Settings = field(default_factory=Settings)
-    options: Options = field(default_factory=Options)
+    settings: DeliverySettings = field(default_factory=DeliverySettings)
+    options: BatchOptions = field(default_factory=BatchOptions)
     jitter: float = 0.5
     skew: float = 0.0
 
@@ -82,18 +82,18 @@ class Host:
         return EPOCH + anyio.current_time() + self.skew
 
     @property
-    def delivery(self) -> Delivery:
+    def delivery(self) -> DeliveryConfig:
         """How the next pipeline will deliver."""
-        return Delivery(self.transport, self.settings, self.options)
+        return DeliveryConfig(self.transport, self.settings, self.options)
 
     @property
-    def seams(self) -> Seams:
+    def runtime(self) -> Runtime:
         """What stands for threads, clocks and chance."""
-        return Seams(inline, self.wall_clock, lambda: self.jitter)
+        return Runtime(inline, self.wall_clock, lambda: self.jitter)
 
     def open(self) -> Pipeline:
         """Open the queue, without running it."""
-        self.pipeline = Pipeline(self.fs, DIRECTORY, self.limits, self.delivery, self.seams)
+        self.pipeline = Pipeline(self.fs, DIRECTORY, self.limits, self.delivery, self.runtime)
         return self.pipeline
 
     def start(self) -> Pipeline:
@@ -136,12 +136,12 @@ async def host() -> AsyncIterator[Host]:
             tasks.cancel_scope.cancel()
 
 
-def submit(pipeline: Pipeline, names: Iterable[str], context: Context = PLAIN) -> Group:
+def submit(pipeline: Pipeline, names: Iterable[str], context: Context = PLAIN) -> CommitGroup:
     """Submit events with these names as one record."""
     return submit_events(pipeline, events(*names), context)
 
 
-def submit_events(pipeline: Pipeline, events: list[Event], context: Context = PLAIN) -> Group:
+def submit_events(pipeline: Pipeline, events: list[Event], context: Context = PLAIN) -> CommitGroup:
     """Submit events as one record."""
     return pipeline.submit(Block(context, len(events), encode_events(events)))
 

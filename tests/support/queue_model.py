@@ -23,7 +23,7 @@ from typing import Final
 import msgspec
 
 from agent.errors import StorageError
-from agent.queue.cursor import Cursor, Outcome, Span, State
+from agent.queue.cursor import Cursor, CursorState, Outcome, Span
 from agent.queue.log import Entry
 from agent.queue.reader import Gap, Reader
 from agent.queue.record import HEADER_BYTES as FRAME_HEADER_BYTES
@@ -92,19 +92,19 @@ def crash_choosers(seeds: Iterable[int]) -> list[Chooser | None]:
 class Checkpoints:
     """What a recovery may find: `newest` after a kill, one of `any_of` after a power loss. None: no cursor."""
 
-    newest: list[State | None] = field(default_factory=lambda: [None])
-    any_of: list[State | None] = field(default_factory=lambda: [None])
+    newest: list[CursorState | None] = field(default_factory=lambda: [None])
+    any_of: list[CursorState | None] = field(default_factory=lambda: [None])
 
-    def attempted(self, states: Sequence[State]) -> None:
+    def attempted(self, states: Sequence[CursorState]) -> None:
         """Take these as under way: any of them, or none, may have been written."""
         self.any_of.extend(states)
         self.newest = list(self.any_of)
 
-    def written(self, state: State) -> None:
+    def written(self, state: CursorState) -> None:
         """Take this one as written, but not durable."""
         self.newest = [state]
 
-    def durable(self, state: State | None) -> None:
+    def durable(self, state: CursorState | None) -> None:
         """Take this one as durable."""
         self.newest, self.any_of = [state], [state]
 
@@ -372,18 +372,18 @@ def _everything(reader: Reader) -> list[Frame | Gap]:
     return everything
 
 
-def _numberless(state: State) -> State:
+def _numberless(state: CursorState) -> CursorState:
     """Return the state without `next_seq`, which recovery takes from the log where that knows more."""
     return msgspec.structs.replace(state, next_seq=0)
 
 
-def _shed_as(plan: Plan, reason: Outcome) -> State:
+def _shed_as(plan: Plan, reason: Outcome) -> CursorState:
     shed = dict(plan.checkpoint.shed)
     shed[reason] = shed.get(reason, 0) + sum(entry.item_count for entry in plan.entries)
     return msgspec.structs.replace(plan.checkpoint, shed=shed)
 
 
-def _with_shed(plan: Plan) -> list[State]:
+def _with_shed(plan: Plan) -> list[CursorState]:
     """Return the checkpoints that a refusal would write."""
     reasons = (Outcome.OVERFLOW,) if plan.refused else (Outcome.DISK_FULL, Outcome.DISK_ERROR)
     return [_shed_as(plan, reason) for reason in reasons] if plan.entries else []

@@ -12,9 +12,9 @@ from typing import Any, Final
 
 import anyio.lowlevel
 
-from agent.delivery.backlog import Options
+from agent.delivery.backlog import BatchOptions
 from agent.delivery.pipeline import Pipeline
-from agent.delivery.policy import Settings
+from agent.delivery.policy import DeliverySettings
 from agent.delivery.transport import Kind, Verdict
 from agent.errors import StorageError
 from agent.events import Context
@@ -45,12 +45,12 @@ VERDICTS: Final[list[Verdict | Answer]] = [
 STATUSES: Final[list[Verdict | None]] = [None, ACCEPTED, BLOCKED, TRANSIENT]
 CODES: Final = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EMFILE)
 
-SETTINGS: Final = Settings(max_events=5, concurrency=3, rejections_in_a_row=4)
+SETTINGS: Final = DeliverySettings(max_events=5, concurrency=3, rejections_in_a_row=4)
 SETUPS: Final = [
     Setup(Limits(segment_bytes=1000), SETTINGS),
     Setup(Limits(segment_bytes=600, max_bytes=4000), SETTINGS, bounds=Bounds(kept=4, letters=2)),
     Setup(Limits(segment_bytes=600, max_bytes=4000, overflow="drop-newest"), SETTINGS, bounds=Bounds(letters=2)),
-    Setup(Limits(segment_bytes=600, max_age=1000.0), SETTINGS, Options(max_age=1000.0)),
+    Setup(Limits(segment_bytes=600, max_age=1000.0), SETTINGS, BatchOptions(max_age=1000.0)),
     Setup(Limits(segment_bytes=600, min_free_bytes=300), SETTINGS),
 ]
 

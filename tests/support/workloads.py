@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import anyio
 
-from agent.delivery.backlog import Options
-from agent.delivery.policy import Settings
+from agent.delivery.backlog import BatchOptions
+from agent.delivery.policy import DeliverySettings
 from agent.delivery.transport import Kind, Verdict
 from agent.events import Context
 from agent.queue.store import Limits
@@ -233,7 +233,7 @@ TIGHT = Limits(segment_bytes=400, max_bytes=1600)
 TIGHT_NEW = Limits(segment_bytes=400, max_bytes=1600, overflow="drop-newest")
 SHORT_LIVED = Limits(segment_bytes=400, max_age=1000.0)
 HEADROOM = Limits(segment_bytes=600, min_free_bytes=100)
-ONE_BY_ONE = Settings(max_events=4, concurrency=1)
+ONE_BY_ONE = DeliverySettings(max_events=4, concurrency=1)
 POISON = frozenset({"e0-0", "e0-2", "e4-1", "e4-2", "e8-0", "e8-3", "e12-1"})
 
 
@@ -245,7 +245,7 @@ WORKLOADS = [
     Workload(pause_and_resume),
     Workload(overflow, Setup(TIGHT, bounds=Bounds(kept=8))),
     Workload(overflow_with_the_newest, Setup(TIGHT_NEW)),
-    Workload(expire, Setup(SHORT_LIVED, options=Options(max_age=1000.0), bounds=Bounds(age=1000.0))),
+    Workload(expire, Setup(SHORT_LIVED, options=BatchOptions(max_age=1000.0), bounds=Bounds(age=1000.0))),
     Workload(fill_the_disk, Setup(HEADROOM, ONE_BY_ONE)),
     Workload(lose_power_and_recover),
     Workload(fail_to_sync),

@@ -4,7 +4,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from agent.runtime import News, Wakeup
+from agent.runtime import Broadcast, Wakeup
 
 pytestmark = pytest.mark.anyio
 
@@ -51,23 +51,23 @@ async def test_a_cancelled_wait_forgets_nothing() -> None:
 
 
 async def test_news_wake_all_who_wait_and_nobody_who_comes_later() -> None:
-    news, woken = News(), []
+    news, woken = Broadcast(), []
 
     async def wait(name: str) -> None:
         await news.wait()
         woken.append(name)
 
     async with anyio.create_task_group() as tasks:
-        news.tell()
+        news.notify_all()
         for name in "ab":
             tasks.start_soon(wait, name)
         await anyio.wait_all_tasks_blocked()
         assert woken == []
-        news.tell()
+        news.notify_all()
         await anyio.wait_all_tasks_blocked()
         assert sorted(woken) == ["a", "b"]
         tasks.start_soon(wait, "late")
         await anyio.wait_all_tasks_blocked()
         assert "late" not in woken
-        news.tell()
+        news.notify_all()
     assert woken[-1] == "late"

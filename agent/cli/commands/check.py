@@ -11,7 +11,7 @@ from agent.cli.options import config_option, find_config, json_option
 from agent.cli.views.output import has_colours, say
 
 if TYPE_CHECKING:
-    from agent.cli.checks import Finding
+    from agent.cli.checks import CheckResult
 
 
 @click.command()
@@ -41,7 +41,7 @@ def check(path: Path | None, online: bool, as_json: bool) -> int:
     return 0 if ok else 1
 
 
-def _line(finding: "Finding") -> str:
+def _line(finding: "CheckResult") -> str:
     word = "ok     " if finding.ok else "problem"
     if has_colours():
         word = click.style(word, fg="green" if finding.ok else "red")

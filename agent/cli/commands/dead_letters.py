@@ -16,9 +16,9 @@ from agent.cli.views.words import PROGRAM, amount
 from agent.errors import AgentError
 
 if TYPE_CHECKING:
-    from agent.cli.queue_access import Access, Letters
-    from agent.queue.maintenance.browse_dead_letters import LetterSelection
-    from agent.queue.maintenance.changes import LettersPurged, Retried
+    from agent.cli.queue_access import Access, DeadLetterPages
+    from agent.queue.maintenance.browse_dead_letters import DeadLetterFilter
+    from agent.queue.maintenance.changes import DeadLettersPurged, Retried
 
 LEFT = 1
 DECLINED = 1
@@ -47,10 +47,10 @@ def ls(path: Path | None, as_json: bool, limit: int | None, **options: object) -
     With --json, one object a line: seq, rejected_at, status, message, context, event. Exit code 1: some letters cannot be read,
     which `queue verify` explains.
     """
-    from agent.cli.queue_access import Letters, access
+    from agent.cli.queue_access import DeadLetterPages, access
 
     with access(load_config(path)) as way:
-        found = Letters(way, letter_selection(options), limit)
+        found = DeadLetterPages(way, letter_selection(options), limit)
         if as_json:
             _print_lines(found)
         else:
@@ -67,10 +67,10 @@ def show_letter(path: Path | None, as_json: bool, seq: int) -> None:
 
     There is one, unless the queue's cursor was lost meanwhile and numbers began anew: then all of them are printed.
     """
-    from agent.cli.queue_access import Letters, access
+    from agent.cli.queue_access import DeadLetterPages, access
 
     with access(load_config(path)) as way:
-        letters = Letters(way, letter_selection({}, (seq,)))
+        letters = DeadLetterPages(way, letter_selection({}, (seq,)))
         found = list(letters)
     if not found:
         where = _unread(letters.unreadable) or f"`{PROGRAM} dead-letters ls` lists those that are there"
@@ -130,11 +130,11 @@ def export(path: Path | None, target: str, force: bool, as_json: bool, limit: in
     `dead-letters ls --json`, with the reasons. The letters stay. Exit code 1: some cannot be read, and are not in FILE.
     """
     from agent.cli.export import writer
-    from agent.cli.queue_access import Letters, access
+    from agent.cli.queue_access import DeadLetterPages, access
 
     settings = load_config(path)
     with writer(target, force=force, whole=as_json, noun="dead letter") as out, access(settings) as way:
-        found = Letters(way, letter_selection(options), limit)
+        found = DeadLetterPages(way, letter_selection(options), limit)
         for letter in found:
             out.add(letter)
     return _warn_of(found.unreadable)
@@ -159,7 +159,7 @@ def purge(path: Path | None, as_json: bool, yes: bool, numbers: tuple[int, ...],
         _all_there(way, numbers)
         if not yes and not _agrees(way, meant):
             return DECLINED
-        done = way.purge_letters(meant)
+        done = way.purge_dead_letters(meant)
     if as_json:
         say_json(done)
     else:
@@ -167,7 +167,7 @@ def purge(path: Path | None, as_json: bool, yes: bool, numbers: tuple[int, ...],
     return _warn_of(done.unreadable)
 
 
-def _print_lines(found: "Letters") -> None:
+def _print_lines(found: "DeadLetterPages") -> None:
     from agent.cli.export import encode, standard_output
 
     with standard_output() as out:
@@ -175,7 +175,7 @@ def _print_lines(found: "Letters") -> None:
             out.write(encode(letter))
 
 
-def _print_table(found: "Letters") -> None:
+def _print_table(found: "DeadLetterPages") -> None:
     from agent.cli.views.dead_letters import letter_table
 
     letters = list(found)
@@ -198,9 +198,9 @@ def _all_there(way: "Access", numbers: tuple[int, ...]) -> None:
     """Raise AgentError for a number that no letter has: it is likely a mistake, and then nothing should happen."""
     if not numbers:
         return
-    from agent.cli.queue_access import Letters
+    from agent.cli.queue_access import DeadLetterPages
 
-    letters = Letters(way, letter_selection({}, numbers))
+    letters = DeadLetterPages(way, letter_selection({}, numbers))
     there = {letter.seq for letter in letters}
     if wrong := sorted(set(numbers) - there):
         names = ", ".join(map(str, wrong))
@@ -208,10 +208,10 @@ def _all_there(way: "Access", numbers: tuple[int, ...]) -> None:
         raise AgentError(f"there is no dead letter {names}, and nothing was done: {where}")
 
 
-def _agrees(way: "Access", meant: "LetterSelection") -> bool:
-    from agent.cli.queue_access import Letters
+def _agrees(way: "Access", meant: "DeadLetterFilter") -> bool:
+    from agent.cli.queue_access import DeadLetterPages
 
-    count = sum(1 for _ in Letters(way, meant))
+    count = sum(1 for _ in DeadLetterPages(way, meant))
     what = amount(count, "dead letter")
     if confirmed(f"Remove {what} for good? (`{PROGRAM} dead-letters export` makes a copy)"):
         return True
@@ -228,7 +228,7 @@ def _retried(done: "Retried") -> str:
     return text + _gone_too(done.damaged)
 
 
-def _purged(done: "LettersPurged") -> str:
+def _purged(done: "DeadLettersPurged") -> str:
     text = f"{amount(done.purged, 'dead letter')} removed" if done.purged else "No dead letter was removed"
     return text + _gone_too(done.damaged)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from agent.cli.views.emit import Report
+from agent.cli.views.emit import EmitReport
 from agent.cli.views.words import PROGRAM
 from agent.errors import AgentError
 
@@ -93,7 +93,7 @@ def emit(source_of_lines: str | None, path: str | None, strict: bool, **values: 
     or ARTIFACTS_AGENT_SOCKET.
     """
     fields: dict[str, Any] = {**values, "session_id": values["session_id"] or None}
-    report = Report()
+    report = EmitReport()
     if source_of_lines is not None:
         if given := [name for name, value in fields.items() if value is not None]:
             raise click.UsageError(f"'-' reads events from standard input: leave out {_options(given)}.")
@@ -113,7 +113,7 @@ def _options(names: Iterable[str]) -> str:
     return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
-def _send_lines(report: Report, path: str | None, *, strict: bool) -> None:
+def _send_lines(report: EmitReport, path: str | None, *, strict: bool) -> None:
     """Send the lines of standard input. Raises AgentError if it cannot be read and that is to fail the build."""
     from agent.cli.emit_lines import send_standard_input
 
@@ -133,7 +133,7 @@ def _refuse(invalid: Mapping[str, click.BadParameter], *, strict: bool) -> int:
     return 0
 
 
-def _send_one(report: Report, path: str | None, fields: Mapping[str, Any]) -> None:
+def _send_one(report: EmitReport, path: str | None, fields: Mapping[str, Any]) -> None:
     """Send the event that the options describe, without waiting."""
     from agent.client import EventClient
 
@@ -142,7 +142,7 @@ def _send_one(report: Report, path: str | None, fields: Mapping[str, Any]) -> No
             report.unsent.update(client.unsent_by_reason)
 
 
-def _say(report: Report, path: str | None) -> None:
+def _say(report: EmitReport, path: str | None) -> None:
     from agent.client import find_socket
 
     for line, reason in report.rejects:

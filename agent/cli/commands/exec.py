@@ -75,7 +75,7 @@ def _agent(path: Path | None) -> "JobAgent | None":
         _warn(f"no agent for this command: {error.filename}: {error.strerror}")
         return None
     try:
-        agent.take_front(os.environ)
+        agent.use_proxy(os.environ)
     except AgentError as error:
         _warn(f"TURBO_API is left as it is: {error}")
     return agent
@@ -95,9 +95,9 @@ def with_runtime_directory(environ: Mapping[str, str], euid: int) -> Mapping[str
 
 def _end(agent: "JobAgent", deadline: float) -> None:
     try:
-        with _impatient():
+        with _interruptible():
             left = agent.end(deadline)
-    except _HurryError:
+    except _InterruptedError:
         left = f"interrupted: what is not delivered waits in {agent.place}"
     except AgentError as error:
         left = f"not flushed: {error}"
@@ -105,18 +105,18 @@ def _end(agent: "JobAgent", deadline: float) -> None:
         _warn(left)
 
 
-class _HurryError(Exception):
+class _InterruptedError(Exception):
     """A signal says that nobody wants to wait any longer."""
 
 
 @contextmanager
-def _impatient() -> Iterator[None]:
+def _interruptible() -> Iterator[None]:
     """Let signals end the block, not this process: its exit code is the command's."""
 
-    def hurry(_number: int, _frame: object) -> None:
-        raise _HurryError
+    def interrupt(_number: int, _frame: object) -> None:
+        raise _InterruptedError
 
-    before = {number: signal.signal(number, hurry) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:

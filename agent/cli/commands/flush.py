@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from agent.control.client import ControlClient
-    from agent.queue.barrier import Report
+    from agent.queue.barrier import FlushReport
 
 LONGEST = 86_400.0  # agent.control.flush_routes's MAX_DEADLINE; importing it would take longer than most flushes
 _POLL_SECONDS = 0.1
@@ -95,18 +95,18 @@ def flush(path: Path | None, deadline: float, session: str | None, as_json: bool
         say(_what_has_left(session, flushed.verdict))
 
 
-def _what_has_left(session: str | None, report: "Report") -> str:
+def _what_has_left(session: str | None, report: "FlushReport") -> str:
     if session is not None and not report.delivered:
         return f"Nothing is known of session {session!r}: nothing of it is queued."
     what = "Everything that was written before" if session is None else f"Everything of session {session!r}"
     return f"{what} has left the queue: {_delivered(report) if report.delivered else 'nothing was waiting'}."
 
 
-def _delivered(report: "Report") -> str:
+def _delivered(report: "FlushReport") -> str:
     return f"{amount(report.delivered, 'event')} delivered"
 
 
-def _what_is_lost(report: "Report") -> str:
+def _what_is_lost(report: "FlushReport") -> str:
     ends = [_delivered(report)]
     if report.queued:
         ends.append(f"{report.queued:,} still queued")
@@ -116,7 +116,7 @@ def _what_is_lost(report: "Report") -> str:
     return f"not everything was delivered: {', '.join(ends)}"
 
 
-def _what_is_left(report: "Report", deadline: float) -> str:
+def _what_is_left(report: "FlushReport", deadline: float) -> str:
     queued = report.queued
     if not queued:
         return f"the deadline of {deadline:g} s passed before all that was written had been taken into the queue"

@@ -17,7 +17,7 @@ from agent.cli.views.words import PROGRAM
 if TYPE_CHECKING:
     from agent.cli.export import Writer
     from agent.cli.queue_access import Access
-    from agent.queue.maintenance.browse import Selection
+    from agent.queue.maintenance.browse import EventFilter
     from agent.queue.maintenance.changes import Purged
 
 UNREADABLE = 1
@@ -192,7 +192,7 @@ def _purge_if_told(way: "Access") -> "Purged | None":
     return None
 
 
-def _copy(way: "Access", meant: "Selection", limit: int | None, writer: "Writer") -> int:
+def _copy(way: "Access", meant: "EventFilter", limit: int | None, writer: "Writer") -> int:
     from agent.cli.queue_access import events
 
     unreadable = 0

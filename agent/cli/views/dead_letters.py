@@ -8,13 +8,13 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from agent.queue.maintenance.browse_dead_letters import Letter
+from agent.queue.maintenance.browse_dead_letters import ListedDeadLetter
 
 _SESSION_WIDTH = 9
 _COLUMNS = ("seq", "refused at", "status", "session", "hash", "message")
 
 
-def letter_table(letters: Iterable[Letter], *, narrow: bool) -> RenderableType:
+def letter_table(letters: Iterable[ListedDeadLetter], *, narrow: bool) -> RenderableType:
     """Return a line for each letter; a narrow one leaves room for the message, and shows the beginning of the session."""
     table = Table.grid(padding=(0, 2))
     table.add_column(justify="right", no_wrap=True)
@@ -29,7 +29,7 @@ def letter_table(letters: Iterable[Letter], *, narrow: bool) -> RenderableType:
     return table if table.row_count > 1 else Text("No dead letters.")
 
 
-def letter_lines(letter: Letter) -> Iterator[str]:
+def letter_lines(letter: ListedDeadLetter) -> Iterator[str]:
     """Yield everything of a letter."""
     facts = {
         "seq": str(letter.seq),
@@ -44,7 +44,7 @@ def letter_lines(letter: Letter) -> Iterator[str]:
     return (f"{name:<{width}}  {_printable(value)}" for name, value in facts.items())
 
 
-def _fields(letter: Letter) -> Iterator[tuple[str, object]]:
+def _fields(letter: ListedDeadLetter) -> Iterator[tuple[str, object]]:
     fields: dict[str, object] = msgspec.to_builtins(letter.event)
     return iter(fields.items())
 

@@ -8,7 +8,7 @@ NAMED_REJECTS = 10
 _NO_DAEMON = {"absent", "denied", "disabled"}
 
 
-class Report:
+class EmitReport:
     """Counts: `unsent` by the client's reason, `rejected` lines; `rejects` names the first of them by line and reason."""
 
     def __init__(self) -> None:

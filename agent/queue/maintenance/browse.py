@@ -19,7 +19,7 @@ PAGE_EVENTS = 1000
 MAX_PAGE_EVENTS = 10_000
 
 
-class Selection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class EventFilter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which events are meant: those of which all holds that is given. `before` and `after` are in seconds since the epoch."""
 
     session: str | UnsetType = UNSET
@@ -51,7 +51,7 @@ class Origin(msgspec.Struct, frozen=True):
         return cls(context.ci, context.interactive)
 
 
-class Queued(msgspec.Struct, frozen=True):
+class QueuedEvent(msgspec.Struct, frozen=True):
     """An event that waits: its number, when it was accepted (ISO 8601), where it came from, and it."""
 
     seq: int
@@ -66,7 +66,7 @@ class EventPage(msgspec.Struct, frozen=True):
     `unreadable` counts the events in this stretch of the queue that are damaged, or in a file that cannot be read now.
     """
 
-    events: list[Queued]
+    events: list[QueuedEvent]
     next: int | None
     unreadable: int
 
@@ -126,7 +126,7 @@ def list_segments(queue: QueueSnapshot) -> Listing:
     )
 
 
-def event_page(queue: QueueSnapshot, selection: Selection, start: int, limit: int) -> EventPage:
+def event_page(queue: QueueSnapshot, selection: EventFilter, start: int, limit: int) -> EventPage:
     """Return up to `limit` of the queued events that are meant, numbered from `start` on; of one segment at most.
 
     Raises StorageError for a shortage.
@@ -138,7 +138,7 @@ def event_page(queue: QueueSnapshot, selection: Selection, start: int, limit: in
     index = queue.log.index_of(start)
     unreadable = missing(queue) if start == cursor.position else 0
     found = queue.log.contents(index)
-    events: list[Queued] = []
+    events: list[QueuedEvent] = []
     if found is not None:
         for item in queued_events(queue, found, start):
             if isinstance(item, Span):
@@ -196,8 +196,8 @@ def _lost(queue: QueueSnapshot, span: Span, start: int) -> list[Span]:
     return queue.cursor.unsettled(clipped) if clipped.start < clipped.stop else []
 
 
-def _queued(item: Waiting) -> Queued:
-    return Queued(item.seq, iso(item.record.enqueued_at), Origin.of(item.record.context), item.event)
+def _queued(item: Waiting) -> QueuedEvent:
+    return QueuedEvent(item.seq, iso(item.record.enqueued_at), Origin.of(item.record.context), item.event)
 
 
 def _report(queue: QueueSnapshot, found: Contents) -> SegmentReport:

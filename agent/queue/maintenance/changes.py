@@ -14,9 +14,17 @@ import msgspec
 from agent.errors import DeadlineError, StorageError
 from agent.events import Block
 from agent.queue.cursor import Outcome, Span
-from agent.queue.dead_letters import DeadLetters, Kept, Removed, Repeats, letters_in, pieces_in, unopened_in
+from agent.queue.dead_letters import (
+    DeadLetters,
+    Removed,
+    Repeats,
+    StoredDeadLetter,
+    dead_letters_in,
+    pieces_in,
+    unopened_in,
+)
 from agent.queue.filesystem import Filesystem
-from agent.queue.maintenance.browse_dead_letters import LetterSelection
+from agent.queue.maintenance.browse_dead_letters import DeadLetterFilter
 from agent.queue.maintenance.repair import account, restore_modes
 from agent.queue.snapshot import LogSnapshot, snapshot_of
 from agent.queue.store import Store
@@ -27,7 +35,7 @@ RETRY_EVENTS = 500
 RETRY_BYTES = 256 * 1024
 
 
-class Host(Protocol):
+class QueueHandle(Protocol):
     """Whoever has a queue open."""
 
     @property
@@ -96,7 +104,7 @@ class Retried(msgspec.Struct, frozen=True):
     unreadable: int = 0
 
 
-class LettersPurged(msgspec.Struct, frozen=True):
+class DeadLettersPurged(msgspec.Struct, frozen=True):
     """What a purge of dead letters did; `damaged` ones went with them, but for their bytes; `unreadable` ones are left."""
 
     purged: int
@@ -104,7 +112,7 @@ class LettersPurged(msgspec.Struct, frozen=True):
     unreadable: int = 0
 
 
-async def repair(host: Host) -> Repaired:
+async def repair(host: QueueHandle) -> Repaired:
     """Account for all damage: kept in quarantine, settled, a fresh cursor. Raises StorageError; it can then be done again."""
     store, quarantine = host.store, host.store.quarantine
     restored = await host.run_blocking(partial(restore_modes, host.fs, store.directory))
@@ -120,7 +128,7 @@ async def repair(host: Host) -> Repaired:
     return Repaired(corrupt, quarantine.kept - kept, quarantine.lost - lost, letters.damaged, names, restored)
 
 
-async def purge(host: Host, seconds: float) -> Purged:
+async def purge(host: QueueHandle, seconds: float) -> Purged:
     """Settle all that is queued as purged, durably, and give the room back.
 
     Raises DeadlineError if that was not possible within `seconds`, and StorageError if it cannot be made durable: the events may
@@ -140,14 +148,14 @@ async def purge(host: Host, seconds: float) -> Purged:
     return Purged(count, max(before - host.store.log.view.size, 0), problem)
 
 
-async def purge_letters(host: Host, selection: LetterSelection) -> LettersPurged:
+async def purge_dead_letters(host: QueueHandle, selection: DeadLetterFilter) -> DeadLettersPurged:
     """Remove the letters that are meant. Raises StorageError: then they are still there."""
     goes = partial(_is_meant, selection)
     removed = await host.run_blocking(partial(host.dead_letters.remove, goes, host.wall_clock()))
-    return LettersPurged(removed.letters, removed.damaged, removed.unreadable)
+    return DeadLettersPurged(removed.letters, removed.damaged, removed.unreadable)
 
 
-async def retry(host: Host, selection: LetterSelection) -> Retried:
+async def retry(host: QueueHandle, selection: DeadLetterFilter) -> Retried:
     """Queue the events of the letters that are meant once more, and remove the letters when those are durable.
 
     A crash in between leaves both. Letters that come meanwhile stay: an event that is refused again is not tried for ever. Raises
@@ -167,7 +175,7 @@ async def retry(host: Host, selection: LetterSelection) -> Retried:
     return Retried(len(done), left, str(refused) if refused else None, problem, damaged, unreadable)
 
 
-async def _put_back(host: Host, letters: list[Kept], done: set[int]) -> Outcome | None:
+async def _put_back(host: QueueHandle, letters: list[StoredDeadLetter], done: set[int]) -> Outcome | None:
     """Queue the events of letters, one context after another; add the letters' numbers to `done`; return why not all of them."""
     for context, group in groupby(letters, lambda kept: kept.letter.context):
         same = list(group)
@@ -178,11 +186,11 @@ async def _put_back(host: Host, letters: list[Kept], done: set[int]) -> Outcome 
     return None
 
 
-async def _remove_retried(host: Host, numbers: set[int]) -> tuple[Removed | None, str | None]:
+async def _remove_retried(host: QueueHandle, numbers: set[int]) -> tuple[Removed | None, str | None]:
     """Make the events durable whatever `queue.sync` says, then remove their letters; return what that did, or why not."""
     try:
         await host.run_blocking(host.store.sync)
-        goes: Callable[[Kept], bool] = lambda kept: kept.number in numbers  # noqa: E731
+        goes: Callable[[StoredDeadLetter], bool] = lambda kept: kept.number in numbers  # noqa: E731
         return await host.run_blocking(partial(host.dead_letters.remove, goes, host.wall_clock())), None
     except StorageError as error:
         return None, str(error)
@@ -199,11 +207,11 @@ class _Meant(NamedTuple):
 class _Some(NamedTuple):
     """Letters to put back together, and where to go on."""
 
-    letters: list[Kept]
+    letters: list[StoredDeadLetter]
     next: int | None
 
 
-def _survey(selection: LetterSelection, log: LogSnapshot, repeats: Repeats) -> _Meant:
+def _survey(selection: DeadLetterFilter, log: LogSnapshot, repeats: Repeats) -> _Meant:
     letters = unreadable = 0
     last = -1
     for piece in pieces_in(log, repeats):
@@ -217,10 +225,10 @@ def _survey(selection: LetterSelection, log: LogSnapshot, repeats: Repeats) -> _
     return _Meant(letters, unreadable, log.view.next_seq)
 
 
-def _read_some(selection: LetterSelection, start: int, stop: int, log: LogSnapshot, repeats: Repeats) -> _Some:
-    some: list[Kept] = []
+def _read_some(selection: DeadLetterFilter, start: int, stop: int, log: LogSnapshot, repeats: Repeats) -> _Some:
+    some: list[StoredDeadLetter] = []
     size = 0
-    for kept in letters_in(log, repeats, start):
+    for kept in dead_letters_in(log, repeats, start):
         if kept.number >= stop:
             break
         if not selection.means(kept.letter):
@@ -232,5 +240,5 @@ def _read_some(selection: LetterSelection, start: int, stop: int, log: LogSnapsh
     return _Some(some, None)
 
 
-def _is_meant(selection: LetterSelection, kept: Kept) -> bool:
+def _is_meant(selection: DeadLetterFilter, kept: StoredDeadLetter) -> bool:
     return selection.means(kept.letter)

@@ -20,7 +20,7 @@ from agent.queue.store import Limits, Plan, Store
 T = TypeVar("T")
 
 
-class OfflineHost:
+class OfflineQueue:
     """An open queue without a daemon; see `agent.queue.maintenance.changes.Host`. Everything happens at once, in this thread."""
 
     def __init__(self, fs: Filesystem, directory: Path, limits: Limits, wall_clock: Callable[[], float]) -> None:
@@ -65,7 +65,7 @@ class OfflineHost:
 
 
 def at_once(change: Coroutine[None, None, T]) -> T:
-    """Return the result of a change to an OfflineHost, which never waits, and so needs no event loop."""
+    """Return the result of a change to an OfflineQueue, which never waits, and so needs no event loop."""
     try:
         change.send(None)
     except StopIteration as end:
@@ -76,9 +76,9 @@ def at_once(change: Coroutine[None, None, T]) -> T:
 
 
 @contextmanager
-def opened(fs: Filesystem, directory: Path, limits: Limits, wall_clock: Callable[[], float]) -> Iterator[OfflineHost]:
+def opened(fs: Filesystem, directory: Path, limits: Limits, wall_clock: Callable[[], float]) -> Iterator[OfflineQueue]:
     """Open the queue for the time of the block. Raises StorageError."""
-    host = OfflineHost(fs, directory, limits, wall_clock)
+    host = OfflineQueue(fs, directory, limits, wall_clock)
     try:
         yield host
     finally:

@@ -5,11 +5,11 @@ from typing import Any
 import anyio
 import pytest
 
-from agent.delivery.backlog import Options
-from agent.delivery.policy import Settings
+from agent.delivery.backlog import BatchOptions
+from agent.delivery.policy import DeliverySettings
 from agent.events import Context
 from agent.queue.maintenance import changes
-from agent.queue.maintenance.browse_dead_letters import LetterSelection
+from agent.queue.maintenance.browse_dead_letters import DeadLetterFilter
 from agent.queue.store import Limits
 from tests.support import virtual_time
 from tests.support.fake_transport import ACCEPTED, FakeTransport, reject
@@ -24,7 +24,7 @@ from tests.support.stories import BLOCKED, TRANSIENT
 
 pytestmark = pytest.mark.anyio
 
-EVERYTHING = LetterSelection()
+EVERYTHING = DeadLetterFilter()
 
 
 @pytest.fixture(params=virtual_time.NAMES)
@@ -41,7 +41,7 @@ async def test_events_that_are_accepted_after_the_call_never_count_even_if_they_
             await go_on.wait()
 
     transport.before = before
-    async with flushable(transport, settings=Settings(max_events=5, concurrency=3)) as (h, pipeline):
+    async with flushable(transport, settings=DeliverySettings(max_events=5, concurrency=3)) as (h, pipeline):
         await submit(pipeline, numbered(100, "warm")).wait()
         await pipeline.flush()
         await submit(pipeline, numbered(5), slow).wait()
@@ -56,7 +56,7 @@ async def test_events_that_are_accepted_after_the_call_never_count_even_if_they_
 
 async def test_a_flush_waits_for_no_batch_timer_and_the_timers_hold_again_after_it() -> None:
     transport = FakeTransport()
-    async with flushable(transport, options=Options(max_delay=3600.0)) as (_, pipeline):
+    async with flushable(transport, options=BatchOptions(max_delay=3600.0)) as (_, pipeline):
         for number in range(60):
             submit(pipeline, [f"h{number}"], Context(f"CI_{number}"))
         assert await ask(pipeline) == (200, counts(60), counts(60))
@@ -118,7 +118,7 @@ async def test_what_overflow_takes_of_the_events_before_is_reported_as_dropped()
 
 async def test_what_expires_meanwhile_is_reported_as_dropped() -> None:
     transport = FakeTransport(lambda _c, _e: TRANSIENT)
-    async with flushable(transport, options=Options(max_age=10), limits=Limits(max_age=10)) as (h, pipeline):
+    async with flushable(transport, options=BatchOptions(max_age=10), limits=Limits(max_age=10)) as (h, pipeline):
         pipeline.pause()
         await submit(pipeline, numbered(3)).wait()
         flush = await begun(h)
@@ -158,7 +158,7 @@ async def test_dead_letters_that_are_put_back_meanwhile_are_new_events() -> None
 
 async def test_a_crash_in_between_leaves_a_ledger_that_the_next_flush_reports_of() -> None:
     transport = FakeTransport(reject("h1"))
-    async with flushable(transport, settings=Settings(max_events=2)) as (h, pipeline):
+    async with flushable(transport, settings=DeliverySettings(max_events=2)) as (h, pipeline):
         await submit(pipeline, numbered(4)).wait()
         await pipeline.flush()
         transport.hold()

@@ -10,11 +10,11 @@ import anyio
 import pytest
 
 from agent.delivery.pipeline import Pipeline
-from agent.delivery.policy import Settings
+from agent.delivery.policy import DeliverySettings
 from agent.queue.maintenance import changes
 from agent.queue.search import Search
 from agent.queue.store import Limits
-from agent.runtime import Seams
+from agent.runtime import Runtime
 from tests.support import virtual_time
 from tests.support.fake_transport import ACCEPTED, FakeTransport, reject
 from tests.support.fault_filesystem import failing, no_errors
@@ -82,9 +82,9 @@ class SearchedHost(Host):
     go_on: anyio.Event = field(default_factory=anyio.Event)
 
     @property
-    def seams(self) -> Seams:
+    def runtime(self) -> Runtime:
         """What stands for threads, clocks and chance."""
-        return Seams(self._run_blocking, self.wall_clock, lambda: self.jitter)
+        return Runtime(self._run_blocking, self.wall_clock, lambda: self.jitter)
 
     async def _run_blocking(self, call: Callable[[], T]) -> T:
         if isinstance(call, partial) and isinstance(getattr(call.func, "__self__", None), Search):
@@ -97,7 +97,7 @@ class SearchedHost(Host):
 async def searched(transport: FakeTransport, limits: Limits) -> AsyncIterator[tuple[SearchedHost, Pipeline, Asked]]:
     """A pipeline with 40 events, 20 of them of the session, in several segments; a flush of it has just begun its search."""
     async with host() as plain:
-        h = SearchedHost(plain.tasks, transport, limits=limits, settings=Settings(max_events=4))
+        h = SearchedHost(plain.tasks, transport, limits=limits, settings=DeliverySettings(max_events=4))
         pipeline = h.start()
         transport.hold()
         for number in range(10):

@@ -11,8 +11,8 @@ from typing import Any
 import anyio
 import pytest
 
-from agent.delivery.backlog import Options
-from agent.delivery.policy import Settings
+from agent.delivery.backlog import BatchOptions
+from agent.delivery.policy import DeliverySettings
 from agent.delivery.transport import Kind, Verdict
 from agent.events import Context
 from agent.queue.cursor import Outcome
@@ -106,12 +106,12 @@ async def fill_the_disk(run: FaultRun) -> None:
 SMALL = Limits(segment_bytes=400)
 WORK = [
     Work(roll_and_deliver, SMALL),
-    Work(dead_letter, Limits(segment_bytes=800), Settings(max_events=4, concurrency=1)),
-    Work(pause_and_resume, SMALL, Settings(max_events=4, probe_interval=10.0, max_probe_interval=10.0)),
+    Work(dead_letter, Limits(segment_bytes=800), DeliverySettings(max_events=4, concurrency=1)),
+    Work(pause_and_resume, SMALL, DeliverySettings(max_events=4, probe_interval=10.0, max_probe_interval=10.0)),
     Work(
         expire,
         Limits(segment_bytes=200, max_age=100.0),
-        options=Options(max_age=100.0),
+        options=BatchOptions(max_age=100.0),
         losses=frozenset({Outcome.EXPIRED}),
     ),
     Work(overflow, Limits(segment_bytes=300, max_bytes=900), losses=frozenset({Outcome.OVERFLOW})),

@@ -16,13 +16,13 @@ from agent.events import Context, encode_events
 from agent.queue import segment
 from agent.queue.cursor import Ledger, Outcome, Span
 from agent.queue.cursor_file import read_slots
-from agent.queue.dead_letters import DeadLetter, DeadLetters, letters_in, weigh
+from agent.queue.dead_letters import DeadLetter, DeadLetters, dead_letters_in, weigh
 from agent.queue.log import Entry
 from agent.queue.maintenance import changes
 from agent.queue.maintenance.audit import Audit, audit
-from agent.queue.maintenance.browse import Selection, event_page
-from agent.queue.maintenance.browse_dead_letters import LetterSelection
-from agent.queue.maintenance.offline import OfflineHost, at_once
+from agent.queue.maintenance.browse import EventFilter, event_page
+from agent.queue.maintenance.browse_dead_letters import DeadLetterFilter
+from agent.queue.maintenance.offline import OfflineQueue, at_once
 from agent.queue.record import Record, encode_frame, encode_record
 from agent.queue.snapshot import read_queue
 from agent.queue.store import Limits, Store
@@ -31,7 +31,7 @@ from tests.support.pipelines import DIRECTORY, EPOCH, events, numbered
 
 LIMITS = Limits(segment_bytes=8 * 600)  # of dead letters: 600
 ORIGINS = (Context("A", 0), Context())
-EVERYTHING = LetterSelection()
+EVERYTHING = DeadLetterFilter()
 LETTERS = numbered(9, "letter")
 QUEUED = numbered(6, "queued")
 DELIVERED = numbered(4, "delivered")
@@ -91,15 +91,15 @@ def damaged() -> FaultFilesystem:
     return fs
 
 
-def perform(fs: FaultFilesystem, work: Callable[[OfflineHost], Any]) -> Any:
+def perform(fs: FaultFilesystem, work: Callable[[OfflineQueue], Any]) -> Any:
     """Open the queue, do the work, close it."""
-    host = OfflineHost(fs, DIRECTORY, LIMITS, wall_clock)
+    host = OfflineQueue(fs, DIRECTORY, LIMITS, wall_clock)
     result = work(host)
     host.close()
     return result
 
 
-def run(change: Callable[..., Any], *args: object) -> Callable[[OfflineHost], Any]:
+def run(change: Callable[..., Any], *args: object) -> Callable[[OfflineQueue], Any]:
     """Return the work of one change."""
     return lambda host: at_once(change(host, *args))
 
@@ -108,7 +108,7 @@ def names_queued(fs: FaultFilesystem) -> list[str]:
     queue, found = read_queue(fs, DIRECTORY), []
     start: int | None = 1
     while start is not None:
-        page = event_page(queue, Selection(), start, 4)
+        page = event_page(queue, EventFilter(), start, 4)
         found += [each.event.hash for each in page.events]
         start = page.next
     return found
@@ -116,7 +116,7 @@ def names_queued(fs: FaultFilesystem) -> list[str]:
 
 def names_of_letters(fs: FaultFilesystem) -> list[str]:
     read = DeadLetters.beside(fs, DIRECTORY, LIMITS).read
-    return read(lambda log, repeats: [kept.letter.event.hash for kept in letters_in(log, repeats)])
+    return read(lambda log, repeats: [kept.letter.event.hash for kept in dead_letters_in(log, repeats)])
 
 
 def ledger(fs: FaultFilesystem) -> Ledger:
@@ -133,7 +133,7 @@ def balanced(fs: FaultFilesystem) -> bool:
     return found.accepted == found.delivered + found.dead_lettered + sum(found.dropped.values()) + found.queued
 
 
-def calls_of(make: Callable[[], FaultFilesystem], work: Callable[[OfflineHost], Any]) -> list[tuple[int, str]]:
+def calls_of(make: Callable[[], FaultFilesystem], work: Callable[[OfflineQueue], Any]) -> list[tuple[int, str]]:
     """Return the calls that the work makes."""
     fs = make()
     before = fs.calls
@@ -142,7 +142,7 @@ def calls_of(make: Callable[[], FaultFilesystem], work: Callable[[OfflineHost], 
 
 
 def after_each_crash(
-    make: Callable[[], FaultFilesystem], work: Callable[[OfflineHost], Any], holds: Callable[[FaultFilesystem], None]
+    make: Callable[[], FaultFilesystem], work: Callable[[OfflineQueue], Any], holds: Callable[[FaultFilesystem], None]
 ) -> int:
     """Crash before and after every call that changes something, and let `holds` look; return how many crashes that was."""
     points, fresh = 0, make()
@@ -206,12 +206,12 @@ def new_ones_get_new_numbers(fs: FaultFilesystem) -> None:
     append(store, ["new"])
     store.close()
     queue = read_queue(fs, DIRECTORY)
-    assert [(each.seq, each.event.hash) for each in event_page(queue, Selection(), 1, 9).events] == [(20, "new")]
+    assert [(each.seq, each.event.hash) for each in event_page(queue, EventFilter(), 1, 9).events] == [(20, "new")]
 
 
-@pytest.mark.parametrize("chosen", [EVERYTHING, LetterSelection(numbers=frozenset({6, 7}))])
+@pytest.mark.parametrize("chosen", [EVERYTHING, DeadLetterFilter(numbers=frozenset({6, 7}))])
 def test_a_crash_in_a_retry_leaves_every_event_a_letter_or_queued_and_another_one_completes_it(
-    chosen: LetterSelection,
+    chosen: DeadLetterFilter,
 ) -> None:
     meant = {name for number, name in enumerate(LETTERS) if is_meant(chosen, number)}
     rest = [name for name in LETTERS if name not in meant]
@@ -239,7 +239,7 @@ def test_a_crash_in_a_retry_leaves_every_event_a_letter_or_queued_and_another_on
     assert after_each_crash(seeded, run(changes.retry, chosen), holds) > 100
 
 
-def is_meant(chosen: LetterSelection, number: int) -> bool:
+def is_meant(chosen: DeadLetterFilter, number: int) -> bool:
     by_number = isinstance(chosen.numbers, frozenset) and 5 + number in chosen.numbers
     return chosen == EVERYTHING or by_number or (chosen.status == 422 and number % 2 == 0)
 
@@ -253,9 +253,9 @@ def test_a_retry_without_a_crash_is_counted_exactly_and_leaves_no_letter() -> No
 
 
 @pytest.mark.parametrize(
-    "chosen", [EVERYTHING, LetterSelection(numbers=frozenset({5, 13})), LetterSelection(status=422)]
+    "chosen", [EVERYTHING, DeadLetterFilter(numbers=frozenset({5, 13})), DeadLetterFilter(status=422)]
 )
-def test_a_crash_in_a_removal_costs_no_letter_that_was_to_stay_and_doubles_none(chosen: LetterSelection) -> None:
+def test_a_crash_in_a_removal_costs_no_letter_that_was_to_stay_and_doubles_none(chosen: DeadLetterFilter) -> None:
     stays = [name for number, name in enumerate(LETTERS) if not is_meant(chosen, number)]
 
     def holds(fs: FaultFilesystem) -> None:
@@ -264,14 +264,14 @@ def test_a_crash_in_a_removal_costs_no_letter_that_was_to_stay_and_doubles_none(
         assert len(left) == len(set(left))
         torn = [problem.what for problem in check(fs).problems]  # of copies: their originals are still there
         assert all("damaged bytes in the place of" in what for what in torn), torn
-        perform(fs, run(changes.purge_letters, chosen))
+        perform(fs, run(changes.purge_dead_letters, chosen))
         assert sorted(names_of_letters(fs)) == sorted(stays)
         perform(fs, run(changes.repair))
         assert sorted(names_of_letters(fs)) == sorted(stays)
         assert (check(fs).ok, check(fs).dead_letters) == (True, len(stays))
         assert ledger(fs) == Ledger(19, 4, 9, {}, 6)
 
-    assert after_each_crash(seeded, run(changes.purge_letters, chosen), holds) > 50
+    assert after_each_crash(seeded, run(changes.purge_dead_letters, chosen), holds) > 50
 
 
 def quarantined(fs: FaultFilesystem) -> dict[Path, bytes]:
@@ -327,7 +327,7 @@ def test_reading_changes_nothing_not_even_a_torn_tail() -> None:
 def test_a_purge_of_all_letters_and_of_the_queue_works_on_a_disk_without_a_byte_left() -> None:
     fs = seeded()
     fs.capacity = fs.used
-    perform(fs, run(changes.purge_letters, EVERYTHING))
+    perform(fs, run(changes.purge_dead_letters, EVERYTHING))
     assert names_of_letters(fs) == []
     fs.capacity = fs.used
     done = perform(fs, run(changes.purge, 0.0))
@@ -337,9 +337,9 @@ def test_a_purge_of_all_letters_and_of_the_queue_works_on_a_disk_without_a_byte_
 def test_a_removal_that_finds_no_room_removes_nothing_and_says_so() -> None:
     fs = seeded()
     fs.capacity = fs.used
-    host = OfflineHost(fs, DIRECTORY, LIMITS, wall_clock)
+    host = OfflineQueue(fs, DIRECTORY, LIMITS, wall_clock)
     with pytest.raises(StorageError, match="no letter was removed"):
-        run(changes.purge_letters, LetterSelection(numbers=frozenset({13})))(host)
+        run(changes.purge_dead_letters, DeadLetterFilter(numbers=frozenset({13})))(host)
     assert sorted(names_of_letters(fs)) == sorted(LETTERS)
 
 
@@ -354,7 +354,7 @@ def test_a_retry_that_finds_no_room_keeps_the_letters_and_drops_nothing() -> Non
 def test_a_retry_pushes_no_queued_event_out() -> None:
     fs = seeded()
     limits = Limits(segment_bytes=700, max_bytes=sum(len(fs.read_bytes(path)) for path in segments(fs)) + 50)
-    host = OfflineHost(fs, DIRECTORY, limits, wall_clock)
+    host = OfflineQueue(fs, DIRECTORY, limits, wall_clock)
     assert run(changes.retry, EVERYTHING)(host) == changes.Retried(0, 9, "overflow", None)
     assert host.store.cursor.ledger() == Ledger(19, 4, 9, {}, 6)
 

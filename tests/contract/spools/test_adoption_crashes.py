@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 import pytest
 
-from agent.delivery.pipeline import Delivery
+from agent.delivery.pipeline import DeliveryConfig
 from agent.events import Context, encode_events
 from agent.queue.cursor import Ledger
 from agent.queue.lock import LOCK
@@ -22,7 +22,7 @@ from agent.queue.log import Entry
 from agent.queue.record import Record, encode_record
 from agent.queue.store import Limits, Store
 from agent.spools import identity as spool
-from agent.spools.adoption import Adoption, Report, SpoolTerms
+from agent.spools.adoption import Adoption, AdoptionPolicy, AdoptionReport
 from agent.spools.identity import Account, Adopted, AdoptedList, add, read_adopted
 from tests.support import profiles, virtual_time
 from tests.support.crash_model import Chooser, KeepAll, LoseAll, RandomChooser
@@ -85,16 +85,16 @@ class Lives:
         self._owner = owner
         self._pipeline = owner.pipeline
 
-    async def live(self, home: Path = HOME) -> Report:
+    async def live(self, home: Path = HOME) -> AdoptionReport:
         """Adopt until nothing is left to do."""
 
-        def delivery() -> Delivery:
+        def delivery() -> DeliveryConfig:
             self.transports.append(FakeTransport(reject("r2")))
             self._owner.transport = self.transports[-1]
             return self._owner.delivery
 
-        terms = SpoolTerms(ACCOUNT, delivery, max_open=1)
-        adoption = Adoption(self.fs, PARENT, home, LIMITS, terms, self._owner.seams, self._pipeline)
+        terms = AdoptionPolicy(ACCOUNT, delivery, max_open=1)
+        adoption = Adoption(self.fs, PARENT, home, LIMITS, terms, self._owner.runtime, self._pipeline)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(adoption.run)
             await anyio.sleep(120)

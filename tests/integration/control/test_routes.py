@@ -15,7 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.control import metrics
-from agent.control.routes import Connections, Control
+from agent.control.routes import ConnectionCounts, Control
 from agent.delivery.pipeline import Pipeline
 from agent.http.server import Request, Response
 from agent.ingest.intake import Intake
@@ -40,7 +40,7 @@ class Controlled:
             {"default": made.pipeline},
             made.intake,
             [made.stream, made.datagram],
-            lambda: Connections(made.stream.connections, made.stream.evicted),
+            lambda: ConnectionCounts(made.stream.connections, made.stream.evicted),
             made.host.wall_clock,
         )
 
@@ -114,7 +114,7 @@ async def test_a_pause_that_was_answered_and_a_resume_survive_a_power_cut(tmp_pa
             await made.ask("POST", request)
             survivor = copy.deepcopy(made.edge.host.fs)
             survivor.crash(LoseAll())
-            left = Pipeline(survivor, DIRECTORY, made.edge.host.limits, made.edge.host.delivery, made.edge.host.seams)
+            left = Pipeline(survivor, DIRECTORY, made.edge.host.limits, made.edge.host.delivery, made.edge.host.runtime)
             assert (await left.status()).state == state
 
 
@@ -218,7 +218,7 @@ def test_a_hung_disk_is_unhealthy_and_the_status_says_so(backend: str) -> None:
             host = GatedHost(tasks)
             pipeline = host.start()
             await pipeline.commit_once()
-            control = Control({"default": pipeline}, Intake(pipeline), [], Connections, host.wall_clock)
+            control = Control({"default": pipeline}, Intake(pipeline), [], ConnectionCounts, host.wall_clock)
             host.gate.close()
             assert (await control.handle(Request("GET", "/healthz", {}, {}, b""))).status == 503
             status = json.loads((await control.handle(Request("GET", "/status", {}, {}, b""))).body)

@@ -13,7 +13,7 @@ from agent.events import MAX_LINE_BYTES, Context, decode_events
 from agent.ingest import sockets
 from agent.ingest.datagram import MAX_DATAGRAM_BYTES, DatagramListener
 from agent.ingest.intake import Intake
-from agent.ingest.sockets import Bound
+from agent.ingest.sockets import BoundSocket
 from agent.queue.record import decode_record
 from agent.queue.segment import HEADER_BYTES, scan
 from tests.support.edge import ACKS, Client, Edge, edge, line, line_of
@@ -182,7 +182,7 @@ async def test_closing_takes_what_was_sent_and_lets_nobody_send_more(tmp_path: P
 async def test_a_socket_that_systemd_keeps_keeps_what_comes_after_the_end(tmp_path: Path) -> None:
     async with edge(tmp_path) as made, anyio.create_task_group() as tasks:
         kept = sockets.bind(tmp_path / "kept.sock", sockets.DATAGRAM, mode=0o600)
-        ours = Bound(kept.socket.dup(), None)
+        ours = BoundSocket(kept.socket.dup(), None)
         ours.socket.setblocking(False)
         listener = DatagramListener(ours, Intake(made.pipeline))
         tasks.start_soon(listener.serve)

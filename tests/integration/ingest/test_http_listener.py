@@ -18,10 +18,10 @@ from agent.delivery.http_transport import EVENTS_PATH
 from agent.delivery.pipeline import Pipeline
 from agent.errors import ListenError
 from agent.events import MAX_LINE_BYTES, Context
-from agent.http.connection import Patience
+from agent.http.connection import Timeouts
 from agent.http.server import PATIENCE
 from agent.ingest import sockets
-from agent.ingest.http_events import LARGE_BODIES, MAX_BODY_BYTES, HttpListener, Terms
+from agent.ingest.http_events import LARGE_BODIES, MAX_BODY_BYTES, AccessPolicy, HttpListener
 from agent.ingest.intake import Intake
 from agent.queue.record import Frame, record_in
 from agent.queue.store import Limits
@@ -30,9 +30,9 @@ from tests.support.http_client import Answer, Client
 
 pytestmark = pytest.mark.anyio
 TOKEN = "a-clients-token"
-TERMS = Terms(SecretStr(TOKEN))
+TERMS = AccessPolicy(SecretStr(TOKEN))
 EVENT = {"sessionId": "s", "source": "LOCAL", "event": "HIT", "hash": "h", "duration": 7}
-SHORT = Patience(idle=0.2, head=0.2, body=0.3, stall=0.2, linger=0.2)
+SHORT = Timeouts(idle=0.2, head=0.2, body=0.3, stall=0.2, linger=0.2)
 """How long a test that waits for the end of patience has to wait."""
 
 
@@ -78,7 +78,12 @@ class Site:
 
 @asynccontextmanager
 async def site(
-    directory: Path, *, terms: Terms = TERMS, max_connections: int = 64, patience: Patience = PATIENCE, **limits: Any
+    directory: Path,
+    *,
+    terms: AccessPolicy = TERMS,
+    max_connections: int = 64,
+    patience: Timeouts = PATIENCE,
+    **limits: Any,
 ) -> AsyncIterator[Site]:
     """Yield a site whose listener has ended, with nothing left open, when the block has."""
     async with anyio.create_task_group() as tasks:
@@ -220,7 +225,7 @@ async def test_an_array_without_events_is_fine(tmp_path: Path) -> None:
     ],
 )
 async def test_a_request_for_another_team_is_refused(tmp_path: Path, query: str, status: int) -> None:
-    async with site(tmp_path, terms=Terms(None, "team_1", "ours")) as at:
+    async with site(tmp_path, terms=AccessPolicy(None, "team_1", "ours")) as at:
         answer = await at.ask(post([EVENT], query=query))
         assert answer.status == status
         assert at.counts == ((1, 1) if status == 200 else (0, 0))
@@ -355,7 +360,7 @@ async def test_a_port_takes_only_the_token(tmp_path: Path, authorization: str | 
 
 
 async def test_where_there_is_no_token_a_port_takes_nothing(tmp_path: Path) -> None:
-    async with site(tmp_path, terms=Terms()) as at:
+    async with site(tmp_path, terms=AccessPolicy()) as at:
         assert (await at.ask(post([EVENT], {"Authorization": "Bearer None"}), at.port)).status == 401
 
 
@@ -364,7 +369,7 @@ async def test_a_new_token_counts_from_the_next_request_on(tmp_path: Path) -> No
         with Client(at.port) as client:
             await client.send(post([EVENT], {"Authorization": f"Bearer {TOKEN}"}))
             assert (await client.answer()).status == 200
-            at.listener.terms = Terms(SecretStr("another"))
+            at.listener.terms = AccessPolicy(SecretStr("another"))
             await client.send(post([EVENT], {"Authorization": f"Bearer {TOKEN}"}))
             assert (await client.answer()).status == 401
 

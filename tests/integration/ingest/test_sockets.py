@@ -17,7 +17,7 @@ import pytest
 
 from agent.errors import ListenError
 from agent.ingest import sockets
-from agent.ingest.sockets import DATAGRAM, STREAM, Bound, bind
+from agent.ingest.sockets import DATAGRAM, STREAM, BoundSocket, bind
 
 KINDS = pytest.mark.parametrize("kind", [STREAM, DATAGRAM], ids=["stream", "datagram"])
 ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root may give files away: run as root")
@@ -35,7 +35,7 @@ def opened() -> Iterator[ExitStack]:
         yield stack
 
 
-def hold(opened: ExitStack, bound: Bound) -> Bound:
+def hold(opened: ExitStack, bound: BoundSocket) -> BoundSocket:
     opened.callback(bound.release)
     return bound
 
@@ -120,7 +120,7 @@ def test_a_live_socket_with_a_full_backlog_is_not_stolen(path: Path) -> None:
 def test_of_many_that_race_for_a_stale_socket_one_wins(path: Path, kind: socket.SocketKind, opened: ExitStack) -> None:
     left_behind(path, kind)
 
-    def attempt(_: int) -> Bound | None:
+    def attempt(_: int) -> BoundSocket | None:
         try:
             return bind(path, kind, mode=0o600)
         except ListenError:
@@ -286,6 +286,6 @@ def test_the_sockets_of_another_process_are_not_taken() -> None:
 def test_a_passed_socket_is_closed_and_its_file_stays(path: Path, opened: ExitStack) -> None:
     owner = hold(opened, bind(path, STREAM, mode=0o600))
     with closing(owner.socket.dup()) as passed:
-        Bound(passed, None).release()
+        BoundSocket(passed, None).release()
         assert passed.fileno() == -1
     assert reachable(path, STREAM)

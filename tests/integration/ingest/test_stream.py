@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from agent.events import MAX_LINE_BYTES
 from agent.ingest import sockets
 from agent.ingest.intake import Intake
-from agent.ingest.sockets import Bound
+from agent.ingest.sockets import BoundSocket
 from agent.ingest.stream import StreamListener
 from tests.support.edge import ACKS, Client, Edge, edge, line, line_of
 from tests.support.pipelines import balanced
@@ -396,7 +396,7 @@ async def test_closing_takes_a_backlog_larger_than_the_limit(tmp_path: Path) -> 
 async def test_a_socket_that_systemd_keeps_stays_open_with_its_backlog(tmp_path: Path) -> None:
     async with edge(tmp_path) as made, anyio.create_task_group() as tasks:
         kept = sockets.bind(tmp_path / "kept.sock", sockets.STREAM, mode=0o600)
-        ours = Bound(kept.socket.dup(), None)
+        ours = BoundSocket(kept.socket.dup(), None)
         ours.socket.setblocking(False)
         listener = StreamListener(ours, Intake(made.pipeline), 8)
         tasks.start_soon(listener.serve)

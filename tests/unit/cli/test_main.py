@@ -13,7 +13,7 @@ from agent.cli.checks import examine
 from agent.cli.commands.flush import LONGEST
 from agent.cli.main import cli
 from agent.cli.options import SYSTEM_CONFIG, find_config
-from agent.cli.views.emit import NAMED_REJECTS, Report
+from agent.cli.views.emit import NAMED_REJECTS, EmitReport
 from agent.control import flush_routes as control_flush
 from agent.errors import AgentError
 from tests.support.command import environment
@@ -130,7 +130,7 @@ def test_the_configuration_is_the_named_file_else_the_systems_if_there_is_one(tm
     [({}, 0, 0), ({"absent": 1, "full": 1}, 0, 4), ({"denied": 1}, 1, 4), ({"full": 1}, 0, 1), ({}, 1, 1)],
 )
 def test_strict_tells_a_missing_daemon_from_other_trouble(unsent: dict[str, int], rejected: int, code: int) -> None:
-    report = Report()
+    report = EmitReport()
     report.unsent.update(unsent)
     for line in range(rejected):
         report.reject(line, "why")
@@ -138,7 +138,7 @@ def test_strict_tells_a_missing_daemon_from_other_trouble(unsent: dict[str, int]
 
 
 def test_rejects_are_all_counted_and_only_the_first_named() -> None:
-    report = Report()
+    report = EmitReport()
     for line in range(1000):
         report.reject(line, "why")
     assert report.rejected == 1000

@@ -11,7 +11,7 @@ from agent.events import Event
 from agent.queue.cursor import Ledger
 from agent.queue.maintenance.audit import Audit, Finding
 from agent.queue.maintenance.browse import Listing, Origin, SegmentReport
-from agent.queue.maintenance.browse_dead_letters import Letter
+from agent.queue.maintenance.browse_dead_letters import ListedDeadLetter
 from agent.queue.maintenance.changes import Purged, Repaired
 
 NOW = 1_750_000_000.0
@@ -111,7 +111,9 @@ def test_a_purge_asks_with_the_count_and_the_age_and_says_what_it_did() -> None:
     ]
 
 
-LETTER = Letter(7, AT, 400, "400: \x1b[2Jno\n" * 3, Origin("VERCEL", 0), Event("s" * 36, "LOCAL", "HIT", "h" * 16, 7))
+LETTER = ListedDeadLetter(
+    7, AT, 400, "400: \x1b[2Jno\n" * 3, Origin("VERCEL", 0), Event("s" * 36, "LOCAL", "HIT", "h" * 16, 7)
+)
 
 
 def test_a_letter_cannot_move_the_cursor_and_leaves_room_for_its_message() -> None:
@@ -127,5 +129,5 @@ def test_a_letter_cannot_move_the_cursor_and_leaves_room_for_its_message() -> No
 
 
 def test_what_is_not_known_of_a_letter_is_said() -> None:
-    bare = Letter(7, AT, None, "no", Origin(None, None), Event("s", "LOCAL", "MISS", "h"))
+    bare = ListedDeadLetter(7, AT, None, "no", Origin(None, None), Event("s", "LOCAL", "MISS", "h"))
     assert {"status       none", "ci           none", "interactive  not said"} <= set(letter_lines(bare))

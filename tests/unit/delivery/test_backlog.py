@@ -8,14 +8,14 @@ from typing import Any
 import anyio
 import pytest
 
-from agent.delivery.backlog import MAX_HELD_BYTES, MAX_HELD_SPANS, READ_ATTEMPTS, Options, Source
+from agent.delivery.backlog import MAX_HELD_BYTES, MAX_HELD_SPANS, READ_ATTEMPTS, BatchOptions, DiskBacklog
 from agent.delivery.batching import Batch
 from agent.events import Context, Event, as_array, decode_events, encode_events
 from agent.queue.cursor import Outcome, Span
 from agent.queue.log import Entry
 from agent.queue.record import Record, encode_record
 from agent.queue.store import Limits, Store
-from agent.runtime import Seams
+from agent.runtime import Runtime
 from tests.support import virtual_time
 from tests.support.fault_filesystem import FaultFilesystem, no_errors
 from tests.support.pipelines import DIRECTORY, EPOCH, PLAIN, events, inline, numbered
@@ -32,20 +32,20 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 class Bench:
     """A store, and a source that reads it. The wall clock goes with the steady one."""
 
-    def __init__(self, options: Options | None = None, limits: Limits | None = None) -> None:
+    def __init__(self, options: BatchOptions | None = None, limits: Limits | None = None) -> None:
         self.fs = FaultFilesystem()
         self.store = Store(self.fs, DIRECTORY, limits or Limits())
-        self.source = self.new_source(options or Options(max_delay=2.0))
+        self.source = self.new_source(options or BatchOptions(max_delay=2.0))
 
-    def new_source(self, options: Options) -> Source:
+    def new_source(self, options: BatchOptions) -> DiskBacklog:
         """Return another source of the same store."""
-        return Source(self.store, options, Seams(inline, lambda: EPOCH + anyio.current_time(), lambda: 0.5))
+        return DiskBacklog(self.store, options, Runtime(inline, lambda: EPOCH + anyio.current_time(), lambda: 0.5))
 
     def restart(self) -> None:
         """Open the same queue anew, as another process does."""
         self.store.close()
         self.store = Store(self.fs, DIRECTORY, Limits())
-        self.source = self.new_source(Options(max_delay=2.0))
+        self.source = self.new_source(BatchOptions(max_delay=2.0))
 
     def enqueue(self, *names: str, context: Context = PLAIN) -> None:
         """Commit one record."""
@@ -61,7 +61,7 @@ class Bench:
         """Read all there is and return it in batches, open ones too."""
         while await self.source.read(max_events):
             pass
-        self.source.close_due(anyio.current_time(), hurry=True)
+        self.source.close_due(anyio.current_time(), at_once=True)
         return self.take(max_events)
 
     def take(self, max_events: int = 100) -> list[Batch]:
@@ -137,19 +137,19 @@ async def test_a_smaller_limit_splits_what_is_ready(limit: int) -> None:
 
 @pytest.mark.parametrize("opened_at", [0.1, 0.3, 0.7, 1.1, 234567.891])
 async def test_a_batch_is_ready_at_the_moment_that_due_at_names(opened_at: float) -> None:
-    bench = Bench(Options(max_delay=2.0))
+    bench = Bench(BatchOptions(max_delay=2.0))
     bench.enqueue("h0")
     await anyio.sleep_until(opened_at)
     await bench.source.read(100)
     due = bench.source.due_at
     assert due == pytest.approx(opened_at + 2.0)
-    assert not bench.source.close_due(due - 0.01, hurry=False)
-    assert bench.source.close_due(due, hurry=False)
+    assert not bench.source.close_due(due - 0.01, at_once=False)
+    assert bench.source.close_due(due, at_once=False)
     assert bench.source.due_at == float("inf")
 
 
 async def test_what_is_too_old_is_settled_as_expired_and_counted() -> None:
-    bench = Bench(Options(max_age=10))
+    bench = Bench(BatchOptions(max_age=10))
     bench.enqueue(*numbered(3))
     await anyio.sleep(11)
     bench.enqueue("young")
@@ -214,7 +214,7 @@ async def test_only_what_the_disk_says_is_damaged_is_given_up(code: int, lost: b
 
 
 async def test_contexts_that_take_turns_hold_a_bounded_number_of_spans() -> None:
-    bench = Bench(Options(max_delay=1e9))
+    bench = Bench(BatchOptions(max_delay=1e9))
     for number in range(4 * MAX_HELD_SPANS):
         bench.enqueue(f"h{number}", context=Context("AB"[number % 2]))
     while await bench.source.read(10**6):
@@ -225,20 +225,20 @@ async def test_contexts_that_take_turns_hold_a_bounded_number_of_spans() -> None
 
 
 async def test_however_many_contexts_take_turns_what_is_held_open_is_bounded() -> None:
-    bench = Bench(Options(max_delay=1e9, max_bytes=MAX_HELD_BYTES))
+    bench = Bench(BatchOptions(max_delay=1e9, max_bytes=MAX_HELD_BYTES))
     for number in range(40):
         bench.enqueue("x" * 200_000, context=Context(str(number)))
     while await bench.source.read(10**6):
         pass
     ready = bench.take(10**6)
     assert sum(len(batch.lines) for batch in ready) >= MAX_HELD_BYTES
-    assert bench.source.close_due(anyio.current_time(), hurry=True)
+    assert bench.source.close_due(anyio.current_time(), at_once=True)
     assert sum(len(batch.lines) for batch in bench.take(10**6)) <= MAX_HELD_BYTES
     assert bench.store.cursor.queued == 40
 
 
 async def test_a_batch_of_many_spans_is_split() -> None:
-    bench = Bench(Options(max_delay=1e9))
+    bench = Bench(BatchOptions(max_delay=1e9))
     bench.enqueue(*numbered(2400))
     bench.store.cursor.settle([Span(seq, seq + 1) for seq in range(2, 2400, 2)], Outcome.DELIVERED)
     found = await bench.batches(10**6)
@@ -247,7 +247,7 @@ async def test_a_batch_of_many_spans_is_split() -> None:
 
 
 async def test_split_sessions_gives_each_session_its_own_batches() -> None:
-    bench = Bench(Options(split_sessions=True))
+    bench = Bench(BatchOptions(split_sessions=True))
     mixed = [each.__class__(f"s{n % 2}", "LOCAL", "HIT", each.hash, 0) for n, each in enumerate(events(*numbered(6)))]
     bench.enqueue_payload(6, encode_record(Record(EPOCH, PLAIN, encode_events(mixed))))
     found = await bench.batches()
@@ -256,7 +256,7 @@ async def test_split_sessions_gives_each_session_its_own_batches() -> None:
 
 
 async def test_split_sessions_gives_events_the_numbers_and_the_bytes_that_they_have() -> None:
-    bench = Bench(Options(split_sessions=True))
+    bench = Bench(BatchOptions(split_sessions=True))
     mixed = [Event(session, "REMOTE", "MISS", name, 1.5) for session, name in ("a1", "a2", "b3", "ü4", "a5", "a6")]
     bench.enqueue_payload(6, record(encode_events(mixed)))
     bench.store.cursor.settle([Span(2, 3), Span(5, 6)], Outcome.DELIVERED)
@@ -270,7 +270,7 @@ async def test_split_sessions_gives_events_the_numbers_and_the_bytes_that_they_h
 
 @pytest.mark.parametrize("max_events", [1, 3, 100])
 async def test_no_body_is_larger_than_max_bytes(max_events: int) -> None:
-    bench = Bench(Options(max_bytes=1000))
+    bench = Bench(BatchOptions(max_bytes=1000))
     for number in range(30):
         bench.enqueue(*("x" * (number * 7 % 50) for _ in range(number % 5 + 1)))
     found = await bench.batches(max_events)
@@ -294,7 +294,7 @@ FOREIGN = [
 async def test_whatever_text_a_record_holds_each_of_its_lines_is_sent_once_with_its_number(
     lines: bytes, split_sessions: bool
 ) -> None:
-    bench = Bench(Options(split_sessions=split_sessions))
+    bench = Bench(BatchOptions(split_sessions=split_sessions))
     bench.enqueue("before")
     bench.enqueue_payload(3, record(lines))
     bench.enqueue("after")

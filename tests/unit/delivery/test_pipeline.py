@@ -7,11 +7,11 @@ from typing import Any
 import anyio
 import pytest
 
-from agent.delivery.backlog import Options
-from agent.delivery.policy import Settings
+from agent.delivery.backlog import BatchOptions
+from agent.delivery.policy import DeliverySettings
 from agent.delivery.transport import Kind, Verdict
 from agent.events import Context, Event
-from agent.queue.cursor import Pause, State, encode_slot
+from agent.queue.cursor import CursorState, Pause, encode_slot
 from agent.queue.store import Limits
 from tests.support import virtual_time
 from tests.support.fake_transport import ACCEPTED, LOST, FakeTransport, Rule, reject
@@ -154,7 +154,7 @@ async def test_a_lost_answer_repeats_its_batch_and_loses_nothing() -> None:
 async def test_after_a_power_loss_the_batches_of_the_last_moments_are_sent_again_and_counted_once() -> None:
     """A checkpoint is written at every batch, and synced only when that has a reason: a sync for each would cost more."""
     async with host() as h:
-        h.settings, transport = Settings(max_events=10, concurrency=1), FakeTransport()
+        h.settings, transport = DeliverySettings(max_events=10, concurrency=1), FakeTransport()
         h.transport = transport
         pipeline = h.start()
         await submit(pipeline, NAMES).wait()
@@ -173,7 +173,7 @@ async def test_after_a_power_loss_the_batches_of_the_last_moments_are_sent_again
 async def test_a_batch_has_one_context_and_keeps_the_order_of_its_events() -> None:
     contexts = [Context("A", 0), Context("A", 1), Context("B", 0), Context()]
     async with host() as h:
-        h.settings = Settings(max_events=7, concurrency=1)
+        h.settings = DeliverySettings(max_events=7, concurrency=1)
         transport = FakeTransport()
         h.transport = transport
         pipeline = h.start()
@@ -189,7 +189,7 @@ async def test_a_batch_has_one_context_and_keeps_the_order_of_its_events() -> No
 @pytest.mark.anyio
 async def test_a_batch_goes_when_it_is_full_or_old_enough() -> None:
     async with host() as h:
-        h.settings, h.options = Settings(max_events=10), Options(max_delay=60)
+        h.settings, h.options = DeliverySettings(max_events=10), BatchOptions(max_delay=60)
         transport = FakeTransport()
         h.transport = transport
         pipeline = h.start()
@@ -205,7 +205,7 @@ async def test_a_batch_goes_when_it_is_full_or_old_enough() -> None:
 @pytest.mark.anyio
 async def test_what_is_older_than_max_age_is_dropped_by_that_name() -> None:
     async with host() as h:
-        h.limits, h.options = Limits(max_age=3600), Options(max_age=3600)
+        h.limits, h.options = Limits(max_age=3600), BatchOptions(max_age=3600)
         transport = FakeTransport()
         h.transport = transport
         pipeline = h.start()
@@ -224,7 +224,7 @@ async def test_what_is_older_than_max_age_is_dropped_by_that_name() -> None:
 @pytest.mark.anyio
 async def test_a_clock_that_jumps_ahead_by_more_than_max_age_lets_what_waits_expire_by_that_name() -> None:
     async with host() as h:
-        h.limits, h.options = Limits(max_age=3600), Options(max_age=3600)
+        h.limits, h.options = Limits(max_age=3600), BatchOptions(max_age=3600)
         h.transport = transport = FakeTransport()
         pipeline = h.start()
         pipeline.pause()
@@ -261,7 +261,7 @@ async def test_a_record_that_makes_no_sense_is_counted_and_kept_apart() -> None:
 @pytest.mark.anyio
 async def test_split_sessions_sends_each_session_apart() -> None:
     async with host() as h:
-        h.options = Options(split_sessions=True)
+        h.options = BatchOptions(split_sessions=True)
         transport = FakeTransport()
         h.transport = transport
         pipeline = h.start()
@@ -300,7 +300,7 @@ async def test_a_pause_for_a_reason_of_a_later_version_does_not_keep_the_daemon_
         await submit(pipeline, NAMES).wait()
         await h.stop()
         unknown = Pause("tomorrow", "", h.wall_clock(), float("inf"), 0)
-        h.fs.write_bytes(DIRECTORY / "cursor", encode_slot(1, State(1, len(NAMES) + 1, 1, [], {}, {}, unknown)))
+        h.fs.write_bytes(DIRECTORY / "cursor", encode_slot(1, CursorState(1, len(NAMES) + 1, 1, [], {}, {}, unknown)))
         h.transport = transport = FakeTransport()
         pipeline = h.start()
         await pipeline.flush()

@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.delivery import policy
-from agent.delivery.policy import MAX_RETRY_AFTER, Action, Paused, Reason, Settings, State, Step
+from agent.delivery.policy import MAX_RETRY_AFTER, Action, Decision, DeliverySettings, DeliveryState, Paused, Reason
 from agent.delivery.transport import Kind, Verdict
 
 NOW = 1000.0
 NEVER = float("-inf")
-SETTINGS = Settings(rejections_in_a_row=20)
-ANY_SIZE = State().ceiling
+SETTINGS = DeliverySettings(rejections_in_a_row=20)
+ANY_SIZE = DeliveryState().ceiling
 
-RUNNING = State(rejections=5, probes=2, slots=3, size=100, ceiling=400)
+RUNNING = DeliveryState(rejections=5, probes=2, slots=3, size=100, ceiling=400)
 BACKING_OFF = replace(RUNNING, failures=3, retry_at=NOW - 1, last_failure="before", slots=1)
 PAUSED = replace(RUNNING, paused=Paused(Reason.BLOCKED, "402", NOW + 60), slots=1)
 
@@ -26,23 +26,23 @@ def verdict(kind: Kind, retry_after: float | None = None) -> Verdict:
 
 
 def decide(
-    state: State,
+    state: DeliveryState,
     kind: Kind,
     events: int = 80,
     *,
     now: float = NOW,
     jitter: float = 0.5,
     retry_after: float | None = None,
-) -> Step:
+) -> Decision:
     return policy.decide(state, verdict(kind, retry_after), events, now=now, jitter=jitter, settings=SETTINGS)
 
 
-def probe(state: State, kind: Kind, *, jitter: float = 0.5, retry_after: float | None = None) -> Step:
+def probe(state: DeliveryState, kind: Kind, *, jitter: float = 0.5, retry_after: float | None = None) -> Decision:
     return policy.decide_probe(state, verdict(kind, retry_after), now=NOW, jitter=jitter, settings=SETTINGS)
 
 
-def paused_for(reason: Reason, *, probes: int = 1) -> State:
-    return State(probes=probes, rejections=20, paused=Paused(reason, "why", NOW - 1))
+def paused_for(reason: Reason, *, probes: int = 1) -> DeliveryState:
+    return DeliveryState(probes=probes, rejections=20, paused=Paused(reason, "why", NOW - 1))
 
 
 # --- the table ----------------------------------------------------------------------------------------------------
@@ -99,9 +99,9 @@ def pause(reason: Reason) -> dict[str, Any]:
     ],
 )
 def test_each_answer_has_its_decision(
-    state: State, kind: Kind, events: int, action: Action, changes: dict[str, Any]
+    state: DeliveryState, kind: Kind, events: int, action: Action, changes: dict[str, Any]
 ) -> None:
-    assert decide(state, kind, events) == Step(action, replace(state, **changes))
+    assert decide(state, kind, events) == Decision(action, replace(state, **changes))
 
 
 @pytest.mark.parametrize("events", [1, 80])
@@ -110,7 +110,7 @@ def test_each_answer_has_its_decision(
 def test_an_answer_that_comes_while_paused_changes_nothing(reason: Reason, kind: Kind, events: int) -> None:
     state = replace(PAUSED, paused=Paused(reason, "why"))
     action = Action.SETTLE if kind is Kind.ACCEPTED else Action.RETURN
-    assert decide(state, kind, events, retry_after=5.0) == Step(action, state)
+    assert decide(state, kind, events, retry_after=5.0) == Decision(action, state)
 
 
 # --- backing off --------------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def test_an_answer_that_comes_while_paused_changes_nothing(reason: Reason, kind:
     ("failures", "longest"), [(0, 1), (1, 2), (2, 4), (3, 8), (8, 256), (9, 300), (50, 300), (10_000, 300)]
 )
 def test_the_delay_is_exponential_with_full_jitter(failures: int, longest: float) -> None:
-    state = State(failures=failures)
+    state = DeliveryState(failures=failures)
     assert decide(state, Kind.TRANSIENT, jitter=0.0).state.retry_at == NOW
     assert decide(state, Kind.TRANSIENT, jitter=0.25).state.retry_at == NOW + longest / 4
     assert NOW < decide(state, Kind.TRANSIENT, jitter=0.999).state.retry_at < NOW + longest
@@ -188,15 +188,15 @@ def test_a_concurrency_that_was_configured_lower_is_kept_to() -> None:
 @pytest.mark.parametrize("kind", [Kind.REJECTED, Kind.TOO_LARGE])
 @pytest.mark.parametrize("events", [1, 8])
 def test_a_refusal_ends_the_back_off_since_the_server_is_there_again(kind: Kind, events: int) -> None:
-    failing = State(failures=3, retry_at=50.0, not_before=20.0, last_failure="503")
-    after = policy.decide(failing, Verdict(kind), events, now=60.0, jitter=0.5, settings=Settings()).state
+    failing = DeliveryState(failures=3, retry_at=50.0, not_before=20.0, last_failure="503")
+    after = policy.decide(failing, Verdict(kind), events, now=60.0, jitter=0.5, settings=DeliverySettings()).state
     assert (after.failures, after.retry_at, after.not_before, after.last_failure) == (0, 20.0, 20.0, "")
 
 
 def test_hurrying_forgets_jitter_but_not_what_the_server_asked_for() -> None:
-    assert policy.hurry(decide(RUNNING, Kind.TRANSIENT).state).retry_at == NEVER
-    assert policy.hurry(decide(RUNNING, Kind.TRANSIENT, retry_after=60).state).retry_at == NOW + 60
-    assert policy.hurry(RUNNING) == RUNNING
+    assert policy.skip_backoff(decide(RUNNING, Kind.TRANSIENT).state).retry_at == NEVER
+    assert policy.skip_backoff(decide(RUNNING, Kind.TRANSIENT, retry_after=60).state).retry_at == NOW + 60
+    assert policy.skip_backoff(RUNNING) == RUNNING
 
 
 # --- sizes --------------------------------------------------------------------------------------------------------
@@ -206,11 +206,11 @@ def test_hurrying_forgets_jitter_but_not_what_the_server_asked_for() -> None:
     ("size", "ceiling", "limit"), [(ANY_SIZE, ANY_SIZE, 1000), (7, ANY_SIZE, 7), (ANY_SIZE, 8, 8), (9, 8, 8), (1, 1, 1)]
 )
 def test_a_batch_has_no_more_events_than_any_limit_allows(size: int, ceiling: int, limit: int) -> None:
-    assert policy.batch_limit(State(size=size, ceiling=ceiling), SETTINGS) == limit
+    assert policy.batch_limit(DeliveryState(size=size, ceiling=ceiling), SETTINGS) == limit
 
 
 def test_batches_that_were_too_large_stay_half_as_large() -> None:
-    state = decide(State(), Kind.TOO_LARGE, 1000).state
+    state = decide(DeliveryState(), Kind.TOO_LARGE, 1000).state
     assert policy.batch_limit(state, SETTINGS) == 500
     state = decide(state, Kind.TOO_LARGE, 501).state
     assert policy.batch_limit(state, SETTINGS) == 250
@@ -221,12 +221,12 @@ def test_batches_that_were_too_large_stay_half_as_large() -> None:
 
 def test_a_larger_batch_that_was_still_under_way_does_not_raise_the_limit_again() -> None:
     for kind in (Kind.TOO_LARGE, Kind.CUT_OFF):
-        state = decide(decide(State(), kind, 100).state, kind, 1000).state
+        state = decide(decide(DeliveryState(), kind, 100).state, kind, 1000).state
         assert policy.batch_limit(state, SETTINGS) == 50
 
 
 def test_batches_that_were_cut_off_grow_again_with_each_success() -> None:
-    state = decide(replace(State(), ceiling=300), Kind.CUT_OFF, 80).state
+    state = decide(replace(DeliveryState(), ceiling=300), Kind.CUT_OFF, 80).state
     limits = []
     for _ in range(5):
         limits.append(policy.batch_limit(state, SETTINGS))
@@ -235,7 +235,7 @@ def test_batches_that_were_cut_off_grow_again_with_each_success() -> None:
 
 
 def test_one_event_that_is_too_large_by_itself_does_not_leave_batches_of_one_for_ever() -> None:
-    state = State()
+    state = DeliveryState()
     for events in (8, 4, 2):
         state = decide(state, Kind.TOO_LARGE, events).state
     step = decide(state, Kind.TOO_LARGE, 1)
@@ -248,7 +248,7 @@ def test_one_event_that_is_too_large_by_itself_does_not_leave_batches_of_one_for
 
 
 def test_a_broken_connection_never_costs_an_event() -> None:
-    state = State()
+    state = DeliveryState()
     for _ in range(100):
         action, state = (step := decide(state, Kind.CUT_OFF, 1)).action, step.state
         assert action is Action.RETRY
@@ -260,7 +260,7 @@ def test_a_broken_connection_never_costs_an_event() -> None:
 
 @pytest.mark.parametrize("kind", [Kind.REJECTED, Kind.TOO_LARGE])
 def test_many_single_rejections_in_a_row_pause_instead_of_shredding_the_backlog(kind: Kind) -> None:
-    state, actions = State(), []
+    state, actions = DeliveryState(), []
     for _ in range(20):
         step = decide(state, kind, 1)
         state = step.state
@@ -271,7 +271,7 @@ def test_many_single_rejections_in_a_row_pause_instead_of_shredding_the_backlog(
 
 
 def test_an_accepted_batch_ends_the_streak() -> None:
-    state = State()
+    state = DeliveryState()
     for kind in [Kind.REJECTED] * 19 + [Kind.ACCEPTED] + [Kind.REJECTED] * 19:
         state = decide(state, kind, 1).state
     assert state.paused is None
@@ -280,13 +280,13 @@ def test_an_accepted_batch_ends_the_streak() -> None:
 
 @pytest.mark.parametrize("kind", [Kind.TRANSIENT, Kind.CUT_OFF])
 def test_failures_do_not_end_the_streak(kind: Kind) -> None:
-    state = decide(State(rejections=19), kind, 1).state
+    state = decide(DeliveryState(rejections=19), kind, 1).state
     assert decide(state, Kind.REJECTED, 1).action is Action.RETURN
 
 
 def test_halves_that_are_rejected_do_not_count() -> None:
-    state = State(rejections=19)
-    assert decide(state, Kind.REJECTED, 2) == Step(Action.SPLIT, state)
+    state = DeliveryState(rejections=19)
+    assert decide(state, Kind.REJECTED, 2) == Decision(Action.SPLIT, state)
 
 
 def test_after_a_pause_that_ended_by_itself_the_next_rejection_in_a_row_pauses_at_once() -> None:
@@ -306,7 +306,7 @@ def test_after_a_pause_that_ended_by_itself_the_next_rejection_in_a_row_pauses_a
 def test_probes_come_after_five_minutes_doubling_to_an_hour_give_or_take_a_tenth(
     probes: int, wait: float, jitter: float
 ) -> None:
-    state = decide(State(probes=probes), Kind.BLOCKED, jitter=jitter).state
+    state = decide(DeliveryState(probes=probes), Kind.BLOCKED, jitter=jitter).state
     assert state.paused is not None
     assert state.paused.until - NOW == pytest.approx(wait * (0.9 + 0.2 * jitter))
     assert state.probes == probes + 1
@@ -396,8 +396,8 @@ def test_a_pause_that_ends_by_itself_forgets_only_itself() -> None:
 
 def test_an_operators_resume_forgets_all_but_what_the_server_asked_for() -> None:
     state = decide(decide(RUNNING, Kind.TRANSIENT, retry_after=60).state, Kind.BLOCKED).state
-    assert policy.fresh_start(state) == State(retry_at=NOW + 60, not_before=NOW + 60)
-    assert policy.fresh_start(PAUSED) == State()
+    assert policy.fresh_start(state) == DeliveryState(retry_at=NOW + 60, not_before=NOW + 60)
+    assert policy.fresh_start(PAUSED) == DeliveryState()
 
 
 # --- whatever comes -----------------------------------------------------------------------------------------------
@@ -416,7 +416,7 @@ steps = st.tuples(
 def test_whatever_the_answers_only_a_refused_single_event_is_given_up(
     answers: list[tuple[Kind, int, float, float, float | None]],
 ) -> None:
-    state, now, in_a_row = State(), NOW, 0
+    state, now, in_a_row = DeliveryState(), NOW, 0
     for kind, events, passed, jitter, retry_after in answers:
         now += passed
         before = state

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from agent.delivery.batching import Batch
 from agent.delivery.sessions import MAX_SESSIONS, Sessions
-from agent.events import Context, Event, encode_events, opening, openings
+from agent.events import Context, Event, count_session_prefixes, encode_events, session_prefix
 from agent.queue.cursor import Outcome, Span
 
 PLAIN = Context()
@@ -41,17 +41,20 @@ def lines_of(*sessions: str) -> bytes:
 @given(st.lists(NAMES, min_size=1, max_size=20))
 def test_lines_are_counted_by_session_whatever_it_is_called(sessions: list[str]) -> None:
     lines = lines_of(*sessions)
-    counted = openings(lines, len(sessions))
-    assert counted == {opening(session): count for session, count in Counter(sessions).items()}
+    counted = count_session_prefixes(lines, len(sessions))
+    assert counted == {session_prefix(session): count for session, count in Counter(sessions).items()}
     for session in {*sessions, "s"}:
-        assert lines.count(opening(session)) == sessions.count(session)
+        assert lines.count(session_prefix(session)) == sessions.count(session)
 
 
 def test_lines_that_something_else_wrote_are_nobodys() -> None:
     foreign = b'{"source":"LOCAL","sessionId":"s"}\n'
-    assert openings(foreign, 1) == {}
-    assert openings(b'{"sessionId":1,"x":"y","z":"\\n"}\n', 1) == {}
-    assert openings(b"not even JSON\n" + lines_of("a", "b", "a"), 4) == {opening("a"): 2, opening("b"): 1}
+    assert count_session_prefixes(foreign, 1) == {}
+    assert count_session_prefixes(b'{"sessionId":1,"x":"y","z":"\\n"}\n', 1) == {}
+    assert count_session_prefixes(b"not even JSON\n" + lines_of("a", "b", "a"), 4) == {
+        session_prefix("a"): 2,
+        session_prefix("b"): 1,
+    }
 
 
 def test_a_session_has_its_counts_until_so_many_others_came_after_it() -> None:
@@ -60,18 +63,18 @@ def test_a_session_has_its_counts_until_so_many_others_came_after_it() -> None:
     sessions.count(lines_of("a"), 1, Outcome.DEAD_LETTERED)
     for number in range(MAX_SESSIONS - 2):
         sessions.count(lines_of(f"n{number}"), 1, Outcome.DELIVERED)
-    assert sessions.of(opening("a")) == {Outcome.DELIVERED: 2, Outcome.DEAD_LETTERED: 1}
+    assert sessions.of(session_prefix("a")) == {Outcome.DELIVERED: 2, Outcome.DEAD_LETTERED: 1}
     sessions.count(lines_of("b", "one more"), 2, Outcome.DELIVERED)
-    assert sessions.of(opening("a")) == {}
-    assert sessions.of(opening("b")) == {Outcome.DELIVERED: 2}
-    assert sessions.of(opening("never seen")) == {}
+    assert sessions.of(session_prefix("a")) == {}
+    assert sessions.of(session_prefix("b")) == {Outcome.DELIVERED: 2}
+    assert sessions.of(session_prefix("never seen")) == {}
 
 
 def test_long_names_are_told_apart_by_their_ends() -> None:
     sessions = Sessions()
     sessions.count(lines_of("x" * 60_000 + "a"), 1, Outcome.DELIVERED)
-    assert sessions.of(opening("x" * 60_000 + "a")) == {Outcome.DELIVERED: 1}
-    assert sessions.of(opening("x" * 60_000 + "b")) == {}
+    assert sessions.of(session_prefix("x" * 60_000 + "a")) == {Outcome.DELIVERED: 1}
+    assert sessions.of(session_prefix("x" * 60_000 + "b")) == {}
 
 
 @pytest.mark.parametrize(
@@ -91,4 +94,4 @@ def test_the_lines_of_some_of_a_batchs_events_are_theirs(parts: list[tuple[int, 
 def test_an_opening_is_what_the_canonical_line_begins_with() -> None:
     for session in ODD:
         line = msgspec.json.encode(Event(session, "REMOTE", "MISS", "h"))
-        assert line.startswith(opening(session))
+        assert line.startswith(session_prefix(session))

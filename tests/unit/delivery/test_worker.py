@@ -8,9 +8,9 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from agent.delivery.backlog import Options
-from agent.delivery.pipeline import Delivery, Pipeline
-from agent.delivery.policy import Settings
+from agent.delivery.backlog import BatchOptions
+from agent.delivery.pipeline import DeliveryConfig, Pipeline
+from agent.delivery.policy import DeliverySettings
 from agent.delivery.transport import Kind, Verdict
 from agent.queue.store import Limits
 from tests.support import virtual_time
@@ -32,9 +32,9 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     return virtual_time.backend(request.param)
 
 
-def concurrent(slots: int = 4) -> Settings:
-    """Settings under which a few small batches travel at once."""
-    return Settings(max_events=10, concurrency=slots)
+def concurrent(slots: int = 4) -> DeliverySettings:
+    """DeliverySettings under which a few small batches travel at once."""
+    return DeliverySettings(max_events=10, concurrency=slots)
 
 
 async def warm_up(pipeline: Pipeline, transport: FakeTransport) -> None:
@@ -182,7 +182,7 @@ async def test_a_late_refusal_of_the_old_token_does_not_pause_the_new_one() -> N
         old.script([BLOCKED])
         await submit(pipeline, numbered(3)).wait()
         await old.wait_until(lambda t: t.in_flight == 1)
-        pipeline.reconfigure(Delivery(new))
+        pipeline.reconfigure(DeliveryConfig(new))
         old.release()
         began = anyio.current_time()
         await pipeline.flush()
@@ -194,13 +194,13 @@ async def test_a_late_refusal_of_the_old_token_does_not_pause_the_new_one() -> N
 async def test_a_flush_that_waits_outlives_a_new_configuration() -> None:
     async with host() as h:
         old, new = FakeTransport(lambda _c, _e: TRANSIENT), FakeTransport()
-        h.transport, h.options = old, Options(max_delay=3600)
+        h.transport, h.options = old, BatchOptions(max_delay=3600)
         pipeline = h.start()
         await submit(pipeline, numbered(3)).wait()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(pipeline.flush)
             await old.wait_until(lambda t: len(t.answered) == 2)
-            pipeline.reconfigure(Delivery(new, options=Options(max_delay=3600)))
+            pipeline.reconfigure(DeliveryConfig(new, options=BatchOptions(max_delay=3600)))
         assert new.taken == numbered(3)
         assert anyio.current_time() < 3600
 
@@ -211,7 +211,7 @@ async def test_an_operators_pause_survives_a_new_configuration() -> None:
         h.transport = old
         pipeline = h.start()
         pipeline.pause()
-        pipeline.reconfigure(Delivery(new))
+        pipeline.reconfigure(DeliveryConfig(new))
         await submit(pipeline, numbered(3)).wait()
         await anyio.sleep(LONG)
         assert (old.requests, new.requests) == (0, 0)
@@ -262,7 +262,7 @@ async def test_retry_after_is_honoured_although_another_batch_was_accepted_meanw
 
 async def test_requests_keep_to_the_pace_however_many_may_be_under_way() -> None:
     async with host() as h:
-        h.settings = Settings(max_events=10, concurrency=8, requests_per_minute=30)
+        h.settings = DeliverySettings(max_events=10, concurrency=8, requests_per_minute=30)
         transport = FakeTransport()
         h.transport = transport
         pipeline = h.start()
@@ -276,7 +276,7 @@ async def test_requests_keep_to_the_pace_however_many_may_be_under_way() -> None
 async def test_a_probe_that_finds_the_queue_empty_ends_the_pause() -> None:
     async with host() as h:
         h.limits, transport = Limits(max_age=PROBE / 2), FakeTransport()
-        h.options = Options(max_age=PROBE / 2)
+        h.options = BatchOptions(max_age=PROBE / 2)
         h.transport = transport
         pipeline = h.start()
         transport.script([BLOCKED])
@@ -388,8 +388,8 @@ async def test_an_idle_worker_takes_a_few_steps_and_no_more(opened_at: float) ->
         h.transport = transport
         await anyio.sleep(opened_at)
         steps = Steps(100)
-        seams = type(h.seams)(steps, h.wall_clock, h.seams.random)
-        pipeline = Pipeline(h.fs, DIRECTORY, h.limits, h.delivery, seams)
+        runtime = type(h.runtime)(steps, h.wall_clock, h.runtime.random)
+        pipeline = Pipeline(h.fs, DIRECTORY, h.limits, h.delivery, runtime)
         h.tasks.start_soon(pipeline.run)
         await submit(pipeline, numbered(3)).wait()
         await anyio.sleep(300)
@@ -402,8 +402,8 @@ async def test_a_refused_worker_takes_a_few_steps_and_no_more(verdict: Verdict) 
     async with host() as h:
         transport = FakeTransport(lambda _c, _e: verdict)
         h.transport = transport
-        seams = type(h.seams)(Steps(600), h.wall_clock, h.seams.random)
-        pipeline = Pipeline(h.fs, DIRECTORY, h.limits, h.delivery, seams)
+        runtime = type(h.runtime)(Steps(600), h.wall_clock, h.runtime.random)
+        pipeline = Pipeline(h.fs, DIRECTORY, h.limits, h.delivery, runtime)
         h.tasks.start_soon(pipeline.run)
         await submit(pipeline, numbered(3)).wait()
         await anyio.sleep(3600)

@@ -9,9 +9,9 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from agent.delivery.backlog import READ_ATTEMPTS, Options
+from agent.delivery.backlog import READ_ATTEMPTS, BatchOptions
 from agent.delivery.pipeline import Pipeline
-from agent.delivery.policy import Settings
+from agent.delivery.policy import DeliverySettings
 from agent.delivery.transport import Kind, Verdict
 from agent.events import Context
 from agent.queue.store import Limits
@@ -88,7 +88,7 @@ async def test_a_segment_that_the_disk_has_lost_is_given_up_and_counted() -> Non
 
 async def test_a_settlement_found_while_reading_wakes_a_flush_although_more_came_in_meanwhile() -> None:
     async with host() as h:
-        h.options, transport = Options(max_age=10), FakeTransport()
+        h.options, transport = BatchOptions(max_age=10), FakeTransport()
         h.transport = transport
         pipeline = h.start()
         pipeline.pause()
@@ -124,7 +124,7 @@ async def test_segments_that_cannot_be_deleted_hold_nothing_up_and_show_in_the_s
 @pytest.mark.parametrize("stuck", ["cursor", "dead-letters"])
 async def test_a_disk_that_refuses_what_delivery_writes_holds_it_up_and_loses_nothing(stuck: str) -> None:
     async with host() as h:
-        h.settings, transport = Settings(max_events=1, concurrency=1), FakeTransport(reject("h0"))
+        h.settings, transport = DeliverySettings(max_events=1, concurrency=1), FakeTransport(reject("h0"))
         h.transport = transport
         pipeline = h.start()
         h.fs.errors = lambda _o, path: OSError(errno.ENOSPC, "full") if stuck in path.parts else None
@@ -144,7 +144,7 @@ async def test_a_disk_that_refuses_what_delivery_writes_holds_it_up_and_loses_no
 async def test_a_full_disk_on_which_the_cursor_failed_to_sync_stops_delivery_until_64_kib_are_free() -> None:
     """The known limit: after a failed sync nothing but a new file can be trusted, and a new file takes room."""
     async with host() as h:
-        h.settings, transport = Settings(max_events=1, concurrency=1), FakeTransport()
+        h.settings, transport = DeliverySettings(max_events=1, concurrency=1), FakeTransport()
         h.transport = transport
         pipeline = h.start()
         await submit(pipeline, numbered(3)).wait()
@@ -252,7 +252,7 @@ async def test_drain_ends_at_its_deadline_while_the_api_is_down() -> None:
 async def test_drain_does_not_wait_for_a_paused_destination(when: str) -> None:
     async with host() as h:
         transport = FakeTransport(lambda _c, _e: BLOCKED)
-        h.transport, h.options = transport, Options(max_delay=3600)
+        h.transport, h.options = transport, BatchOptions(max_delay=3600)
         pipeline = h.start()
         await submit(pipeline, numbered(3)).wait()
         if when == "before":
@@ -268,7 +268,7 @@ async def test_what_is_settled_out_of_order_always_fits_into_a_checkpoint() -> N
     contexts = [Context("A"), Context("B")]
     async with host() as h:
         transport = FakeTransport()
-        h.settings, h.transport = Settings(max_events=100_000, concurrency=64), transport
+        h.settings, h.transport = DeliverySettings(max_events=100_000, concurrency=64), transport
         pipeline = h.start()
         await warm_up(pipeline, transport)
         for number in range(64):

@@ -149,7 +149,7 @@ async def test_a_slow_disk_slows_clients_down_and_memory_stays_bounded() -> None
             nonlocal sent, ahead
             conversation = Conversation(PEER)
             for _ in range(60):
-                await intake.room()
+                await intake.wait_for_capacity()
                 await intake.take(block, conversation)
                 sent += 6
                 ahead = max(ahead, (sent - pipeline.ledger().accepted) * 10_000)
@@ -215,7 +215,7 @@ async def test_messages_that_nobody_waits_for_are_shed_by_name_while_the_disk_ha
         await anyio.wait_all_tasks_blocked()
         message = line() * 500
         accepted = 0
-        while not pipeline.must_shed and accepted < 2 * MAX_PENDING_BYTES:
+        while not pipeline.should_drop and accepted < 2 * MAX_PENDING_BYTES:
             assert intake.take_messages([message]) == []
             accepted += len(message)
             await anyio.sleep(STALL_SECONDS / 10)

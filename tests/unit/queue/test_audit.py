@@ -14,7 +14,7 @@ from agent.queue.dead_letters import DeadLetter, DeadLetters, weigh
 from agent.queue.filesystem import OsFilesystem
 from agent.queue.log import Entry
 from agent.queue.maintenance.audit import Audit, audit
-from agent.queue.maintenance.browse import Selection, event_page, list_segments
+from agent.queue.maintenance.browse import EventFilter, event_page, list_segments
 from agent.queue.record import Record, encode_frame, encode_record
 from agent.queue.snapshot import read_queue
 from agent.queue.store import Limits, Store
@@ -52,7 +52,7 @@ def unreadable(fs: FaultFilesystem) -> int:
     """Return how many queued events a page after page of them finds unreadable."""
     queue, count, start = read_queue(fs, DIRECTORY), 0, 1
     while start:
-        page = event_page(queue, Selection(), start, 2)
+        page = event_page(queue, EventFilter(), start, 2)
         count, start = count + page.unreadable, page.next or 0
     return count
 
@@ -246,7 +246,7 @@ def test_a_page_never_reaches_into_the_next_segment_and_goes_on_where_it_stopped
     queue = read_queue(made(), DIRECTORY)
     seen, start, pages = [], 1, 0
     while start:
-        page = event_page(queue, Selection(after=EPOCH + 3), start, 4)
+        page = event_page(queue, EventFilter(after=EPOCH + 3), start, 4)
         seen += [each.seq for each in page.events]
         start, pages = page.next or 0, pages + 1
     assert (seen, pages) == (list(range(4, 13)), 3)

@@ -9,16 +9,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from agent.queue.barrier import Numbers, Report, SessionBarrier, WholeBarrier, total
+from agent.queue.barrier import FlushReport, Numbers, SessionBarrier, WholeBarrier, total
 from agent.queue.cursor import DROP_REASONS, Cursor, Outcome, Span
 
 OUTCOMES = st.sampled_from([*Outcome])
 
 
-def report_of(counts: Counter[Outcome], queued: int) -> Report:
+def report_of(counts: Counter[Outcome], queued: int) -> FlushReport:
     """Return the report that says this."""
     dropped = {str(reason): counts[reason] for reason in DROP_REASONS if counts[reason]}
-    return Report(counts[Outcome.DELIVERED], queued, counts[Outcome.DEAD_LETTERED], dropped)
+    return FlushReport(counts[Outcome.DELIVERED], queued, counts[Outcome.DEAD_LETTERED], dropped)
 
 
 def test_a_barrier_counts_what_is_settled_below_it_and_nothing_else() -> None:
@@ -28,15 +28,15 @@ def test_a_barrier_counts_what_is_settled_below_it_and_nothing_else() -> None:
     cursor.shed(5, Outcome.STALLED)
     barrier = WholeBarrier(cursor)
     cursor.watchers.append(barrier)
-    assert barrier.report() == Report(2, 8, 0, {"stalled": 5})
+    assert barrier.report() == FlushReport(2, 8, 0, {"stalled": 5})
     cursor.next_seq = 21
     cursor.shed(7, Outcome.STALLED)
     cursor.settle([Span(8, 15)], Outcome.DELIVERED)
     cursor.settle([Span(16, 17)], Outcome.DEAD_LETTERED)
-    assert (barrier.report(), barrier.passed) == (Report(5, 5, 0, {"stalled": 5}), False)
+    assert (barrier.report(), barrier.passed) == (FlushReport(5, 5, 0, {"stalled": 5}), False)
     cursor.settle([Span(1, 2)], Outcome.DEAD_LETTERED)
     cursor.settle([Span(1, 21)], Outcome.PURGED)
-    assert (barrier.report(), barrier.passed) == (Report(5, 0, 1, {"stalled": 5, "purged": 4}), True)
+    assert (barrier.report(), barrier.passed) == (FlushReport(5, 0, 1, {"stalled": 5, "purged": 4}), True)
 
 
 def test_a_dead_letter_that_is_put_back_is_a_new_event_which_no_older_barrier_counts() -> None:
@@ -49,24 +49,24 @@ def test_a_dead_letter_that_is_put_back_is_a_new_event_which_no_older_barrier_co
     after = WholeBarrier(cursor)
     cursor.watchers.append(after)
     cursor.settle([Span(3, 5)], Outcome.DELIVERED)
-    assert (before.report(), before.passed) == (Report(dead_lettered=2), True)
-    assert after.report() == Report(delivered=2, dead_lettered=2)
+    assert (before.report(), before.passed) == (FlushReport(dead_lettered=2), True)
+    assert after.report() == FlushReport(delivered=2, dead_lettered=2)
     assert after.report().lost == 2
 
 
 def test_what_has_happened_since_an_earlier_report_is_told() -> None:
-    before = Report(3, 10, 1, {"expired": 4, "stalled": 1})
-    after = Report(5, 2, 2, {"expired": 8, "stalled": 1, "overflow": 1})
+    before = FlushReport(3, 10, 1, {"expired": 4, "stalled": 1})
+    after = FlushReport(5, 2, 2, {"expired": 8, "stalled": 1, "overflow": 1})
     since = after.since(before)
-    assert since == Report(2, 2, 1, {"expired": 4, "overflow": 1})
-    assert (since.lost, Report(delivered=9, queued=1).lost) == (6, 0)
+    assert since == FlushReport(2, 2, 1, {"expired": 4, "overflow": 1})
+    assert (since.lost, FlushReport(delivered=9, queued=1).lost) == (6, 0)
 
 
 def test_reports_of_several_queues_become_one() -> None:
-    assert total([Report(1, 2, 3, {"expired": 4}), Report(10, 20, 30, {"overflow": 5, "expired": 6})]) == Report(
-        11, 22, 33, {"expired": 10, "overflow": 5}
-    )
-    assert total([]) == Report()
+    assert total(
+        [FlushReport(1, 2, 3, {"expired": 4}), FlushReport(10, 20, 30, {"overflow": 5, "expired": 6})]
+    ) == FlushReport(11, 22, 33, {"expired": 10, "overflow": 5})
+    assert total([]) == FlushReport()
 
 
 @pytest.mark.parametrize("span", [(1, 2), (4095, 4097), (4096, 4097), (1, 20_000), (8192, 12_288), (7, 7), (9, 3)])
@@ -95,14 +95,14 @@ def test_a_session_is_not_over_before_it_is_known_what_is_queued_of_it() -> None
     cursor.next_seq = 11
     barrier = SessionBarrier(cursor, {Outcome.DELIVERED: 3, Outcome.DEAD_LETTERED: 1})
     cursor.watchers.append(barrier)
-    assert (barrier.report(), barrier.passed) == (Report(3, 0, 1, {}), False)
+    assert (barrier.report(), barrier.passed) == (FlushReport(3, 0, 1, {}), False)
     cursor.settle([Span(1, 5)], Outcome.DELIVERED)
     mine = Numbers()
     mine.add(Span(4, 7))
     barrier.find(mine)
-    assert (barrier.report(), barrier.passed) == (Report(4, 2, 1, {}), False)
+    assert (barrier.report(), barrier.passed) == (FlushReport(4, 2, 1, {}), False)
     cursor.settle([Span(1, 11)], Outcome.EXPIRED)
-    assert (barrier.report(), barrier.passed) == (Report(4, 0, 1, {"expired": 2}), True)
+    assert (barrier.report(), barrier.passed) == (FlushReport(4, 0, 1, {"expired": 2}), True)
 
 
 class Accepted(NamedTuple):

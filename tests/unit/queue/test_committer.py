@@ -11,7 +11,7 @@ import anyio.lowlevel
 import pytest
 
 from agent.events import Block, Context
-from agent.queue.committer import MAX_PENDING_BYTES, STALL_SECONDS, Committer, Group
+from agent.queue.committer import MAX_PENDING_BYTES, STALL_SECONDS, CommitGroup, Committer
 from agent.queue.cursor import Outcome, Span
 from agent.queue.filesystem import OsFilesystem
 from agent.queue.record import Frame, decode_record
@@ -140,7 +140,7 @@ class TestGroups:
         setting = Setting()
         group, told = setting.committer.submit(block("a")), []
 
-        async def wait(group: Group) -> None:
+        async def wait(group: CommitGroup) -> None:
             told.append(await group.wait())
 
         async with anyio.create_task_group() as tasks:
@@ -212,10 +212,10 @@ class TestRoom:
     async def test_there_is_room_until_too_much_is_pending(self) -> None:
         setting = Setting()
         for _ in range(4):
-            assert await setting.committer.room()
+            assert await setting.committer.wait_for_capacity()
             setting.committer.submit(FULL)
         with anyio.move_on_after(0.01) as scope:
-            await setting.committer.room()
+            await setting.committer.wait_for_capacity()
         assert scope.cancelled_caught
 
     async def test_room_comes_with_the_next_commit(self) -> None:
@@ -227,7 +227,7 @@ class TestRoom:
             answers: list[bool] = []
 
             async def wait() -> None:
-                answers.append(await committer.room())
+                answers.append(await committer.wait_for_capacity())
 
             for _ in range(3):
                 tasks.start_soon(wait)
@@ -246,13 +246,13 @@ class TestRoom:
             await settled(lambda: setting.gate.entered == 1)
             started = anyio.current_time()
             assert not committer.stalled
-            assert not await committer.room()
+            assert not await committer.wait_for_capacity()
             assert committer.stalled
             assert STALL_SECONDS <= anyio.current_time() - started < 2 * STALL_SECONDS + 1
-            assert not await committer.room()
+            assert not await committer.wait_for_capacity()
             setting.gate.open()
             await settled(lambda: not committer.stalled)
-            assert await committer.room()
+            assert await committer.wait_for_capacity()
 
 
 class TestEnd:

@@ -17,17 +17,17 @@ from agent.queue.cursor import (
     SLOT_BYTES,
     Checkpoint,
     Cursor,
+    CursorState,
     Ledger,
     Outcome,
     Pause,
     Span,
-    State,
     decode_slot,
     encode_slot,
 )
 
 PAUSE = Pause("blocked", "402 Payment Required", 1_700_000_000.0, 1_700_000_300.0, 1)
-STATE = State(5, 20, 1, [Span(7, 9), Span(12, 13)], {"delivered": 6, "corrupt": 1}, {"disk_full": 2}, PAUSE)
+STATE = CursorState(5, 20, 1, [Span(7, 9), Span(12, 13)], {"delivered": 6, "corrupt": 1}, {"disk_full": 2}, PAUSE)
 RETRIED = msgspec.structs.replace(STATE, retried=3)
 PREFIX = struct.Struct("<4sHII")
 
@@ -146,9 +146,9 @@ def test_a_ledger_is_a_copy() -> None:
 def test_a_checkpoint_of_an_earlier_version_counts_no_retries_and_an_earlier_daemon_ignores_them() -> None:
     fields = msgspec.msgpack.decode(msgspec.msgpack.encode(msgspec.structs.replace(STATE, retried=3)))
     assert fields[-1] == 3
-    assert msgspec.msgpack.decode(msgspec.msgpack.encode(fields[:-1]), type=State) == STATE
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(fields[:-1]), type=CursorState) == STATE
     earlier = msgspec.defstruct(
-        "State", [(f.name, f.type) for f in msgspec.structs.fields(State)[:-1]], array_like=True
+        "CursorState", [(f.name, f.type) for f in msgspec.structs.fields(CursorState)[:-1]], array_like=True
     )
     assert msgspec.structs.asdict(msgspec.msgpack.decode(msgspec.msgpack.encode(fields), type=earlier)) == {
         name: value for name, value in msgspec.structs.asdict(STATE).items() if name != "retried"
@@ -166,7 +166,7 @@ def test_a_checkpoint_is_a_copy() -> None:
     state = cursor.state()
     cursor.settle([Span(6, 8)], Outcome.EXPIRED)
     cursor.shed(1, Outcome.STALLED)
-    assert state == State(1, 11, 1, [Span(3, 4)], {"delivered": 1}, {}, None)
+    assert state == CursorState(1, 11, 1, [Span(3, 4)], {"delivered": 1}, {}, None)
     restored = Cursor.from_state(state)
     restored.settle([Span(1, 3)], Outcome.DELIVERED)
     assert state.settled == [Span(3, 4)]
@@ -326,7 +326,7 @@ def test_a_state_that_outgrows_a_slot_is_refused_rather_than_cut() -> None:
 
 
 def test_the_largest_state_that_fits_is_read_again() -> None:
-    def with_message(length: int) -> State:
+    def with_message(length: int) -> CursorState:
         return replace(STATE, pause=replace(PAUSE, message="x" * length))
 
     largest = 1000 + SLOT_BYTES - len(encode_slot(1, with_message(1000)))

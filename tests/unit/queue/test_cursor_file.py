@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 
 from agent.errors import StorageError
-from agent.queue.cursor import SLOT_BYTES, Span, State, decode_slot
+from agent.queue.cursor import SLOT_BYTES, CursorState, Span, decode_slot
 from agent.queue.cursor_file import CursorFile
 from tests.support.fault_filesystem import (
     Chooser,
@@ -26,8 +26,8 @@ PATH = Path("/queue/cursor")
 WHEN: tuple[Literal["before", "after"], ...] = ("before", "after")
 
 
-def state(position: int) -> State:
-    return State(position, position, 1, [], {"delivered": position - 1}, {}, None)
+def state(position: int) -> CursorState:
+    return CursorState(position, position, 1, [], {"delivered": position - 1}, {}, None)
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ class TestFailure:
     def test_a_checkpoint_that_has_outgrown_its_slot_is_refused(self, disk: FaultFilesystem) -> None:
         file = CursorFile(disk, PATH)
         file.write(state(2))
-        large = State(2, 10**12, 1, [Span(n, n + 1) for n in range(10**11, 10**11 + 20_000, 2)], {}, {}, None)
+        large = CursorState(2, 10**12, 1, [Span(n, n + 1) for n in range(10**11, 10**11 + 20_000, 2)], {}, {}, None)
         with pytest.raises(StorageError, match="a slot takes 32768"):
             file.write(large)
         file.close()

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from agent.delivery.backlog import Options
+from agent.delivery.backlog import BatchOptions
 from agent.delivery.transport import Kind, Verdict
 from agent.events import Block, Context, Event, as_array, encode_events
 from tests.support import virtual_time
@@ -54,7 +54,7 @@ async def test_a_record_with_foreign_text_costs_its_bad_lines_and_stops_nothing(
     lines: bytes, good: list[str], bad: list[bytes], split_sessions: bool
 ) -> None:
     async with host() as h:
-        h.options = Options(split_sessions=split_sessions)
+        h.options = BatchOptions(split_sessions=split_sessions)
         h.transport = transport = SchemaTransport()
         pipeline = h.start()
         await submit(pipeline, ["before"]).wait()

@@ -11,9 +11,9 @@ import pytest
 
 from agent.events import Context, Event, encode_events
 from agent.queue import cursor, record, segment
-from agent.queue.cursor import SLOT_BYTES, SLOTS, Cursor, Outcome, Pause, Span, State, decode_slot, encode_slot
+from agent.queue.cursor import SLOT_BYTES, SLOTS, Cursor, CursorState, Outcome, Pause, Span, decode_slot, encode_slot
 from agent.queue.cursor_file import newest_in
-from agent.queue.dead_letters import DeadLetter, DeadLetters, letter_in
+from agent.queue.dead_letters import DeadLetter, DeadLetters, dead_letter_in
 from agent.queue.filesystem import DIRECTORY_MODE, FILE_MODE, OsFilesystem
 from agent.queue.log import Entry
 from agent.queue.record import Record, decode_record, encode_record
@@ -27,7 +27,7 @@ EVENT: Final = Event("s-1", "LOCAL", "HIT", "115c7929ab9c479c", 514)
 PAUSE: Final = Pause("operator", "paused", NOW, float("inf"), 0)
 LETTER: Final = DeadLetter(3, NOW + 0.5, 400, "bad hash", CONTEXT, encode_events([EVENT]))
 
-CURSOR_STATE: Final = State(1, 2, 1, [], {}, {}, PAUSE)
+CURSOR_STATE: Final = CursorState(1, 2, 1, [], {}, {}, PAUSE)
 
 
 def dump(name: str) -> bytes:
@@ -155,7 +155,7 @@ def test_more_elements_and_other_reasons_in_a_checkpoint_are_compatible() -> Non
     pause = ["blocked", "402", 1.0, 2.0, 3, "more"]
     checkpoint = decode_slot(slot_of([4, 9, 1, [], counts, {}, pause, *range(3)]))
     assert checkpoint is not None
-    assert checkpoint.state == State(4, 9, 1, [], counts, {}, Pause("blocked", "402", 1.0, 2.0, 3))
+    assert checkpoint.state == CursorState(4, 9, 1, [], counts, {}, Pause("blocked", "402", 1.0, 2.0, 3))
 
 
 def test_a_checkpoint_without_one_of_the_first_seven_elements_is_none() -> None:
@@ -190,7 +190,7 @@ def test_a_checkpoint_of_another_shape_is_none(changed: dict[int, object]) -> No
 
 
 def test_of_two_slots_with_the_same_generation_the_first_counts() -> None:
-    newest = newest_in([encode_slot(7, CURSOR_STATE), encode_slot(7, State(2, 2, 2, [], {}, {}, None))])
+    newest = newest_in([encode_slot(7, CURSOR_STATE), encode_slot(7, CursorState(2, 2, 2, [], {}, {}, None))])
     assert newest is not None
     assert newest.state == CURSOR_STATE
 
@@ -211,7 +211,7 @@ def test_what_is_nested_too_deeply_is_of_another_shape() -> None:
     with pytest.raises(msgspec.DecodeError):
         decode_record(b"\x93" + msgpack.packb(1.0) + context + msgpack.packb(LINE))
     letter = b"\x96" + msgpack.packb([1, 1.0, None, "m"])[1:] + context + msgpack.packb(LINE)
-    assert letter_in(record.Frame(1, 1, letter, 0)) is None
+    assert dead_letter_in(record.Frame(1, 1, letter, 0)) is None
 
 
 LINE: Final = b'{"sessionId":"s","source":"LOCAL","event":"HIT","hash":"h"}\n'

@@ -6,15 +6,15 @@ from typing import Any
 import anyio
 import pytest
 
-from agent.delivery.pipeline import Delivery, Pipeline
-from agent.delivery.policy import Settings
+from agent.delivery.pipeline import DeliveryConfig, Pipeline
+from agent.delivery.policy import DeliverySettings
 from agent.delivery.transport import Kind, Verdict
 from agent.errors import DeadlineError, StorageError
 from agent.events import Context, encode_events
 from agent.queue.cursor import Ledger
-from agent.queue.dead_letters import DeadLetter, DeadLetters, letters_in
+from agent.queue.dead_letters import DeadLetter, DeadLetters, dead_letters_in
 from agent.queue.maintenance import changes
-from agent.queue.maintenance.browse_dead_letters import LetterSelection, letter_page
+from agent.queue.maintenance.browse_dead_letters import DeadLetterFilter, dead_letter_page
 from agent.queue.store import Limits
 from tests.support import virtual_time
 from tests.support.fake_transport import FakeTransport, reject
@@ -25,8 +25,8 @@ pytestmark = pytest.mark.anyio
 
 BLOCKED = Verdict(Kind.BLOCKED, "402 Payment Required: pay", 402)
 TRANSIENT = Verdict(Kind.TRANSIENT, "503 Service Unavailable", 503)
-EVERYTHING = LetterSelection()
-ONE_BY_ONE = Settings(max_events=1, concurrency=1, rejections_in_a_row=1000)
+EVERYTHING = DeadLetterFilter()
+ONE_BY_ONE = DeliverySettings(max_events=1, concurrency=1, rejections_in_a_row=1000)
 
 
 @pytest.fixture(params=virtual_time.NAMES)
@@ -37,7 +37,9 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 
 def letters_of(pipeline: Pipeline) -> list[tuple[int, str]]:
     read = pipeline.dead_letters.read
-    return read(lambda log, repeats: [(kept.letter.seq, kept.letter.event.hash) for kept in letters_in(log, repeats)])
+    return read(
+        lambda log, repeats: [(kept.letter.seq, kept.letter.event.hash) for kept in dead_letters_in(log, repeats)]
+    )
 
 
 # Purge
@@ -46,7 +48,7 @@ def letters_of(pipeline: Pipeline) -> list[tuple[int, str]]:
 async def test_a_purge_waits_for_what_is_under_way_and_counts_only_what_was_not_delivered() -> None:
     async with host() as h:
         transport = FakeTransport()
-        h.transport, h.settings = transport, Settings(max_events=2, concurrency=1)
+        h.transport, h.settings = transport, DeliverySettings(max_events=2, concurrency=1)
         pipeline = h.start()
         transport.hold()
         await submit(pipeline, numbered(5)).wait()
@@ -95,7 +97,7 @@ async def test_a_purge_works_whatever_delivery_is_doing(state: str) -> None:
         await submit(pipeline, numbered(3)).wait()
         await anyio.sleep(30)
         if state == "a new configuration":
-            pipeline.reconfigure(Delivery(FakeTransport(lambda _c, _e: TRANSIENT), h.settings, h.options))
+            pipeline.reconfigure(DeliveryConfig(FakeTransport(lambda _c, _e: TRANSIENT), h.settings, h.options))
         done = await changes.purge(pipeline, 60.0)
         assert (done.purged, pipeline.ledger()) == (3, Ledger(3, 0, 0, {"purged": 3}, 0))
         assert len(h.fs.names(DIRECTORY / "segments")) == 1
@@ -140,7 +142,7 @@ async def test_letters_that_come_while_others_are_retried_stay() -> None:
     names = numbered(510)
     async with host() as h:
         h.transport = FakeTransport(reject(*names))
-        h.settings = Settings(max_events=1, rejections_in_a_row=10_000)
+        h.settings = DeliverySettings(max_events=1, rejections_in_a_row=10_000)
         pipeline = h.start()
         await submit(pipeline, names).wait()
         await pipeline.flush()
@@ -235,8 +237,8 @@ def opened(fs: FaultFilesystem, *kept: DeadLetter) -> DeadLetters:
     return log
 
 
-def shown(log: DeadLetters, selection: LetterSelection = EVERYTHING) -> list[tuple[int, str, float]]:
-    page = log.read(lambda snapshot, repeats: letter_page(snapshot, repeats, selection, 0, 1000))
+def shown(log: DeadLetters, selection: DeadLetterFilter = EVERYTHING) -> list[tuple[int, str, float]]:
+    page = log.read(lambda snapshot, repeats: dead_letter_page(snapshot, repeats, selection, 0, 1000))
     return [(each.seq, each.event.hash, float(each.rejected_at[-4:-1])) for each in page.letters]
 
 
@@ -245,7 +247,7 @@ def test_of_a_letter_that_came_twice_the_last_one_counts_and_a_number_that_was_g
         FaultFilesystem(), letter(1, "a"), letter(2, "b"), letter(1, "a", EPOCH + 0.5), letter(2, "of a later life")
     )
     assert shown(log) == [(2, "b", 0), (1, "a", 500), (2, "of a later life", 0)]
-    assert shown(log, LetterSelection(numbers=frozenset({2}))) == [(2, "b", 0), (2, "of a later life", 0)]
+    assert shown(log, DeadLetterFilter(numbers=frozenset({2}))) == [(2, "b", 0), (2, "of a later life", 0)]
     assert log.remove(lambda kept: kept.letter.seq == 1, EPOCH).letters == 1
     assert sorted(shown(log)) == [(2, "b", 0), (2, "of a later life", 0)]
 
@@ -262,7 +264,7 @@ def test_letters_are_paged_in_their_order_whatever_the_size_of_the_page() -> Non
         start: int | None = 0
         while start is not None:
             at = start
-            page = log.read(lambda snapshot, repeats: letter_page(snapshot, repeats, EVERYTHING, at, size))  # noqa: B023
+            page = log.read(lambda snapshot, repeats: dead_letter_page(snapshot, repeats, EVERYTHING, at, size))  # noqa: B023
             found += [each.seq for each in page.letters]
             start = page.next
         assert found == list(range(23))
@@ -289,7 +291,7 @@ def test_the_pages_of_letters_count_each_letter_that_cannot_be_read_once() -> No
         found, unreadable, start = list[int](), 0, 0
         while True:
             at = start
-            page = log.read(lambda snapshot, repeats: letter_page(snapshot, repeats, EVERYTHING, at, size))  # noqa: B023
+            page = log.read(lambda snapshot, repeats: dead_letter_page(snapshot, repeats, EVERYTHING, at, size))  # noqa: B023
             found += [each.seq for each in page.letters]
             unreadable += page.unreadable
             if page.next is None:

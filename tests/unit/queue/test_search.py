@@ -5,7 +5,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.events import Context, Event, encode_events, opening
+from agent.events import Context, Event, encode_events, session_prefix
 from agent.queue.barrier import SessionBarrier
 from agent.queue.cursor import Outcome, Span
 from agent.queue.log import Entry
@@ -23,7 +23,7 @@ def appended(store: Store, *records: list[bool]) -> None:
     """Commit records of events that are, or are not, of the session."""
     entries = []
     for record in records:
-        events = [Event(MINE if mine else OTHERS, "LOCAL", "HIT", opening(MINE).decode()) for mine in record]
+        events = [Event(MINE if mine else OTHERS, "LOCAL", "HIT", session_prefix(MINE).decode()) for mine in record]
         entries.append(Entry(len(record), encode_record(Record(0.0, Context(), encode_events(events)))))
     store.commit(Plan(entries, store.cursor.state(), None), 0.0)
     store.published()
@@ -31,7 +31,7 @@ def appended(store: Store, *records: list[bool]) -> None:
 
 def found_by(fs: FaultFilesystem, store: Store, barrier: SessionBarrier) -> int:
     """Search the queue as it is now; return how many events are queued, and remember which in the barrier."""
-    search = Search(barrier, opening(MINE), snapshot_of(fs, store))
+    search = Search(barrier, session_prefix(MINE), snapshot_of(fs, store))
     for index in range(len(search.queue.log.view.segments)):
         search.look_into(index)
     search.end()
@@ -69,7 +69,7 @@ def test_what_is_found_is_what_was_queued(
 def test_a_record_that_something_else_wrote_and_a_segment_that_has_gone_are_passed_over() -> None:
     fs = FaultFilesystem()
     store = Store(fs, ROOT, Limits(segment_bytes=1))
-    store.commit(Plan([Entry(2, b"no record: " + opening(MINE))], store.cursor.state(), None), 0.0)
+    store.commit(Plan([Entry(2, b"no record: " + session_prefix(MINE))], store.cursor.state(), None), 0.0)
     appended(store, [True, True])
     appended(store, [False, True])
     gone = store.log.path(store.log.view.segments[1].first_seq)
