@@ -1,18 +1,17 @@
-"""The control socket's flush: what it is about, how long it waits, and what it reports.
+"""`POST /flush?deadline=SECONDS&session=ID`: what it is about, how long it waits, and what it reports.
 
-    POST /flush?deadline=SECONDS&session=ID     `barrier.FlushReport`: 200 when all that had been written before the call has left
-                                                the queue, 504 if the deadline passed first
+The answer is a `FlushReport` with 200 when all that had been written before the call has left the queue, with 504 if the deadline
+passed first. It is of every event accepted before the call, since the queue began; with a session, of its events that are queued
+at the call, and of those that this daemon has delivered or dead-lettered.
 
-The report is of every event accepted before the call, since the queue began; with a session, of its events that are queued at
-the call, and of those that this daemon has delivered or dead-lettered. What a verdict on this flush goes by is in the header
-`artifacts-agent-flush`, a `FlushReport` too: how those came to an end that had not at the call; with a session, all of its
-events.
+The header `artifacts-agent-flush` has the `FlushReport` that a verdict on this flush goes by: of those events that had not come
+to an end before the call; with a session, of all of its events.
 
-It knows requests and the pipelines' barriers. It must never know what settles an event. A client that hangs up ends its flush.
+A client that hangs up ends its flush.
 """
 
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Protocol
 
@@ -39,15 +38,12 @@ class Listener(Protocol):
 class FlushRoute:
     """Answers requests for a flush of all pipelines."""
 
-    def __init__(self, pipelines: Sequence[Pipeline], listeners: Sequence[Listener]) -> None:
-        self._pipelines = pipelines
+    def __init__(self, pipelines: Mapping[str, Pipeline], listeners: Sequence[Listener]) -> None:
+        self._pipelines = list(pipelines.values())
         self._listeners = listeners
 
-    def routes(self) -> Mapping[tuple[str, str], Callable[[Request], Awaitable[Response]]]:
-        """Return what is answered, by method and path."""
-        return {("POST", "/flush"): self._answer}
-
-    async def _answer(self, request: Request) -> Response:
+    async def flush(self, request: Request) -> Response:
+        """Wait until what has been written has left the queues."""
         deadline = _deadline(request)
         if deadline is None:
             return Response.error(400, "bad_deadline", f"deadline is a number of seconds from 0 to {MAX_DEADLINE:g}")
@@ -74,7 +70,7 @@ class FlushRoute:
 
     async def _flush_all(self, until: float) -> Response:
         before = total(FlushReport.of(pipeline.ledger()) for pipeline in self._pipelines)
-        in_time = await self._take_what_was_written(until)
+        in_time = await self._take_written(until)
         with ExitStack() as open_barriers:
             barriers = [open_barriers.enter_context(pipeline.barrier()) for pipeline in self._pipelines]
             await self._wait(barriers, until)
@@ -82,8 +78,8 @@ class FlushRoute:
         return _response(report, report.since(before), in_time=in_time)
 
     async def _flush_session(self, session: str, until: float) -> Response:
-        """What is the session's is found out even after the deadline: without it there is nothing to report."""
-        in_time = await self._take_what_was_written(until)
+        """The session's events are looked for even after the deadline: without them there is nothing to report."""
+        in_time = await self._take_written(until)
         with ExitStack() as open_barriers:
             searches = [open_barriers.enter_context(pipeline.session(session)) for pipeline in self._pipelines]
             async with anyio.create_task_group() as tasks:
@@ -93,7 +89,7 @@ class FlushRoute:
             report = total(search.barrier.report() for search in searches)
         return _response(report, report, in_time=in_time)
 
-    async def _take_what_was_written(self, until: float) -> bool:
+    async def _take_written(self, until: float) -> bool:
         """Return whether all of it is in the queue."""
         with anyio.CancelScope(deadline=until) as scope:
             for listener in self._listeners:
@@ -117,7 +113,7 @@ def _response(report: FlushReport, verdict: FlushReport, *, in_time: bool) -> Re
 
 
 def _deadline(request: Request) -> float | None:
-    """Return how many seconds a flush may take; None for what is no such number."""
+    """Return how many seconds a flush may take; None if there is no such number."""
     try:
         deadline = float(request.query.get("deadline", DEFAULT_DEADLINE))
     except ValueError:

@@ -1,53 +1,37 @@
-"""The counters as Prometheus text. It knows names and units; it must never know sockets or where the numbers come from."""
+"""The status as Prometheus text."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from agent.delivery.pipeline import PipelineStatus
+from agent.control.schema import AdoptionStatus, DestinationStatus, HttpStatus, StatusReport
 from agent.queue.cursor import DROP_REASONS
-from agent.spools.adoption import AdoptionReport
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _STATES = ("running", "backing_off", "paused")
 _PREFIX = "artifacts_agent_"
 
 
-class Clients(NamedTuple):
-    """What clients did: lines rejected, open connections and those evicted; open HTTP connections and HTTP requests answered.
-
-    `answered` is by what the requests were about and by status. All but open connections count since the start.
-    """
-
-    rejected: int
-    connections: int
-    evicted: int
-    http_connections: int = 0
-    answered: Mapping[str, Mapping[int, int]] = {}
-
-
-def render(
-    statuses: Mapping[str, PipelineStatus], clients: Clients, now: float, adopted: AdoptionReport | None = None
-) -> bytes:
-    """Return every counter and gauge; `now` is in seconds since the epoch. Without adoption there are none of spools."""
+def render(report: StatusReport) -> bytes:
+    """Return every counter and gauge of a status. Without adoption there are none of spools."""
+    http = report.http or HttpStatus()
     families = [
         CounterMetricFamily(
-            _PREFIX + "lines_rejected", "Lines that were not valid, since the start.", value=clients.rejected
+            _PREFIX + "lines_rejected", "Lines that were not valid, since the start.", value=report.rejected
         ),
-        GaugeMetricFamily(_PREFIX + "connections", "Open connections on the stream socket.", value=clients.connections),
+        GaugeMetricFamily(_PREFIX + "connections", "Open connections on the stream socket.", value=report.connections),
         CounterMetricFamily(
             _PREFIX + "connections_evicted",
             "Connections that had to make room, since the start.",
-            value=clients.evicted,
+            value=report.evicted,
         ),
-        GaugeMetricFamily(_PREFIX + "http_connections", "Open HTTP connections.", value=clients.http_connections),
-        _answers(clients.answered),
-        *_ledgers(statuses),
-        *_gauges(statuses, now),
-        *(_spools(adopted) if adopted is not None else ()),
+        GaugeMetricFamily(_PREFIX + "http_connections", "Open HTTP connections.", value=http.connections),
+        _answers({"events": http.events, "front": http.front}),
+        *_ledgers(report.destinations),
+        *_gauges(report.destinations),
+        *(_spools(report.adopted) if report.adopted is not None else ()),
     ]
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Fixed(families))
@@ -71,7 +55,7 @@ class _Fixed(Collector):
         return self._families
 
 
-def _ledgers(statuses: Mapping[str, PipelineStatus]) -> Iterator[Metric]:
+def _ledgers(statuses: Mapping[str, DestinationStatus]) -> Iterator[Metric]:
     accepted = _counter("events_accepted", "Events taken from clients.")
     delivered = _counter("events_delivered", "Events the API took.")
     retried = _counter("events_retried", "Of the accepted events, those that came back from dead letters.")
@@ -96,21 +80,21 @@ def _ledgers(statuses: Mapping[str, PipelineStatus]) -> Iterator[Metric]:
     yield from (accepted, retried, delivered, dead, held, discarded, dropped, queued, requests)
 
 
-def _gauges(statuses: Mapping[str, PipelineStatus], now: float) -> Iterator[Metric]:
+def _gauges(statuses: Mapping[str, DestinationStatus]) -> Iterator[Metric]:
     size = _gauge("queue_bytes", "Bytes of the queue's segments.")
     age = _gauge("oldest_event_age_seconds", "Age of the oldest queued event; 0 when nothing is queued.")
     state = _gauge("delivery_state", "1 for the state that delivery is in.", "state")
     failing = _gauge("storage_failing", "1 while the queue cannot be written or read.")
     for name, status in statuses.items():
-        size.add_metric([name], status.queue_bytes)
-        age.add_metric([name], max(now - status.oldest_event_at, 0.0) if status.oldest_event_at else 0.0)
+        size.add_metric([name], status.queue.bytes)
+        age.add_metric([name], status.oldest_event_age or 0.0)
         failing.add_metric([name], status.storage_error is not None)
         for each in _STATES:
             state.add_metric([name, each], each == status.state)
     yield from (size, age, state, failing)
 
 
-def _spools(adopted: AdoptionReport) -> Iterator[Metric]:
+def _spools(adopted: AdoptionStatus) -> Iterator[Metric]:
     ledger = adopted.ledger
     counts = {"delivered": ledger.delivered, "dead_lettered": ledger.dead_lettered}
     settled = CounterMetricFamily(
@@ -123,8 +107,8 @@ def _spools(adopted: AdoptionReport) -> Iterator[Metric]:
     yield settled
     finished = "Adopted spools of which nothing waits any more."
     yield CounterMetricFamily(_PREFIX + "adopted_spools_finished", finished, value=adopted.finished)
-    queued = sum(each.ledger.queued for each in adopted.under_way)
-    yield GaugeMetricFamily(_PREFIX + "adopted_events_queued", "Events that wait in adopted spools.", value=queued)
+    waiting = "Events that wait in adopted spools."
+    yield GaugeMetricFamily(_PREFIX + "adopted_events_queued", waiting, value=adopted.queued)
     open_now = len(adopted.under_way)
     yield GaugeMetricFamily(_PREFIX + "adopted_spools_open", "Spools that are being delivered.", value=open_now)
     left = "Directories among the spools that are left alone; the status says why."

@@ -1,23 +1,13 @@
-"""The control socket's requests about what is in a queue, for the commands `queue` and `dead-letters`.
+"""The control socket's requests about what is in one queue, for the commands `queue` and `dead-letters`.
 
-    GET  /queue                         JSON: see `browse.Listing`
-    GET  /queue/events?from=1&limit=N   a page of queued events, `browse.EventPage`; go on from its `next` until that is null
-    GET  /queue/verify                  `audit.Audit`
-    POST /queue/repair                  `changes.Repaired`
-    POST /queue/purge?deadline=SECONDS  `changes.Purged`; 504 if requests were under way until the deadline: nothing is purged
-    GET  /dead-letters?from=0&limit=N   a page of letters, `letters.LetterPage`
-    POST /dead-letters/retry            `changes.Retried`
-    POST /dead-letters/purge            `changes.DeadLettersPurged`
+A filter, of events or of dead letters, is given in the query, or in a JSON object as the body of a POST: `session`, `source`,
+`event`, `before` and `after` (seconds since the epoch); of dead letters also `status`, `message` and `numbers` (`1,2` or
+`[1,2]`). A filter in both is refused: one of them would be overlooked.
 
-What is meant, of events and of letters, is said in the query, or in a JSON object as the body of a POST: `session`, `source`,
-`event`, `before` and `after` (seconds since the epoch); of letters also `status`, `message` and `numbers` (`1,2` or `[1,2]`).
-Never in both: one of them would be overlooked, and more be meant than was said.
-
-It knows requests and `agent.queue.maintenance`. It must never know files. What takes long runs in a thread; changes go one
-after another.
+What takes long runs in a thread. Changes go one after another.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
@@ -25,7 +15,6 @@ import anyio
 import msgspec
 
 from agent.delivery.pipeline import Pipeline
-from agent.errors import DeadlineError, StorageError
 from agent.http.server import Request, Response
 from agent.queue.dead_letters import weigh
 from agent.queue.maintenance import changes
@@ -38,8 +27,7 @@ DEFAULT_PURGE_DEADLINE = 60.0
 MAX_DEADLINE = 86_400.0
 _PAGING = ("from", "limit", "deadline")
 
-S = TypeVar("S", bound=EventFilter)
-Route = Callable[[Request], Awaitable[Response]]
+F = TypeVar("F", bound=EventFilter)
 
 
 class QueueRoutes:
@@ -49,56 +37,48 @@ class QueueRoutes:
         self._pipeline = pipeline
         self._changing = anyio.Lock()
 
-    def routes(self) -> Mapping[tuple[str, str], Route]:
-        """Return what is answered, by method and path."""
-        routes: dict[tuple[str, str], Route] = {
-            ("GET", "/queue"): self._list,
-            ("GET", "/queue/events"): self._events,
-            ("GET", "/queue/verify"): self._verify,
-            ("POST", "/queue/repair"): self._repair,
-            ("POST", "/queue/purge"): self._purge,
-            ("GET", "/dead-letters"): self._letters,
-            ("POST", "/dead-letters/retry"): self._retry,
-            ("POST", "/dead-letters/purge"): self._purge_letters,
-        }
-        return {key: partial(_answer, route) for key, route in routes.items()}
-
-    async def _list(self, _: Request) -> Response:
+    async def segments(self, _: Request) -> Response:
+        """Return what the segments hold: `browse.Listing`."""
         queue = snapshot_of(self._pipeline.fs, self._pipeline.store)
         return await self._look(partial(list_segments, queue))
 
-    async def _events(self, request: Request) -> Response:
-        selection, start = _selection(request, EventFilter), _number(request, "from", 1)
+    async def events(self, request: Request) -> Response:
+        """Return a page of queued events, `browse.EventPage`; go on from its `next` until that is null."""
+        wanted, start = _filter(request, EventFilter), _number(request, "from", 1)
         limit = _number(request, "limit", PAGE_EVENTS, MAX_PAGE_EVENTS)
         queue = snapshot_of(self._pipeline.fs, self._pipeline.store)
-        return await self._look(partial(event_page, queue, selection, start, limit))
+        return await self._look(partial(event_page, queue, wanted, start, limit))
 
-    async def _verify(self, _: Request) -> Response:
+    async def verify(self, _: Request) -> Response:
+        """Check the queue's files: `audit.Audit`."""
         pipeline = self._pipeline
         queue = snapshot_of(pipeline.fs, pipeline.store)
         slots = await pipeline.run_blocking(pipeline.store.slots)
         log, repeats = await pipeline.run_blocking(partial(pipeline.dead_letters.read, lambda *found: found))
         return await self._look(partial(audit, queue, slots, log, partial(weigh, repeats)))
 
-    async def _repair(self, _: Request) -> Response:
+    async def repair(self, _: Request) -> Response:
+        """Account for all damage: `changes.Repaired`."""
         async with self._changing:
             return Response.json(await changes.repair(self._pipeline))
 
-    async def _purge(self, request: Request) -> Response:
+    async def purge(self, request: Request) -> Response:
+        """Drop all that is queued: `changes.Purged`; 504 if requests were under way until the deadline: nothing is purged."""
         deadline = _deadline(request)
-        if _selection(request, EventFilter) != EventFilter():
-            raise _BadRequestError(
+        if _filter(request, EventFilter) != EventFilter():
+            raise BadRequestError(
                 "a purge of the queue drops all that waits: it takes no selection, and nothing was purged"
             )
         async with self._changing:
             return Response.json(await changes.purge(self._pipeline, deadline))
 
-    async def _letters(self, request: Request) -> Response:
-        selection, start = _selection(request, DeadLetterFilter), _number(request, "from", 0)
+    async def dead_letters(self, request: Request) -> Response:
+        """Return a page of dead letters, `browse_dead_letters.DeadLetterPage`."""
+        wanted, start = _filter(request, DeadLetterFilter), _number(request, "from", 0)
         limit = _number(request, "limit", PAGE_LETTERS, MAX_PAGE_EVENTS)
         read = partial(
             self._pipeline.dead_letters.read,
-            lambda log, repeats: dead_letter_page(log, repeats, selection, start, limit),
+            lambda log, repeats: dead_letter_page(log, repeats, wanted, start, limit),
         )
         return await self._look(read)
 
@@ -106,52 +86,42 @@ class QueueRoutes:
         """Answer with what a call that may take long returns; a page is large, so even its JSON is made in the thread."""
         return await self._pipeline.run_blocking(lambda: Response.json(call()))
 
-    async def _retry(self, request: Request) -> Response:
-        selection = _selection(request, DeadLetterFilter)
+    async def retry(self, request: Request) -> Response:
+        """Put events of dead letters back into the queue: `changes.Retried`."""
+        wanted = _filter(request, DeadLetterFilter)
         async with self._changing:
-            return Response.json(await changes.retry(self._pipeline, selection))
+            return Response.json(await changes.retry(self._pipeline, wanted))
 
-    async def _purge_letters(self, request: Request) -> Response:
-        selection = _selection(request, DeadLetterFilter)
+    async def purge_dead_letters(self, request: Request) -> Response:
+        """Remove dead letters: `changes.DeadLettersPurged`."""
+        wanted = _filter(request, DeadLetterFilter)
         async with self._changing:
-            return Response.json(await changes.purge_dead_letters(self._pipeline, selection))
+            return Response.json(await changes.purge_dead_letters(self._pipeline, wanted))
 
 
-class _BadRequestError(Exception):
-    """What the request asks for cannot be understood."""
+class BadRequestError(Exception):
+    """A request cannot be understood; the message says why."""
 
 
-async def _answer(route: Route, request: Request) -> Response:
-    """Let an error that has a message be the answer."""
-    try:
-        return await route(request)
-    except _BadRequestError as error:
-        return Response.error(400, "bad_request", str(error))
-    except DeadlineError as error:
-        return Response.error(504, "deadline_passed", str(error))
-    except StorageError as error:
-        return Response.error(507, "storage_error", str(error))
-
-
-def _selection(request: Request, kind: type[S]) -> S:
-    wanted: dict[str, object] = {name: value for name, value in request.query.items() if name not in _PAGING}
-    if wanted and request.body:
-        names = ", ".join(wanted)
-        raise _BadRequestError(f"the query ({names}) and the body both say what is meant: use one of the two")
+def _filter(request: Request, kind: type[F]) -> F:
+    given: dict[str, object] = {name: value for name, value in request.query.items() if name not in _PAGING}
+    if given and request.body:
+        names = ", ".join(given)
+        raise BadRequestError(f"the query ({names}) and the body both say what is meant: use one of the two")
     if "numbers" in request.query:
-        wanted["numbers"] = request.query["numbers"].split(",")
+        given["numbers"] = request.query["numbers"].split(",")
     try:
         if request.body:
             return msgspec.json.decode(request.body, type=kind)
-        return msgspec.convert(wanted, kind, strict=False)
+        return msgspec.convert(given, kind, strict=False)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _BadRequestError(f"the selection is not understood: {error}") from error
+        raise BadRequestError(f"the selection is not understood: {error}") from error
 
 
 def _number(request: Request, name: str, default: int, most: int = 2**63) -> int:
     text = request.query.get(name, str(default))
     if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= most):
-        raise _BadRequestError(f"{name} is a whole number, at most {most}, not {text!r}")
+        raise BadRequestError(f"{name} is a whole number, at most {most}, not {text!r}")
     return int(text)
 
 
@@ -161,5 +131,5 @@ def _deadline(request: Request) -> float:
     except ValueError:
         deadline = -1.0
     if not 0 <= deadline <= MAX_DEADLINE:
-        raise _BadRequestError(f"deadline is a number of seconds from 0 to {MAX_DEADLINE:g}")
+        raise BadRequestError(f"deadline is a number of seconds from 0 to {MAX_DEADLINE:g}")
     return deadline

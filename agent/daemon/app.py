@@ -21,7 +21,9 @@ import structlog
 from agent import __version__, config
 from agent.config import Config
 from agent.config.tokens import TokenFiles, token_files
-from agent.control.routes import ConnectionCounts, Control, HttpStatus
+from agent.control.routes import Control
+from agent.control.schema import ApiStatus, HttpStatus, StatusReport
+from agent.control.status import adoption_status
 from agent.daemon import logging
 from agent.daemon.settings import account_of, limits_of
 from agent.daemon.systemd import Notifier
@@ -114,15 +116,13 @@ class Daemon:
             self._http = self._http_listener(bound, intake, http_limit)
             listeners += [self._http] if self._http is not None else []
             self._adoption = self._new_adoption(pipeline)
+            address = sockets.tcp_address(bound["http_tcp"]) if "http_tcp" in bound else None
             control = Control(
                 {DESTINATION: pipeline},
-                intake,
                 listeners,
-                partial(_connections, stream),
                 RUNTIME.wall_clock,
-                partial(self._http_report, sockets.tcp_address(bound["http_tcp"]) if "http_tcp" in bound else None),
-                self._adoption,
-                lambda: account_of(self._config),
+                describe=[partial(self._describe, intake, stream, address)],
+                deliveries=[self._adoption] if self._adoption is not None else [],
             )
             control_listener = bound["control"].socket
             self._resume_if_token_is_newer(pipeline)
@@ -150,11 +150,20 @@ class Daemon:
         listener.forward = self._front.forward if self._front is not None else None
         return listener
 
-    def _http_report(self, address: str | None) -> HttpStatus:
+    def _describe(
+        self, intake: Intake, stream: StreamListener | None, address: str | None, report: StatusReport
+    ) -> None:
+        account = account_of(self._config)
+        report.api = ApiStatus(account.url, account.team_id, account.slug)
+        report.rejected = intake.rejected
+        if stream is not None:
+            report.connections, report.evicted = stream.connections, stream.evicted
+        if self._adoption is not None:
+            report.adopted = adoption_status(self._adoption.report())
         if self._http is None:
-            return HttpStatus()
+            return
         path = self._config.http.socket
-        return HttpStatus(
+        report.http = HttpStatus(
             socket=str(path) if path is not None else None,
             listen=address,
             connections=self._http.connections,
@@ -367,10 +376,6 @@ def _listeners(
     if "datagram" in bound:
         listeners.append(DatagramListener(bound["datagram"], intake))
     return stream, listeners
-
-
-def _connections(stream: StreamListener | None) -> ConnectionCounts:
-    return ConnectionCounts(stream.connections, stream.evicted) if stream is not None else ConnectionCounts()
 
 
 def _terms(settings: Config, environ: Mapping[str, str]) -> AccessPolicy:

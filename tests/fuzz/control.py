@@ -6,10 +6,9 @@ from pathlib import Path
 import anyio
 from structlog.testing import capture_logs
 
-from agent.control.routes import ConnectionCounts, Control
+from agent.control.routes import Control
 from agent.http import server as http_server
 from agent.ingest import sockets
-from agent.ingest.intake import Intake
 from tests.fuzz.loop import Loop
 from tests.fuzz.scratch import scratch
 from tests.support.edge import Client
@@ -72,8 +71,7 @@ async def converse(path: Path, data: bytes) -> bytes:
 
 
 def _control(made: Host) -> Control:
-    pipeline = made.start()
-    return Control({"default": pipeline}, Intake(pipeline), [], ConnectionCounts, made.wall_clock)
+    return Control({"default": made.start()}, [], made.wall_clock)
 
 
 _LOOP = Loop()

@@ -39,10 +39,9 @@ async def ask(
     session: str | None = None,
 ) -> Answered:
     """Ask for a flush."""
-    ((method, path), route), *_ = FlushRoute([pipeline], listeners).routes().items()
     query = {"deadline": str(deadline)} | ({} if session is None else {"session": session})
-    request = Request(method, path, query, {}, b"", hung_up)
-    response = await route(request)
+    request = Request("POST", "/flush", query, {}, b"", hung_up)
+    response = await FlushRoute({"default": pipeline}, listeners).flush(request)
     value, headers = json.loads(response.body), dict(response.headers)
     return Answered(response.status, value, json.loads(headers.get(VERDICT_HEADER, "null")))
 

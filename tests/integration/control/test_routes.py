@@ -1,7 +1,6 @@
 """What the control socket answers: status, metrics, health, flush, pause and resume, and errors in the API's shape."""
 
 import copy
-import dataclasses
 import errno
 import json
 from collections.abc import AsyncIterator
@@ -15,11 +14,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.control import metrics
-from agent.control.routes import ConnectionCounts, Control
+from agent.control.routes import Control
+from agent.control.schema import StatusReport
 from agent.delivery.pipeline import Pipeline
 from agent.http.server import Request, Response
-from agent.ingest.intake import Intake
-from agent.queue.cursor import DROP_REASONS, Ledger
 from tests.support import virtual_time
 from tests.support.accounts import ledger
 from tests.support.edge import ACKS, Edge, GatedHost, edge, line
@@ -38,11 +36,14 @@ class Controlled:
         self.pipeline = made.pipeline
         self.control = Control(
             {"default": made.pipeline},
-            made.intake,
             [made.stream, made.datagram],
-            lambda: ConnectionCounts(made.stream.connections, made.stream.evicted),
             made.host.wall_clock,
+            describe=[self._describe],
         )
+
+    def _describe(self, report: StatusReport) -> None:
+        report.rejected = self.edge.intake.rejected
+        report.connections, report.evicted = self.edge.stream.connections, self.edge.stream.evicted
 
     async def ask(self, method: str, path: str, **query: str) -> Response:
         return await self.control.handle(Request(method, path, query, {}, b""))
@@ -218,7 +219,7 @@ def test_a_hung_disk_is_unhealthy_and_the_status_says_so(backend: str) -> None:
             host = GatedHost(tasks)
             pipeline = host.start()
             await pipeline.commit_once()
-            control = Control({"default": pipeline}, Intake(pipeline), [], ConnectionCounts, host.wall_clock)
+            control = Control({"default": pipeline}, [], host.wall_clock)
             host.gate.close()
             assert (await control.handle(Request("GET", "/healthz", {}, {}, b""))).status == 503
             status = json.loads((await control.handle(Request("GET", "/status", {}, {}, b""))).body)
@@ -244,17 +245,3 @@ async def test_metrics_are_what_the_status_says(tmp_path: Path) -> None:
         assert samples["artifacts_agent_delivery_state/default/paused"] == 1
         assert samples["artifacts_agent_delivery_state/default/running"] == 0
         assert samples["artifacts_agent_storage_failing/default"] == 0
-
-
-async def test_every_reason_for_a_drop_has_its_counter(tmp_path: Path) -> None:
-    async with controlled(tmp_path) as made:
-        status = await made.pipeline.status()
-    counts = Ledger(10, 3, 2, {"overflow": 4, "expired": 1}, 0, 2)
-    text = metrics.render(
-        {'a "b"\n': dataclasses.replace(status, ledger=counts)}, metrics.Clients(7, 1, 2), 0.0
-    ).decode()
-    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
-    drops = {s.labels["reason"]: s.value for s in samples if s.name == "artifacts_agent_events_dropped_total"}
-    assert drops == dict.fromkeys(DROP_REASONS, 0) | {"overflow": 4, "expired": 1}
-    assert {s.labels["destination"] for s in samples if "destination" in s.labels} == {'a "b"\n'}
-    assert {s.value for s in samples if s.name == "artifacts_agent_lines_rejected_total"} == {7}

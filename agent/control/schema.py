@@ -1,0 +1,119 @@
+"""What `GET /status` answers: one schema for the daemon, the commands, the demo and the tests.
+
+Times are ISO 8601 in UTC, ages and durations in seconds, sizes in bytes. Counts are since the start of the daemon, except those
+of a ledger, which are since the queue began.
+
+A field is never renamed and never changes its type; a new one has a default. So a command understands an older daemon, which
+leaves fields out, and a newer one, whose new fields it ignores.
+"""
+
+import msgspec
+
+from agent.queue.cursor import Ledger
+
+NO_EVENTS = Ledger(0, 0, 0, {}, 0)
+
+
+class ApiStatus(msgspec.Struct, frozen=True):
+    """The account that events are for."""
+
+    url: str
+    team_id: str | None = None
+    slug: str | None = None
+
+
+class HttpStatus(msgspec.Struct, frozen=True):
+    """The HTTP listener: where it listens, its open connections, and its answers by status.
+
+    `events` counts the answers to requests with events; `front` those to requests that were passed on, which happens only if it
+    `forwards`. `listen` is HOST:PORT.
+    """
+
+    socket: str | None = None
+    listen: str | None = None
+    connections: int = 0
+    events: dict[int, int] = {}
+    front: dict[int, int] = {}
+    forwards: bool = False
+
+
+class QueueStatus(msgspec.Struct, frozen=True):
+    """The queue's files. `quarantined` counts the damaged pieces that are kept, `quarantine_lost` those that could not be."""
+
+    bytes: int = 0
+    segments: int = 0
+    quarantined: int = 0
+    quarantine_lost: int = 0
+
+
+class DestinationStatus(msgspec.Struct, frozen=True):
+    """One destination. `state` is "running", "backing_off" or "paused"; `since` and `until` are times, where they are known.
+
+    `dead_letters` is how many are kept, None while that cannot be told; `dead_letters_discarded` made room for younger ones.
+    """
+
+    state: str = ""
+    reason: str | None = None
+    since: str | None = None
+    until: str | None = None
+    ledger: Ledger = NO_EVENTS
+    oldest_event_age: float | None = None
+    last_delivery_at: str | None = None
+    requests: int = 0
+    queue: QueueStatus = QueueStatus()
+    dead_letters: int | None = None
+    dead_letters_discarded: int = 0
+    storage_error: str | None = None
+
+
+class OpenSpool(msgspec.Struct, frozen=True):
+    """A spool that is being delivered; `state` and `reason` as in `DestinationStatus`, or "settled" at its end."""
+
+    directory: str
+    state: str
+    reason: str | None = None
+    ledger: Ledger = NO_EVENTS
+
+
+class LeftSpool(msgspec.Struct, frozen=True):
+    """A directory among the spools that is left alone, and why."""
+
+    directory: str
+    reason: str
+
+
+class AdoptionStatus(msgspec.Struct, frozen=True):
+    """Adopted spools: how many events wait in those `under_way`, how many are `finished`, and the sum of their ledgers."""
+
+    queued: int = 0
+    under_way: list[OpenSpool] = []
+    finished: int = 0
+    ledger: Ledger = NO_EVENTS
+    left: list[LeftSpool] = []
+
+
+class StatusReport(msgspec.Struct):
+    """How the daemon is doing. `uptime` is in seconds; `rejected` counts lines that were not valid.
+
+    `connections` are those that are open on the stream socket, `evicted` those that were closed because there were too many.
+    `adopted` is None where no spools are adopted, `api` and `http` where an older daemon does not say.
+    """
+
+    version: str = ""
+    pid: int = 0
+    uptime: float = 0.0
+    rejected: int = 0
+    connections: int = 0
+    evicted: int = 0
+    api: ApiStatus | None = None
+    http: HttpStatus | None = None
+    destinations: dict[str, DestinationStatus] = {}
+    adopted: AdoptionStatus | None = None
+
+
+_decode = msgspec.json.Decoder(StatusReport).decode
+
+
+def decode_status(data: bytes) -> StatusReport:
+    """Return what a daemon of any version says. Raises ValueError if it is no status."""
+    return _decode(data)
