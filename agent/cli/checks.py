@@ -82,8 +82,7 @@ def _daemon(control: Path) -> CheckResult:
     if str(control) not in _bound_paths():
         return CheckResult("daemon", True, "not running")
     try:
-        with ControlClient(control) as client:
-            return CheckResult("daemon", True, f"running, pid {client.status().value.get('pid')}")
+        return CheckResult("daemon", True, f"running, pid {ControlClient(control).status().pid}")
     except AgentError as error:
         return CheckResult("daemon", False, str(error))
 

@@ -18,13 +18,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple
 from urllib.parse import urlencode
 
 from agent import config
 from agent.cli.commands.flush import LONGEST
 from agent.cli.views.words import amount
 from agent.config import SOCKET_PATH_LIMIT, Config
+from agent.control.client import ControlClient, DeniedError, UnansweredError
 from agent.errors import AgentError, NotRunningError, StorageError
 
 ASK_SECONDS = 5.0
@@ -59,11 +60,10 @@ class JobAgent:
         Raises AgentError.
         """
         seconds = min(seconds, LONGEST)
-        value = _ask(_Unix(self.control, seconds + GRACE_SECONDS), "POST", f"/flush?deadline={seconds!r}")
-        queued = value.get("queued")
-        if not isinstance(queued, int):
-            raise AgentError("the agent's answer to a flush is not understood: is it as new as this command?")
-        return queued
+        flushed = ControlClient(self.control, ASK_SECONDS).flush(seconds)
+        if flushed is None:
+            raise AgentError(f"the agent does not answer: {self.control}")
+        return flushed.report.queued
 
     def end(self, seconds: float) -> str | None:
         """Flush; return what to say of what is left. Raises AgentError."""
@@ -82,9 +82,9 @@ class JobAgent:
         self.variables["TURBO_API"] = f"http://{front.address}"
 
     def _front(self) -> "_Front":
-        status = _ask(_Unix(self.control, ASK_SECONDS), "GET", "/status")
-        http_, api = status.get("http") or {}, status.get("api") or {}
-        return _Front(http_.get("listen") if http_.get("forwards") else None, api.get("url"))
+        status = ControlClient(self.control, ASK_SECONDS).status()
+        listening, api = status.http, status.api
+        return _Front(listening.listen if listening and listening.forwards else None, api.url if api else None)
 
 
 class _Front(NamedTuple):
@@ -114,11 +114,13 @@ def find(settings: Config) -> JobAgent | None:
     """Return the agent that runs with this configuration; None if none does. Raises AgentError if it does not answer."""
     control = settings.listen.control
     try:
-        _ask(_Unix(control, ASK_SECONDS), "GET", "/status")
+        ControlClient(control, ASK_SECONDS).status()
+    except DeniedError:
+        return GuestAgent(settings)
+    except UnansweredError:
+        raise
     except NotRunningError:
         return None
-    except _DeniedError:
-        return GuestAgent(settings)
     return JobAgent(control, settings.listen.stream)
 
 
@@ -308,50 +310,6 @@ def _remove_all(directory: Path) -> None:
     import shutil
 
     shutil.rmtree(directory, ignore_errors=True)
-
-
-# Asking
-
-
-class _DeniedError(AgentError):
-    """There is an agent, which this user may not ask."""
-
-
-class _Unix(http.client.HTTPConnection):
-    """A connection to a Unix socket. What httpx needs to be imported is more than all this takes."""
-
-    def __init__(self, path: Path, timeout: float) -> None:
-        super().__init__("agent", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def _ask(connection: _Unix, method: str, target: str) -> dict[str, Any]:
-    """Return what the control socket answers. Raises NotRunningError if nobody listens there, else AgentError."""
-    with connection:
-        try:
-            connection.request(method, target)
-            value = json.loads(connection.getresponse().read())
-        except (FileNotFoundError, ConnectionRefusedError) as error:
-            raise NotRunningError("no agent runs") from error
-        except PermissionError as error:
-            raise _DeniedError("this user may not ask the agent") from error
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise AgentError(f"the agent does not answer: {reason}") from error
-    if not isinstance(value, dict):
-        raise AgentError("the agent's answer is not understood")
-    return value
 
 
 def _try_as_client(address: str, environ: Mapping[str, str]) -> None:

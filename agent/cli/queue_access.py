@@ -7,12 +7,10 @@ behind them. So both ways give the same answers. It must never know arguments or
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
-from urllib.parse import urlencode
-
-import msgspec
 
 from agent.config import Config
 from agent.control.client import ControlClient, DeniedError
+from agent.control.queue_client import QueueClient
 from agent.errors import NotRunningError
 from agent.queue.maintenance import changes
 from agent.queue.maintenance.audit import Audit
@@ -29,13 +27,13 @@ class Access(Protocol):
     def listing(self) -> Listing:
         """Return what the segments hold."""
 
-    def event_page(self, selection: EventFilter, start: int, limit: int) -> EventPage:
+    def event_page(self, wanted: EventFilter, start: int, limit: int) -> EventPage:
         """Return queued events."""
 
     def audit(self) -> Audit:
         """Check everything."""
 
-    def dead_letter_page(self, selection: DeadLetterFilter, start: int, limit: int) -> DeadLetterPage:
+    def dead_letter_page(self, wanted: DeadLetterFilter, start: int, limit: int) -> DeadLetterPage:
         """Return dead letters."""
 
     def repair(self) -> changes.Repaired:
@@ -44,26 +42,26 @@ class Access(Protocol):
     def purge(self) -> changes.Purged:
         """Settle all that is queued."""
 
-    def retry(self, selection: DeadLetterFilter) -> changes.Retried:
+    def retry(self, wanted: DeadLetterFilter) -> changes.Retried:
         """Queue the events of dead letters again."""
 
-    def purge_dead_letters(self, selection: DeadLetterFilter) -> changes.DeadLettersPurged:
+    def purge_dead_letters(self, wanted: DeadLetterFilter) -> changes.DeadLettersPurged:
         """Remove dead letters."""
 
 
 @contextmanager
 def access(settings: Config) -> Iterator[Access]:
     """Yield the way to the queue. Raises QueueLockedError, StorageError or NotRunningError if there is none."""
-    with ControlClient(settings.listen.control) as control:
-        try:
-            control.status()
-        except DeniedError:
-            raise
-        except NotRunningError as error:
-            reason = str(error)
-        else:
-            yield Online(control, settings.api.timeout + PURGE_GRACE_SECONDS)
-            return
+    control = ControlClient(settings.listen.control)
+    try:
+        control.status()
+    except DeniedError:
+        raise
+    except NotRunningError as error:
+        reason = str(error)
+    else:
+        yield QueueClient(control, settings.api.timeout + PURGE_GRACE_SECONDS)
+        return
     from agent.cli.queue_offline import offline
 
     with offline(settings, reason) as way:
@@ -100,43 +98,3 @@ class DeadLetterPages:
             self.unreadable += page.unreadable
             yield from page.letters
             start, limit = page.next, None if limit is None else limit - len(page.letters)
-
-
-class Online:
-    """The queue of a daemon that runs."""
-
-    def __init__(self, control: ControlClient, purge_seconds: float) -> None:
-        self._control = control
-        self._purge_seconds = purge_seconds
-
-    def listing(self) -> Listing:
-        return self._control.ask("GET", "/queue", Listing)
-
-    def event_page(self, selection: EventFilter, start: int, limit: int) -> EventPage:
-        return self._control.ask("GET", f"/queue/events?{_query(selection, start, limit)}", EventPage)
-
-    def audit(self) -> Audit:
-        return self._control.ask("GET", "/queue/verify", Audit)
-
-    def dead_letter_page(self, selection: DeadLetterFilter, start: int, limit: int) -> DeadLetterPage:
-        return self._control.ask("GET", f"/dead-letters?{_query(selection, start, limit)}", DeadLetterPage)
-
-    def repair(self) -> changes.Repaired:
-        return self._control.ask("POST", "/queue/repair", changes.Repaired)
-
-    def purge(self) -> changes.Purged:
-        return self._control.ask("POST", f"/queue/purge?deadline={self._purge_seconds!r}", changes.Purged)
-
-    def retry(self, selection: DeadLetterFilter) -> changes.Retried:
-        return self._control.ask("POST", "/dead-letters/retry", changes.Retried, body=msgspec.json.encode(selection))
-
-    def purge_dead_letters(self, selection: DeadLetterFilter) -> changes.DeadLettersPurged:
-        body = msgspec.json.encode(selection)
-        return self._control.ask("POST", "/dead-letters/purge", changes.DeadLettersPurged, body=body)
-
-
-def _query(selection: EventFilter, start: int, limit: int) -> str:
-    wanted: dict[str, object] = msgspec.to_builtins(selection)
-    if "numbers" in wanted:
-        wanted["numbers"] = ",".join(map(str, msgspec.to_builtins(wanted["numbers"])))
-    return urlencode({**wanted, "from": start, "limit": limit})

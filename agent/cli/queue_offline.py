@@ -65,9 +65,9 @@ class Offline:
         with _as_owner(self._root):
             return list_segments(self._queue)
 
-    def event_page(self, selection: EventFilter, start: int, limit: int) -> EventPage:
+    def event_page(self, wanted: EventFilter, start: int, limit: int) -> EventPage:
         with _as_owner(self._root):
-            return event_page(self._queue, selection, start, limit)
+            return event_page(self._queue, wanted, start, limit)
 
     def audit(self) -> Audit:
         with _as_owner(self._root):
@@ -75,9 +75,9 @@ class Offline:
             log, repeats = self._letters.read(lambda *found: found)
             return audit(read_queue(self._fs, self._directory), slots, log, partial(weigh, repeats))
 
-    def dead_letter_page(self, selection: DeadLetterFilter, start: int, limit: int) -> DeadLetterPage:
+    def dead_letter_page(self, wanted: DeadLetterFilter, start: int, limit: int) -> DeadLetterPage:
         with _as_owner(self._root):
-            return self._letters.read(lambda log, repeats: dead_letter_page(log, repeats, selection, start, limit))
+            return self._letters.read(lambda log, repeats: dead_letter_page(log, repeats, wanted, start, limit))
 
     def repair(self) -> changes.Repaired:
         return self._change(changes.repair)
@@ -85,11 +85,11 @@ class Offline:
     def purge(self) -> changes.Purged:
         return self._change(partial(changes.purge, seconds=0.0))
 
-    def retry(self, selection: DeadLetterFilter) -> changes.Retried:
-        return self._change(partial(changes.retry, selection=selection))
+    def retry(self, wanted: DeadLetterFilter) -> changes.Retried:
+        return self._change(partial(changes.retry, selection=wanted))
 
-    def purge_dead_letters(self, selection: DeadLetterFilter) -> changes.DeadLettersPurged:
-        return self._change(partial(changes.purge_dead_letters, selection=selection))
+    def purge_dead_letters(self, wanted: DeadLetterFilter) -> changes.DeadLettersPurged:
+        return self._change(partial(changes.purge_dead_letters, selection=wanted))
 
     def _change(self, change: Callable[[OfflineQueue], Coroutine[None, None, T]]) -> T:
         with _as_owner(self._root), opened(self._fs, self._directory, self._limits, time.time) as host:

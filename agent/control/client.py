@@ -1,48 +1,52 @@
 """Asking the daemon: the control socket's requests, as methods.
 
-It knows the requests of `agent.control.routes` and httpx. It must never know what is done with the answers.
+A connection is made for each request. It is the standard library's: to import httpx takes longer than most answers.
 """
 
+import contextlib
+import http.client
+import socket
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, NoReturn, Self, TypeVar
+from typing import NamedTuple, TypeVar
 from urllib.parse import quote
 
-import httpx
 import msgspec
 
+from agent.control.schema import StatusReport, decode_status
 from agent.errors import AgentError, DeadlineError, NotRunningError, StorageError
 from agent.queue.barrier import FlushReport
 
 TIMEOUT_SECONDS = 10.0
-# The daemon keeps the deadline; this is for one that does not answer at all.
+# The daemon keeps the deadline of a flush; this is for one that does not answer at all.
 GRACE_SECONDS = 2.0
-# What is in the queue of a session is found out whatever the deadline.
+# A session is searched for in the queue whatever the deadline.
 SEARCH_SECONDS = 60.0
+# Whole queues are read and written for some answers; a daemon that is stuck shows at the first, short question.
+LONG_SECONDS = 3600.0
+VERDICT_HEADER = "artifacts-agent-flush"
 
 _HOW_TO_START = (
     "start it with `artifacts-agent run`, or `systemctl start artifacts-agent`, or name the configuration with --config"
 )
-
+_ERRORS: dict[int, type[AgentError]] = {504: DeadlineError, 507: StorageError}
 
 T = TypeVar("T")
 
-# Whole queues are read and written for some answers; a daemon that is stuck shows at the first, short question.
-LONG_SECONDS = 3600.0
 
-_ERRORS: dict[int, type[AgentError]] = {504: DeadlineError, 507: StorageError}
+class DeniedError(NotRunningError):
+    """There may be a daemon, which this user may not ask."""
 
 
-class Answer(NamedTuple):
-    """What the daemon answered: `text` is the JSON as it came, `value` what it holds."""
+class UnansweredError(NotRunningError):
+    """Somebody holds the control socket, and gives no answer."""
 
-    status: int
-    text: str
-    value: dict[str, Any]
+
+class _SilentError(UnansweredError):
+    """No answer came in time."""
 
 
 class Flushed(NamedTuple):
-    """What a flush came to: `text` is the report as it came, `verdict` what has happened since the call."""
+    """The answer to a flush: `text` is the report as it came, `verdict` what has happened since the call."""
 
     in_time: bool
     text: str
@@ -51,33 +55,54 @@ class Flushed(NamedTuple):
 
 
 class ControlClient:
-    """Talks to the daemon behind the control socket at `path`. Every method raises NotRunningError if there is none."""
+    """Asks the daemon behind the control socket at `path`; `seconds` is how long a short answer may take.
 
-    def __init__(self, path: Path) -> None:
+    Every method raises NotRunningError if no daemon answers: DeniedError if this user may not ask it, UnansweredError if there
+    is somebody who does not answer. An answer that is not understood is an AgentError.
+    """
+
+    def __init__(self, path: Path, seconds: float = TIMEOUT_SECONDS) -> None:
         self._path = path
-        # No TLS here: reading the system's certificates would take longer than most answers.
-        transport = httpx.HTTPTransport(uds=str(path), verify=False)
-        self._client = httpx.Client(transport=transport, base_url="http://agent", trust_env=False)
+        self._seconds = seconds
 
-    def status(self) -> Answer:
+    def status(self) -> StatusReport:
         """Return how the daemon is doing."""
-        return self._ask("GET", "/status")
+        return self.status_and_json()[0]
+
+    def status_and_json(self) -> tuple[StatusReport, str]:
+        """Return how the daemon is doing, and the answer as it came, with what only a newer daemon says."""
+        answer = self._request("GET", "/status", self._seconds)
+        if answer.status == 200:
+            with contextlib.suppress(ValueError):
+                return decode_status(answer.body), answer.body.decode()
+        raise self._unexpected("GET /status", answer)
+
+    def metrics(self) -> str:
+        """Return the metrics as Prometheus text."""
+        return self._ask("GET", "/metrics").decode(errors="replace")
+
+    def healthy(self) -> bool:
+        """Tell whether events can be accepted and persisted now."""
+        answer = self._request("GET", "/healthz", self._seconds)
+        if answer.status not in {200, 503}:
+            raise self._unexpected("GET /healthz", answer)
+        return answer.status == 200
 
     def flush(self, seconds: float, session: str | None = None) -> Flushed | None:
-        """Wait until everything written before, or all of a session, has left the queue; None for no answer, well after that."""
+        """Wait until everything written before, or all of a session, has left the queue; None if no answer comes in time."""
         target, patience = f"/flush?deadline={seconds!r}", seconds + GRACE_SECONDS
         if session is not None:
             target, patience = f"{target}&session={quote(session, safe='')}", patience + SEARCH_SECONDS
         try:
-            response = self._request("POST", target, patience)
+            answer = self._request("POST", target, patience)
         except _SilentError:
             return None
         try:
-            report = msgspec.json.decode(response.content, type=FlushReport)
-            verdict = msgspec.json.decode(response.headers["artifacts-agent-flush"], type=FlushReport)
-        except (KeyError, msgspec.DecodeError, UnicodeDecodeError):
-            return self._refuse("POST /flush", response)
-        return Flushed(response.status_code == 200, response.text, report, verdict)
+            report = msgspec.json.decode(answer.body, type=FlushReport)
+            verdict = msgspec.json.decode(answer.verdict, type=FlushReport)
+        except ValueError as error:
+            raise self._unexpected("POST /flush", answer) from error
+        return Flushed(answer.status == 200, answer.body.decode(), report, verdict)
 
     def pause(self) -> None:
         """Stop delivery."""
@@ -88,75 +113,77 @@ class ControlClient:
         self._ask("POST", "/resume")
 
     def ask(self, method: str, target: str, kind: type[T], *, body: bytes | None = None) -> T:
-        """Return what the daemon answers, as `kind`. Raises DeadlineError, StorageError or AgentError with its message."""
-        response = self._request(method, target, LONG_SECONDS, body)
+        """Return an answer that may take long, as `kind`. Raises DeadlineError, StorageError or AgentError with its message."""
+        answer = self._request(method, target, LONG_SECONDS, body)
         wanted = f"{method} {target.partition('?')[0]}"
-        if response.status_code == 404:
+        if answer.status == 404:
             raise AgentError(f"{self._path}: the daemon knows no {wanted}: it is older than this command: restart it")
         try:
-            if response.status_code == 200:
-                return msgspec.json.decode(response.content, type=kind)
-            message = response.json()["error"]["message"]
-        except (ValueError, KeyError, TypeError):
-            message = f"{wanted} got {response.status_code}: does listen.control name the right socket?"
-        raise _ERRORS.get(response.status_code, AgentError)(f"{self._path}: {message}")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, _type: type[BaseException] | None, _e: BaseException | None, _tb: TracebackType | None) -> None:
-        self._client.close()
-
-    def _ask(self, method: str, target: str) -> Answer:
-        response = self._request(method, target, TIMEOUT_SECONDS)
-        try:
-            value = response.json()
+            if answer.status == 200:
+                return msgspec.json.decode(answer.body, type=kind)
+            message = msgspec.json.decode(answer.body, type=_Refusal).error.message
         except ValueError:
-            value = None
-        if response.status_code != 200 or not isinstance(value, dict):
-            self._refuse(f"{method} {target.partition('?')[0]}", response)
-        return Answer(response.status_code, response.text, value)
+            message = f"{wanted} got {answer.status}: does listen.control name the right socket?"
+        raise _ERRORS.get(answer.status, AgentError)(f"{self._path}: {message}")
 
-    def _refuse(self, wanted: str, response: httpx.Response) -> NoReturn:
+    def _ask(self, method: str, target: str) -> bytes:
+        answer = self._request(method, target, self._seconds)
+        if answer.status != 200:
+            raise self._unexpected(f"{method} {target}", answer)
+        return answer.body
+
+    def _unexpected(self, wanted: str, answer: "_Answer") -> AgentError:
         where = "does listen.control name the right socket, of a daemon that is as new as this command?"
-        raise AgentError(f"{self._path}: {wanted} got {response.status_code}: {where}")
+        return AgentError(f"{self._path}: {wanted} got {answer.status}: {where}")
 
-    def _request(self, method: str, target: str, timeout: float, body: bytes | None = None) -> httpx.Response:
-        patience = httpx.Timeout(timeout, connect=TIMEOUT_SECONDS)
-        try:
-            return self._client.request(method, target, content=body, timeout=patience)
-        except httpx.TimeoutException as error:
-            raise _SilentError(
-                f"{self._path}: no answer within {timeout:g} s: the daemon is stopped, or its disk hangs; "
-                "look at its process and its logs"
-            ) from error
-        except httpx.ConnectError as error:
-            kind = DeniedError if isinstance(_system_error(error), PermissionError) else NotRunningError
-            raise kind(f"{self._path}: {_why_not(error)}") from error
-        except httpx.TransportError as error:
-            raise NotRunningError(
-                f"{self._path}: the connection ended before the answer: the daemon has stopped; {_HOW_TO_START}"
-            ) from error
-
-
-class DeniedError(NotRunningError):
-    """There may be a daemon, which this user may not ask."""
-
-
-class _SilentError(NotRunningError):
-    """Somebody listens, and does not answer in time."""
-
-
-def _why_not(error: httpx.ConnectError) -> str:
-    cause = _system_error(error)
-    if isinstance(cause, PermissionError):
-        return "this user may not ask the daemon (Permission denied): run it as the daemon's user, or as root"
-    reason = cause.strerror if cause is not None and cause.strerror else error
-    return f"no daemon answers there ({reason}): {_HOW_TO_START}"
+    def _request(self, method: str, target: str, seconds: float, body: bytes | None = None) -> "_Answer":
+        with contextlib.closing(_UnixConnection(self._path, seconds)) as connection:
+            try:
+                connection.connect()
+            except PermissionError as error:
+                advice = "run it as the daemon's user, or as root"
+                reason = f"this user may not ask the daemon ({error.strerror}): {advice}"
+                raise DeniedError(f"{self._path}: {reason}") from error
+            except OSError as error:
+                nobody = isinstance(error, FileNotFoundError | ConnectionRefusedError)
+                kind = NotRunningError if nobody else UnansweredError
+                reason = f"no daemon answers there ({error.strerror or error}): {_HOW_TO_START}"
+                raise kind(f"{self._path}: {reason}") from error
+            try:
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may have answered before the end
+                    connection.request(method, target, body)
+                answer = connection.getresponse()
+                return _Answer(answer.status, answer.headers.get(VERDICT_HEADER, ""), answer.read())
+            except TimeoutError as error:
+                reason = "the daemon is stopped, or its disk hangs; look at its process and its logs"
+                raise _SilentError(f"{self._path}: no answer within {seconds:g} s: {reason}") from error
+            except (OSError, http.client.HTTPException) as error:
+                reason = f"the connection ended before the answer: the daemon has stopped; {_HOW_TO_START}"
+                raise UnansweredError(f"{self._path}: {reason}") from error
 
 
-def _system_error(error: BaseException | None) -> OSError | None:
-    """Find the operating system's error that httpx and httpcore have wrapped."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error
+class _Answer(NamedTuple):
+    status: int
+    verdict: str
+    body: bytes
+
+
+class _Error(msgspec.Struct):
+    message: str
+
+
+class _Refusal(msgspec.Struct):
+    """An error in the API's shape."""
+
+    error: _Error
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, seconds: float) -> None:
+        super().__init__("agent", timeout=seconds)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))

@@ -18,6 +18,7 @@ from typing import Protocol
 import anyio
 import msgspec
 
+from agent.control.client import VERDICT_HEADER
 from agent.delivery.pipeline import Pipeline
 from agent.errors import StorageError
 from agent.http.server import Request, Response
@@ -25,7 +26,6 @@ from agent.queue.barrier import Barrier, FlushReport, total
 
 DEFAULT_DEADLINE = 30.0
 MAX_DEADLINE = 86_400.0
-VERDICT_HEADER = "artifacts-agent-flush"
 
 
 class Listener(Protocol):

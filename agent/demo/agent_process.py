@@ -8,25 +8,28 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import DEVNULL
+from typing import TypeVar
 
 import anyio
 import anyio.abc
-import httpx
-import msgspec
+import anyio.to_thread
 
 from agent.config import SOCKET_PATH_LIMIT
-from agent.errors import AgentError
-from agent.queue.cursor import Ledger
+from agent.control.client import ControlClient
+from agent.control.schema import DestinationStatus
+from agent.errors import AgentError, NotRunningError
 from agent.queue.dead_letters import DeadLetter, decode_dead_letter
 from agent.queue.filesystem import OsFilesystem
 from agent.queue.log import Log
 from agent.queue.quarantine import Quarantine
 from agent.queue.reader import Reader
 from agent.queue.record import Frame
+
+T = TypeVar("T")
 
 TOKEN = "the-demo's-token"  # noqa: S105 - it opens the demo's own API and nothing else
 STATUS_SECONDS = 5.0
@@ -38,19 +41,6 @@ _NOT_INHERITED = ("ARTIFACTS_AGENT_", "TURBO_", "NOTIFY_", "WATCHDOG_", "LISTEN_
 
 class DemoError(AgentError):
     """The demo cannot go on: something is not as it should be. The message says what."""
-
-
-class DemoStatus(msgspec.Struct, frozen=True):
-    """What the control socket says of the demo's only destination."""
-
-    state: str
-    reason: str | None
-    until: str | None
-    ledger: Ledger
-
-
-class _Answer(msgspec.Struct):
-    destinations: dict[str, DemoStatus]
 
 
 @contextmanager
@@ -83,14 +73,13 @@ class AgentProcess:
         self._log = directory / "log"
         self._process: anyio.abc.Process | None = None
         self._ending = False
-        self._control: httpx.AsyncClient | None = None
+        self._control = ControlClient(directory / "control.sock", STATUS_SECONDS)
         (directory / "token").write_text(TOKEN)
         self._config.write_text(_toml(_settings(directory, api_url)))
 
     async def start(self) -> None:
         """Start it; it is ready when `status` answers."""
         command = [sys.executable, "-m", "agent.cli", "run", "--config", str(self._config)]
-        transport = httpx.AsyncHTTPTransport(uds=str(self._directory / "control.sock"))
         with self._log.open("ab") as log:
             # In a session of its own, a terminal's Ctrl-C is the demo's alone; in that directory, `-m` finds no other agent.
             self._process = await anyio.open_process(
@@ -103,27 +92,23 @@ class AgentProcess:
                 start_new_session=True,
             )
         self._ending = False
-        self._control = httpx.AsyncClient(transport=transport, base_url="http://agent", timeout=STATUS_SECONDS)
 
-    async def status(self) -> DemoStatus | None:
+    async def status(self) -> DestinationStatus | None:
         """Return how it is doing; None while it is down. Raises DemoError if it has ended by itself."""
-        if self._process is None or self._control is None:
+        if self._process is None:
             return None
         process = self._process
         try:
-            answer = await self._control.get("/status")
-        except httpx.TransportError:
+            report = await self._ask(self._control.status)
+        except NotRunningError:
             if process is self._process and not self._ending and process.returncode is not None:
                 raise DemoError(f"the agent ended by itself: {self._last_words()}") from None
             return None
-        if answer.status_code != httpx.codes.OK:
-            raise DemoError(f"the agent does not say how it is doing: {answer.status_code} {answer.text.strip()}")
-        return next(iter(msgspec.json.decode(answer.content, type=_Answer).destinations.values()))
+        return next(iter(report.destinations.values()))
 
     async def resume(self) -> None:
         """Do what `artifacts-agent resume` does."""
-        if self._control is not None:
-            (await self._control.post("/resume")).raise_for_status()
+        await self._ask(self._control.resume)
 
     async def kill(self) -> None:
         """SIGKILL; return when it has ended. Nothing happens if it is not running."""
@@ -147,16 +132,19 @@ class AgentProcess:
         reader.close()
         return [decode_dead_letter(frame.payload) for frame in frames if isinstance(frame, Frame)]
 
+    async def _ask(self, question: Callable[[], T]) -> T:
+        """Ask in a thread, which may outlive a demo that ends meanwhile."""
+        return await anyio.to_thread.run_sync(question, abandon_on_cancel=True)
+
     async def _end(self, number: signal.Signals) -> int:
-        process, control = self._process, self._control
-        if process is None or control is None:
+        process = self._process
+        if process is None:
             return 0
         self._ending = True
         if process.returncode is None:
             process.send_signal(number)
         code = await process.wait()
-        self._process = self._control = None
-        await control.aclose()
+        self._process = None
         return code
 
     def _last_words(self) -> str:

@@ -10,11 +10,12 @@ from pathlib import Path
 import anyio
 
 from agent.demo import report, script
-from agent.demo.agent_process import TOKEN, AgentProcess, DemoError, short_directory
+from agent.demo.agent_process import TOKEN, AgentProcess, short_directory
 from agent.demo.api import DemoApi
 from agent.demo.report import Evidence
 from agent.demo.stage import FAST, FOR_PEOPLE, Pace, Stage
 from agent.demo.view import DemoView, PanelView, for_stdout
+from agent.errors import AgentError
 from agent.http.server import serve
 
 NEXT_STEPS = (
@@ -64,7 +65,7 @@ async def _play(view: DemoView, pace: Pace) -> int:
     try:
         with short_directory() as directory:
             evidence = await _perform(view, pace, directory)
-    except* (DemoError, OSError) as errors:
+    except* (AgentError, OSError) as errors:
         view.say(f"The demo failed: {_first(errors)}", "bold red")
     return _conclude(view, evidence) if evidence is not None else 1
 

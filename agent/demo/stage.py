@@ -14,8 +14,9 @@ from subprocess import DEVNULL, PIPE
 import anyio
 import msgspec
 
+from agent.control.schema import DestinationStatus
 from agent.demo import recording, report
-from agent.demo.agent_process import AgentProcess, DemoError, DemoStatus, environment
+from agent.demo.agent_process import AgentProcess, DemoError, environment
 from agent.demo.api import DemoApi, Mood
 from agent.demo.build import BuildOutcome
 from agent.demo.view import DemoView, Glance
@@ -73,7 +74,7 @@ class Stage:
             await self._look()
             await anyio.sleep(SHOW_SECONDS)
 
-    async def until(self, what: str, holds: Callable[[DemoStatus], bool]) -> DemoStatus:
+    async def until(self, what: str, holds: Callable[[DestinationStatus], bool]) -> DestinationStatus:
         """Return the first status that is so. Raises DemoError if it takes too long, or events are dropped."""
         status = None
         with anyio.move_on_after(PATIENCE):
@@ -98,7 +99,7 @@ class Stage:
         status = await self.until("drained", lambda status: status.state == "running" and status.ledger.queued == 0)
         return status.ledger
 
-    async def _look(self) -> DemoStatus | None:
+    async def _look(self) -> DestinationStatus | None:
         status = await self.agent.status()
         if status is not None:
             self.readings += 1

@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from agent.demo.agent_process import DemoStatus
+from agent.control.schema import DestinationStatus
 from agent.queue.cursor import Ledger
 
 MAX_WIDTH = 100
@@ -32,7 +32,7 @@ _COLORS = {"running": "green", "backing_off": "yellow", "paused": "magenta"}
 class Glance:
     """How everything is at one moment. `status` is None while the daemon is down; `api` describes the server."""
 
-    status: DemoStatus | None
+    status: DestinationStatus | None
     api: str
 
 
@@ -138,7 +138,7 @@ def _panel(glance: Glance, width: int) -> Panel:
     )
 
 
-def _state(status: DemoStatus | None) -> Text:
+def _state(status: DestinationStatus | None) -> Text:
     if status is None:
         return Text("not running", "bold red")
     text = Text(status.state, f"bold {_COLORS.get(status.state, '')}")

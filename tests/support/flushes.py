@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import anyio
 
-from agent.control.flush_routes import VERDICT_HEADER, FlushRoute, Listener
+from agent.control.client import VERDICT_HEADER
+from agent.control.flush_routes import FlushRoute, Listener
 from agent.delivery.pipeline import Pipeline
 from agent.http.server import Request
 from tests.support.fake_transport import FakeTransport

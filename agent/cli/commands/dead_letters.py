@@ -96,7 +96,8 @@ def retry(path: Path | None, as_json: bool, numbers: tuple[int, ...], **options:
     both. What the API refuses again becomes a letter again, with a new number. Exit code 1: some could not be put back, or cannot
     be read.
     """
-    from agent.cli.queue_access import Online, access
+    from agent.cli.queue_access import access
+    from agent.control.queue_client import QueueClient
 
     meant = letter_selection(options, numbers)
     with access(load_config(path)) as way:
@@ -108,7 +109,9 @@ def retry(path: Path | None, as_json: bool, numbers: tuple[int, ...], **options:
         say(_retried(done))
     if done.refused:
         why = f"{amount(done.left, 'letter')} stayed: the queue takes no more now ({done.refused})"
-        where = f"`{PROGRAM} status` says why" if isinstance(way, Online) else "no daemon runs that would make room"
+        where = (
+            f"`{PROGRAM} status` says why" if isinstance(way, QueueClient) else "no daemon runs that would make room"
+        )
         click.echo(f"{PROGRAM}: {why}: {where}", err=True)
     if done.problem:
         why = "their letters could not be removed, so that another retry would send them twice"

@@ -17,8 +17,7 @@ def pause(path: Path | None) -> None:
     """
     from agent.control.client import ControlClient
 
-    with ControlClient(load_config(path).listen.control) as control:
-        control.pause()
+    ControlClient(load_config(path).listen.control).pause()
     say("Delivery is paused; events are taken and kept. To go on: artifacts-agent resume")
 
 
@@ -32,6 +31,5 @@ def resume(path: Path | None) -> None:
     """
     from agent.control.client import ControlClient
 
-    with ControlClient(load_config(path).listen.control) as control:
-        control.resume()
+    ControlClient(load_config(path).listen.control).resume()
     say("Delivery goes on. How it fares: artifacts-agent status")

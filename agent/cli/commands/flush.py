@@ -2,10 +2,10 @@
 
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -79,7 +79,8 @@ def flush(path: Path | None, deadline: float, session: str | None, as_json: bool
     from agent.control.client import ControlClient
 
     control_path = load_config(path).listen.control
-    with ControlClient(control_path) as control, _progress(control_path, wanted=not as_json):
+    control = ControlClient(control_path)
+    with _progress(control, wanted=not as_json):
         flushed = control.flush(deadline, session)
     if flushed is None:
         raise DeadlineError(
@@ -125,7 +126,7 @@ def _what_is_left(report: "FlushReport", deadline: float) -> str:
 
 
 @contextmanager
-def _progress(path: Path, *, wanted: bool) -> Iterator[None]:
+def _progress(control: "ControlClient", *, wanted: bool) -> Iterator[None]:
     """Show a bar on a terminal while the block runs; a thread of its own asks for the numbers."""
     if not (wanted and sys.stderr is not None and sys.stderr.isatty()):
         yield
@@ -136,7 +137,7 @@ def _progress(path: Path, *, wanted: bool) -> Iterator[None]:
     columns = (TextColumn("flushing"), BarColumn(), MofNCompleteColumn(), TextColumn("events"), TimeElapsedColumn())
     ended = threading.Event()
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        watcher = threading.Thread(target=_watch, args=(path, progress, ended), daemon=True)
+        watcher = threading.Thread(target=_watch, args=(control, progress, ended), daemon=True)
         watcher.start()
         try:
             yield
@@ -145,27 +146,23 @@ def _progress(path: Path, *, wanted: bool) -> Iterator[None]:
             watcher.join(timeout=1.0)  # a daemon that hangs must not hold up the end
 
 
-def _watch(path: Path, progress: "Progress", ended: threading.Event) -> None:
-    from agent.control.client import ControlClient
-
+def _watch(control: "ControlClient", progress: "Progress", ended: threading.Event) -> None:
     task, before, over = progress.add_task("flush", total=None), None, False
-    with ControlClient(path) as control:
-        while True:
-            if (counts := _counts(control)) is not None:
-                left, queued = counts
-                before = left if before is None else before
-                progress.update(task, completed=left - before, total=left - before + queued)
-            if over:
-                return
-            over = ended.wait(_POLL_SECONDS)
+    while True:
+        if (counts := _counts(control)) is not None:
+            left, queued = counts
+            before = left if before is None else before
+            progress.update(task, completed=left - before, total=left - before + queued)
+        if over:
+            return
+        over = ended.wait(_POLL_SECONDS)
 
 
 def _counts(control: "ControlClient") -> tuple[int, int] | None:
     """Return how many events have left the queues so far, and how many are in them; None if the daemon does not say."""
     try:
-        destinations: Mapping[str, Any] = control.status().value["destinations"]
+        destinations = control.status().destinations.values()
     except AgentError:  # the flush meets the same trouble, and reports it
         return None
-    ledgers = [destination["ledger"] for destination in destinations.values()]
-    queued = sum(ledger["queued"] for ledger in ledgers)
-    return sum(ledger["accepted"] for ledger in ledgers) - queued, queued
+    queued = sum(each.ledger.queued for each in destinations)
+    return sum(each.ledger.accepted for each in destinations) - queued, queued

@@ -19,13 +19,13 @@ def status(path: Path | None, as_json: bool) -> None:
     """
     from agent.control.client import ControlClient
 
-    with ControlClient(load_config(path).listen.control) as control:
-        answer = control.status()
+    _, text = ControlClient(load_config(path).listen.control).status_and_json()
     if as_json:
-        say(answer.text)
+        say(text)
         return
+    import json
     import time
 
     from agent.cli.views.status import screen
 
-    show(screen(answer.value, time.time()))
+    show(screen(json.loads(text), time.time()))

@@ -1,0 +1,62 @@
+"""Asking the daemon about its queue and its dead letters: these requests, as methods."""
+
+from urllib.parse import urlencode
+
+import msgspec
+
+from agent.control.client import ControlClient
+from agent.queue.maintenance import changes
+from agent.queue.maintenance.audit import Audit
+from agent.queue.maintenance.browse import EventFilter, EventPage, Listing
+from agent.queue.maintenance.browse_dead_letters import DeadLetterFilter, DeadLetterPage
+
+
+class QueueClient:
+    """The queue of a daemon that runs. `purge_seconds` is how long a purge waits for requests that are under way.
+
+    Every method may raise what `ControlClient.ask` does.
+    """
+
+    def __init__(self, control: ControlClient, purge_seconds: float) -> None:
+        self._control = control
+        self._purge_seconds = purge_seconds
+
+    def listing(self) -> Listing:
+        """Return what the segments hold."""
+        return self._control.ask("GET", "/queue", Listing)
+
+    def event_page(self, wanted: EventFilter, start: int, limit: int) -> EventPage:
+        """Return queued events, from the number `start` on."""
+        return self._control.ask("GET", f"/queue/events?{_query(wanted, start, limit)}", EventPage)
+
+    def audit(self) -> Audit:
+        """Check the queue's files."""
+        return self._control.ask("GET", "/queue/verify", Audit)
+
+    def dead_letter_page(self, wanted: DeadLetterFilter, start: int, limit: int) -> DeadLetterPage:
+        """Return dead letters, from the place `start` on."""
+        return self._control.ask("GET", f"/dead-letters?{_query(wanted, start, limit)}", DeadLetterPage)
+
+    def repair(self) -> changes.Repaired:
+        """Account for all damage."""
+        return self._control.ask("POST", "/queue/repair", changes.Repaired)
+
+    def purge(self) -> changes.Purged:
+        """Drop all that is queued. Raises DeadlineError if requests are under way for too long: then nothing is purged."""
+        return self._control.ask("POST", f"/queue/purge?deadline={self._purge_seconds!r}", changes.Purged)
+
+    def retry(self, wanted: DeadLetterFilter) -> changes.Retried:
+        """Put events of dead letters back into the queue."""
+        return self._control.ask("POST", "/dead-letters/retry", changes.Retried, body=msgspec.json.encode(wanted))
+
+    def purge_dead_letters(self, wanted: DeadLetterFilter) -> changes.DeadLettersPurged:
+        """Remove dead letters."""
+        body = msgspec.json.encode(wanted)
+        return self._control.ask("POST", "/dead-letters/purge", changes.DeadLettersPurged, body=body)
+
+
+def _query(wanted: EventFilter, start: int, limit: int) -> str:
+    parameters: dict[str, object] = msgspec.to_builtins(wanted)
+    if "numbers" in parameters:
+        parameters["numbers"] = ",".join(map(str, msgspec.to_builtins(parameters["numbers"])))
+    return urlencode({**parameters, "from": start, "limit": limit})
