@@ -1,19 +1,43 @@
-"""What a configuration says of a queue and of the account that its events are for.
+"""What a daemon goes by: a configuration with its tokens, and what it says of the queue and the account.
 
-It knows the configuration. It must never know who opens the queue. Quick to import: commands need it without a daemon.
+Quick to import: commands need it without a daemon.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from pydantic import SecretStr
+
+from agent import config
 from agent.config import Config
+from agent.config.tokens import TokenFiles, token_files
 from agent.queue import segment
 from agent.queue.store import Limits
 from agent.spools.identity import Account
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A configuration and what stands outside of it: the API's token, that of clients over TCP, and how their files look."""
+
+    config: Config
+    token: SecretStr | None
+    clients_token: SecretStr | None
+    token_files: TokenFiles
+
+    @classmethod
+    def read(cls, settings: Config, environ: Mapping[str, str]) -> Self:
+        """Read the tokens of a configuration. Raises ConfigError."""
+        files = token_files(settings, environ)  # first: a token that is replaced meanwhile is read again later
+        return cls(settings, config.read_token(settings, environ), config.read_http_token(settings, environ), files)
 
 
 def limits_of(settings: Config) -> Limits:
     """Return what bounds the queue of a configuration."""
     queue = settings.queue
     return Limits(
-        # Room is made by whole segments; and one has a length to which it can be told from a file that is none.
+        # Space is freed by whole segments; and a segment's length must tell it from a file that is no segment.
         segment_bytes=min(queue.segment_bytes, queue.max_bytes // 4, segment.MAX_BYTES // 2),
         max_bytes=queue.max_bytes,
         max_age=queue.max_age,

@@ -1,12 +1,11 @@
-"""Telling systemd how the daemon is doing: the protocol of sd_notify(3) and sd_watchdog_enabled(3).
-
-It knows one datagram socket. It must never know why the daemon is ready, stopping or alive.
-"""
+"""Telling systemd how the daemon is doing: the protocol of sd_notify(3) and sd_watchdog_enabled(3)."""
 
 import contextlib
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import anyio
 
 
 class Notifier:
@@ -25,6 +24,16 @@ class Notifier:
             return
         with contextlib.suppress(OSError):  # the watchdog tells systemd what a lost notification would have
             self._send("\n".join(assignments).encode())
+
+    async def feed_watchdog(self, write_paths: Sequence[Callable[[], Awaitable[object]]]) -> None:
+        """Tell systemd again and again that the daemon is alive, but only as long as every write path answers."""
+        if self.watchdog_seconds is None:
+            return
+        while True:
+            for answers in write_paths:
+                await answers()
+            self.notify("WATCHDOG=1")
+            await anyio.sleep(self.watchdog_seconds / 3)
 
     def _send(self, message: bytes) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:

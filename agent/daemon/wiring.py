@@ -1,37 +1,38 @@
-"""How a configuration wants events delivered: this agent's own, and those of the spools that it adopts.
-
-It knows the configuration and the parts that delivery is made of. It must never know queues or sockets.
-"""
+"""How a configuration wants events taken and delivered: this agent's own, and those of the spools that it adopts."""
 
 from functools import partial
 from typing import NamedTuple
 
-from pydantic import SecretStr
-
 from agent.config import Config
-from agent.daemon.settings import account_of
+from agent.daemon.settings import Settings, account_of
 from agent.delivery import backlog, policy
 from agent.delivery.http_transport import Endpoint, HttpTransport
 from agent.delivery.pipeline import DeliveryConfig
+from agent.ingest.http_events import AccessPolicy
 from agent.runtime import Runtime
 from agent.spools.adoption import MAX_OPEN, AdoptionPolicy
 
 
-def delivery_config(settings: Config, token: SecretStr | None, runtime: Runtime) -> DeliveryConfig:
-    """Return how this agent's own events are delivered."""
-    return _delivery(
-        settings, token, runtime, concurrency=settings.batch.concurrency, requests=requests_of(settings).own
-    )
+def access_policy(settings: Settings) -> AccessPolicy:
+    """Return who may send events over HTTP."""
+    api = settings.config.api
+    return AccessPolicy(settings.clients_token, api.team_id, api.slug)
 
 
-def adoption_policy(settings: Config, token: SecretStr | None, runtime: Runtime) -> AdoptionPolicy:
+def delivery_config(settings: Settings, runtime: Runtime) -> DeliveryConfig:
+    """Return how this agent's own events are delivered. Raises ConfigError."""
+    own = requests_of(settings.config).own
+    return _delivery(settings, runtime, concurrency=settings.config.batch.concurrency, requests=own)
+
+
+def adoption_policy(settings: Settings, runtime: Runtime) -> AdoptionPolicy:
     """Return which spools are adopted, and how they are delivered: one request at a time each.
 
     Where requests are limited, one spool at a time.
     """
-    requests = requests_of(settings).for_spools
-    delivery = partial(_delivery, settings, token, runtime, concurrency=1, requests=requests)
-    return AdoptionPolicy(account_of(settings), delivery, MAX_OPEN if requests is None else 1)
+    requests = requests_of(settings.config).for_spools
+    delivery = partial(_delivery, settings, runtime, concurrency=1, requests=requests)
+    return AdoptionPolicy(account_of(settings.config), delivery, MAX_OPEN if requests is None else 1)
 
 
 class Requests(NamedTuple):
@@ -50,10 +51,9 @@ def requests_of(settings: Config) -> Requests:
     return Requests(max(1, limit - share), share)
 
 
-def _delivery(
-    settings: Config, token: SecretStr | None, runtime: Runtime, *, concurrency: int, requests: int | None
-) -> DeliveryConfig:
-    api, batch = settings.api, settings.batch
+def _delivery(settings: Settings, runtime: Runtime, *, concurrency: int, requests: int | None) -> DeliveryConfig:
+    config, token = settings.config, settings.token
+    api, batch = config.api, config.batch
     endpoint = Endpoint(
         url=api.url,
         token=token.get_secret_value() if token is not None else None,
@@ -66,17 +66,17 @@ def _delivery(
         settings=policy.DeliverySettings(
             max_events=batch.max_events,
             concurrency=concurrency,
-            initial_delay=settings.retry.initial_delay,
-            max_delay=settings.retry.max_delay,
-            probe_interval=settings.pause.probe_interval,
-            max_probe_interval=settings.pause.max_probe_interval,
-            rejections_in_a_row=settings.pause.rejections_in_a_row,
+            initial_delay=config.retry.initial_delay,
+            max_delay=config.retry.max_delay,
+            probe_interval=config.pause.probe_interval,
+            max_probe_interval=config.pause.max_probe_interval,
+            rejections_in_a_row=config.pause.rejections_in_a_row,
             requests_per_minute=requests,
         ),
         options=backlog.BatchOptions(
             max_bytes=batch.max_bytes,
             max_delay=batch.max_delay,
-            max_age=settings.queue.max_age,
+            max_age=config.queue.max_age,
             split_sessions=batch.split_sessions,
         ),
     )

@@ -10,7 +10,7 @@ ends too early ends the client's connection. A client that closes only its sendi
 import contextlib
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import NamedTuple, cast
 
 import anyio
@@ -58,12 +58,16 @@ class Proxy:
         self._under_way: dict[Exchange, anyio.CancelScope] = {}
         self._begun = anyio.Event()
 
-    def reconfigure(self, url: str) -> None:
-        """Pass later requests on to `url`. Raises ConfigError."""
-        if httpx.URL(url) != self._upstream.url:
-            new = _open(url)
-            self._former.append(self._upstream)
-            self._upstream = new
+    def prepare(self, url: str) -> Callable[[], None]:
+        """Return what has later requests passed on to `url`. Raises ConfigError."""
+        new = self._upstream if httpx.URL(url) == self._upstream.url else _open(url)
+
+        def take_over() -> None:
+            if new is not self._upstream:
+                self._former.append(self._upstream)
+                self._upstream = new
+
+        return take_over
 
     async def aclose(self) -> None:
         """Close the connections that are idle."""

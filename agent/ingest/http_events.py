@@ -74,9 +74,10 @@ class HttpListener:
         terms: AccessPolicy,
         max_connections: int,
         patience: Timeouts = http_server.PATIENCE,
+        forward: Forward | None = None,
     ) -> None:
-        self.terms = terms
-        self.forward: Forward | None = None
+        self._terms = terms
+        self._forward = forward
         self.answered: Counter[int] = Counter()
         self._bound = bound
         self._intake = intake
@@ -91,6 +92,10 @@ class HttpListener:
             for each in self._bound:
                 handler = self._handle if each.socket.family == socket.AF_UNIX else self._handle_with_token
                 tasks.start_soon(self._server.serve, each.socket, handler, each.release)
+
+    def reconfigure(self, terms: AccessPolicy) -> None:
+        """Go by another policy from now on."""
+        self._terms = terms
 
     async def close(self) -> None:
         """Take no more requests."""
@@ -116,9 +121,9 @@ class HttpListener:
 
     def _is_let_in(self, head: Head) -> bool:
         given = _bearer(head.headers.get("authorization", ""))
-        if given is None or self.terms.token is None:
+        if given is None or self._terms.token is None:
             return False
-        return hmac.compare_digest(given[1].encode(), self.terms.token.get_secret_value().encode())
+        return hmac.compare_digest(given[1].encode(), self._terms.token.get_secret_value().encode())
 
     async def _handle(self, exchange: Exchange) -> None:
         head = exchange.head
@@ -126,9 +131,9 @@ class HttpListener:
             answer = _preflight() if head.method == "OPTIONS" else await self._take(exchange)
             self.answered[answer.status] += head.method == "POST"
             return await exchange.answer(answer)
-        if self.forward is not None:
+        if self._forward is not None:
             exchange.go_on_endlessly()
-            return await self.forward(exchange)
+            return await self._forward(exchange)
         return await exchange.answer(_no_route(head))
 
     async def _take(self, exchange: Exchange) -> Response:
@@ -153,7 +158,7 @@ class HttpListener:
             self._log.warning("request_refused", status=refusal.answer.status, reason=reason, suppressed=held_back)
 
     def _check_team(self, head: Head) -> None:
-        for name, ours, key in (("teamId", self.terms.team_id, "team_id"), ("slug", self.terms.slug, "slug")):
+        for name, ours, key in (("teamId", self._terms.team_id, "team_id"), ("slug", self._terms.slug, "slug")):
             theirs = head.query.get(name)
             if ours and theirs and theirs != ours:
                 reason = f"The agent delivers to another team than the {name} of the request: it is api.{key} that says to which"

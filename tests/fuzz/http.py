@@ -58,8 +58,9 @@ class Site:
             async with host() as made:
                 self._pipeline = made.start()
                 self._pipeline.pause()
-                listener = HttpListener([bound], Intake(self._pipeline), AccessPolicy(None, None, "ours"), 64)
-                listener.forward = front.forward
+                listener = HttpListener(
+                    [bound], Intake(self._pipeline), AccessPolicy(None, None, "ours"), 64, forward=front.forward
+                )
                 made.tasks.start_soon(listener.serve)
                 started.set()
                 await anyio.sleep_forever()

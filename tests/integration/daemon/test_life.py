@@ -308,6 +308,23 @@ def test_a_wrong_configuration_is_refused_loudly_and_the_old_one_stays(daemon: D
     api_server.wait_for(lambda: len(api_server.accepted_events()) == 2)
 
 
+@pytest.mark.parametrize("front", [False, True])
+def test_a_server_that_cannot_be_spoken_to_is_refused_as_a_whole(
+    tmp_path: Path, api_server: ApiServer, *, front: bool
+) -> None:
+    sections: Sections = {**JSON_LOG, "http": {"socket": str(tmp_path / "h")}, "front": {"enabled": front}}
+    daemon = Daemon(tmp_path / "d", api_server.url, sections)
+    daemon.env["SSL_CERT_FILE"] = "/no/such/file"
+    with daemon:
+        daemon.configure("https://api.invalid", {**sections, "batch": {"max_events": 3}})
+        daemon.signal(signal.SIGHUP)
+        assert "certificates cannot be read" in wait_logged(daemon, "reload_refused")[0]["error"]
+        assert daemon.status()["api"]["url"] == api_server.url
+        emit(daemon, 7)
+        api_server.wait_for(lambda: len(api_server.accepted_events()) == 7)
+        assert len(api_server.posts()) == 1
+
+
 def test_a_new_token_file_ends_a_pause_even_while_the_configuration_is_being_edited(
     daemon: Daemon, api_server: ApiServer
 ) -> None:

@@ -369,7 +369,7 @@ async def test_a_new_token_counts_from_the_next_request_on(tmp_path: Path) -> No
         with Client(at.port) as client:
             await client.send(post([EVENT], {"Authorization": f"Bearer {TOKEN}"}))
             assert (await client.answer()).status == 200
-            at.listener.terms = AccessPolicy(SecretStr("another"))
+            at.listener.reconfigure(AccessPolicy(SecretStr("another")))
             await client.send(post([EVENT], {"Authorization": f"Bearer {TOKEN}"}))
             assert (await client.answer()).status == 401
 

@@ -1,0 +1,109 @@
+"""Puts the parts of a daemon together, as a configuration wants them."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from agent.control.routes import Control
+from agent.control.schema import StatusReport
+from agent.daemon.listening import connection_limits, open_sockets
+from agent.daemon.service import Service
+from agent.daemon.services import (
+    AdoptionService,
+    ControlService,
+    FrontService,
+    HttpService,
+    IdentityService,
+    ListenerService,
+    PipelineService,
+    StreamService,
+)
+from agent.daemon.settings import Settings, limits_of
+from agent.daemon.wiring import access_policy, adoption_policy, delivery_config
+from agent.delivery.pipeline import Pipeline
+from agent.http.proxy import Proxy
+from agent.ingest import sockets
+from agent.ingest.datagram import DatagramListener
+from agent.ingest.http_events import HttpListener
+from agent.ingest.intake import Intake
+from agent.ingest.stream import StreamListener
+from agent.queue.filesystem import Filesystem
+from agent.runtime import Runtime
+from agent.spools.adoption import Adoption
+from agent.spools.identity import DESTINATION
+
+HTTP_ROLES = ("http", "http_tcp")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a daemon consists of. It is drained in this order: `listeners`, `deliveries`; the `others` go on to the end."""
+
+    pipelines: Mapping[str, Pipeline]
+    listeners: Sequence[Service]
+    deliveries: Sequence[Service]
+    others: Sequence[Service]
+
+    @property
+    def services(self) -> list[Service]:
+        """All services, in the order in which they are started and take new settings over."""
+        return [*self.others, *self.deliveries, *self.listeners]
+
+
+def assemble(
+    settings: Settings, environ: Mapping[str, str], fs: Filesystem, runtime: Runtime, opened: AsyncExitStack
+) -> Parts:
+    """Open the queue and the sockets; `opened` closes them. Raises ConfigError, StorageError or ListenError."""
+    config, limits = settings.config, limits_of(settings.config)
+    identity = IdentityService(fs, settings)
+    identity.identify()
+    others: list[Service] = [identity]
+
+    directory = config.queue.directory / DESTINATION
+    pipelines = {DESTINATION: Pipeline(fs, directory, limits, delivery_config(settings, runtime), runtime)}
+    deliveries: list[Service] = [PipelineService(pipeline, runtime) for pipeline in pipelines.values()]
+    for each in deliveries:
+        opened.push_async_callback(each.close)
+
+    proxy = None
+    if config.front.enabled:
+        proxy = Proxy(config.api.url)
+        front = FrontService(proxy)
+        opened.push_async_callback(front.close)
+        others.append(front)
+
+    bound = open_sockets(config, environ)
+    for socket in bound.values():
+        opened.callback(socket.release)
+    max_connections = connection_limits(config)
+    intake = Intake(pipelines[DESTINATION])
+    listeners: list[ListenerService] = []
+    if "stream" in bound:
+        listeners.append(StreamService(StreamListener(bound["stream"], intake, max_connections.stream)))
+    if "datagram" in bound:
+        listeners.append(ListenerService(DatagramListener(bound["datagram"], intake)))
+    if over_http := [bound[role] for role in HTTP_ROLES if role in bound]:
+        forward = proxy.forward if proxy is not None else None
+        http = HttpListener(over_http, intake, access_policy(settings), max_connections.http, forward=forward)
+        path = str(config.http.socket) if config.http.socket is not None else None
+        address = sockets.tcp_address(bound["http_tcp"]) if "http_tcp" in bound else None
+        listeners.append(HttpService(http, path, address, proxy))
+
+    adoptions: list[Adoption] = []
+    if config.queue.adopt is not None:
+        policy, owner = adoption_policy(settings, runtime), pipelines[DESTINATION]
+        adoptions.append(Adoption(fs, config.queue.adopt, config.queue.directory, limits, policy, runtime, owner))
+        deliveries += [AdoptionService(adoption, runtime) for adoption in adoptions]
+
+    def describe_intake(report: StatusReport) -> None:
+        report.rejected = intake.rejected
+
+    control = Control(
+        pipelines,
+        [service.listener for service in listeners],
+        runtime.wall_clock,
+        describe=[describe_intake, *(service.describe for service in [*others, *deliveries, *listeners])],
+        deliveries=adoptions,
+    )
+    others.append(ControlService(bound["control"].socket, control))
+    return Parts(pipelines, listeners, deliveries, others)

@@ -1,0 +1,75 @@
+"""The sockets that a daemon opens, and how many connections it may have on them."""
+
+import os
+import resource
+import sys
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import structlog
+
+from agent.config import Config
+from agent.errors import ListenError
+from agent.ingest import sockets
+from agent.ingest.sockets import BoundSocket
+
+CONTROL_MODE = 0o600
+# For the queue's files, the control socket's connections and the requests to the API.
+RESERVED_FILES = 192
+
+
+def open_sockets(settings: Config, environ: Mapping[str, str]) -> dict[str, BoundSocket]:
+    """Open every socket that is configured, by role; those that systemd passed come first. Raises ListenError."""
+    listen, http = settings.listen, settings.http
+    passed = sockets.passed_by_systemd(environ, os.getpid())
+    bound = {role: BoundSocket(each, None) for role, each in passed.items()}
+    try:
+        if listen.stream is not None and "stream" not in bound:
+            bound["stream"] = sockets.bind(listen.stream, sockets.STREAM, mode=listen.mode, group=listen.group)
+        if listen.datagram is not None and "datagram" not in bound:
+            bound["datagram"] = sockets.bind(listen.datagram, sockets.DATAGRAM, mode=listen.mode, group=listen.group)
+        if http.socket is not None:
+            bound["http"] = sockets.bind(http.socket, sockets.STREAM, mode=listen.mode, group=listen.group)
+        if http.listen is not None:
+            bound["http_tcp"] = sockets.bind_tcp(http.listen)
+        if "control" not in bound:
+            bound["control"] = sockets.bind(listen.control, sockets.STREAM, mode=CONTROL_MODE)
+    except ListenError:
+        for each in bound.values():
+            each.release()
+        raise
+    return bound
+
+
+class ConnectionLimits(NamedTuple):
+    """How many connections may be open, on the stream socket and over HTTP."""
+
+    stream: int
+    http: int
+
+
+def connection_limits(settings: Config) -> ConnectionLimits:
+    """Share out the files that this process may open; warn where that is fewer than are configured.
+
+    A connection over HTTP takes two files: the front has one to the API for each.
+    """
+    files = _raise_file_limit()
+    free = max(files - RESERVED_FILES, 4)
+    has_http = settings.http.socket is not None or settings.http.listen is not None
+    wanted = ConnectionLimits(settings.listen.max_connections, settings.http.max_connections if has_http else 0)
+    http = min(wanted.http, free // 4)
+    limits = ConnectionLimits(min(wanted.stream, free - 2 * http), http)
+    reason = f"the process may open {files} files; raise LimitNOFILE= or ulimit -n"
+    keys = ("listen.max_connections", "http.max_connections")
+    for key, limit, configured in zip(keys, limits, wanted, strict=True):
+        if limit < configured:
+            facts = {"max_connections": limit, "wanted": configured, "reason": reason}
+            structlog.get_logger("agent.daemon").warning("max_connections_lowered", key=key, **facts)
+    return limits
+
+
+def _raise_file_limit() -> int:
+    """Allow as many open files as the system lets this process have: each connection is one. Return that limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard if hard != resource.RLIM_INFINITY else sys.maxsize

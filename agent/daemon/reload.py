@@ -1,0 +1,89 @@
+"""Taking over a new configuration and new tokens while the daemon runs."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import anyio
+import structlog
+
+from agent import config
+from agent.config import Config
+from agent.config.tokens import TokenFiles, token_files
+from agent.daemon import logging
+from agent.daemon.service import Service
+from agent.daemon.settings import Settings
+from agent.daemon.systemd import Notifier
+from agent.delivery.pipeline import Pipeline
+from agent.errors import ConfigError
+
+TOKEN_POLL_SECONDS = 5.0
+
+
+class Reloader:
+    """Has all services take new settings over, or none: then the old `settings` stay. `load` reads the configuration again."""
+
+    def __init__(
+        self,
+        load: Callable[[], Config],
+        environ: Mapping[str, str],
+        settings: Settings,
+        services: Sequence[Service],
+        notifier: Notifier,
+    ) -> None:
+        self._load = load
+        self._environ = environ
+        self.settings = settings
+        self._files = settings.token_files
+        self._services = services
+        self._notifier = notifier
+        self._log = structlog.get_logger("agent.daemon")
+
+    def reload(self) -> None:
+        """Read configuration and tokens again."""
+        self._reload(self._load)
+
+    async def watch_tokens(self) -> None:
+        """Take new tokens over when their files are replaced; the configuration, which may be half edited, is not read."""
+        while True:
+            await anyio.sleep(TOKEN_POLL_SECONDS)
+            found = token_files(self.settings.config, self._environ)
+            found = TokenFiles(found.api or self._files.api, found.clients or self._files.clients)
+            if found != self._files:
+                self._files = found
+                self._reload(lambda: self.settings.config)
+
+    def _reload(self, load: Callable[[], Config]) -> None:
+        self._notifier.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        old = self.settings
+        try:
+            loaded = load()
+            new = Settings.read(_until_restart(old.config, loaded), self._environ)
+            prepared = [service.reload(new) for service in self._services]
+        except ConfigError as error:
+            self._log.error("reload_refused", error=str(error))
+        else:
+            self.settings, self._files = new, new.token_files
+            for key in config.needs_restart(old.config, loaded):
+                self._log.warning("restart_needed", key=key)
+            logging.configure(new.config.log.level, new.config.log.format)
+            new_token = (new.token, new.clients_token) != (old.token, old.clients_token)
+            changed = [*config.differences(old.config, new.config), *(["token"] if new_token else [])]
+            self._log.info("reloaded", changed=changed)
+            for take_over in prepared:
+                take_over()
+        self._notifier.notify("READY=1")
+
+
+def _until_restart(old: Config, new: Config) -> Config:
+    """Return a new configuration with the sections of the old one that only a restart changes."""
+    fixed = {key.partition(".")[0] for key in config.RESTART_KEYS}
+    return new.model_copy(update={section: getattr(old, section) for section in fixed})
+
+
+def resume_if_token_is_newer(pipelines: Iterable[Pipeline], settings: Settings) -> None:
+    """End pauses if the token was replaced while no daemon ran. Of a credential systemd makes a new copy at each start."""
+    token = settings.token_files.api
+    for pipeline in pipelines:
+        since = pipeline.paused_since
+        if since is not None and token is not None and settings.config.api.token_file and token.changed_at > since:
+            pipeline.resume()

@@ -1,0 +1,212 @@
+"""The parts of a daemon as services. What they are made of knows nothing of daemons."""
+
+import secrets
+from functools import partial
+from socket import socket
+from typing import Protocol
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from agent.control.routes import Control
+from agent.control.schema import ApiStatus, HttpStatus, StatusReport
+from agent.control.status import adoption_status
+from agent.daemon.service import Apply, Service
+from agent.daemon.settings import Settings, account_of
+from agent.daemon.wiring import access_policy, adoption_policy, delivery_config
+from agent.delivery.pipeline import Pipeline
+from agent.errors import StorageError
+from agent.http import server
+from agent.http.proxy import Proxy
+from agent.ingest.http_events import HttpListener
+from agent.ingest.stream import StreamListener
+from agent.queue.filesystem import Filesystem
+from agent.runtime import Runtime
+from agent.spools import identity as spool
+from agent.spools.adoption import Adoption
+
+READ_OUT_SECONDS = 5.0
+
+
+class Listener(Protocol):
+    """What takes events on a socket."""
+
+    async def serve(self) -> None:
+        """Take events until `close`, and then what clients had written before."""
+
+    async def close(self) -> None:
+        """Let clients write no more."""
+
+    async def catch_up(self) -> None:
+        """Return when everything that had been written before the call has been taken."""
+
+
+class ListenerService(Service):
+    """A listener. What clients had written when it is drained is read to its end, within READ_OUT_SECONDS at least.
+
+    It is bounded by the sockets' buffers, and what is not read would be lost, so that nothing cuts it short.
+    """
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+        self._reading = anyio.CancelScope()
+        self._ended = anyio.Event()
+
+    def start(self, tasks: TaskGroup) -> None:
+        tasks.start_soon(self._serve)
+
+    async def _serve(self) -> None:
+        with self._reading:
+            await self.listener.serve()
+        self._ended.set()
+
+    async def drain(self, seconds: float) -> None:
+        self._reading.deadline = anyio.current_time() + max(seconds, READ_OUT_SECONDS)
+        await self.listener.close()
+        await self._ended.wait()
+
+
+class StreamService(ListenerService):
+    """The stream listener."""
+
+    def __init__(self, listener: StreamListener) -> None:
+        super().__init__(listener)
+        self._stream = listener
+
+    def describe(self, report: StatusReport) -> None:
+        report.connections, report.evicted = self._stream.connections, self._stream.evicted
+
+
+class HttpService(ListenerService):
+    """The HTTP listener, at the path `socket` and the TCP address `address`, in front of `proxy`."""
+
+    def __init__(self, listener: HttpListener, socket: str | None, address: str | None, proxy: Proxy | None) -> None:
+        super().__init__(listener)
+        self._http = listener
+        self._socket = socket
+        self._address = address
+        self._proxy = proxy
+
+    def reload(self, new: Settings) -> Apply:
+        return partial(self._http.reconfigure, access_policy(new))
+
+    def describe(self, report: StatusReport) -> None:
+        report.http = HttpStatus(
+            socket=self._socket,
+            listen=self._address,
+            connections=self._http.connections,
+            events=self._http.answered,
+            front=self._proxy.answered if self._proxy is not None else {},
+            forwards=self._proxy is not None,
+        )
+
+
+class FrontService(Service):
+    """The front: the proxy that the HTTP listener hands other requests to."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self._proxy = proxy
+
+    def start(self, tasks: TaskGroup) -> None:
+        tasks.start_soon(self._proxy.watch)
+
+    def reload(self, new: Settings) -> Apply:
+        return self._proxy.prepare(new.config.api.url)
+
+    async def close(self) -> None:
+        await self._proxy.aclose()
+
+
+class PipelineService(Service):
+    """A pipeline. When it is drained, everything that was taken is on disk at the end."""
+
+    def __init__(self, pipeline: Pipeline, runtime: Runtime) -> None:
+        self._pipeline = pipeline
+        self._runtime = runtime
+        self._ended = anyio.Event()
+
+    def start(self, tasks: TaskGroup) -> None:
+        tasks.start_soon(self._run)
+
+    async def _run(self) -> None:
+        try:
+            await self._pipeline.run()
+        finally:
+            self._ended.set()
+
+    def reload(self, new: Settings) -> Apply:
+        return partial(self._pipeline.reconfigure, delivery_config(new, self._runtime))
+
+    async def drain(self, seconds: float) -> None:
+        try:
+            await self._pipeline.drain(seconds)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._ended.wait()
+
+    async def close(self) -> None:
+        await self._pipeline.close()
+
+
+class AdoptionService(Service):
+    """The adoption of spools."""
+
+    def __init__(self, adoption: Adoption, runtime: Runtime) -> None:
+        self._adoption = adoption
+        self._runtime = runtime
+
+    def start(self, tasks: TaskGroup) -> None:
+        tasks.start_soon(self._adoption.run)
+
+    def reload(self, new: Settings) -> Apply:
+        return partial(self._adoption.reconfigure, adoption_policy(new, self._runtime))
+
+    async def drain(self, seconds: float) -> None:
+        self._adoption.stop(seconds)
+        try:
+            await self._adoption.ended.wait()
+        finally:
+            self._adoption.abort()
+            with anyio.CancelScope(shield=True):
+                await self._adoption.ended.wait()
+
+    def describe(self, report: StatusReport) -> None:
+        report.adopted = adoption_status(self._adoption.report())
+
+
+class IdentityService(Service):
+    """Has the queue directory say whose its events are, for whoever adopts it one day."""
+
+    def __init__(self, fs: Filesystem, settings: Settings) -> None:
+        self._fs = fs
+        self._account = account_of(settings.config)
+        self._directory = settings.config.queue.directory
+
+    def reload(self, new: Settings) -> Apply:
+        def take_over() -> None:
+            self._account = account_of(new.config)
+            self.identify()
+
+        return take_over
+
+    def describe(self, report: StatusReport) -> None:
+        report.api = ApiStatus(self._account.url, self._account.team_id, self._account.slug)
+
+    def identify(self) -> None:
+        """Write it down, or warn that it cannot be."""
+        try:
+            spool.identify(self._fs, self._directory, self._account, secrets.token_hex(16))
+        except StorageError as error:
+            structlog.get_logger("agent.daemon").warning("identity_not_written", error=str(error))
+
+
+class ControlService(Service):
+    """The control socket. It answers until the daemon's tasks are cancelled, so that a shutdown can be watched."""
+
+    def __init__(self, listening: socket, control: Control) -> None:
+        self._listening = listening
+        self._control = control
+
+    def start(self, tasks: TaskGroup) -> None:
+        tasks.start_soon(server.serve, self._listening, self._control.handle)

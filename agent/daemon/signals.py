@@ -1,0 +1,40 @@
+"""What tells a daemon to end or to reload: signals, and the end of the process that started it."""
+
+import signal
+from collections.abc import Callable
+
+import anyio
+import anyio.abc
+
+
+class Signals:
+    """Watches SIGTERM, SIGINT and SIGHUP, and `parent`, a pipe whose other end the starter holds.
+
+    `stop` is set when the daemon is to end, and `patience` is cancelled when it is told so twice: what is not delivered then
+    stays in the queue.
+    """
+
+    def __init__(self, parent: int | None) -> None:
+        self._parent = parent
+        self.stop = anyio.Event()
+        self.patience = anyio.CancelScope()
+
+    async def watch(
+        self, reload: Callable[[], None], *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Watch until cancelled; call `reload` for a SIGHUP. It is started when no signal ends the process any more."""
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            task_status.started()
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    reload()
+                elif self.stop.is_set():
+                    self.patience.cancel()
+                else:
+                    self.stop.set()
+
+    async def watch_parent(self) -> None:
+        """Stop when whoever started this daemon is gone, however that came."""
+        if self._parent is not None:
+            await anyio.wait_readable(self._parent)  # nobody writes there: it is the end
+            self.stop.set()
