@@ -1,25 +1,18 @@
 """Configuration: TOML and environment in, one checked value out; and where tokens are found."""
 
-from agent.config.loading import (
+from agent.config.directories import runtime_directory, state_directory
+from agent.config.loading import PREFIX, TURBO_VARIABLES, VARIABLES, load
+from agent.config.schema import (
     KEYS,
-    PREFIX,
     RESTART_KEYS,
     SOCKET_PATH_LIMIT,
-    TOKEN_VARIABLES,
-    TURBO_VARIABLES,
-    VARIABLES,
     Config,
     differences,
-    load,
     needs_restart,
     parse_duration,
     parse_size,
-    read_http_token,
-    read_token,
-    runtime_directory,
-    state_directory,
-    token_source,
 )
+from agent.config.tokens import TOKEN_VARIABLES, TokenFiles, read_http_token, read_token, token_files, token_source
 
 __all__ = [
     "KEYS",
@@ -30,6 +23,7 @@ __all__ = [
     "TURBO_VARIABLES",
     "VARIABLES",
     "Config",
+    "TokenFiles",
     "differences",
     "load",
     "needs_restart",
@@ -39,5 +33,6 @@ __all__ = [
     "read_token",
     "runtime_directory",
     "state_directory",
+    "token_files",
     "token_source",
 ]

@@ -1,11 +1,85 @@
-"""What the files that hold tokens look like, to see when they are replaced. It must never read a token."""
+"""Where tokens are found, and how their files look, to see when they are replaced.
 
+A token is no part of a `Config`, so that a `Config` can be logged.
+"""
+
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from agent import config
-from agent.config import Config
+from pydantic import SecretStr
+
+from agent.config.directories import absolute_path
+from agent.config.schema import Config
+from agent.errors import ConfigError
+
+TOKEN_VARIABLES: Final = ("ARTIFACTS_AGENT_TOKEN", "TURBO_TOKEN")
+TOKEN_LIMIT: Final = 8192  # bytes; servers refuse a header line that is longer
+
+
+def token_source(config: Config, environ: Mapping[str, str]) -> Path | str | None:
+    """Where `read_token` takes the token from: the file to watch, the name of a variable, or None."""
+    if config.api.token_file:
+        return config.api.token_file
+    credentials = absolute_path(environ, "CREDENTIALS_DIRECTORY")
+    if credentials and os.path.lexists(credentials / "token"):
+        return credentials / "token"
+    return next((name for name in TOKEN_VARIABLES if environ.get(name, "").strip()), None)
+
+
+def read_token(config: Config, environ: Mapping[str, str]) -> SecretStr | None:
+    """The API token without the space around it, or None where there is no token anywhere.
+
+    Raises ConfigError, which never shows the content, when the source exists and does not hold one usable token.
+    """
+    source = token_source(config, environ)
+    if source is None:
+        return None
+    secret = SecretStr(environ[source].strip()) if isinstance(source, str) else _token_in(source)
+    return _usable(secret, source)
+
+
+def _usable(secret: SecretStr, source: Path | str) -> SecretStr:
+    if complaint := _complaint(secret):
+        raise ConfigError(f"{source}: {complaint}; it should hold the token alone, on one line")
+    return secret
+
+
+def read_http_token(config: Config, environ: Mapping[str, str]) -> SecretStr | None:
+    """What clients have to send over TCP: the token in http.token_file, or else the API's; None where nobody listens.
+
+    Raises ConfigError as `read_token` does, and where there is none.
+    """
+    if config.http.listen is None:
+        return None
+    if config.http.token_file is None:
+        if (token := read_token(config, environ)) is None:
+            raise ConfigError("http.listen: clients need a token there: set http.token_file, or one for the API")
+        return token
+    return _usable(_token_in(config.http.token_file), config.http.token_file)
+
+
+def _token_in(path: Path) -> SecretStr:
+    try:
+        with path.open("rb") as file:
+            return SecretStr(file.read(TOKEN_LIMIT + 1).decode("ascii", "replace").strip())
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ConfigError(f"{path}: cannot read the token file: {reason}; let the daemon's user read it") from error
+
+
+def _complaint(secret: SecretStr) -> str | None:
+    # The content lives in this frame only, which never raises: tracebacks may show local variables.
+    text = secret.get_secret_value()
+    complaints = {
+        "the token is empty": not text,
+        f"the token is longer than {TOKEN_LIMIT} bytes": len(text) > TOKEN_LIMIT,
+        "the token has several lines": len(text.splitlines()) > 1,
+        "the token has characters that are not ASCII": not text.isascii(),
+        "the token has spaces or control characters": not text.isprintable() or " " in text,
+    }
+    return next((complaint for complaint, applies in complaints.items() if applies), None)
 
 
 class Fingerprint(NamedTuple):
@@ -25,7 +99,7 @@ class TokenFiles(NamedTuple):
 
 def token_files(settings: Config, environ: Mapping[str, str]) -> TokenFiles:
     """Look at the files that a configuration names."""
-    return TokenFiles(_fingerprint(config.token_source(settings, environ)), _fingerprint(settings.http.token_file))
+    return TokenFiles(_fingerprint(token_source(settings, environ)), _fingerprint(settings.http.token_file))
 
 
 def _fingerprint(path: Path | str | None) -> Fingerprint | None:

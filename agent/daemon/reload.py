@@ -7,8 +7,7 @@ import anyio
 import structlog
 
 from agent import config
-from agent.config import Config
-from agent.config.tokens import TokenFiles, token_files
+from agent.config import Config, TokenFiles, token_files
 from agent.daemon import logging
 from agent.daemon.service import Service
 from agent.daemon.settings import Settings

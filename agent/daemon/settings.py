@@ -10,8 +10,7 @@ from typing import Self
 from pydantic import SecretStr
 
 from agent import config
-from agent.config import Config
-from agent.config.tokens import TokenFiles, token_files
+from agent.config import Config, TokenFiles, token_files
 from agent.queue import segment
 from agent.queue.store import Limits
 from agent.spools.identity import Account
