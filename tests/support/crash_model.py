@@ -217,6 +217,10 @@ class Names:
         every = ((directory, *entry) for directory, entries in self._directories.items() for entry in entries.items())
         return {directory / name: inode for directory, name, inode in every if inode is not None}
 
+    def has_name(self, inode: Inode) -> bool:
+        """Tell whether a name means this file."""
+        return any(inode in entries.values() for entries in self._directories.values())
+
     def make_directory(self, path: Path) -> None:
         """Make a directory with its parents, durably."""
         if path in self._directories:

@@ -362,7 +362,7 @@ class FaultFilesystem(Faults):
 
     def is_named(self, inode: Inode) -> bool:
         """Tell whether a name means this file (FaultFile asks)."""
-        return any(inode is each for each in self._names.files().values())
+        return self._names.has_name(inode)
 
     def release(self, inode: Inode) -> None:
         """Take one reference away (a handle closes, a name goes), and with the last the room."""

@@ -36,6 +36,7 @@ ROOT: Final = Path("/queue")
 SEGMENTS: Final = ROOT / "segments"
 QUARANTINE: Final = ROOT / "quarantine"
 READ_BYTES: Final = 300
+_BYTES: Final = bytes(range(251))
 
 Item = tuple[int, int]
 """An event as the model knows it: the entry it came in, and its place there."""
@@ -72,7 +73,8 @@ class FailOnce:
 
 def payload(entry: int, size: int) -> bytes:
     """Return at least `size` bytes that belong to this entry alone."""
-    return f"{entry}:".encode() + bytes((entry * 31 + i) % 251 for i in range(size))
+    start = entry * 31 % len(_BYTES)
+    return f"{entry}:".encode() + (_BYTES[start:] + _BYTES * (size // len(_BYTES) + 1))[:size]
 
 
 def entry_of(data: bytes) -> int:
@@ -301,8 +303,9 @@ class QueueModel:
         items: dict[int, Item] = {}
         number = self.store.log.view.next_seq
         for entry in entries:
+            known = entry_of(entry.payload)
             for place in range(entry.item_count):
-                items[number + place] = (entry_of(entry.payload), place)
+                items[number + place] = (known, place)
             number += entry.item_count
         return items
 
@@ -341,8 +344,9 @@ class QueueModel:
             if isinstance(item, Gap):
                 self._check_gap(item.span)
                 continue
+            entry = entry_of(item.payload)
             for number in range(item.first_seq, item.next_seq):
-                known = (entry_of(item.payload), number - item.first_seq)
+                known = (entry, number - item.first_seq)
                 if number not in self.contents:
                     assert known in self.in_flight.get(number, ()), f"{number} was never appended"
                     self.contents[number] = known
@@ -354,8 +358,9 @@ class QueueModel:
         self.in_flight = {n: items for n, items in self.in_flight.items() if n >= self.store.log.view.next_seq}
 
     def _check_frame(self, frame: Frame) -> None:
+        entry = entry_of(frame.payload)
         for number in range(frame.first_seq, frame.next_seq):
-            assert self.contents[number] == (entry_of(frame.payload), number - frame.first_seq)
+            assert self.contents[number] == (entry, number - frame.first_seq)
 
     def _check_gap(self, span: Span) -> None:
         for part in self.store.cursor.unsettled(span):
