@@ -62,7 +62,7 @@ def report(pytestconfig: pytest.Config) -> list[str]:
     ],
 )
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
-    """Every async test runs on both backends, asyncio with uvloop as in production."""
+    """Asynchronous tests run on both backends, asyncio with uvloop as in production; tests.integration on that alone."""
     backend: tuple[str, dict[str, Any]] = request.param
     return backend
 

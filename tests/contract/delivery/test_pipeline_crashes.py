@@ -34,7 +34,7 @@ BOUND = 1000 if profiles.is_nightly() else 64
 FIELDS = (1, 4, 6, 8, 10, 12, 14, 16, 20, 22, 24, 28)
 """Where a field of a frame, a segment's header or a cursor's slot ends."""
 
-pytestmark = [pytest.mark.timeout(profiles.seconds(60)), pytest.mark.usefixtures("quiet")]
+pytestmark = [pytest.mark.timeout(profiles.seconds(300)), pytest.mark.usefixtures("quiet")]
 
 
 def at_fields(data: bytes) -> Iterable[int]:

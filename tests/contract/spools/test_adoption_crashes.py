@@ -31,7 +31,7 @@ from tests.support.fault_filesystem import MUTATING, Call, Crash, FaultFilesyste
 from tests.support.fault_runs import CODES, UNFAILING
 from tests.support.pipelines import EPOCH, Host, events, host, numbered
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quiet"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quiet")]
 
 
 @pytest.fixture

@@ -25,7 +25,6 @@ SECTIONS: Sections = {
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)  # twenty starts, of a daemon that may be measured for coverage, on a busy machine
 def test_no_acknowledged_event_is_lost_by_kills_at_random_moments(tmp_path: Path, api_server: ApiServer) -> None:
     api_server.default = Answer(delay=0.005)  # so that there is always something in flight
     progress = [tmp_path / f"progress-{n}" for n in range(SENDERS)]
