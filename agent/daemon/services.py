@@ -109,7 +109,7 @@ class FrontService(Service):
         self._proxy = proxy
 
     def start(self, tasks: TaskGroup) -> None:
-        tasks.start_soon(self._proxy.watch)
+        tasks.start_soon(self._proxy.run)
 
     def reload(self, new: Settings) -> Apply:
         return self._proxy.prepare(new.config.api.url)

@@ -18,7 +18,7 @@ import httpx
 from agent import __version__
 from agent.delivery.transport import Kind, Verdict
 from agent.events import Context
-from agent.http.client import ConnectionPool, transports
+from agent.http.client import ConnectionPool, transport_factory
 
 EVENTS_PATH = "/v8/artifacts/events"
 STATUS_PATH = "/v8/artifacts/status"
@@ -156,7 +156,7 @@ class HttpTransport:
             self._headers.append(("authorization", f"Bearer {endpoint.token}"))
         self._params = {k: v for k, v in (("teamId", endpoint.team_id), ("slug", endpoint.slug)) if v}
         self._urls: dict[str, httpx.URL] = {}
-        make = transports(endpoint.url, KEEP_SECONDS) if transport is None else lambda: transport
+        make = transport_factory(endpoint.url, KEEP_SECONDS) if transport is None else lambda: transport
         self._connections = ConnectionPool(make, MOST_IDLE)
 
     async def send(self, context: Context, body: bytes) -> Verdict:
@@ -178,7 +178,7 @@ class HttpTransport:
 
     async def _request(self, method: str, path: str, headers: list[tuple[str, str]], body: bytes = b"") -> Verdict:
         """Make one request; an answer that accepts counts only when it is whole."""
-        connection = self._connections.take()
+        connection = self._connections.acquire()
         try:
             # With a stream instead of contents, httpx sends the headers as they are, and looks for no others to add.
             request = httpx.Request(method, self._url(path), headers=headers, stream=httpx.ByteStream(body))
@@ -197,7 +197,7 @@ class HttpTransport:
         except httpx.TransportError as error:
             return Verdict(Kind.CUT_OFF, self._clean(f"the connection broke: {_reason(error)}"))
         finally:
-            await self._connections.give_back(connection)
+            await self._connections.release(connection)
         verdict = classify(response.status_code, response.headers, answer, now=self._wall_clock())
         if path == STATUS_PATH and verdict.kind is Kind.ACCEPTED:
             verdict = _account_status(answer)

@@ -1,8 +1,7 @@
-"""One connection to a server as an httpx transport, and a stack of such: httpcore's connection without its pool.
+"""The client's side: connections to a server as httpx transports of one connection each, and a small pool of them.
 
-It knows httpx and httpcore. It must never know what is asked, or of whom.
-
-A pool looks at all of its connections several times for each request, be it one: that takes a fifth of a small request's time.
+httpcore's own pool looks at all of its connections several times for each request, be it one: that takes a fifth of a small
+request's time.
 """
 
 import contextlib
@@ -13,24 +12,26 @@ from functools import partial
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+import anyio
 import httpcore
 import httpx
 
 from agent.errors import ConfigError
 
 SocketOption = tuple[int, int, int]
+TransportFactory = Callable[[], httpx.AsyncBaseTransport]
 
-_NAMES = (  # of the exceptions that both have, the more special ones first
+_EXCEPTIONS = (  # which both httpcore and httpx have, the more special ones first
     *("ConnectTimeout", "ReadTimeout", "WriteTimeout", "TimeoutException"),
     *("ConnectError", "ReadError", "WriteError", "NetworkError"),
     *("LocalProtocolError", "RemoteProtocolError", "ProtocolError", "UnsupportedProtocol"),
 )
-_TWINS: Sequence[tuple[type[Exception], type[httpx.TransportError]]] = [
-    (getattr(httpcore, name), getattr(httpx, name)) for name in _NAMES
+_HTTPX_ERRORS: Sequence[tuple[type[Exception], type[httpx.TransportError]]] = [
+    (getattr(httpcore, name), getattr(httpx, name)) for name in _EXCEPTIONS
 ]
 
 
-class DirectTransport(httpx.AsyncBaseTransport):
+class SingleConnectionTransport(httpx.AsyncBaseTransport):
     """Makes one request at a time on a connection that it keeps for `keep_seconds`, and replaces when it is no longer good."""
 
     def __init__(
@@ -47,8 +48,8 @@ class DirectTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Make a request. Raises httpx.TransportError."""
-        connection = await self._good_connection()
-        with _translated():
+        connection = await self._usable_connection()
+        with _httpx_errors():
             response = await connection.handle_async_request(
                 httpcore.Request(
                     request.method,
@@ -59,7 +60,7 @@ class DirectTransport(httpx.AsyncBaseTransport):
                 )
             )
         return httpx.Response(
-            response.status, headers=response.headers, stream=_Answer(response), extensions=response.extensions
+            response.status, headers=response.headers, stream=_ResponseStream(response), extensions=response.extensions
         )
 
     async def aclose(self) -> None:
@@ -67,7 +68,7 @@ class DirectTransport(httpx.AsyncBaseTransport):
         if self._connection is not None:
             await self._connection.aclose()
 
-    async def _good_connection(self) -> httpcore.AsyncHTTPConnection:
+    async def _usable_connection(self) -> httpcore.AsyncHTTPConnection:
         if self._connection is not None and not self._connection.is_closed() and self._connection.has_expired():
             await self._connection.aclose()
         if self._connection is None or self._connection.is_closed():
@@ -75,14 +76,14 @@ class DirectTransport(httpx.AsyncBaseTransport):
         return self._connection
 
 
-class _Answer(httpx.AsyncByteStream):
-    """The body of an answer, piece by piece."""
+class _ResponseStream(httpx.AsyncByteStream):
+    """The body of a response, piece by piece."""
 
     def __init__(self, response: httpcore.Response) -> None:
         self._response = response
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        with _translated():
+        with _httpx_errors():
             async for piece in self._response.aiter_stream():
                 yield piece
 
@@ -90,8 +91,8 @@ class _Answer(httpx.AsyncByteStream):
         await self._response.aclose()
 
 
-def transports(url: str, keep_seconds: float, *local_options: SocketOption) -> Callable[[], httpx.AsyncBaseTransport]:
-    """Return what makes transports of one connection to `url`, by way of the environment's proxies and certificates.
+def transport_factory(url: str, keep_seconds: float, *local_options: SocketOption) -> TransportFactory:
+    """Return a function that makes transports of one connection to `url`, by way of the environment's proxies and certificates.
 
     A connection that was idle for `keep_seconds` is not used again; `local_options` are for the sockets if the server is on this
     machine. Raises ConfigError.
@@ -103,7 +104,7 @@ def transports(url: str, keep_seconds: float, *local_options: SocketOption) -> C
         certificates = httpx.create_ssl_context() if secure else None
         if proxy is None and urlsplit(url).scheme in {"http", "https"}:  # of any other httpx says what is wrong with it
             options = local_options if _is_loopback(urlsplit(url).hostname or "") else ()
-            return partial(DirectTransport, httpx.URL(url), certificates, keep_seconds, options)
+            return partial(SingleConnectionTransport, httpx.URL(url), certificates, keep_seconds, options)
         limits = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=keep_seconds)
         make = partial(httpx.AsyncHTTPTransport, verify=certificates or False, limits=limits, proxy=proxy)
         make()  # whatever is wrong with the proxy is said now
@@ -130,39 +131,49 @@ def _url(url: httpx.URL) -> httpcore.URL:
 
 
 @contextlib.contextmanager
-def _translated() -> Iterator[None]:
+def _httpx_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        twin = next((twin for original, twin in _TWINS if isinstance(error, original)), None)
-        if twin is None:
+        found = next((ours for theirs, ours in _HTTPX_ERRORS if isinstance(error, theirs)), None)
+        if found is None:
             raise
-        raise twin(str(error)) from error
+        raise found(str(error)) from error
 
 
 class ConnectionPool:
     """Connections to one server, each a transport of its own; of those that are idle the one that was used last is used next."""
 
-    def __init__(self, make: Callable[[], httpx.AsyncBaseTransport], most_idle: int) -> None:
+    def __init__(self, make: TransportFactory, max_idle: int) -> None:
         self._make = make
-        self._most_idle = most_idle
-        self._idle: list[httpx.AsyncBaseTransport] = []
+        self._max_idle = max_idle
+        self._idle: list[tuple[httpx.AsyncBaseTransport, float]] = []  # and since when, by the event loop's clock
 
-    def take(self) -> httpx.AsyncBaseTransport:
+    def acquire(self) -> httpx.AsyncBaseTransport:
         """Return a connection for one request."""
-        return self._idle.pop() if self._idle else self._make()
+        return self._idle.pop()[0] if self._idle else self._make()
 
-    async def give_back(self, connection: httpx.AsyncBaseTransport) -> None:
+    async def release(self, connection: httpx.AsyncBaseTransport) -> None:
         """Take a connection back, whatever became of its request, once the answer is closed."""
-        if len(self._idle) < self._most_idle:
-            self._idle.append(connection)
+        if len(self._idle) < self._max_idle:
+            self._idle.append((connection, anyio.current_time()))
         else:
             await connection.aclose()
+
+    def keep_none(self) -> None:
+        """From now on, close connections when they are released."""
+        self._max_idle = 0
+
+    async def close_idle(self, seconds: float) -> None:
+        """Close those that have been idle for so long."""
+        since = anyio.current_time() - seconds
+        while self._idle and self._idle[0][1] <= since:
+            await self._idle.pop(0)[0].aclose()
 
     async def aclose(self) -> None:
         """Close those that are idle."""
         while self._idle:
-            await self._idle.pop().aclose()
+            await self._idle.pop()[0].aclose()
 
 
 def _is_loopback(host: str) -> bool:

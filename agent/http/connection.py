@@ -1,38 +1,34 @@
-"""One HTTP/1.1 connection as its server sees it: a socket that does not block, h11's reading of it, and every time limit.
+"""One HTTP/1.1 connection as its server sees it: a socket that does not block, h11's reading of it, and its time limits.
 
-It knows bytes, messages and how long they may take. It must never know what a request asks for.
-
-anyio's own streams complain of an InvalidStateError when they are cancelled, on asyncio, while the client hangs up.
-Waiting for a socket to become readable does not.
+It reads with `anyio.wait_readable` on the socket. anyio's own streams complain of an InvalidStateError when they are cancelled,
+on asyncio, while the client hangs up.
 """
 
 import contextlib
 import select
 import socket
 import struct
-from array import array
-from collections.abc import Iterable
-from fcntl import ioctl
-from termios import FIONREAD
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import NamedTuple, Self
 
 import anyio
 import anyio.lowlevel
 import h11
 
-from agent.runtime import Broadcast
+from agent.acceptor import Connection
 
 HEAD_READ_BYTES = 16 * 1024
 READ_BYTES = 64 * 1024
-HANG_UP_SECONDS = 0.5
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, for zero seconds: close() sends RST
-_GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 
 
 class Timeouts(NamedTuple):
-    """How long to wait, in seconds: for a request to begin, for its whole head, its whole body, for a sign of life in a body or
-    while the client is to take an answer, and for a client to see that it was refused in the middle.
+    """How long to wait, in seconds.
+
+    `idle`: for a request to begin. `head`: for its whole head. `body`: for its whole body. `stall`: for more of a body, or until
+    the client takes more of an answer. `linger`: for a client to see that it was refused before it had sent everything.
     """
 
     idle: float = 60.0
@@ -51,25 +47,68 @@ def timed_out(what: str, seconds: float) -> h11.RemoteProtocolError:
     return h11.RemoteProtocolError(f"{what} did not come within {seconds:g} s", error_status_hint=408)
 
 
-class Http1Connection:
-    """A connection. Of what it has received, the first `taken` bytes belong to messages that are dealt with.
+class HangUps:
+    """Notices which clients hang up, at once and whatever else is done with their sockets. For `with`.
 
-    `ending` says that this request is its last one, `endless` that nobody should wait for the end of this one.
+    It has an epoll instance of its own, which holds a socket only while somebody wants to know. So it costs nothing otherwise,
+    and bytes that wait to be read, such as the next request, do not wake it.
     """
 
-    def __init__(self, connection: socket.socket, patience: Timeouts) -> None:
-        connection.setblocking(False)
-        if connection.family != socket.AF_UNIX:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.patience = patience
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._callbacks: dict[int, Callable[[], object]] = {}
+
+    async def run(self) -> None:
+        """Call back until cancelled."""
+        while True:
+            await anyio.wait_readable(self._epoll)
+            for descriptor, _ in self._epoll.poll(0):
+                self._remove(descriptor)()
+
+    @contextlib.contextmanager
+    def watching(self, connection: socket.socket, callback: Callable[[], object]) -> Iterator[None]:
+        """Call `callback` if the client hangs up while the block lasts, or has hung up already.
+
+        A Unix socket tells that from the end of the client's sending half. TCP does not: there that end counts.
+        """
+        descriptor = connection.fileno()
+        self._callbacks[descriptor] = callback
+        # EPOLLHUP and EPOLLERR are always told.
+        self._epoll.register(descriptor, 0 if connection.family == socket.AF_UNIX else select.EPOLLRDHUP)
+        try:
+            yield
+        finally:
+            if descriptor in self._callbacks:
+                self._remove(descriptor)
+
+    def _remove(self, descriptor: int) -> Callable[[], object]:
+        self._epoll.unregister(descriptor)
+        return self._callbacks.pop(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _type: type[BaseException] | None, _e: BaseException | None, _tb: TracebackType | None) -> None:
+        self._epoll.close()
+
+
+class Http1Connection(Connection):
+    """A connection that speaks HTTP/1.1. Bytes count as taken when the messages that they belong to are dealt with.
+
+    What a client has written before it hung up is still read, request by request; only its answers are lost.
+    """
+
+    def __init__(self, accepted: socket.socket, timeouts: Timeouts, hang_ups: HangUps) -> None:
+        super().__init__(accepted)
+        if accepted.family != socket.AF_UNIX:
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.timeouts = timeouts
         self.http = h11.Connection(h11.SERVER)
-        self.received = 0
-        self.taken = 0
-        self.endless = False
-        self.ending = False
-        self.open = True
-        self._progress = Broadcast()
-        self._socket = connection
+        self._hang_ups = hang_ups
+        self._is_last = False
+        self._streaming = False
+        self._gone = False
+        self._muted = False
         self._idle: anyio.CancelScope | None = None
 
     # Reading
@@ -81,9 +120,9 @@ class Http1Connection:
         """
         event = self.http.next_event()
         if event is h11.NEED_DATA:
-            self._advance()
+            self.advance()
             self.http.receive_data(await self._first_bytes())
-            event = await self._event_within(self.patience.head, HEAD_READ_BYTES, "the whole head of a request")
+            event = await self._event_within(self.timeouts.head, HEAD_READ_BYTES, "the whole head of a request")
         if not isinstance(event, h11.Request):
             return None
         if not _has_body(event):
@@ -96,16 +135,30 @@ class Http1Connection:
             return b""
         event = self.http.next_event()
         if event is h11.NEED_DATA:
-            event = await self._event_within(self.patience.stall, READ_BYTES, "more of the body")
+            event = await self._event_within(self.timeouts.stall, READ_BYTES, "more of the body")
         return event.data if isinstance(event, h11.Data) else b""
 
     def next_cycle(self) -> bool:
         """Get ready for the next request; False if there is to be none."""
-        if self.ending or self.http.our_state is not h11.DONE or self.http.their_state is not h11.DONE:
+        if self._is_last or self.http.their_state is not h11.DONE:
             return False
-        self.http.start_next_cycle()
-        self.endless = False
+        if self.http.our_state is h11.DONE:
+            self.http.start_next_cycle()
+        elif self._gone:  # nobody waits for the rest of the answer, but another whole request may have come
+            more, _ = self.http.trailing_data
+            self.http = h11.Connection(h11.SERVER)
+            self._muted = True  # the next answer must not be taken for this one
+            if more:
+                self.http.receive_data(more)
+        else:
+            return False
+        self._streaming = False
         return True
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether another request may follow the one that is under way."""
+        return self.http.their_state is h11.DONE and not self._is_last
 
     def evict(self) -> bool:
         """End the connection if it waits for a request of which nothing has come; tell whether it did."""
@@ -116,51 +169,38 @@ class Http1Connection:
 
     def end(self) -> None:
         """Let the request that is under way be the last one, be it none."""
-        self.ending = True
+        self._is_last = True
         self.evict()
 
-    def go_on_endlessly(self) -> None:
-        """See `endless`."""
-        self.endless = True
-        self._move()
+    def begin_stream(self) -> None:
+        """Say that the request that is under way may take any time: `wait_taken` does not wait for it."""
+        self._streaming = True
+        self._progress.notify_all()
 
-    async def taking(self, target: int) -> None:
-        """Return when so many bytes are taken, or it makes no sense to wait for that."""
-        while self.open and self.taken < target and not self.endless:
+    async def wait_taken(self, target: int) -> None:
+        """See `Connection`; also returns when a stream begins."""
+        while self.open and self.taken < target and not self._streaming:
             await self._progress.wait()
-
-    @property
-    def written(self) -> int:
-        """How many bytes have come from the client, read or not."""
-        size = array("i", [0])
-        ioctl(self._socket, FIONREAD, size)
-        return self.received + size[0]
 
     async def linger(self) -> None:
         """Before the end, read what the client still sends: it might not see its answer otherwise, which a reset overtakes."""
         if self.http.our_state is h11.SEND_BODY or self.http.their_state not in {h11.SEND_BODY, h11.ERROR}:
             return
-        with contextlib.suppress(OSError), anyio.move_on_after(self.patience.linger):
-            self._socket.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError), anyio.move_on_after(self.timeouts.linger):
+            self.socket.shutdown(socket.SHUT_WR)
             while await self._receive(READ_BYTES):
                 await anyio.lowlevel.checkpoint()
 
-    @property
-    def client_gone(self) -> bool:
-        """Whether the client has hung up, be it only its sending half: more than that cannot be seen."""
-        poll = select.poll()
-        poll.register(self._socket, select.POLLRDHUP)
-        return any(event & _GONE for _, event in poll.poll(0))
+    @contextlib.contextmanager
+    def on_hang_up(self, callback: Callable[[], object]) -> Iterator[None]:
+        """Call `callback` from the event loop if the client hangs up while the block lasts, or has hung up already."""
 
-    async def hung_up(self) -> None:
-        """Return when the client has closed the socket. Of a Unix socket that is told from the end of its sending half."""
-        poll = select.poll()
-        poll.register(self._socket, 0)  # POLLHUP and POLLERR are always told
-        while True:
-            await anyio.wait_readable(self._socket)
-            if poll.poll(0):
-                return
-            await anyio.sleep(HANG_UP_SECONDS)  # it stays readable: the next request is there, or the end of them
+        def hung_up() -> None:
+            self._gone = True
+            callback()
+
+        with self._hang_ups.watching(self.socket, hung_up):
+            yield
 
     async def _event_within(
         self, seconds: float, size: int, what: str
@@ -174,15 +214,16 @@ class Http1Connection:
         raise timed_out(what, seconds)
 
     async def _more(self, size: int) -> None:
-        self._advance()
+        self.advance()
         if self.http.they_are_waiting_for_100_continue:
             go_on = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
-            await self.send(self.http.send(go_on))
+            with contextlib.suppress(ClientGoneError):  # it may have sent the body all the same
+                await self.send(self.http.send(go_on))
         await anyio.lowlevel.checkpoint()
         self.http.receive_data(await self._receive(size))
 
     async def _first_bytes(self) -> bytes:
-        with anyio.move_on_after(0 if self.ending else self.patience.idle) as self._idle:
+        with anyio.move_on_after(0 if self._is_last else self.timeouts.idle) as self._idle:
             return await self._receive(HEAD_READ_BYTES)
         with contextlib.suppress(BlockingIOError):  # what came at the last moment still counts
             return self._read_now(HEAD_READ_BYTES)
@@ -195,37 +236,36 @@ class Http1Connection:
                 try:
                     return self._read_now(size)
                 except BlockingIOError:
-                    await anyio.wait_readable(self._socket)
+                    await anyio.wait_readable(self.socket)
         finally:
             self._idle = None
 
     def _read_now(self, size: int) -> bytes:
         try:
-            data = self._socket.recv(size)
+            data = self.socket.recv(size)
         except ConnectionError:
             return b""
         self.received += len(data)
         return data
 
-    def _advance(self) -> None:
-        self.taken = self.received
-        self._move()
-
-    def _move(self) -> None:
-        self._progress.notify_all()
-
     # Writing
 
     async def send(self, *parts: bytes | None) -> None:
-        """Send bytes. Raises ClientGoneError. Lets no others run if the socket takes all at once."""
+        """Send bytes. Raises ClientGoneError. Lets no others run if the socket takes all at once.
+
+        After an answer that was given up, nothing is sent.
+        """
+        if self._muted:
+            return
         view = memoryview(parts[0] if len(parts) == 1 and parts[0] else b"".join(part for part in parts if part))
         try:
             while view:
                 try:
-                    view = view[self._socket.send(view, socket.MSG_NOSIGNAL) :]
+                    view = view[self.socket.send(view, socket.MSG_NOSIGNAL) :]
                 except BlockingIOError:
                     await self._wait_writable()
         except OSError as error:
+            self._gone = True
             raise ClientGoneError from error
 
     async def send_event(self, event: h11.Event) -> None:
@@ -234,20 +274,19 @@ class Http1Connection:
         await self.send(*(parts or ()))
 
     async def _wait_writable(self) -> None:
-        with anyio.move_on_after(self.patience.stall) as waiting:
-            await anyio.wait_writable(self._socket)
+        with anyio.move_on_after(self.timeouts.stall) as waiting:
+            await anyio.wait_writable(self.socket)
         if waiting.cancelled_caught:
+            self.end()
             raise ClientGoneError
 
     # The end
 
     def close(self) -> None:
         """Close the connection; if an answer is incomplete, so that no client can take it for a whole one."""
-        if self.http.our_state is h11.SEND_BODY and self._socket.family != socket.AF_UNIX:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        self.open = False
-        self._advance()
-        self._socket.close()
+        if (self._muted or self.http.our_state is h11.SEND_BODY) and self.socket.family != socket.AF_UNIX:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        super().close()
 
 
 def _has_body(head: h11.Request) -> bool:

@@ -1,10 +1,8 @@
-"""The front: passes requests on to the real API and its answers back, unchanged, as streams.
+"""The front: passes requests on to the real API and its answers back, unchanged, as streams (RFC 9110, 7.6).
 
-It knows HTTP's rules for what stands between a client and a server (RFC 9110, 7.6). It must never know what is asked, or
-hold more of a body than one piece.
-
-What breaks on one side is broken off on the other: a client that hangs up ends its request to the API, and an answer that
-ends too early ends the client's connection. A client that closes only its sending half counts as one that has hung up.
+It holds no more of a body than one piece. What breaks on one side is broken off on the other: an answer that ends too early ends
+the client's connection, and a client that hangs up ends its request to the API. But a request with a body that the client
+wrote to its end goes on without it: the API has what it needs, be it the artifact of a build that has just ended.
 """
 
 import contextlib
@@ -16,15 +14,15 @@ from typing import NamedTuple, cast
 import anyio
 import httpx
 
-from agent.http.client import ConnectionPool, transports
+from agent.http.client import ConnectionPool, transport_factory
 from agent.http.connection import ClientGoneError
 from agent.http.server import Exchange, Response
+from agent.runtime import Wakeup
 
 CONNECT_SECONDS = 10.0
 STALL_SECONDS = 300.0
 KEEP_SECONDS = 4.0  # a connection that is not used; servers of Node.js close theirs after 5 s
 IDLE_CONNECTIONS = 32
-WATCH_SECONDS = 0.1
 
 # Without it the event loop reads as much in one turn as the socket holds, several MB, and events wait for that. Elsewhere the
 # network is slower than a turn, and a small buffer would make it slower still.
@@ -34,6 +32,7 @@ _HOP_BY_HOP = {b"connection", b"proxy-connection", b"keep-alive", b"te", b"trans
 _CHUNKED = (b"transfer-encoding", b"chunked")
 _TURBO = "turbo "
 _METHODS = "GET, HEAD, PUT, POST, OPTIONS, PATCH, DELETE"
+_WANT_ONLY_AN_ANSWER = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _Headers = list[tuple[bytes, bytes]]
 
@@ -55,8 +54,7 @@ class Proxy:
         self.answered: Counter[int] = Counter()
         self._upstream = _open(url)
         self._former: list[_Upstream] = []
-        self._under_way: dict[Exchange, anyio.CancelScope] = {}
-        self._begun = anyio.Event()
+        self._idle = Wakeup()
 
     def prepare(self, url: str) -> Callable[[], None]:
         """Return what has later requests passed on to `url`. Raises ConfigError."""
@@ -64,55 +62,50 @@ class Proxy:
 
         def take_over() -> None:
             if new is not self._upstream:
+                self._upstream.connections.keep_none()
                 self._former.append(self._upstream)
                 self._upstream = new
+                self._idle.set()
 
         return take_over
+
+    async def run(self) -> None:
+        """Close connections to the API that have no more use, until cancelled."""
+        while True:
+            await self._idle.wait()
+            await anyio.sleep(KEEP_SECONDS)
+            while self._former:
+                await self._former.pop().connections.aclose()
+            await self._upstream.connections.close_idle(KEEP_SECONDS)
 
     async def aclose(self) -> None:
         """Close the connections that are idle."""
         for upstream in [self._upstream, *self._former]:
             await upstream.connections.aclose()
 
-    async def watch(self) -> None:
-        """Break off, until cancelled, the requests of clients that have hung up; close connections that have no more use."""
-        while True:
-            await self._begun.wait()
-            busy_at = anyio.current_time()
-            while (now := anyio.current_time()) - busy_at < KEEP_SECONDS:
-                busy_at = now if self._under_way else busy_at
-                for exchange, scope in self._under_way.items():
-                    if exchange.client_gone:
-                        scope.cancel()
-                await anyio.sleep(WATCH_SECONDS)
-            self._begun = anyio.Event()
-            await self.aclose()
-            self._former.clear()
-
     async def forward(self, exchange: Exchange) -> None:
         """Have the API answer a request. Raises ClientGoneError and what reading the request raises."""
-        with anyio.CancelScope() as scope:
-            self._under_way[exchange] = scope
-            self._begun.set()
-            try:
-                await self._relay(exchange)
-            finally:
-                del self._under_way[exchange]
-                if exchange.status is not None:
-                    self.answered[exchange.status] += 1
-        if scope.cancelled_caught:
+        try:
+            if exchange.head.method not in _WANT_ONLY_AN_ANSWER:
+                return await self._relay(exchange)
+            with anyio.CancelScope() as scope, exchange.on_hang_up(scope.cancel):
+                return await self._relay(exchange)
             raise ClientGoneError
+        finally:
+            if exchange.status is not None:
+                self.answered[exchange.status] += 1
 
     async def _relay(self, exchange: Exchange) -> None:
         if exchange.head.method not in _METHODS.split(", ") or not exchange.head.target.startswith(b"/"):
             message = f"Only {_METHODS} of a path are passed on"
             return await exchange.answer(Response.error(405, "method_not_allowed", message))
         upstream = self._upstream
-        connection = upstream.connections.take()
+        connection = upstream.connections.acquire()
         try:
             return await _relay(exchange, upstream.url, connection)
         finally:
-            await upstream.connections.give_back(connection)
+            await upstream.connections.release(connection)
+            self._idle.set()
 
 
 async def _relay(exchange: Exchange, url: httpx.URL, connection: httpx.AsyncBaseTransport) -> None:
@@ -156,7 +149,9 @@ class _Body(httpx.AsyncByteStream):
 
 
 def _open(url: str) -> _Upstream:
-    return _Upstream(httpx.URL(url), ConnectionPool(transports(url, KEEP_SECONDS, _SMALL_BUFFER), IDLE_CONNECTIONS))
+    return _Upstream(
+        httpx.URL(url), ConnectionPool(transport_factory(url, KEEP_SECONDS, _SMALL_BUFFER), IDLE_CONNECTIONS)
+    )
 
 
 def _request(exchange: Exchange, url: httpx.URL) -> httpx.Request:

@@ -1,8 +1,6 @@
 """A small HTTP/1.1 server on h11: keep-alive, bounded requests, whole or as a stream. It serves the control socket, the API's own
 endpoint for clients that know no other, and the demo's API.
 
-It knows HTTP's messages. It must never know what they ask for.
-
 Whatever a client sends, the server goes on: what is no request gets 400 in the API's error shape, an exception in the
 handler gets 500 and a log line, and when no more files can be opened it waits until they can.
 """
@@ -10,26 +8,22 @@ handler gets 500 and a log line, and when no more files can be opened it waits u
 import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
 from urllib.parse import parse_qs, urlsplit
 
 import anyio
-import anyio.abc
-import anyio.lowlevel
 import h11
 import msgspec
 import structlog
 
-from agent.http.connection import ClientGoneError, Http1Connection, Timeouts, timed_out
-from agent.throttle import Throttle
+from agent.acceptor import Acceptor
+from agent.http.connection import ClientGoneError, HangUps, Http1Connection, Timeouts, timed_out
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_CONNECTIONS = 64
-ACCEPT_RETRY_SECONDS = 0.1
-TURN_CLIENTS = 32
-LOG_INTERVAL = 60.0
-PATIENCE = Timeouts()
+TIMEOUTS = Timeouts()
 
 _CODES = {408: "request_timeout", 413: "payload_too_large", 501: "not_implemented"}
 
@@ -56,18 +50,17 @@ class Head:
         return None if "transfer-encoding" in self.headers else int(self.headers.get("content-length", 0))
 
 
-@dataclass(frozen=True)
-class Request:
-    """A whole request. See `Head`.
+_NO_HEAD = Head("", "", {}, {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(Head):
+    """A whole request.
 
     `hung_up` returns when the client is known to have gone, for what is not worth finishing then.
     """
 
-    method: str
-    path: str
-    query: dict[str, str]
-    headers: dict[str, str]
-    body: bytes
+    body: bytes = b""
     hung_up: Callable[[], Awaitable[None]] = anyio.sleep_forever
 
 
@@ -98,17 +91,17 @@ class Exchange:
     `status` is the answer's, once it has begun.
     """
 
-    def __init__(self, head: Head, wire: Http1Connection) -> None:
+    def __init__(self, head: Head, connection: Http1Connection) -> None:
         self.head = head
         self.status: int | None = None
-        self._wire = wire
+        self._connection = connection
 
     async def body(self, limit: int = MAX_BODY_BYTES) -> bytes:
         """Read the whole body; one that is larger is refused before it is read, where its length is known."""
         too_large = h11.RemoteProtocolError(f"a body may have {limit} bytes", error_status_hint=413)
         if (self.head.length or 0) > limit:
             raise too_large
-        body, seconds = bytearray(), self._wire.patience.body
+        body, seconds = bytearray(), self._connection.timeouts.body
         with anyio.move_on_after(seconds):
             while piece := await self.read():
                 body += piece
@@ -119,7 +112,7 @@ class Exchange:
 
     async def read(self) -> bytes:
         """Read a piece of the body; b"" at its end."""
-        return await self._wire.read()
+        return await self._connection.read()
 
     async def answer(self, response: Response) -> None:
         """Send a whole response."""
@@ -127,40 +120,40 @@ class Exchange:
         headers = [("content-type", response.content_type), length, *response.headers]
         raw = [(name.encode(), value.encode("latin-1")) for name, value in headers]
         self.status = response.status
-        send = self._wire.http.send
+        send = self._connection.http.send
         head = send(self._response(response.status, raw))
         body = None if self.head.method == "HEAD" else send(h11.Data(response.body))
-        await self._wire.send(head, body, send(h11.EndOfMessage()))
+        await self._connection.send(head, body, send(h11.EndOfMessage()))
 
     async def start(self, status: int, headers: Headers, reason: bytes = b"") -> None:
         """Begin a response whose body comes in pieces; without a content-length it is sent in chunks."""
         self.status = status
-        await self._wire.send_event(self._response(status, headers, reason))
+        await self._connection.send_event(self._response(status, headers, reason))
 
     async def write(self, piece: bytes) -> None:
         """Send a piece of the body. Lets no others run if the socket takes it at once."""
-        await self._wire.send_event(h11.Data(piece))
+        await self._connection.send_event(h11.Data(piece))
 
     async def finish(self) -> None:
         """End the body. If this is not called, the connection is cut off."""
-        await self._wire.send_event(h11.EndOfMessage())
+        await self._connection.send_event(h11.EndOfMessage())
 
-    def go_on_endlessly(self) -> None:
-        """Say that nobody should wait for the end of this."""
-        self._wire.go_on_endlessly()
+    def begin_stream(self) -> None:
+        """Say that this may take any time: `Server.catch_up` does not wait for it."""
+        self._connection.begin_stream()
 
-    @property
-    def client_gone(self) -> bool:
-        """Whether the client has hung up, be it only its sending half: more than that cannot be seen."""
-        return self._wire.client_gone
+    def on_hang_up(self, callback: Callable[[], object]) -> AbstractContextManager[None]:
+        """Call `callback` if the client hangs up while the block lasts, or has hung up already. See `HangUps.watching`."""
+        return self._connection.on_hang_up(callback)
 
     async def hung_up(self) -> None:
-        """Return when the client has closed the connection; one that has only ended its side may still wait for the answer."""
-        await self._wire.hung_up()
+        """Return when the client has hung up."""
+        gone = anyio.Event()
+        with self.on_hang_up(gone.set):
+            await gone.wait()
 
     def _response(self, status: int, headers: Headers, reason: bytes = b"") -> h11.Response:
-        going_on = self._wire.http.their_state is h11.DONE and not self._wire.ending
-        closing = [] if going_on else [(b"connection", b"close")]
+        closing = [] if self._connection.goes_on else [(b"connection", b"close")]
         return h11.Response(status_code=status, headers=[*headers, *closing], reason=reason)
 
 
@@ -172,9 +165,8 @@ def whole(handler: Handler) -> StreamHandler:
     """Return a handler that reads the request to its end before it gives it to `handler`."""
 
     async def handle(exchange: Exchange) -> None:
-        head = exchange.head
         body = await exchange.body()
-        request = Request(head.method, head.path, head.query, head.headers, body, exchange.hung_up)
+        request = Request(**vars(exchange.head), body=body, hung_up=exchange.hung_up)
         await exchange.answer(await handler(request))
 
     return handle
@@ -191,110 +183,61 @@ class Server:
     When one more comes, the one that has waited longest for a request has to go; if none waits, the new one is closed.
     """
 
-    def __init__(self, max_connections: int, patience: Timeouts = PATIENCE) -> None:
-        self._patience = patience
-        self._max_connections = max_connections
-        self._connections: dict[Http1Connection, None] = {}  # those that were used last are last
-        self._doors: list[_Door] = []
-        self._closing = False
-        self._throttle = Throttle(LOG_INTERVAL)
+    def __init__(self, max_connections: int, timeouts: Timeouts = TIMEOUTS) -> None:
+        self._timeouts = timeouts
+        self._acceptor: Acceptor[Http1Connection] = Acceptor(max_connections, "agent.http", refuse_when_full=True)
 
     @property
     def connections(self) -> int:
         """How many connections are open."""
-        return len(self._connections)
+        return self._acceptor.connections
 
     async def serve(
         self, listening: socket.socket, handler: StreamHandler, release: Callable[[], None] = lambda: None
     ) -> None:
-        """Answer requests until `close`; then call `release`, and return when those that have begun are answered."""
+        """Answer requests until `close`; then call `release`, and return when those that have come are answered."""
         listening.setblocking(False)
-        async with anyio.create_task_group() as tasks:
-            with anyio.CancelScope() as accepting:
-                door = _Door(listening, handler, tasks, accepting)
-                self._doors.append(door)
-                while not self._closing:
-                    await anyio.wait_readable(listening)
-                    await self._accept_ready(door)
-            self._doors.remove(door)
-            release()
+        with HangUps() as hang_ups:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(hang_ups.run)
+                await self._acceptor.serve(
+                    listening,
+                    lambda accepted: [Http1Connection(each, self._timeouts, hang_ups) for each in accepted],
+                    partial(self._serve_connection, handler),
+                    release,
+                )
+                tasks.cancel_scope.cancel()
 
     def close(self) -> None:
         """Accept no more connections and, after those that have begun, no more requests."""
-        self._closing = True
-        for door in self._doors:
-            door.accepting.cancel()
-        for wire in self._connections:
-            wire.end()
+        self._acceptor.close()
 
     async def catch_up(self) -> None:
-        """Return when every request that clients had written before the call is answered, but for endless ones."""
-        for door in self._doors:
-            await self._accept_ready(door)
-        for wire, target in [(wire, wire.written) for wire in self._connections]:
-            await wire.taking(target)
+        """Return when every request that clients had written before the call is answered, but for streams."""
+        await self._acceptor.catch_up()
 
-    async def _accept_ready(self, door: "_Door") -> None:
-        """Accept everyone who waits. What is accepted is served, even if this is cancelled."""
-        try:
-            while not self._closing:
-                for _ in range(TURN_CLIENTS):
-                    self._admit(door.listening.accept()[0], door)
-                await anyio.lowlevel.checkpoint()
-        except BlockingIOError:
-            pass
-        except OSError as error:  # such as too many open files
-            held_back = self._throttle.allow("accept", anyio.current_time())
-            if held_back is not None:
-                reason = error.strerror or str(error)
-                structlog.get_logger("agent.http").error("cannot_accept", error=reason, suppressed=held_back)
-            await anyio.sleep(ACCEPT_RETRY_SECONDS)
-
-    def _admit(self, accepted: socket.socket, door: "_Door") -> None:
-        if len(self._connections) >= self._max_connections and not any(wire.evict() for wire in self._connections):
-            accepted.close()
-            return
-        wire = Http1Connection(accepted, self._patience)
-        self._connections[wire] = None
-        door.tasks.start_soon(self._converse, wire, door.handler)
-
-    async def _converse(self, wire: Http1Connection, handler: StreamHandler) -> None:
-        """Serve a connection: request, response, and so on while both sides want to."""
-        try:
-            while await _exchange(wire, handler) and wire.next_cycle():
-                self._connections[wire] = self._connections.pop(wire)
-            await wire.linger()
-        finally:
-            self._connections.pop(wire)
-            wire.close()
+    async def _serve_connection(self, handler: StreamHandler, connection: Http1Connection) -> None:
+        """Answer request after request, while both sides want to."""
+        while await _answer_next(connection, handler) and connection.next_cycle():
+            self._acceptor.touch(connection)
+        await connection.linger()
 
 
-class _Door(NamedTuple):
-    """A listening socket, what answers those who come through it, and what keeps it open."""
-
-    listening: socket.socket
-    handler: StreamHandler
-    tasks: anyio.abc.TaskGroup
-    accepting: anyio.CancelScope
-
-
-async def _exchange(wire: Http1Connection, handler: StreamHandler) -> bool:
-    """Take a request and have it answered; False if none came. What is no request is answered here."""
-    exchange = Exchange(Head("", "", {}, {}), wire)
+async def _answer_next(connection: Http1Connection, handler: StreamHandler) -> bool:
+    """Have the next request answered; False if none came. What is no request is answered here."""
+    exchange = Exchange(_NO_HEAD, connection)
     try:
-        found = await wire.next_head()
+        found = await connection.next_head()
         if found is None:
             return False
         exchange.head = _head(found)
         await handler(exchange)
     except h11.RemoteProtocolError as error:
-        wire.ending = True
-        await _fail(
-            exchange,
-            Response.error(error.error_status_hint, _CODES.get(error.error_status_hint, "bad_request"), str(error)),
-        )
+        connection.end()
+        code = _CODES.get(error.error_status_hint, "bad_request")
+        await _fail(exchange, Response.error(error.error_status_hint, code, str(error)))
     except ClientGoneError:
-        return False
+        pass
     except Exception:  # whatever it is: a fault in a handler must not stop the daemon
         log = structlog.get_logger("agent.http")
         log.exception("request_failed", method=exchange.head.method, path=exchange.head.path)
@@ -303,7 +246,7 @@ async def _exchange(wire: Http1Connection, handler: StreamHandler) -> bool:
 
 
 async def _fail(exchange: Exchange, response: Response) -> None:
-    """Answer with an error, unless an answer has begun, which is cut off then: see `Http1Connection.close`."""
+    """Answer with an error; an answer that has begun is cut off instead: see `Http1Connection.close`."""
     if exchange.status is None:
         with contextlib.suppress(ClientGoneError):
             await exchange.answer(response)

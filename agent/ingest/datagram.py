@@ -1,7 +1,5 @@
 """The datagram listener: a datagram is one or more lines, and nothing is ever answered.
 
-It knows sockets. It must never know what a line means, or files.
-
 A datagram that was received is always taken: nothing cancels that but the end of the whole daemon.
 """
 
@@ -13,7 +11,7 @@ import anyio.lowlevel
 
 from agent.events import MAX_LINE_BYTES
 from agent.ingest.framing import LineFramer, Lines, as_lines
-from agent.ingest.intake import Conversation, Intake, Peer
+from agent.ingest.intake import ClientState, Intake, Peer
 from agent.ingest.sockets import CREDENTIALS_SPACE, BoundSocket, read_credentials
 from agent.runtime import Broadcast
 
@@ -62,7 +60,7 @@ class DatagramListener:
             while await self._take_some():
                 pass
         self._bound.release()
-        self._advance()
+        self._progress.notify_all()
 
     async def close(self) -> None:
         """Let `serve` receive no more, after what has been sent."""
@@ -87,17 +85,14 @@ class DatagramListener:
         await self._intake.wait_for_capacity()
         whole, odd = self._receive_some()
         self._taking = bool(whole or odd)
-        others = self._intake.take_messages([as_lines(data) for data, _, _ in whole]) if whole else []
+        others = self._intake.submit_messages([as_lines(data) for data, _, _ in whole]) if whole else []
         for datagram in [whole[index] for index in others] + odd:
             await self._take(datagram)
         self._taking = False
         self._taken += len(whole) + len(odd)
-        self._advance()
+        self._progress.notify_all()
         await anyio.lowlevel.checkpoint()
         return bool(whole or odd)
-
-    def _advance(self) -> None:
-        self._progress.notify_all()
 
     def _receive_some(self) -> tuple[list[_Datagram], list[_Datagram]]:
         """Return the datagrams that can be taken together, and those that were cut off or are too long for that."""
@@ -114,14 +109,12 @@ class DatagramListener:
 
     async def _take(self, datagram: _Datagram) -> None:
         data, ancillary, flags = datagram
-        framer, conversation = LineFramer(MAX_LINE_BYTES), Conversation(_sender(ancillary), answerable=False)
-        for start in range(0, len(data), MAX_LINE_BYTES):
-            await self._take_lines(framer.feed(data[start : start + MAX_LINE_BYTES]), conversation)
-        await self._take_lines(Lines(b"", 1) if flags & _TRUNCATED else framer.end(), conversation)
-
-    async def _take_lines(self, lines: Lines, conversation: Conversation) -> None:
-        if lines.block or lines.oversized:
-            await self._intake.take(lines, conversation)
+        framer, client = LineFramer(MAX_LINE_BYTES), ClientState(_sender(ancillary), answerable=False)
+        found = [framer.feed(data[start : start + MAX_LINE_BYTES]) for start in range(0, len(data), MAX_LINE_BYTES)]
+        found.append(Lines(b"", 1) if flags & _TRUNCATED else framer.end())
+        for lines in found:
+            if lines.block or lines.oversized:
+                await self._intake.submit(lines, client)
 
 
 def _sender(ancillary: list[tuple[int, int, bytes]]) -> Peer:

@@ -1,7 +1,4 @@
-"""Newline-delimited lines out of a stream of bytes: joins what reads cut apart, and skips a line that is too long.
-
-It knows newlines and lengths. It must never know what a line means.
-"""
+"""Newline-delimited lines out of a stream of bytes: joins what reads cut apart, and skips a line that is too long."""
 
 from typing import NamedTuple
 

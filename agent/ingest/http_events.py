@@ -1,7 +1,4 @@
-"""The HTTP listener: the API's own endpoint for events, for clients that know no other; every other request is for the front.
-
-It knows the API's request, its headers and its errors. It must never know files, or what becomes of other requests.
-"""
+"""The HTTP listener: the API's own endpoint for events, for clients that know no other; every other request is for the front."""
 
 import hmac
 import re
@@ -53,12 +50,11 @@ class AccessPolicy:
 
 
 class RefusedError(Exception):
-    """Why a request is refused, as the answer to it."""
+    """A request is refused; `response` is the answer to it."""
 
     def __init__(self, status: int, code: str, message: str, *headers: tuple[str, str]) -> None:
         super().__init__(message)
-        answer = Response.error(status, code, message)
-        self.answer = Response(status, answer.body, headers=list(headers))
+        self.response = Response(status, Response.error(status, code, message).body, headers=list(headers))
 
 
 class HttpListener:
@@ -71,31 +67,31 @@ class HttpListener:
         self,
         bound: Sequence[BoundSocket],
         intake: Intake,
-        terms: AccessPolicy,
+        policy: AccessPolicy,
         max_connections: int,
-        patience: Timeouts = http_server.PATIENCE,
         forward: Forward | None = None,
+        timeouts: Timeouts = http_server.TIMEOUTS,
     ) -> None:
-        self._terms = terms
-        self._forward = forward
         self.answered: Counter[int] = Counter()
+        self._policy = policy
+        self._forward = forward
         self._bound = bound
         self._intake = intake
         self._log = structlog.get_logger("agent.listeners")
         self._throttle = Throttle(LOG_INTERVAL)
-        self._server = Server(max_connections, patience)
+        self._server = Server(max_connections, timeouts)
         self._large = anyio.CapacityLimiter(LARGE_BODIES)
 
+    def reconfigure(self, policy: AccessPolicy) -> None:
+        """Treat later requests by another policy."""
+        self._policy = policy
+
     async def serve(self) -> None:
-        """Serve until `close`; then return when what had begun is answered."""
+        """Serve until `close`; then return when what had come is answered."""
         async with anyio.create_task_group() as tasks:
             for each in self._bound:
                 handler = self._handle if each.socket.family == socket.AF_UNIX else self._handle_with_token
                 tasks.start_soon(self._server.serve, each.socket, handler, each.release)
-
-    def reconfigure(self, terms: AccessPolicy) -> None:
-        """Go by another policy from now on."""
-        self._terms = terms
 
     async def close(self) -> None:
         """Take no more requests."""
@@ -111,66 +107,64 @@ class HttpListener:
         return self._server.connections
 
     async def _handle_with_token(self, exchange: Exchange) -> None:
-        if exchange.head.method == "OPTIONS" or self._is_let_in(exchange.head):
+        if exchange.head.method == "OPTIONS" or self._has_token(exchange.head):
             return await self._handle(exchange)
         message = "The request is not authorized: Authorization should be `Bearer` and the agent's token"
         refusal = RefusedError(401, "unauthorized", message, ("www-authenticate", "Bearer"))
-        self._complain(refusal)
-        self.answered[refusal.answer.status] += exchange.head.path == EVENTS_PATH
-        return await exchange.answer(refusal.answer)
+        self._log_refusal(refusal)
+        self.answered[refusal.response.status] += exchange.head.path == EVENTS_PATH
+        return await exchange.answer(refusal.response)
 
-    def _is_let_in(self, head: Head) -> bool:
-        given = _bearer(head.headers.get("authorization", ""))
-        if given is None or self._terms.token is None:
+    def _has_token(self, head: Head) -> bool:
+        given, token = _bearer(head.headers.get("authorization", "")), self._policy.token
+        if given is None or token is None:
             return False
-        return hmac.compare_digest(given[1].encode(), self._terms.token.get_secret_value().encode())
+        return hmac.compare_digest(given[1].encode(), token.get_secret_value().encode())
 
     async def _handle(self, exchange: Exchange) -> None:
         head = exchange.head
         if head.path == EVENTS_PATH and head.method in {"POST", "OPTIONS"}:
-            answer = _preflight() if head.method == "OPTIONS" else await self._take(exchange)
+            answer = _preflight() if head.method == "OPTIONS" else await self._take_events(exchange)
             self.answered[answer.status] += head.method == "POST"
             return await exchange.answer(answer)
         if self._forward is not None:
-            exchange.go_on_endlessly()
+            exchange.begin_stream()
             return await self._forward(exchange)
         return await exchange.answer(_no_route(head))
 
-    async def _take(self, exchange: Exchange) -> Response:
+    async def _take_events(self, exchange: Exchange) -> Response:
+        """Keep the events of a request; answer when they are durable."""
+        head = exchange.head
         try:
-            context = _context(exchange.head)
-            self._check_team(exchange.head)
-            pieces = await self._read(exchange)
+            context = _context(head)
+            self._check_team(head)
+            if head.length is not None and (head.length <= SMALL_BODY_BYTES or head.length > MAX_BODY_BYTES):
+                chunks = _decode(await exchange.body(MAX_BODY_BYTES))
+            else:
+                async with self._large:  # a few at a time, so that memory is bounded
+                    chunks = _decode(await exchange.body(MAX_BODY_BYTES))
         except RefusedError as refusal:
-            self._complain(refusal)
-            return refusal.answer
-        refused = await self._intake.take_whole(pieces, context)
+            self._log_refusal(refusal)
+            return refusal.response
+        refused = await self._intake.submit_all_or_none(chunks, context)
         if refused is None:
             return Response(200, b"{}")
         message = f"The events cannot be kept: {refused}. Send them again later"
-        return RefusedError(503, "service_unavailable", message, ("retry-after", str(RETRY_SECONDS))).answer
+        return RefusedError(503, "service_unavailable", message, ("retry-after", str(RETRY_SECONDS))).response
 
-    def _complain(self, refusal: RefusedError) -> None:
-        """Say once in a while what is refused: build tools do not tell their users."""
-        held_back = self._throttle.allow(str(refusal.answer.status), anyio.current_time())
+    def _log_refusal(self, refusal: RefusedError) -> None:
+        """Log once in a while what is refused: build tools do not tell their users."""
+        held_back = self._throttle.allow(str(refusal.response.status), anyio.current_time())
         if held_back is not None:
             reason = str(refusal)[:MAX_REASON_CHARACTERS]
-            self._log.warning("request_refused", status=refusal.answer.status, reason=reason, suppressed=held_back)
+            self._log.warning("request_refused", status=refusal.response.status, reason=reason, suppressed=held_back)
 
     def _check_team(self, head: Head) -> None:
-        for name, ours, key in (("teamId", self._terms.team_id, "team_id"), ("slug", self._terms.slug, "slug")):
+        for name, ours, key in (("teamId", self._policy.team_id, "team_id"), ("slug", self._policy.slug, "slug")):
             theirs = head.query.get(name)
             if ours and theirs and theirs != ours:
                 reason = f"The agent delivers to another team than the {name} of the request: it is api.{key} that says to which"
                 raise RefusedError(400, "bad_request", reason)
-
-    async def _read(self, exchange: Exchange) -> list[bytes]:
-        """Read and validate the events; a few large bodies at a time, so that memory is bounded."""
-        length = exchange.head.length
-        if length is not None and (length <= SMALL_BODY_BYTES or length > MAX_BODY_BYTES):
-            return _decode(await exchange.body(MAX_BODY_BYTES))
-        async with self._large:
-            return _decode(await exchange.body(MAX_BODY_BYTES))
 
 
 def _decode(body: bytes) -> list[bytes]:
@@ -198,7 +192,7 @@ def _preflight() -> Response:
 
 def _no_route(head: Head) -> Response:
     if head.path == EVENTS_PATH:
-        return RefusedError(405, "method_not_allowed", f"{EVENTS_PATH} takes {_METHODS}", ("allow", _METHODS)).answer
+        return RefusedError(405, "method_not_allowed", f"{EVENTS_PATH} takes {_METHODS}", ("allow", _METHODS)).response
     if head.method == "OPTIONS" and head.path == "*":
         return _preflight()
     return Response.error(

@@ -28,7 +28,7 @@ from agent.delivery.http_transport import Endpoint, HttpTransport
 from agent.delivery.pipeline import DeliveryConfig, Pipeline
 from agent.events import MAX_LINE_BYTES
 from agent.ingest.framing import LineFramer
-from agent.ingest.intake import Conversation, Intake, Peer
+from agent.ingest.intake import ClientState, Intake, Peer
 from agent.queue.filesystem import OsFilesystem
 from agent.queue.store import Limits
 from agent.runtime import Runtime
@@ -98,10 +98,10 @@ async def _agent(directory: Path, api: Sink, data: bytes, part: Part) -> float:
 
 
 async def _feed(intake: Intake, data: bytes) -> None:
-    framer, conversation = LineFramer(MAX_LINE_BYTES), Conversation(Peer(0, 0))
+    framer, client = LineFramer(MAX_LINE_BYTES), ClientState(Peer(0, 0))
     for start in range(0, len(data), MAX_LINE_BYTES):
         await intake.wait_for_capacity()
-        await intake.take(framer.feed(data[start : start + MAX_LINE_BYTES]), conversation)
+        await intake.submit(framer.feed(data[start : start + MAX_LINE_BYTES]), client)
         await anyio.lowlevel.checkpoint()
 
 

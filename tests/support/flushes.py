@@ -41,7 +41,7 @@ async def ask(
 ) -> Answered:
     """Ask for a flush."""
     query = {"deadline": str(deadline)} | ({} if session is None else {"session": session})
-    request = Request("POST", "/flush", query, {}, b"", hung_up)
+    request = Request("POST", "/flush", query, {}, hung_up=hung_up)
     response = await FlushRoute({"default": pipeline}, listeners).flush(request)
     value, headers = json.loads(response.body), dict(response.headers)
     return Answered(response.status, value, json.loads(headers.get(VERDICT_HEADER, "null")))

@@ -46,7 +46,7 @@ class Controlled:
         report.connections, report.evicted = self.edge.stream.connections, self.edge.stream.evicted
 
     async def ask(self, method: str, path: str, **query: str) -> Response:
-        return await self.control.handle(Request(method, path, query, {}, b""))
+        return await self.control.handle(Request(method, path, query, {}))
 
     async def status(self) -> dict[str, Any]:
         response = await self.ask("GET", "/status")
@@ -221,11 +221,11 @@ def test_a_hung_disk_is_unhealthy_and_the_status_says_so(backend: str) -> None:
             await pipeline.commit_once()
             control = Control({"default": pipeline}, [], host.wall_clock)
             host.gate.close()
-            assert (await control.handle(Request("GET", "/healthz", {}, {}, b""))).status == 503
-            status = json.loads((await control.handle(Request("GET", "/status", {}, {}, b""))).body)
+            assert (await control.handle(Request("GET", "/healthz", {}, {}))).status == 503
+            status = json.loads((await control.handle(Request("GET", "/status", {}, {}))).body)
             assert status["destinations"]["default"]["storage_error"] == "the disk does not answer"
             host.gate.open()
-            assert (await control.handle(Request("GET", "/healthz", {}, {}, b""))).status == 200
+            assert (await control.handle(Request("GET", "/healthz", {}, {}))).status == 200
             tasks.cancel_scope.cancel()
 
     virtual_time.run(backend, main)

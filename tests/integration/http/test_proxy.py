@@ -5,6 +5,7 @@ import json
 import signal
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -253,6 +254,64 @@ def test_a_client_that_leaves_ends_its_request_upstream(front: Daemon, upstream:
             connection.recv(1 << 16)
     assert upstream.left.wait(2)
     eventually(lambda: front.status()["http"]["connections"], lambda count: count == 0)
+
+
+def post_of(name: str) -> bytes:
+    """Return a request with one event."""
+    body = json.dumps([EVENT | {"hash": name}]).encode()
+    head = f"POST /v8/artifacts/events HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {TOKEN}\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def accepted(daemon: Daemon) -> int:
+    found = daemon.status()["destinations"]["default"]["ledger"]["accepted"]
+    assert isinstance(found, int)
+    return found
+
+
+def test_an_event_behind_an_answer_is_kept_although_the_client_hangs_up_at_once(front: Daemon) -> None:
+    before, at, rounds, clients = accepted(front), address(front), 6, 50
+    request = b"GET /sized/100000 HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer %b\r\n\r\n" % TOKEN.encode()
+
+    def converse(number: int) -> None:
+        with closing(socket.create_connection(at, timeout=20)) as connection:
+            connection.sendall(request)
+            answer = b""
+            while not answer.endswith(b"\r\n\r\n" + pattern(100_000)):
+                answer += connection.recv(1 << 18)
+            connection.sendall(post_of(f"h{number}"))
+
+    with ThreadPoolExecutor(clients) as pool:
+        for _ in range(rounds):
+            list(pool.map(converse, range(clients)))
+    eventually(lambda: accepted(front), lambda found: found == before + rounds * clients)
+
+
+def test_an_event_behind_a_request_that_nobody_waits_for_any_more_is_kept(front: Daemon, upstream: Upstream) -> None:
+    before = accepted(front)
+    with closing(sent(front, b"GET /hang HTTP/1.1\r\nHost: a\r\n\r\n" + post_of("a") + post_of("b"))):
+        assert upstream.busy.wait(10)
+    assert upstream.left.wait(10)
+    eventually(lambda: accepted(front), lambda found: found == before + 2)
+
+
+def test_the_answer_to_a_later_request_is_not_taken_for_one_that_was_given_up(front: Daemon) -> None:
+    """Over TCP a client that only stops sending cannot be told from one that has hung up."""
+    before = accepted(front)
+    with closing(sent(front, b"GET /hang HTTP/1.1\r\nHost: a\r\n\r\n" + post_of("a"))) as connection:
+        connection.shutdown(socket.SHUT_WR)
+        assert read_all(connection)[0] == b""
+    eventually(lambda: accepted(front), lambda found: found == before + 1)
+
+
+def test_an_artifact_that_was_written_whole_arrives_although_the_client_has_left(
+    front: Daemon, upstream: Upstream
+) -> None:
+    before = front.status()["http"]["front"].get("200", 0)
+    with closing(sent(front, b"PUT /x HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n" + pattern(100_000))):
+        pass
+    eventually(lambda: front.status()["http"]["front"].get("200", 0), lambda count: count == before + 1)
+    assert not upstream.left.is_set()
 
 
 @pytest.mark.parametrize("path", ["/cut/100000", "/cut-chunked/100000"])

@@ -19,7 +19,7 @@ from agent.delivery.pipeline import Pipeline
 from agent.errors import ListenError
 from agent.events import MAX_LINE_BYTES, Context
 from agent.http.connection import Timeouts
-from agent.http.server import PATIENCE
+from agent.http.server import TIMEOUTS
 from agent.ingest import sockets
 from agent.ingest.http_events import LARGE_BODIES, MAX_BODY_BYTES, AccessPolicy, HttpListener
 from agent.ingest.intake import Intake
@@ -30,10 +30,10 @@ from tests.support.http_client import Answer, Client
 
 pytestmark = pytest.mark.anyio
 TOKEN = "a-clients-token"
-TERMS = AccessPolicy(SecretStr(TOKEN))
+POLICY = AccessPolicy(SecretStr(TOKEN))
 EVENT = {"sessionId": "s", "source": "LOCAL", "event": "HIT", "hash": "h", "duration": 7}
 SHORT = Timeouts(idle=0.2, head=0.2, body=0.3, stall=0.2, linger=0.2)
-"""How long a test that waits for the end of patience has to wait."""
+"""For tests that wait for their end."""
 
 
 @dataclass
@@ -80,9 +80,9 @@ class Site:
 async def site(
     directory: Path,
     *,
-    terms: AccessPolicy = TERMS,
+    policy: AccessPolicy = POLICY,
     max_connections: int = 64,
-    patience: Timeouts = PATIENCE,
+    timeouts: Timeouts = TIMEOUTS,
     **limits: Any,
 ) -> AsyncIterator[Site]:
     """Yield a site whose listener has ended, with nothing left open, when the block has."""
@@ -92,7 +92,7 @@ async def site(
         pipeline.pause()
         bound = [sockets.bind(directory / "h.sock", sockets.STREAM, mode=0o600), sockets.bind_tcp("127.0.0.1:0")]
         port = bound[1].socket.getsockname()[1]
-        listener = HttpListener(bound, Intake(pipeline), terms, max_connections, patience)
+        listener = HttpListener(bound, Intake(pipeline), policy, max_connections, timeouts=timeouts)
         made = Site(host, pipeline, listener, str(directory / "h.sock"), port, anyio.Event())
 
         async def serve() -> None:
@@ -225,7 +225,7 @@ async def test_an_array_without_events_is_fine(tmp_path: Path) -> None:
     ],
 )
 async def test_a_request_for_another_team_is_refused(tmp_path: Path, query: str, status: int) -> None:
-    async with site(tmp_path, terms=AccessPolicy(None, "team_1", "ours")) as at:
+    async with site(tmp_path, policy=AccessPolicy(None, "team_1", "ours")) as at:
         answer = await at.ask(post([EVENT], query=query))
         assert answer.status == status
         assert at.counts == ((1, 1) if status == 200 else (0, 0))
@@ -360,7 +360,7 @@ async def test_a_port_takes_only_the_token(tmp_path: Path, authorization: str | 
 
 
 async def test_where_there_is_no_token_a_port_takes_nothing(tmp_path: Path) -> None:
-    async with site(tmp_path, terms=AccessPolicy()) as at:
+    async with site(tmp_path, policy=AccessPolicy()) as at:
         assert (await at.ask(post([EVENT], {"Authorization": "Bearer None"}), at.port)).status == 401
 
 
@@ -482,7 +482,7 @@ async def test_catching_up_waits_for_what_was_written_and_for_no_request_that_is
 async def test_a_request_that_does_not_go_on_costs_its_own_connection(
     tmp_path: Path, sent: bytes, message: str
 ) -> None:
-    async with site(tmp_path, patience=SHORT) as at:
+    async with site(tmp_path, timeouts=SHORT) as at:
         with at.client() as slow, at.client() as client:
             await slow.send(sent)
             await client.send(post([EVENT]))
@@ -494,7 +494,7 @@ async def test_a_request_that_does_not_go_on_costs_its_own_connection(
 
 
 async def test_a_body_that_drips_has_an_end(tmp_path: Path) -> None:
-    async with site(tmp_path, patience=SHORT) as at:
+    async with site(tmp_path, timeouts=SHORT) as at:
         with at.client() as slow:
             await slow.send(post(b"", {"Content-Length": "1000"}))
             async with anyio.create_task_group() as dripping:
@@ -511,13 +511,13 @@ async def test_a_body_that_drips_has_an_end(tmp_path: Path) -> None:
 
 
 async def test_a_client_that_says_nothing_is_hung_up_on(tmp_path: Path) -> None:
-    async with site(tmp_path, patience=SHORT) as at:
+    async with site(tmp_path, timeouts=SHORT) as at:
         with at.client() as silent:
             assert await silent.ended()
 
 
 async def test_a_client_that_reads_no_answers_is_hung_up_on(tmp_path: Path) -> None:
-    async with site(tmp_path, patience=SHORT) as at:
+    async with site(tmp_path, timeouts=SHORT) as at:
         with at.client() as client:
             refused = b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nno!" % EVENTS_PATH.encode()
             with pytest.raises(OSError, match=r"reset|Broken pipe"):

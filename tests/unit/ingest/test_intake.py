@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from agent.ingest.framing import Lines
-from agent.ingest.intake import NAMED_REJECTS, Conversation, Intake, Peer
+from agent.ingest.intake import NAMED_REJECTS, ClientState, Intake, Peer
 from agent.queue.committer import MAX_PENDING_BYTES, STALL_SECONDS
 from tests.support import virtual_time
 from tests.support.edge import ACKS, GatedHost, line
@@ -34,25 +34,25 @@ def lines(block: bytes, oversized: int = 0) -> Lines:
     return Lines(block, oversized)
 
 
-def answered(conversation: Conversation) -> dict[str, Any] | None:
-    answer = conversation.answer()
+def answered(client: ClientState) -> dict[str, Any] | None:
+    answer = client.next_ack()
     value: dict[str, Any] | None = json.loads(answer) if answer is not None else None
     return value
 
 
-async def taken(intake: Intake, blocks: Iterable[Lines], *, answerable: bool = True) -> Conversation:
-    conversation = Conversation(PEER, answerable)
+async def taken(intake: Intake, blocks: Iterable[Lines], *, answerable: bool = True) -> ClientState:
+    client = ClientState(PEER, answerable)
     for block in blocks:
-        await intake.take(block, conversation)
-    return conversation
+        await intake.submit(block, client)
+    return client
 
 
 async def test_without_acks_nothing_is_ever_answered() -> None:
     async with anyio.create_task_group() as tasks:
         host = GatedHost(tasks)
         intake = Intake(host.start())
-        conversation = await taken(intake, [lines(line() + BAD), lines(b"", 1)])
-        assert conversation.answer() is None
+        client = await taken(intake, [lines(line() + BAD), lines(b"", 1)])
+        assert client.next_ack() is None
         assert intake.rejected == 2
         tasks.cancel_scope.cancel()
 
@@ -61,17 +61,17 @@ async def test_durable_acks_count_up_and_are_not_repeated() -> None:
     async with anyio.create_task_group() as tasks:
         host = GatedHost(tasks)
         pipeline = host.start()
-        intake, conversation = Intake(pipeline), Conversation(PEER)
-        await intake.take(lines(ACKS + line() * 3), conversation)
-        assert answered(conversation) == {"durable": 3, "rejected": 0}
-        assert conversation.answer() is None
-        await intake.take(lines(b"\n \n"), conversation)
-        assert conversation.answer() is None
-        await intake.take(lines(line()), conversation)
-        assert answered(conversation) == {"durable": 4, "rejected": 0}
+        intake, client = Intake(pipeline), ClientState(PEER)
+        await intake.submit(lines(ACKS + line() * 3), client)
+        assert answered(client) == {"durable": 3, "rejected": 0}
+        assert client.next_ack() is None
+        await intake.submit(lines(b"\n \n"), client)
+        assert client.next_ack() is None
+        await intake.submit(lines(line()), client)
+        assert answered(client) == {"durable": 4, "rejected": 0}
         assert pipeline.ledger().accepted == 4
-        await intake.take(lines(NO_ACKS + line()), conversation)
-        assert conversation.answer() is None
+        await intake.submit(lines(NO_ACKS + line()), client)
+        assert client.next_ack() is None
         tasks.cancel_scope.cancel()
 
 
@@ -80,15 +80,15 @@ async def test_the_first_rejects_are_named_by_their_place_in_the_stream() -> Non
         host = GatedHost(tasks)
         intake = Intake(host.start())
         blocks = [lines(ACKS + line() + BAD), lines(line(), oversized=1), lines(b"\n" + BAD * 5), lines(BAD)]
-        conversation = await taken(intake, blocks)
-        answer = answered(conversation)
+        client = await taken(intake, blocks)
+        answer = answered(client)
         assert answer is not None
         assert [error["line"] for error in answer["errors"]] == [3, 4, 7, 8, 9]
         assert len(answer["errors"]) == NAMED_REJECTS
         assert answer["errors"][1]["reason"] == "Line is longer than 65,536 bytes"
         assert {key: answer[key] for key in ("durable", "rejected")} == {"durable": 2, "rejected": 8}
-        await intake.take(lines(line()), conversation)
-        assert answered(conversation) == {"durable": 3, "rejected": 8}
+        await intake.submit(lines(line()), client)
+        assert answered(client) == {"durable": 3, "rejected": 8}
         tasks.cancel_scope.cancel()
 
 
@@ -96,13 +96,13 @@ async def test_what_the_disk_refuses_is_answered_as_dropped() -> None:
     async with anyio.create_task_group() as tasks:
         host = GatedHost(tasks)
         pipeline = host.start()
-        intake, conversation = Intake(pipeline), Conversation(PEER)
+        intake, client = Intake(pipeline), ClientState(PEER)
         host.fs.errors = failing("pwrite", errno.EIO)
-        await intake.take(lines(ACKS + line() * 2), conversation)
-        assert answered(conversation) == {"durable": 0, "rejected": 0, "dropped": 2}
+        await intake.submit(lines(ACKS + line() * 2), client)
+        assert answered(client) == {"durable": 0, "rejected": 0, "dropped": 2}
         host.fs.errors = no_errors
-        await intake.take(lines(line()), conversation)
-        assert answered(conversation) == {"durable": 1, "rejected": 0, "dropped": 2}
+        await intake.submit(lines(line()), client)
+        assert answered(client) == {"durable": 1, "rejected": 0, "dropped": 2}
         assert pipeline.ledger().dropped == {"disk_error": 2}
         assert balanced(pipeline)
         tasks.cancel_scope.cancel()
@@ -147,10 +147,10 @@ async def test_a_slow_disk_slows_clients_down_and_memory_stays_bounded() -> None
 
         async def flood() -> None:
             nonlocal sent, ahead
-            conversation = Conversation(PEER)
+            client = ClientState(PEER)
             for _ in range(60):
                 await intake.wait_for_capacity()
-                await intake.take(block, conversation)
+                await intake.submit(block, client)
                 sent += 6
                 ahead = max(ahead, (sent - pipeline.ledger().accepted) * 10_000)
 
@@ -171,8 +171,8 @@ async def test_who_cannot_be_answered_does_not_wait_for_the_disk() -> None:
         intake = Intake(host.start())
         host.gate.close()
         with anyio.fail_after(1):
-            conversation = await taken(intake, [lines(ACKS + line())], answerable=False)
-        assert conversation.answer() is None
+            client = await taken(intake, [lines(ACKS + line())], answerable=False)
+        assert client.next_ack() is None
         tasks.cancel_scope.cancel()
 
 
@@ -199,9 +199,9 @@ async def test_a_reason_is_cut_to_a_length_that_fits_a_log_line() -> None:
         host = GatedHost(tasks)
         intake = Intake(host.start())
         with capture_logs() as logged:
-            conversation = await taken(intake, [lines(ACKS + b'{"' + b"k" * 9000 + b'":1}\n')])
+            client = await taken(intake, [lines(ACKS + b'{"' + b"k" * 9000 + b'":1}\n')])
         assert [len(each["reason"]) for each in logged if each["event"] == "lines_rejected"] == [200]
-        assert [len(error.reason) for error in conversation.errors] == [200]
+        assert [len(error.reason) for error in client.errors] == [200]
         tasks.cancel_scope.cancel()
 
 
@@ -216,11 +216,11 @@ async def test_messages_that_nobody_waits_for_are_shed_by_name_while_the_disk_ha
         message = line() * 500
         accepted = 0
         while not pipeline.should_drop and accepted < 2 * MAX_PENDING_BYTES:
-            assert intake.take_messages([message]) == []
+            assert intake.submit_messages([message]) == []
             accepted += len(message)
             await anyio.sleep(STALL_SECONDS / 10)
         assert accepted >= MAX_PENDING_BYTES
-        assert intake.take_messages([line(), line()]) == []
+        assert intake.submit_messages([line(), line()]) == []
         assert pipeline.ledger().dropped == {"stalled": 2}
         host.gate.open()
         await pipeline.commit_once()

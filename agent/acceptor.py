@@ -1,0 +1,239 @@
+"""Accepting clients: in bounded turns, at most so many at a time, and at the end those that still wait.
+
+The stream listener and the HTTP server use it. It decides who gets in and who has to go; what is said on a connection is theirs.
+"""
+
+import array
+import errno
+import fcntl
+import socket
+import termios
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+import structlog
+
+from agent.runtime import Broadcast
+from agent.throttle import Throttle
+
+# How many clients are accepted in one turn, before others have theirs.
+TURN_CLIENTS = 32
+RETRY_SECONDS = 0.1
+EVICTION_SECONDS = 0.1
+LOG_INTERVAL = 60.0
+
+_NOBODY_WAITS = frozenset({errno.EAGAIN, errno.EINVAL})  # EINVAL: the socket is shut down
+
+
+class Connection(ABC):
+    """One client: its socket, and how many bytes have been received from it and then taken, which means dealt with."""
+
+    __slots__ = ("_progress", "open", "received", "socket", "taken")
+
+    def __init__(self, accepted: socket.socket) -> None:
+        accepted.setblocking(False)
+        self.socket = accepted
+        self.received = 0
+        self.taken = 0
+        self.open = True
+        self._progress = Broadcast()
+
+    @abstractmethod
+    def evict(self) -> bool:
+        """Begin to end the connection, which another one needs the place of; False if it cannot end now, or ends already."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """End the connection after what the client has written."""
+
+    def describe(self) -> dict[str, object]:
+        """Return what the log says of the client."""
+        return {}
+
+    @property
+    def written(self) -> int:
+        """How many bytes have come from the client, received or not."""
+        size = array.array("i", [0])
+        fcntl.ioctl(self.socket, termios.FIONREAD, size)
+        return self.received + size[0]
+
+    def advance(self) -> None:
+        """Count all that was received as taken."""
+        self.taken = self.received
+        self._progress.notify_all()
+
+    async def wait_taken(self, target: int) -> None:
+        """Return when so many bytes are taken, or the connection has ended."""
+        while self.open and self.taken < target:
+            await self._progress.wait()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.open = False
+        self.advance()
+        self.socket.close()
+
+
+C = TypeVar("C", bound=Connection)
+
+
+@dataclass(eq=False)
+class _Listening(Generic[C]):
+    """A listening socket, what becomes of those who come through it, and the tasks that serve them."""
+
+    listening: socket.socket
+    admit: Callable[[list[socket.socket]], Iterable[C]]
+    serve: Callable[[C], Awaitable[None]]
+    tasks: anyio.abc.TaskGroup
+    accepting: anyio.CancelScope
+    open: bool = True
+
+
+class Acceptor(Generic[C]):
+    """Accepts clients on any number of listening sockets, and keeps at most `max_connections` of their connections together.
+
+    When there are more, or no more files can be opened, the connection that was idle longest has to go. If none can, a new one
+    is closed with `refuse_when_full`; otherwise nobody is accepted until there is room. `wait_for_capacity` is awaited before
+    each turn. `evicted` counts the connections that had to go.
+    """
+
+    def __init__(
+        self,
+        max_connections: int,
+        logger: str,
+        *,
+        refuse_when_full: bool = False,
+        wait_for_capacity: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self.evicted = 0
+        self._max_connections = max_connections
+        self._refuse_when_full = refuse_when_full
+        self._wait_for_capacity = wait_for_capacity
+        self._connections: OrderedDict[C, None] = OrderedDict()  # those that were used last are last
+        self._listening: list[_Listening[C]] = []
+        self._closing = False
+        self._left = Broadcast()
+        self._log = structlog.get_logger(logger)
+        self._throttle = Throttle(LOG_INTERVAL)
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return len(self._connections)
+
+    async def serve(
+        self,
+        listening: socket.socket,
+        admit: Callable[[list[socket.socket]], Iterable[C]],
+        serve: Callable[[C], Awaitable[None]],
+        release: Callable[[], None],
+        *,
+        keep_backlog: bool = False,
+    ) -> None:
+        """Accept until `close`, and then who still waits; call `release`, and return when every connection has ended.
+
+        `admit` returns the connections of clients that were accepted together, and closes what it returns none for; `serve`
+        serves one. With `keep_backlog`, who waits at the end is left to the next process that has the socket.
+        """
+        async with anyio.create_task_group() as tasks:
+            with anyio.CancelScope() as accepting:
+                entry = _Listening(listening, admit, serve, tasks, accepting)
+                self._listening.append(entry)
+                while not self._closing:
+                    await anyio.wait_readable(listening)
+                    await self._accept_ready(entry)
+            if not keep_backlog:
+                if listening.family == socket.AF_UNIX:
+                    listening.shutdown(socket.SHUT_RD)  # nobody else can connect, and who has can be accepted
+                await self._accept_ready(entry)
+            entry.open = False
+            self._listening.remove(entry)
+            release()
+            for connection in self._connections:
+                connection.end()
+
+    def close(self) -> None:
+        """Let `serve` accept no more, and end the connections after what clients have written."""
+        self._closing = True
+        for entry in self._listening:
+            entry.accepting.cancel()
+
+    async def catch_up(self) -> None:
+        """Return when everything that clients had written before the call has been taken."""
+        for entry in [*self._listening]:
+            await self._accept_ready(entry)
+        for connection, target in [(each, each.written) for each in self._connections]:
+            await connection.wait_taken(target)
+
+    def touch(self, connection: C) -> None:
+        """Say that a connection was used."""
+        self._connections.move_to_end(connection)
+
+    async def _accept_ready(self, entry: _Listening[C]) -> None:
+        """Accept everyone who waits. What is accepted is served, even if this is cancelled."""
+        while True:
+            if self._wait_for_capacity is not None:
+                await self._wait_for_capacity()
+            if not entry.open:
+                return
+            error = self._accept_some(entry)
+            while len(self._connections) > self._max_connections and not self._refuse_when_full:
+                self._evict()
+                with anyio.move_on_after(EVICTION_SECONDS):  # one that waits for the disk must not hold up the others
+                    await self._left.wait()
+            if error is None:
+                await anyio.lowlevel.checkpoint()
+            elif error.errno in _NOBODY_WAITS:
+                return
+            else:  # such as too many open files
+                self._warn("cannot_accept", error=error.strerror, connections=self.connections)
+                self._evict(f"a new connection cannot be accepted: {error.strerror}")
+                await anyio.sleep(RETRY_SECONDS)
+
+    def _accept_some(self, entry: _Listening[C]) -> OSError | None:
+        """Accept some of those who wait; return why no more could be, None if there may be more."""
+        accepted: list[socket.socket] = []
+        problem = None
+        most = max(1, min(TURN_CLIENTS, self._max_connections + 1 - len(self._connections)))
+        try:
+            while len(accepted) < most:
+                accepted.append(entry.listening.accept()[0])
+        except OSError as error:
+            problem = error
+        for connection in entry.admit(accepted) if accepted else ():
+            full = self._refuse_when_full and len(self._connections) >= self._max_connections
+            if full and not self._evict():
+                connection.close()
+                continue
+            self._connections[connection] = None
+            entry.tasks.start_soon(self._serve, entry, connection)
+        return problem
+
+    async def _serve(self, entry: _Listening[C], connection: C) -> None:
+        try:
+            await entry.serve(connection)
+        finally:
+            del self._connections[connection]
+            connection.close()
+            self._left.notify_all()
+
+    def _evict(self, reason: str = "") -> bool:
+        """Have the connection that was idle longest end; False if none can."""
+        evicted = next((connection for connection in self._connections if connection.evict()), None)
+        if evicted is None:
+            return False
+        self.evicted += 1
+        reason = reason or f"there are more than {self._max_connections} connections"
+        self._warn("connection_evicted", reason=reason, **evicted.describe())
+        return True
+
+    def _warn(self, event: str, **facts: object) -> None:
+        held_back = self._throttle.allow(event, anyio.current_time())
+        if held_back is not None:
+            self._log.warning(event, **facts, suppressed=held_back)
