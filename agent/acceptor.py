@@ -109,7 +109,7 @@ class Acceptor(Generic[C]):
         logger: str,
         *,
         refuse_when_full: bool = False,
-        wait_for_capacity: Callable[[], Awaitable[None]] | None = None,
+        wait_for_capacity: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         self.evicted = 0
         self._max_connections = max_connections

@@ -122,6 +122,8 @@ class Http1Connection(Connection):
         if event is h11.NEED_DATA:
             self.advance()
             self.http.receive_data(await self._first_bytes())
+            event = self.http.next_event()
+        if event is h11.NEED_DATA:
             event = await self._event_within(self.timeouts.head, HEAD_READ_BYTES, "the whole head of a request")
         if not isinstance(event, h11.Request):
             return None
@@ -129,13 +131,24 @@ class Http1Connection(Connection):
             self.http.next_event()
         return event
 
-    async def read(self) -> bytes:
-        """Return the next piece of a request's body; b"" at its end. Raises h11.RemoteProtocolError, and so if none comes."""
+    def read_received(self) -> bytes | None:
+        """Return the next piece of a request's body that has been received; b"" at its end, None if more has to come first.
+
+        Raises h11.RemoteProtocolError.
+        """
         if self.http.their_state is not h11.SEND_BODY:
             return b""
         event = self.http.next_event()
         if event is h11.NEED_DATA:
-            event = await self._event_within(self.timeouts.stall, READ_BYTES, "more of the body")
+            return None
+        return event.data if isinstance(event, h11.Data) else b""
+
+    async def read(self) -> bytes:
+        """Return the next piece of a request's body; b"" at its end. Raises h11.RemoteProtocolError, and so if none comes."""
+        piece = self.read_received()
+        if piece is not None:
+            return piece
+        event = await self._event_within(self.timeouts.stall, READ_BYTES, "more of the body")
         return event.data if isinstance(event, h11.Data) else b""
 
     def next_cycle(self) -> bool:

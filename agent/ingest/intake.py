@@ -64,20 +64,18 @@ class ClientState:
 
 
 class Intake:
-    """Submits what clients send to one pipeline; `rejected` counts the lines that were refused since the start."""
+    """Submits what clients send to one pipeline; `rejected` counts the lines that were refused since the start.
+
+    `wait_for_capacity` waits until there is room for more, so that what clients write stays in their sockets meanwhile. It does
+    not wait for a disk that does not answer: then events are dropped, and counted.
+    """
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
+        self.wait_for_capacity = pipeline.wait_for_capacity
         self._log = structlog.get_logger("agent.intake")
         self._throttle = Throttle(LOG_INTERVAL)
         self.rejected = 0
-
-    async def wait_for_capacity(self) -> None:
-        """Wait until there is room for more, so that what clients write stays in their sockets meanwhile.
-
-        Does not wait for a disk that does not answer: then `submit` drops.
-        """
-        await self._pipeline.wait_for_capacity()
 
     async def submit(self, lines: Lines, client: ClientState) -> None:
         """Validate and queue what a read brought; with durable acks, return when it is durable or dropped.

@@ -40,26 +40,26 @@ class StreamConnection(Connection):
         self._ends = False
         self._sending: anyio.CancelScope | None = None
 
-    def receive(self, size: int) -> bytes:
-        """Return what can be read, b"" at the end. Raises BlockingIOError if that is nothing yet."""
-        try:
-            data = self.socket.recv(size)
-        except ConnectionResetError:  # it went away without reading its acks; what it had written was read before
-            return b""
-        self.received += len(data)
-        return data
-
     async def send_ack(self, data: bytes) -> None:
         """Send `data` to a client that reads its acks; one that does not is to write no more."""
+        data = self._send_some(data)
+        if not data:
+            return
         with anyio.move_on_after(0.0 if self._ends else ACK_SECONDS) as self._sending:
-            with contextlib.suppress(ConnectionError):
-                while data:
-                    try:
-                        data = data[self.socket.send(data, socket.MSG_NOSIGNAL) :]
-                    except BlockingIOError:
-                        await anyio.wait_writable(self.socket)
+            while data:
+                await anyio.wait_writable(self.socket)
+                data = self._send_some(data)
         if self._sending.cancelled_caught:
             self.end()
+
+    def _send_some(self, data: bytes) -> bytes:
+        """Send what the socket takes; return what is left of it, which is nothing if the client has gone."""
+        try:
+            return data[self.socket.send(data, socket.MSG_NOSIGNAL) :]
+        except BlockingIOError:
+            return data
+        except ConnectionError:
+            return b""
 
     def evict(self) -> bool:
         """Have the connection end; nothing that the client has written is lost by it. False if that has been said before."""
@@ -162,9 +162,14 @@ class StreamListener:
         while True:
             await self._intake.wait_for_capacity()
             try:
-                return connection.receive(size)
+                data = connection.socket.recv(size)
             except BlockingIOError:
                 await anyio.wait_readable(connection.socket)
+            except ConnectionResetError:  # it went away without reading its acks; what it had written was read before
+                return b""
+            else:
+                connection.received += len(data)
+                return data
 
     async def _take(self, lines: Lines, connection: StreamConnection) -> None:
         if lines.block or lines.oversized:
@@ -186,6 +191,6 @@ def _read_at_once(connection: socket.socket) -> tuple[bytes, bool]:
             data += more
     except BlockingIOError:
         return data, False
-    except ConnectionResetError:  # see `StreamConnection.receive`
+    except ConnectionResetError:  # see `StreamListener._receive`
         return data, True
     return data, False
