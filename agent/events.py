@@ -1,7 +1,6 @@
 """Usage events: their schema, the context they were sent in, and the validation of the lines that carry them.
 
-It knows JSON and the API's contract. It must never know sockets, files or queues. The contract is the OpenAPI
-description of `POST /v8/artifacts/events`
+The contract is the OpenAPI description of `POST /v8/artifacts/events`
 (https://vercel.com/docs/rest-api/artifacts/record-an-artifacts-cache-usage-event).
 
 From here on events are text: canonical JSON, one event a line, with the API's keys in the API's order and nothing else. That
@@ -102,12 +101,14 @@ def decode_lines(text: bytes, session: Session) -> Decoded:
 
     Never raises for what a client sent: a line that is not valid becomes a Reject and costs that line only.
     """
-    block = _decode_plain(text, session.context)
-    return Decoded([block], [], session, block.event_count) if block is not None else _decode_each(text, session)
+    block = _decode_bare_events(text, session.context)
+    if block is None:
+        return _decode_line_by_line(text, session)
+    return Decoded([block], [], session, block.event_count)
 
 
 def decode_array(text: bytes) -> list[bytes]:
-    """Validate an array of events, the API's body; return them as lines, several in one piece of at most MAX_LINE_BYTES.
+    """Validate an array of events, the API's body; return them as lines, in chunks of at most MAX_LINE_BYTES.
 
     Raises ValueError, which names the offending item and field, where there is one.
     """
@@ -116,20 +117,20 @@ def decode_array(text: bytes) -> list[bytes]:
         if _may_repeat_a_key(text, events):
             _refuse_repeated_keys_of_items(text)
     except ValueError as error:
-        raise ValueError(_explain(error)) from error
-    return _pieces(encode_events(events))
+        raise ValueError(_reason_of(error)) from error
+    return _chunk(encode_events(events))
 
 
-def _pieces(lines: bytes) -> list[bytes]:
-    pieces, start = [], 0
+def _chunk(lines: bytes) -> list[bytes]:
+    chunks, start = [], 0
     while start < len(lines):
         end = lines.rfind(b"\n", start, start + MAX_LINE_BYTES + 1) + 1
         if not end:
             index = lines.count(b"\n", 0, start)
             raise ValueError(f"Event is longer than {MAX_LINE_BYTES:,} bytes - at `$[{index}]`")
-        pieces.append(lines[start:end])
+        chunks.append(lines[start:end])
         start = end
-    return pieces
+    return chunks
 
 
 def decode_messages(messages: Sequence[bytes]) -> tuple[list[Block], list[int]]:
@@ -138,7 +139,7 @@ def decode_messages(messages: Sequence[bytes]) -> tuple[list[Block], list[int]]:
     Returns the events, one block for each context, and the indexes of the messages that take more than that, and of which
     nothing is in the blocks: those with something to reject, and those that want acks.
     """
-    block = _decode_plain(b"".join(messages), Context())
+    block = _decode_bare_events(b"".join(messages), Context())
     if block is not None:
         return [block], []
     found: dict[Context, list[Block]] = {}
@@ -150,15 +151,15 @@ def decode_messages(messages: Sequence[bytes]) -> tuple[list[Block], list[int]]:
             continue
         for block in decoded.blocks:
             found.setdefault(block.context, []).append(block)
-    return [_joined(context, blocks) for context, blocks in found.items()], others
+    return [_join(context, blocks) for context, blocks in found.items()], others
 
 
-def _joined(context: Context, blocks: list[Block]) -> Block:
+def _join(context: Context, blocks: list[Block]) -> Block:
     return Block(context, sum(block.event_count for block in blocks), b"".join(block.lines for block in blocks))
 
 
-def _decode_plain(text: bytes, context: Context) -> Block | None:
-    """Validate lines that are nothing but events, one a line; None if they are not that, or not all of them valid."""
+def _decode_bare_events(text: bytes, context: Context) -> Block | None:
+    """Validate lines that hold one event each and nothing else; None if they do not, or if one of them is not valid."""
     try:
         events = decode_events(text)
     except ValueError:  # msgspec's errors and UnicodeDecodeError are ValueErrors
@@ -168,53 +169,53 @@ def _decode_plain(text: bytes, context: Context) -> Block | None:
     return Block(context, len(events), lines) if plain and events else None
 
 
-ARRAY_BYTES = 1
-"""What a JSON array of events has more than the same events as lines."""
+ARRAY_OVERHEAD = 1
+"""How many bytes a JSON array of events has more than the same events as lines."""
 
 
-def as_array(lines: bytes) -> bytes:
+def to_json_array(lines: bytes) -> bytes:
     """Return lines of events as a JSON array. Their line ends are the only ones: in JSON's strings they are escaped."""
     return b"".join((b"[", memoryview(lines.replace(b"\n", b","))[:-1], b"]"))
 
 
-def cut(lines: bytes, count: int) -> tuple[bytes, bytes]:
-    """Return the first `count` lines, and the others."""
-    others = lines.split(b"\n", count)[count]
-    return lines[: len(lines) - len(others)], others
+def split_lines(lines: bytes, count: int) -> tuple[bytes, bytes]:
+    """Return the first `count` lines, and the rest."""
+    rest = lines.split(b"\n", count)[count]
+    return lines[: len(lines) - len(rest)], rest
 
 
-def fitting(lines: bytes, count: int, size: int) -> int:
-    """Return how many of the first `count` lines have at most `size` bytes together; there are at least `count`."""
+def count_fitting(lines: bytes, count: int, size: int) -> int:
+    """Return how many of the first `count` lines fit into `size` bytes; there are at least `count`."""
     return count if len(lines) <= size else min(lines.count(b"\n", 0, max(size, 0)), count)
 
 
 def session_prefix(session: str) -> bytes:
-    """Return what each line of a session's events begins with, and what is nowhere else in lines: strings escape quotes."""
+    """Return what each line of a session's events begins with. It is nowhere else in lines, since strings escape quotes."""
     return _PREFIX % msgspec.json.encode(session)
 
 
 def count_session_prefixes(lines: bytes, count: int) -> Mapping[bytes, int]:
-    """Count lines by what they begin with, `session_prefix` of their session; there are `count`, as a rule all of one session.
+    """Count lines by the `session_prefix` that they begin with; there are `count`, as a rule all of one session.
 
-    A line that something else wrote may have none, and is not counted.
+    A line that another program wrote may have none, and is not counted.
     """
-    first = _prefix_of(lines)
+    first = _match_prefix(lines)
     if first and lines.startswith(first[0], lines.rfind(b"\n", 0, -1) + 1) and lines.count(first[0]) == count:
         return {first[0]: count}
     found: Counter[bytes] = Counter()
-    for run in _runs(lines):
+    for run in _find_runs(lines):
         found[run[1]] += lines.count(run[1], *run.span())
     return found
 
 
 _PREFIX = b'{"sessionId":%b,'
 _ANY_PREFIX = _PREFIX % rb'"[^"\\\n]*+(?:\\.[^"\\\n]*+)*+"'
-_prefix_of = re.compile(_ANY_PREFIX).match
-_runs = re.compile(rb"(%b)[^\n]*+\n(?:\1[^\n]*+\n)*+" % _ANY_PREFIX).finditer  # lines that follow each other
+_match_prefix = re.compile(_ANY_PREFIX).match
+_find_runs = re.compile(rb"(%b)[^\n]*+\n(?:\1[^\n]*+\n)*+" % _ANY_PREFIX).finditer  # lines that follow each other
 
 
-def is_lines(text: bytes, count: int) -> bool:
-    """Tell whether a text is that many lines, whatever they say."""
+def has_line_count(text: bytes, count: int) -> bool:
+    """Tell whether a text is that many lines, the last one with its line end, whatever they say."""
     return text.endswith(b"\n") and text.count(b"\n") == count
 
 
@@ -239,7 +240,7 @@ def _may_repeat_a_key(text: bytes, events: list[Event]) -> bool:
     return text.count(b":") != 5 * len(events) - [event.duration for event in events].count(UNSET)
 
 
-def _decode_each(text: bytes, session: Session) -> Decoded:
+def _decode_line_by_line(text: bytes, session: Session) -> Decoded:
     groups: list[tuple[Context, list[Event]]] = []
     rejects: list[Reject] = []
     for number, line in enumerate(text.split(b"\n"), 1):
@@ -247,11 +248,12 @@ def _decode_each(text: bytes, session: Session) -> Decoded:
             continue
         try:
             if _is_context_line(line):
-                session = _apply(_settings_of(line), session)
+                decode_settings = _decode_known_settings if len(line) <= 256 else _decode_settings
+                session = _apply_settings(decode_settings(line), session)
                 continue
-            events = _events_of(line)
+            events = _decode_events_line(line)
         except ValueError as error:
-            rejects.append(Reject(number, _explain(error)))
+            rejects.append(Reject(number, _reason_of(error)))
             continue
         if groups and groups[-1][0] is session.context:
             groups[-1][1].extend(events)
@@ -261,7 +263,7 @@ def _decode_each(text: bytes, session: Session) -> Decoded:
     return Decoded(blocks, rejects, session, _line_count(text))
 
 
-def _events_of(line: bytes) -> list[Event]:
+def _decode_events_line(line: bytes) -> list[Event]:
     item = _decode_line(line)
     events = item if isinstance(item, list) else [item]
     if _may_repeat_a_key(line, events):
@@ -269,22 +271,16 @@ def _events_of(line: bytes) -> list[Event]:
     return events
 
 
-def _settings_of(line: bytes) -> _Settings:
-    return _short_settings_of(line) if len(line) <= 256 else _parse_settings(line)
-
-
-@lru_cache(maxsize=256)  # the clients of a machine set much the same
-def _short_settings_of(line: bytes) -> _Settings:
-    return _parse_settings(line)
-
-
-def _parse_settings(line: bytes) -> _Settings:
+def _decode_settings(line: bytes) -> _Settings:
     settings = _decode_context(line).context
     _refuse_repeated_keys(line)
     return settings
 
 
-def _apply(settings: _Settings, session: Session) -> Session:
+_decode_known_settings = lru_cache(maxsize=256)(_decode_settings)  # the clients of a machine set much the same
+
+
+def _apply_settings(settings: _Settings, session: Session) -> Session:
     context = session.context
     if settings.ci is not UNSET or settings.interactive is not UNSET:
         context = Context(
@@ -295,7 +291,7 @@ def _apply(settings: _Settings, session: Session) -> Session:
 
 
 def _refuse_repeated_keys(line: bytes) -> None:
-    json.loads(line, object_pairs_hook=_unique)
+    json.loads(line, object_pairs_hook=_check_unique)
 
 
 def _refuse_repeated_keys_of_items(array: bytes) -> None:
@@ -305,14 +301,14 @@ def _refuse_repeated_keys_of_items(array: bytes) -> None:
         nonlocal index
         index += 1
         try:
-            _unique(pairs)
+            _check_unique(pairs)
         except ValueError as error:
             raise ValueError(f"{error} - at `$[{index}]`") from error
 
     json.loads(array, object_pairs_hook=unique)
 
 
-def _unique(pairs: Iterable[tuple[str, object]]) -> None:
+def _check_unique(pairs: Iterable[tuple[str, object]]) -> None:
     seen: set[str] = set()
     for key, _ in pairs:
         if key in seen:
@@ -320,7 +316,7 @@ def _unique(pairs: Iterable[tuple[str, object]]) -> None:
         seen.add(key)
 
 
-def _explain(error: ValueError) -> str:
+def _reason_of(error: ValueError) -> str:
     # Which error it is depends on the version of msgspec.
     not_utf8 = isinstance(error, UnicodeDecodeError) or str(error).startswith("Invalid UTF-8")
     return "JSON is malformed: a string is not UTF-8" if not_utf8 else str(error)

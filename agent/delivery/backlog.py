@@ -20,7 +20,7 @@ import structlog
 
 from agent.delivery.batching import Batch, Batcher, Piece
 from agent.errors import StorageError
-from agent.events import cut, decode_events, encode_events
+from agent.events import decode_events, encode_events, split_lines
 from agent.queue.cursor import Outcome, Span
 from agent.queue.filesystem import FOREIGN
 from agent.queue.reader import Gap, Reader
@@ -162,7 +162,7 @@ class DiskBacklog:
         for span in self._store.cursor.unsettled(whole):
             lines = record.lines
             if span != whole:
-                lines = cut(cut(lines, span.start - whole.start)[1], span.length)[0]
+                lines = split_lines(split_lines(lines, span.start - whole.start)[1], span.length)[0]
             piece = Piece(record.context, None, span, lines)
             yield from _by_session(piece) if self._options.split_sessions else (piece,)
 

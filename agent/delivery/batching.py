@@ -37,7 +37,7 @@ class Batch:
         """Return two halves of a batch of at least two events."""
         count = self.event_count
         middle = (count + 1) // 2
-        head, tail = events.cut(self.lines, middle)
+        head, tail = events.split_lines(self.lines, middle)
         return (
             Batch(self.context, head, tuple(self._numbers(0, middle))),
             Batch(self.context, tail, tuple(self._numbers(middle, count))),
@@ -87,7 +87,7 @@ class Batcher:
     """Collects pieces into batches whose bodies have at most `max_bytes`; the batches of a context keep its order."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_lines = max_bytes - events.ARRAY_BYTES
+        self._max_lines = max_bytes - events.ARRAY_OVERHEAD
         self._open: dict[tuple[Context, str | None], _Open] = {}
 
     def add(self, piece: Piece, max_events: int, now: float) -> list[Batch]:
@@ -97,10 +97,10 @@ class Batcher:
         while span.length:
             batch = self._open.get(key) or self._open.setdefault(key, _Open(now))
             room = max(max_events - batch.count, 0)
-            part = events.fitting(lines, min(span.length, room), self._max_lines - batch.size)
+            part = events.count_fitting(lines, min(span.length, room), self._max_lines - batch.size)
             if not batch.count:
                 part = max(part, 1)  # an event that is too large goes alone, and the API says what it thinks of it
-            head, lines = (lines, b"") if part == span.length else events.cut(lines, part)
+            head, lines = (lines, b"") if part == span.length else events.split_lines(lines, part)
             if part:
                 batch.add(Span(span.start, span.start + part), head)
             span = Span(span.start + part, span.stop)

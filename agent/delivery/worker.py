@@ -17,7 +17,7 @@ from agent.delivery.policy import Action, DeliverySettings, DeliveryState, Pause
 from agent.delivery.sessions import Sessions
 from agent.delivery.transport import Kind, Transport, Verdict
 from agent.errors import StorageError
-from agent.events import as_array
+from agent.events import to_json_array
 from agent.queue.committer import Committer
 from agent.queue.cursor import Outcome, Pause, Span, Watcher
 from agent.queue.dead_letters import DeadLetter, DeadLetters
@@ -209,7 +209,7 @@ class Worker:
         self.wake()
 
     async def _send(self, batch: Batch) -> Verdict:
-        verdict = await self._transport.send(batch.context, as_array(batch.lines))
+        verdict = await self._transport.send(batch.context, to_json_array(batch.lines))
         self._log.debug("request", events=batch.event_count, verdict=verdict.kind, status=verdict.status)
         return verdict
 

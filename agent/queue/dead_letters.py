@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from agent.errors import StorageError
-from agent.events import Context, Event, decode_event, is_lines
+from agent.events import Context, Event, decode_event, has_line_count
 from agent.queue import segment
 from agent.queue.cursor import Span
 from agent.queue.filesystem import Filesystem
@@ -84,7 +84,7 @@ def dead_letter_in(frame: Frame) -> DeadLetter | None:
     try:
         letter = decode_dead_letter(frame.payload)
         decode_event(letter.line)
-        return letter if frame.item_count == 1 and is_lines(letter.line, 1) else None
+        return letter if frame.item_count == 1 and has_line_count(letter.line, 1) else None
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 

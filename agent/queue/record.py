@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from agent.events import Context, is_lines
+from agent.events import Context, has_line_count
 
 MARKER = b"\xa4\xec\xe5R"
 MAX_PAYLOAD_BYTES = 4 * 1024 * 1024
@@ -117,7 +117,7 @@ def record_in(frame: Frame, *, own: bool = False) -> Record | None:
         record = decode_record(frame.payload)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
-    return record if own or is_lines(record.lines, frame.item_count) else None
+    return record if own or has_line_count(record.lines, frame.item_count) else None
 
 
 encode_record = msgspec.msgpack.Encoder().encode

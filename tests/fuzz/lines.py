@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from agent.events import Block, Context, Session, as_array, decode_lines, decode_messages
+from agent.events import Block, Context, Session, decode_lines, decode_messages, to_json_array
 from agent.ingest.framing import LineFramer, as_lines
 from agent.queue.record import Record, decode_record, encode_record
 from tests.support import recordings
@@ -85,7 +85,7 @@ def _kept(block: Block) -> list[dict[str, object]]:
     assert decode_lines(block.lines, Session(block.context)).blocks == [block]
     record = Record(0.0, block.context, block.lines)
     assert decode_record(encode_record(record)) == record
-    body = as_array(record.lines)
+    body = to_json_array(record.lines)
     assert violations(Captured("POST", EVENTS_PATH, {}, _JSON, body)) == []
     sent: list[dict[str, object]] = json.loads(body)
     assert len(sent) == block.event_count

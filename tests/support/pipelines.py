@@ -17,7 +17,7 @@ from agent.delivery.backlog import BatchOptions
 from agent.delivery.pipeline import DeliveryConfig, Pipeline
 from agent.delivery.policy import DeliverySettings
 from agent.delivery.transport import Transport
-from agent.events import Block, Context, Event, as_array, encode_events
+from agent.events import Block, Context, Event, encode_events, to_json_array
 from agent.queue import segment
 from agent.queue.committer import CommitGroup
 from agent.queue.dead_letters import DeadLetter, decode_dead_letter
@@ -53,7 +53,7 @@ def events(*names: str) -> list[Event]:
 
 def body(events: list[Event]) -> bytes:
     """Return events as a transport is given them."""
-    return as_array(encode_events(events))
+    return to_json_array(encode_events(events))
 
 
 def numbered(count: int, prefix: str = "h") -> list[str]:

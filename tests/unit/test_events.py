@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from agent.events import (
-    ARRAY_BYTES,
+    ARRAY_OVERHEAD,
     MAX_LINE_BYTES,
     Block,
     Context,
@@ -16,14 +16,14 @@ from agent.events import (
     Event,
     Reject,
     Session,
-    as_array,
-    cut,
+    count_fitting,
     decode_array,
     decode_events,
     decode_lines,
     decode_messages,
     encode_events,
-    fitting,
+    split_lines,
+    to_json_array,
 )
 from agent.queue.record import Record, decode_record, encode_record
 from tests.support.recordings import Recorded
@@ -195,7 +195,7 @@ def test_integers_stay_integers_and_floats_stay_floats_on_the_whole_way(literal:
     event = the_event(with_duration(literal))
     record = decode_record(encode_record(Record(0.0, Context(), encode_events([event]))))
     [stored] = decode_events(record.lines)
-    [sent] = [each["duration"] for each in json.loads(as_array(record.lines))]
+    [sent] = [each["duration"] for each in json.loads(to_json_array(record.lines))]
     for duration in (event.duration, stored.duration, sent):
         assert (type(duration), repr(duration)) == (type(value), repr(value))
 
@@ -379,7 +379,7 @@ def test_recorded_requests_are_taken_as_turbo_sent_them(recorded_requests: list[
         assert decoded.rejects == []
         [block] = decoded.blocks
         assert block.event_count == len(request.events)
-        assert as_array(block.lines) == json.dumps(request.events, separators=(",", ":")).encode()
+        assert to_json_array(block.lines) == json.dumps(request.events, separators=(",", ":")).encode()
 
 
 # --- context lines ------------------------------------------------------------------------------------------------
@@ -554,7 +554,7 @@ ONE, TWO, THREE = b"1\n", b"22\n", b"333\n"
     ],
 )
 def test_lines_are_cut_between_lines(count: int, first: bytes, others: bytes) -> None:
-    assert cut(ONE + TWO + THREE, count) == (first, others)
+    assert split_lines(ONE + TWO + THREE, count) == (first, others)
 
 
 @pytest.mark.parametrize(
@@ -576,7 +576,7 @@ def test_lines_are_cut_between_lines(count: int, first: bytes, others: bytes) ->
     ],
 )
 def test_as_many_lines_fit_as_have_at_most_that_many_bytes(count: int, size: int, fit: int) -> None:
-    assert fitting(ONE + TWO + THREE, count, size) == fit
+    assert count_fitting(ONE + TWO + THREE, count, size) == fit
 
 
 @pytest.mark.parametrize("hash_", ["h", "a\nb,\n", "\r\n", "\u2028\x85\x0c\x1c", '"},{"'])
@@ -584,10 +584,10 @@ def test_as_many_lines_fit_as_have_at_most_that_many_bytes(count: int, size: int
 def test_an_array_has_the_events_of_its_lines_and_one_byte_more(hash_: str, count: int) -> None:
     events = [Event("s", "LOCAL", "MISS", hash_, number) for number in range(count)]
     lines = encode_events(events)
-    assert as_array(lines) == msgspec.json.encode(events)
-    assert len(as_array(lines)) == len(lines) + ARRAY_BYTES
-    assert cut(lines, count - 1)[1] == encode_events(events[-1:])
-    assert fitting(lines, count, len(lines) - 1) == count - 1
+    assert to_json_array(lines) == msgspec.json.encode(events)
+    assert len(to_json_array(lines)) == len(lines) + ARRAY_OVERHEAD
+    assert split_lines(lines, count - 1)[1] == encode_events(events[-1:])
+    assert count_fitting(lines, count, len(lines) - 1) == count - 1
 
 
 # --- messages of several senders ----------------------------------------------------------------------------------

@@ -12,13 +12,13 @@ from agent.events import (
     Decoded,
     Reject,
     Session,
-    as_array,
-    cut,
+    count_fitting,
     decode_events,
     decode_lines,
     decode_messages,
     encode_events,
-    fitting,
+    split_lines,
+    to_json_array,
 )
 from agent.queue.record import Record, decode_record, encode_record
 
@@ -175,12 +175,12 @@ def test_lines_that_are_cut_to_a_size_are_the_first_that_fit_and_lose_nothing(
     [block] = decode_lines(b"\n".join(parts), VERCEL).blocks
     count = data.draw(st.integers(0, len(parts)))
     size = data.draw(st.integers(-1, len(block.lines) + 1))
-    fit = fitting(block.lines, count, size)
-    first, others = cut(block.lines, fit)
+    fit = count_fitting(block.lines, count, size)
+    first, others = split_lines(block.lines, fit)
     assert first + others == block.lines
     assert (first.count(b"\n"), fit) == (fit, min(fit, count))
     assert len(first) <= size or fit == 0
-    assert fit == count or len(cut(block.lines, fit + 1)[0]) > size
+    assert fit == count or len(split_lines(block.lines, fit + 1)[0]) > size
 
 
 @settings(max_examples=200, deadline=None)
@@ -188,6 +188,6 @@ def test_lines_that_are_cut_to_a_size_are_the_first_that_fit_and_lose_nothing(
 def test_what_is_sent_to_the_api_is_what_the_client_wrote(value: dict[str, Any], ascii_only: bool) -> None:
     [(_, line)] = flat(decode_lines(written(value, ascii_only=ascii_only), VERCEL))
     stored = decode_record(encode_record(Record(0.0, Context(), line))).lines
-    [sent] = json.loads(as_array(stored))
+    [sent] = json.loads(to_json_array(stored))
     assert sent == value
     assert list(map(repr, sent.values())) == [repr(value[key]) for key in sent]

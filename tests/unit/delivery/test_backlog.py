@@ -10,7 +10,7 @@ import pytest
 
 from agent.delivery.backlog import MAX_HELD_BYTES, MAX_HELD_SPANS, READ_ATTEMPTS, BatchOptions, DiskBacklog
 from agent.delivery.batching import Batch
-from agent.events import Context, Event, as_array, decode_events, encode_events
+from agent.events import Context, Event, decode_events, encode_events, to_json_array
 from agent.queue.cursor import Outcome, Span
 from agent.queue.log import Entry
 from agent.queue.record import Record, encode_record
@@ -274,7 +274,7 @@ async def test_no_body_is_larger_than_max_bytes(max_events: int) -> None:
     for number in range(30):
         bench.enqueue(*("x" * (number * 7 % 50) for _ in range(number % 5 + 1)))
     found = await bench.batches(max_events)
-    assert all(len(as_array(batch.lines)) <= 1000 for batch in found)
+    assert all(len(to_json_array(batch.lines)) <= 1000 for batch in found)
     assert sum(batch.event_count for batch in found) == bench.store.cursor.queued
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.delivery.batching import Batch, Batcher, Piece
-from agent.events import ARRAY_BYTES, Context, Event, as_array, decode_events, encode_events
+from agent.events import ARRAY_OVERHEAD, Context, Event, decode_events, encode_events, to_json_array
 from agent.queue.cursor import Span
 
 VERCEL, GITHUB = Context("VERCEL", 0), Context("GITHUB_ACTIONS", 0)
@@ -29,7 +29,7 @@ EVENT_BYTES = len(encode_events([event(1)]))
 
 def room_for(count: int) -> int:
     """The size of a body of so many events."""
-    return len(as_array(encode_events(events((0, count)))))
+    return len(to_json_array(encode_events(events((0, count)))))
 
 
 def piece(start: int, stop: int, context: Context = VERCEL, session: str | None = None, *, padding: int = 0) -> Piece:
@@ -112,7 +112,7 @@ def test_a_batch_is_full_at_max_events() -> None:
 
 def test_a_batch_is_full_before_its_body_exceeds_max_bytes() -> None:
     exact = room_for(4)
-    assert exact == 4 * EVENT_BYTES + ARRAY_BYTES
+    assert exact == 4 * EVENT_BYTES + ARRAY_OVERHEAD
     assert fill([piece(1, 5)], max_bytes=exact) == ([], [batch((1, 5))])
     assert fill([piece(1, 6)], max_bytes=exact) == ([batch((1, 5))], [batch((5, 6))])
     assert fill([piece(1, 6)], max_bytes=exact - 1) == ([batch((1, 4))], [batch((4, 6))])
@@ -122,12 +122,12 @@ def test_a_batch_is_full_before_its_body_exceeds_max_bytes() -> None:
 
 def test_events_of_unequal_sizes_fill_a_batch_to_the_byte() -> None:
     small, large = piece(1, 3), piece(3, 5, padding=500)
-    exact = len(as_array(small.lines + encode_events([event(3, 500)])))
+    exact = len(to_json_array(small.lines + encode_events([event(3, 500)])))
     mixed = Piece(VERCEL, None, Span(1, 5), small.lines + large.lines)
     for pieces in ([mixed], [small, large]):
         [full], [left] = fill(pieces, max_bytes=exact)
         assert (full.spans, left.spans) == ((Span(1, 4),), (Span(4, 5),))
-        assert len(as_array(full.lines)) == exact
+        assert len(to_json_array(full.lines)) == exact
         [first, *_], _ = fill(pieces, max_bytes=exact - 1)
         assert first.spans == (Span(1, 3),)
 
@@ -255,7 +255,7 @@ def test_every_event_comes_out_once_in_order_within_the_limits(
     found = [*full, *left]
     for each in found:
         assert 1 <= each.event_count <= max_events
-        assert len(as_array(each.lines)) <= max_bytes or each.event_count == 1
+        assert len(to_json_array(each.lines)) <= max_bytes or each.event_count == 1
         assert sequence(each.lines) == [seq for span in each.spans for seq in range(*span)]
         assert all(one.stop < two.start for one, two in zip(each.spans, each.spans[1:], strict=False))
     for context in (VERCEL, GITHUB):
@@ -274,7 +274,7 @@ def test_no_batch_is_closed_while_the_next_event_would_still_fit(
     found = [*full, *left]
     for each, following in pairwise(found):
         first = following.lines.splitlines(keepends=True)[0]
-        assert each.event_count == max_events or len(as_array(each.lines + first)) > max_bytes
+        assert each.event_count == max_events or len(to_json_array(each.lines + first)) > max_bytes
 
 
 @settings(max_examples=100, deadline=None)

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from agent.delivery.backlog import BatchOptions
 from agent.delivery.transport import Kind, Verdict
-from agent.events import Block, Context, Event, as_array, encode_events
+from agent.events import Block, Context, Event, encode_events, to_json_array
 from tests.support import virtual_time
 from tests.support.fake_transport import FakeTransport
 from tests.support.pipelines import PLAIN, balanced, dead_letters, event, host, submit
@@ -110,4 +110,4 @@ async def test_the_body_of_a_request_is_the_text_that_was_kept() -> None:
         lines = encode_events([Event("s", "LOCAL", "MISS", "\u2028\r\n,", 1e300), Event("t", "REMOTE", "HIT", "h")])
         await pipeline.submit(Block(PLAIN, 2, lines)).wait()
         await pipeline.flush()
-        assert bodies == [as_array(lines)]
+        assert bodies == [to_json_array(lines)]
