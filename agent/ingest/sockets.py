@@ -1,7 +1,4 @@
-"""Opening sockets: bound here, or handed over by systemd. A stale socket file is replaced, a live one never.
-
-It knows paths, permissions and descriptors. It must never know what is said on a socket.
-"""
+"""Opening sockets: bound here, or handed over by systemd. A stale socket file is replaced, a live one never."""
 
 import contextlib
 import errno

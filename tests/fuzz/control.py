@@ -23,8 +23,8 @@ def control(data: bytes) -> None:
     """Any bytes are answered or hung up on, no handler fails on them, and the next client finds all in order."""
     daemon = _LOOP.resource(Daemon)
     with capture_logs() as logs:
-        answer = _LOOP.run(lambda: daemon.converse(data))
-        healthy = _LOOP.run(lambda: daemon.converse(HEALTHZ))
+        answer = _LOOP.run(lambda: daemon.exchange(data))
+        healthy = _LOOP.run(lambda: daemon.exchange(HEALTHZ))
     assert logs == [log for log in logs if log["event"] not in {"request_failed", "cannot_accept"}], logs
     assert not answer or answer.startswith(b"HTTP/1.1 ")
     assert answer[9:12] in _STATUSES | {b""}
@@ -50,12 +50,12 @@ class Daemon:
         finally:
             bound.release()
 
-    async def converse(self, data: bytes) -> bytes:
-        """See `converse`."""
-        return await converse(self._path, data)
+    async def exchange(self, data: bytes) -> bytes:
+        """See `exchange`."""
+        return await exchange(self._path, data)
 
 
-async def converse(path: Path, data: bytes) -> bytes:
+async def exchange(path: Path, data: bytes) -> bytes:
     """Write all of it, hang up on this side, and read to the end."""
     answer = b""
     with Client(path) as client:

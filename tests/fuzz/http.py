@@ -11,7 +11,7 @@ from agent.http.proxy import Proxy
 from agent.ingest import sockets
 from agent.ingest.http_events import AccessPolicy, HttpListener
 from agent.ingest.intake import Intake
-from tests.fuzz.control import converse
+from tests.fuzz.control import exchange
 from tests.fuzz.loop import Loop
 from tests.fuzz.scratch import scratch
 from tests.support.pipelines import host
@@ -26,9 +26,9 @@ def http(data: bytes) -> None:
     site = _LOOP.resource(Site)
     before = site.accepted
     with capture_logs() as logs:
-        answer = _LOOP.run(lambda: site.converse(data))
+        answer = _LOOP.run(lambda: site.exchange(data))
         kept, before = site.accepted - before, site.accepted
-        good = _LOOP.run(lambda: site.converse(_GOOD))
+        good = _LOOP.run(lambda: site.exchange(_GOOD))
     assert logs == [log for log in logs if log["event"] not in {"request_failed", "cannot_accept"}], logs
     assert not answer or answer.startswith(b"HTTP/1.1 ")
     assert b"HTTP/1.1 500" not in answer
@@ -68,9 +68,9 @@ class Site:
             bound.release()
             await front.aclose()
 
-    async def converse(self, data: bytes) -> bytes:
-        """See `tests.fuzz.control.converse`."""
-        return await converse(self._path, data)
+    async def exchange(self, data: bytes) -> bytes:
+        """See `tests.fuzz.control.exchange`."""
+        return await exchange(self._path, data)
 
 
 _LOOP = Loop()

@@ -20,7 +20,7 @@ import h11
 
 from tests.support.api_schema import violations
 from tests.support.capture import EVENTS_PATH, STATUS_PATH, Captured, CapturingServer
-from tests.support.http_wire import HttpConnection, captured
+from tests.support.http_connection import HttpConnection, captured
 
 Mode = Literal["answer", "drip", "hang", "cut", "reset", "reset_mid_answer", "reset_mid_upload"]
 

@@ -1,7 +1,4 @@
-"""What a server on loopback has received: kept per request, readable and awaitable from the test's thread.
-
-It knows requests and whether they were accepted. It must never know how an answer is chosen.
-"""
+"""What a server on loopback has received: kept per request, readable and awaitable from the test's thread."""
 
 import functools
 import json

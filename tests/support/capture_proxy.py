@@ -1,6 +1,6 @@
 """A relay that passes bytes on unchanged, both ways, and captures the requests and their status on the way.
 
-It stands before a real server that does not say what it received. It must never answer anything itself.
+It stands before a real server that does not say what it received.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ from collections.abc import Callable
 import h11
 
 from tests.support.capture import CapturingServer
-from tests.support.http_wire import captured
+from tests.support.http_connection import captured
 from tests.support.tcp_server import HOST, close
 
 _CHUNK = 64 * 1024

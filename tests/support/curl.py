@@ -1,7 +1,4 @@
-"""curl as a client: a request, and everything that there is to be seen of the answer.
-
-It knows curl's options and output. It must never know what is asked for, or the agent.
-"""
+"""curl as a client: a request, and everything that there is to be seen of the answer."""
 
 import json
 import subprocess

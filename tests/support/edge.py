@@ -1,7 +1,4 @@
-"""The edge of the daemon in this process: real sockets before an intake and a pipeline whose disk can be slow or hang.
-
-It knows listeners and clients. It must never know what a test expects of them.
-"""
+"""The edge of the daemon in this process: real sockets before an intake and a pipeline whose disk can be slow or hang."""
 
 import json
 import socket

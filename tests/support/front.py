@@ -1,7 +1,4 @@
-"""The agent as clients meet it over HTTP: a daemon that listens on loopback and on a Unix socket, and passes the rest on.
-
-It knows the configuration and the status. It must never know which client comes, or what the API answers.
-"""
+"""The agent as clients meet it over HTTP: a daemon that listens on loopback and on a Unix socket, and passes the rest on."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

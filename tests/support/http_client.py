@@ -1,7 +1,4 @@
-"""A client's end of an HTTP/1.1 connection, raw: bytes out, answers in. Reads and writes wait on the loop, at most ten seconds.
-
-It knows the shape of answers. It must never know what is asked.
-"""
+"""A client's raw end of an HTTP/1.1 connection: bytes out, answers in. Reads and writes wait on the loop for at most 10 s."""
 
 import json
 import socket

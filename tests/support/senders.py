@@ -6,7 +6,7 @@
     datagram   events of a recording as datagrams, without acks
 
 The first two survive the daemon: they connect again and send again what was not acknowledged. At the end each prints one
-line of JSON, its `Report`. This module knows what a client knows. It must never look into the daemon's files.
+line of JSON, its `Report`.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from tests.support.process import Child, running
 from tests.support.recordings import Recorded
 from tests.support.waiting import eventually
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 CI = "x-artifact-client-ci"
 
 
@@ -97,21 +97,21 @@ class Durable:
         while self._next_window():
             with self._connect() as conversation, contextlib.suppress(ConnectionError):
                 self.report.connections += 1
-                self._converse(conversation)
+                self._send_windows(conversation)
         return self.report
 
     def _connect(self) -> Conversation:
-        connected = eventually(self._try_to_connect, lambda conversation: conversation is not None, PATIENCE)
+        connected = eventually(self._try_to_connect, lambda conversation: conversation is not None, TIMEOUT)
         assert connected is not None
         return connected
 
     def _try_to_connect(self) -> Conversation | None:
         try:
-            return Conversation(self.socket, {"ack": "durable"}, PATIENCE)
+            return Conversation(self.socket, {"ack": "durable"}, TIMEOUT)
         except (ConnectionError, FileNotFoundError):
             return None
 
-    def _converse(self, conversation: Conversation) -> None:
+    def _send_windows(self, conversation: Conversation) -> None:
         tally, ci = Tally(), None
         while window := self._next_window():
             if self._is_last(window):
@@ -181,7 +181,7 @@ def send_with_client(path: Path, requests: Sequence[Recorded]) -> Report:
         with EventClient(path, ci=request.headers.get(CI), interactive=None) as client:
             for event in request.events:
                 fields = {"session_id" if key == "sessionId" else key: value for key, value in event.items()}
-                eventually(partial(client.emit, **fields), bool, PATIENCE)
+                eventually(partial(client.emit, **fields), bool, TIMEOUT)
                 report.sent += 1
             report.connections += 1
     return report
@@ -191,7 +191,7 @@ def send_datagrams(path: Path, requests: Sequence[Recorded], window: int) -> Rep
     """Send every event in datagrams of a context line and up to `window` events; blocks while the socket is full."""
     report = Report()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
-        client.settimeout(PATIENCE)
+        client.settimeout(TIMEOUT)
         for request in requests:
             context = json.dumps({"context": {"ci": request.headers.get(CI)}}).encode() + b"\n"
             lines = request.lines.splitlines(keepends=True)
@@ -219,7 +219,7 @@ def save(path: Path, requests: Sequence[Recorded]) -> Path:
     return path
 
 
-def report_of(child: Child, timeout: float = PATIENCE) -> Report:
+def report_of(child: Child, timeout: float = TIMEOUT) -> Report:
     """Wait for a sender's end and return its report."""
     report = Report(**json.loads(child.wait_for_line(r"^\{.*\}$", timeout)[0]))
     assert child.process.wait(timeout) == 0, child.lines

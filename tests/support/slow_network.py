@@ -1,7 +1,4 @@
-"""A network with a long way to the server: a relay on loopback that lets everything pass, unchanged, some time later.
-
-It knows bytes and time. It must never know what they mean.
-"""
+"""A network with a long way to the server: a relay on loopback that lets everything pass, unchanged, some time later."""
 
 import asyncio
 

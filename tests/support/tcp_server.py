@@ -1,6 +1,6 @@
 """A TCP server on loopback in a thread of its own, with its own asyncio loop, for tests of either anyio backend.
 
-It knows connections and their end. It must never know what travels over them: subclasses say that in `serve`.
+Subclasses say in `serve` what travels over the connections.
 """
 
 import asyncio

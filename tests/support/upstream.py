@@ -1,6 +1,6 @@
 """A server of artifacts that does what its paths say, for tests of what stands before it: real HTTP/1.1 over loopback.
 
-It knows HTTP and how to misbehave. It must never know who asks.
+What it does:
 
     PUT, POST, PATCH   the body is read and its size and digest are kept: 200, with both as JSON
     GET /sized/N       N bytes of `pattern`, with a content-length;  GET /chunked/N in chunks
@@ -44,16 +44,16 @@ class Seen(NamedTuple):
 class _Connection:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
-    wire: h11.Connection = field(default_factory=lambda: h11.Connection(h11.SERVER, 1 << 20))
+    http: h11.Connection = field(default_factory=lambda: h11.Connection(h11.SERVER, 1 << 20))
 
     async def event(self) -> object:
-        while (event := self.wire.next_event()) is h11.NEED_DATA:
-            self.wire.receive_data(await self.reader.read(1 << 18))
+        while (event := self.http.next_event()) is h11.NEED_DATA:
+            self.http.receive_data(await self.reader.read(1 << 18))
         return event
 
     async def send(self, *events: h11.Event) -> None:
         for event in events:
-            self.writer.write(self.wire.send(event) or b"")
+            self.writer.write(self.http.send(event) or b"")
         await self.writer.drain()
 
 
@@ -74,9 +74,9 @@ class Upstream(TcpServer):
                 self.seen.append(Seen(head.method.decode(), head.target.decode(), head.headers.raw_items()))
                 self.busy.set()
                 await self._answer(connection, head)
-                if connection.wire.our_state is not h11.DONE or connection.wire.their_state is not h11.DONE:
+                if connection.http.our_state is not h11.DONE or connection.http.their_state is not h11.DONE:
                     return
-                connection.wire.start_next_cycle()
+                connection.http.start_next_cycle()
         except (OSError, h11.RemoteProtocolError):
             self.left.set()
 

@@ -259,7 +259,7 @@ def test_deep_nesting_is_refused_at_its_first_level(line: bytes) -> None:
 
 
 @pytest.mark.parametrize("block", [b"", b"\n", b"\r\n", b" \t\r\n\n", b"\x0c\n"])
-def test_blank_lines_are_nothing(block: bytes) -> None:
+def test_blank_lines_are_ignored(block: bytes) -> None:
     assert decode_lines(block, VERCEL) == Decoded([], [], VERCEL, block.count(b"\n"))
 
 
@@ -340,7 +340,7 @@ def test_the_apis_body_becomes_lines() -> None:
     assert decode_array(b"[]") == []
 
 
-def test_a_long_body_becomes_several_pieces_of_whole_lines() -> None:
+def test_a_long_body_becomes_chunks_of_whole_lines() -> None:
     fitting = MAX_LINE_BYTES // (len(PLAIN) + 1)
     pieces = decode_array(b"[%b]" % b",".join([PLAIN] * (2 * fitting + 1)))
     assert [piece.count(b"\n") for piece in pieces] == [fitting, fitting, 1]
@@ -553,7 +553,7 @@ ONE, TWO, THREE = b"1\n", b"22\n", b"333\n"
         (3, ONE + TWO + THREE, b""),
     ],
 )
-def test_lines_are_cut_between_lines(count: int, first: bytes, others: bytes) -> None:
+def test_lines_are_split_after_a_count(count: int, first: bytes, others: bytes) -> None:
     assert split_lines(ONE + TWO + THREE, count) == (first, others)
 
 

@@ -159,7 +159,7 @@ def test_a_body_comes_back_with_a_length_or_in_chunks_as_it_was_sent(front: Daem
     assert head.headers == answer.headers
 
 
-def test_an_old_client_reads_chunks_up_to_the_end(front: Daemon) -> None:
+def test_an_http_1_0_client_gets_the_body_without_chunks(front: Daemon) -> None:
     with closing(sent(front, b"GET /chunked/100000 HTTP/1.0\r\n\r\n")) as connection:
         answer, reset = read_all(connection)
     assert (answer.partition(b"\r\n\r\n")[2], reset) == (pattern(100_000), False)
@@ -180,7 +180,9 @@ def test_requests_in_a_row_take_one_connection_and_no_other_one_upstream(front: 
 
 
 @pytest.mark.parametrize("request_line", [b"CONNECT a:1", b"TRACE /", b"GET http://a/", b"BREW /pot"])
-def test_what_is_no_request_to_the_api_is_not_passed_on(front: Daemon, upstream: Upstream, request_line: bytes) -> None:
+def test_methods_and_targets_that_the_api_cannot_have_are_refused(
+    front: Daemon, upstream: Upstream, request_line: bytes
+) -> None:
     with closing(sent(front, request_line + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")) as connection:
         answer, _ = read_all(connection)
     assert answer.startswith(b"HTTP/1.1 405 ")
@@ -273,7 +275,7 @@ def test_an_event_behind_an_answer_is_kept_although_the_client_hangs_up_at_once(
     before, at, rounds, clients = accepted(front), address(front), 6, 50
     request = b"GET /sized/100000 HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer %b\r\n\r\n" % TOKEN.encode()
 
-    def converse(number: int) -> None:
+    def get_and_post(number: int) -> None:
         with closing(socket.create_connection(at, timeout=20)) as connection:
             connection.sendall(request)
             answer = b""
@@ -283,7 +285,7 @@ def test_an_event_behind_an_answer_is_kept_although_the_client_hangs_up_at_once(
 
     with ThreadPoolExecutor(clients) as pool:
         for _ in range(rounds):
-            list(pool.map(converse, range(clients)))
+            list(pool.map(get_and_post, range(clients)))
     eventually(lambda: accepted(front), lambda found: found == before + rounds * clients)
 
 
@@ -315,7 +317,7 @@ def test_an_artifact_that_was_written_whole_arrives_although_the_client_has_left
 
 
 @pytest.mark.parametrize("path", ["/cut/100000", "/cut-chunked/100000"])
-def test_an_answer_that_breaks_off_breaks_off_for_the_client(front: Daemon, path: str) -> None:
+def test_an_answer_cut_off_by_the_api_is_cut_off_for_the_client(front: Daemon, path: str) -> None:
     with client_of(front) as client, pytest.raises(httpx.TransportError):
         client.get(path)
     with closing(sent(front, f"GET {path} HTTP/1.0\r\n\r\n".encode())) as connection:
@@ -335,7 +337,7 @@ def test_an_answer_whose_server_then_reads_no_more_is_at_least_an_error(front: D
         assert client.put("/early-end", content=pattern(20 * MIB)).status_code in {403, 502}
 
 
-def test_a_body_that_is_none_is_refused_and_not_ended_upstream(front: Daemon, upstream: Upstream) -> None:
+def test_an_invalid_chunked_body_is_refused_and_cut_off_upstream(front: Daemon, upstream: Upstream) -> None:
     head = b"PUT /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
     with closing(sent(front, head + b"3\r\nabc\r\nnonsense\r\n")) as connection:
         answer, _ = read_all(connection)
@@ -343,7 +345,7 @@ def test_a_body_that_is_none_is_refused_and_not_ended_upstream(front: Daemon, up
     assert upstream.left.wait(2)
 
 
-def test_a_server_that_is_away_is_a_502_and_events_are_kept(tmp_path: Path) -> None:
+def test_an_unreachable_api_is_a_502_and_events_are_kept(tmp_path: Path) -> None:
     upstream = Upstream()
     with upstream:
         url = upstream.url
@@ -361,7 +363,7 @@ def test_a_server_that_is_away_is_a_502_and_events_are_kept(tmp_path: Path) -> N
         assert 'http_requests_total{about="front",status="502"} 2.0' in daemon.request("GET", "/metrics").text
 
 
-def test_a_stop_ends_what_does_not_end_and_what_is_short_is_finished(tmp_path: Path) -> None:
+def test_shutdown_cuts_off_an_endless_answer(tmp_path: Path) -> None:
     sections: Sections = {**HTTP, "shutdown": {"deadline": "0s"}}
     with Upstream() as upstream, Daemon(tmp_path / "agent", upstream.url, sections) as daemon:
         with closing(sent(daemon, b"GET /endless HTTP/1.1\r\nHost: a\r\n\r\n")) as connection:

@@ -100,7 +100,7 @@ async def test_a_half_closed_client_still_gets_its_answer(tmp_path: Path) -> Non
             assert await client.ended()
 
 
-async def test_a_handler_is_told_of_a_client_that_hangs_up_and_not_of_one_that_has_said_all(tmp_path: Path) -> None:
+async def test_a_handler_learns_of_a_hang_up_but_not_of_a_half_close(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         with server.client() as client:
             await client.send(GET.replace(b"ok", b"stay") + b"GET")
@@ -125,7 +125,7 @@ async def test_whole_requests_of_a_client_that_has_hung_up_reach_the_handler(tmp
         assert [request.path.encode() for request in server.requests] == paths
 
 
-async def test_a_client_that_asks_to_go_on_is_told_to(tmp_path: Path) -> None:
+async def test_expect_100_continue_is_answered(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         with server.client() as client:
             await client.send(b"POST /ok HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
@@ -145,7 +145,7 @@ async def test_the_answer_to_head_has_a_length_and_no_body(tmp_path: Path) -> No
             assert (await client.answer()).body == b'{"path":"/ok"}\n'
 
 
-async def test_an_old_client_is_answered_and_hung_up_on(tmp_path: Path) -> None:
+async def test_an_http_1_0_client_is_answered_and_disconnected(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         with server.client() as client:
             await client.send(b"GET /ok HTTP/1.0\r\n\r\n")
@@ -166,7 +166,7 @@ async def test_an_old_client_is_answered_and_hung_up_on(tmp_path: Path) -> None:
         b'{"sessionId":"an event on the wrong socket"}\n\n\n',
     ],
 )
-async def test_what_is_no_request_gets_400_in_the_apis_shape(tmp_path: Path, data: bytes) -> None:
+async def test_an_invalid_request_gets_400_in_the_apis_shape(tmp_path: Path, data: bytes) -> None:
     async with serving(tmp_path) as server:
         with server.client() as client:
             await client.send(data)
@@ -208,7 +208,7 @@ async def test_a_body_of_the_largest_size_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "sent", [b"", b"GET /o", GET[:-2], b"POST /ok HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc", GET]
 )
-async def test_a_client_that_vanishes_at_any_point_is_nobodys_trouble(tmp_path: Path, sent: bytes) -> None:
+async def test_a_client_that_vanishes_at_any_point_does_not_disturb_the_server(tmp_path: Path, sent: bytes) -> None:
     async with serving(tmp_path) as server:
         for _ in range(3):
             with server.client() as client:
@@ -216,7 +216,7 @@ async def test_a_client_that_vanishes_at_any_point_is_nobodys_trouble(tmp_path: 
             await anyio.lowlevel.checkpoint()
 
 
-async def test_a_client_that_vanishes_before_its_answer_is_nobodys_trouble(tmp_path: Path) -> None:
+async def test_a_client_that_vanishes_before_its_answer_does_not_disturb_the_server(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         with server.client() as client:
             await client.send(GET.replace(b"ok", b"wait") * 3)
@@ -238,7 +238,7 @@ async def test_an_exception_in_the_handler_is_a_500_and_a_log_line(tmp_path: Pat
         assert (failure["path"], failure["exc_info"], failure["log_level"]) == ("/raise", True, "error")
 
 
-async def test_of_more_clients_than_there_may_be_the_one_that_was_silent_longest_has_to_go(tmp_path: Path) -> None:
+async def test_too_many_clients_evict_the_longest_silent(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         silent = [server.client() for _ in range(MAX_CONNECTIONS)]
         await anyio.wait_all_tasks_blocked()
@@ -265,7 +265,7 @@ async def test_a_client_that_is_accepted_as_the_server_closes_is_not_waited_for(
                 server.close()
 
 
-async def test_when_every_client_is_being_answered_one_more_is_hung_up_on(tmp_path: Path) -> None:
+async def test_a_new_client_is_refused_while_all_others_are_being_answered(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         clients = [server.client() for _ in range(MAX_CONNECTIONS)]
         for client in clients:

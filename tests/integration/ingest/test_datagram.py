@@ -64,7 +64,7 @@ async def test_a_datagram_that_ends_in_mid_line_does_not_spoil_the_next(tmp_path
         assert (queued(made), made.intake.rejected) == (2, 1)
 
 
-async def test_empty_datagrams_and_blank_lines_are_nothing(tmp_path: Path) -> None:
+async def test_empty_datagrams_and_blank_lines_are_ignored(tmp_path: Path) -> None:
     async with edge(tmp_path) as made:
         with made.sender() as sender:
             sender.socket.send(b"")
@@ -85,7 +85,7 @@ async def test_a_line_in_a_datagram_may_have_64_kib_and_not_a_byte_more(tmp_path
         assert (queued(made), made.intake.rejected) == (4, 1)
 
 
-async def test_of_a_datagram_that_is_too_large_the_whole_lines_are_taken_and_the_rest_counts_as_one(
+async def test_an_oversized_datagram_loses_only_the_line_that_is_cut(
     tmp_path: Path,
 ) -> None:
     async with edge(tmp_path) as made:
@@ -98,7 +98,7 @@ async def test_of_a_datagram_that_is_too_large_the_whole_lines_are_taken_and_the
         assert (queued(made), made.intake.rejected) == (MAX_DATAGRAM_BYTES // 1000 + 1, 1)
 
 
-async def test_who_asks_for_acks_gets_none_and_holds_nobody_up(tmp_path: Path) -> None:
+async def test_acks_are_not_sent_for_datagrams(tmp_path: Path) -> None:
     async with edge(tmp_path) as made:
         made.host.gate.close()
         with made.sender() as sender:
@@ -120,7 +120,7 @@ async def test_a_bad_line_is_logged_with_its_sender(tmp_path: Path) -> None:
         assert [(each["uid"], each["pid"]) for each in rejects] == [(os.getuid(), os.getpid())]
 
 
-async def test_catching_up_ends_although_somebody_never_stops_sending(tmp_path: Path) -> None:
+async def test_catch_up_ends_although_a_sender_never_stops(tmp_path: Path) -> None:
     async with edge(tmp_path) as made:
 
         async def flood() -> None:

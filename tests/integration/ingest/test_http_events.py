@@ -100,7 +100,7 @@ def test_check_names_the_clients_token_and_the_socket(tmp_path: Path, api_server
     assert "words" not in result.stdout
 
 
-def test_check_looks_at_the_port_as_long_as_no_daemon_has_it(tmp_path: Path, api_server: ApiServer) -> None:
+def test_check_reports_a_port_in_use_unless_the_daemon_has_it(tmp_path: Path, api_server: ApiServer) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -115,7 +115,7 @@ def test_check_looks_at_the_port_as_long_as_no_daemon_has_it(tmp_path: Path, api
     assert f"front: passes other requests on to {api_server.url}" in result.stdout
 
 
-def test_what_is_refused_is_counted_and_said(tmp_path: Path, api_server: ApiServer) -> None:
+def test_refused_requests_are_counted_and_logged(tmp_path: Path, api_server: ApiServer) -> None:
     """turbo, whose token or team is not the agent's, says nothing of it."""
     with agent(tmp_path / "agent", api_server.url) as daemon:
         with on_port(daemon) as client:
@@ -132,7 +132,7 @@ def test_what_is_refused_is_counted_and_said(tmp_path: Path, api_server: ApiServ
     assert "not-the-token" not in log
 
 
-def test_status_says_where_it_listens(tmp_path: Path, api_server: ApiServer) -> None:
+def test_status_shows_where_http_listens(tmp_path: Path, api_server: ApiServer) -> None:
     with agent(tmp_path / "agent", api_server.url) as daemon:
         result = run_command("status", "--config", daemon.config)
         assert f"HTTP on {daemon.status()['http']['listen']}" in result.stdout

@@ -206,7 +206,7 @@ async def test_a_refusal_names_item_and_field_and_nothing_is_kept(tmp_path: Path
         assert at.counts == (1, 1)
 
 
-async def test_an_array_without_events_is_fine(tmp_path: Path) -> None:
+async def test_an_empty_array_is_accepted(tmp_path: Path) -> None:
     async with site(tmp_path) as at:
         answer = await at.ask(post([]))
         assert (answer.status, answer.body) == (200, b"{}")
@@ -322,7 +322,7 @@ async def test_events_that_do_not_fit_are_refused_and_counted(tmp_path: Path) ->
         assert (ledger.accepted, ledger.queued, ledger.dropped) == (5000, 1000 * kept, {"overflow": 5000 - 1000 * kept})
 
 
-async def test_a_full_disk_is_no_200(tmp_path: Path) -> None:
+async def test_a_full_disk_is_answered_with_503(tmp_path: Path) -> None:
     async with site(tmp_path) as at:
         at.host.fs.capacity = at.host.fs.used
         answer = await at.ask(post([EVENT]))
@@ -359,7 +359,7 @@ async def test_a_port_takes_only_the_token(tmp_path: Path, authorization: str | 
             assert TOKEN not in str(answer)
 
 
-async def test_where_there_is_no_token_a_port_takes_nothing(tmp_path: Path) -> None:
+async def test_a_port_without_a_configured_token_refuses_every_request(tmp_path: Path) -> None:
     async with site(tmp_path, policy=AccessPolicy()) as at:
         assert (await at.ask(post([EVENT], {"Authorization": "Bearer None"}), at.port)).status == 401
 
@@ -374,7 +374,7 @@ async def test_a_new_token_counts_from_the_next_request_on(tmp_path: Path) -> No
             assert (await client.answer()).status == 401
 
 
-async def test_who_may_not_send_is_told_so_before_the_body(tmp_path: Path) -> None:
+async def test_a_missing_token_is_refused_before_the_body_is_read(tmp_path: Path) -> None:
     async with site(tmp_path) as at:
         with Client(at.port) as client:
             await client.send(post(b"", {"Content-Length": "1000000"}))
@@ -398,7 +398,7 @@ async def test_who_may_not_send_is_told_so_before_the_body(tmp_path: Path) -> No
         ("OPTIONS /", 404, None),
     ],
 )
-async def test_other_requests_are_told_what_there_is(
+async def test_other_requests_are_refused_with_the_allowed_methods(
     tmp_path: Path, request_line: str, status: int, allow: str | None
 ) -> None:
     async with site(tmp_path) as at:
@@ -456,7 +456,7 @@ async def test_many_at_once_are_all_answered(tmp_path: Path) -> None:
         assert at.counts == (150, 150)
 
 
-async def test_catching_up_waits_for_what_was_written_and_for_no_request_that_is_not_whole(tmp_path: Path) -> None:
+async def test_catch_up_waits_for_whole_requests_only(tmp_path: Path) -> None:
     async with site(tmp_path) as at:
         with at.client() as half, at.client() as whole, at.client() as silent:
             await half.send(post([EVENT])[:-1])
@@ -493,7 +493,7 @@ async def test_a_request_that_does_not_go_on_costs_its_own_connection(
         assert at.counts == (1, 1)
 
 
-async def test_a_body_that_drips_has_an_end(tmp_path: Path) -> None:
+async def test_a_dripping_body_times_out(tmp_path: Path) -> None:
     async with site(tmp_path, timeouts=SHORT) as at:
         with at.client() as slow:
             await slow.send(post(b"", {"Content-Length": "1000"}))
@@ -510,13 +510,13 @@ async def test_a_body_that_drips_has_an_end(tmp_path: Path) -> None:
             assert (answer.status, answer.error["message"]) == (408, "the whole body did not come within 0.3 s")
 
 
-async def test_a_client_that_says_nothing_is_hung_up_on(tmp_path: Path) -> None:
+async def test_a_silent_client_times_out(tmp_path: Path) -> None:
     async with site(tmp_path, timeouts=SHORT) as at:
         with at.client() as silent:
             assert await silent.ended()
 
 
-async def test_a_client_that_reads_no_answers_is_hung_up_on(tmp_path: Path) -> None:
+async def test_a_client_that_reads_no_answers_is_disconnected(tmp_path: Path) -> None:
     async with site(tmp_path, timeouts=SHORT) as at:
         with at.client() as client:
             refused = b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nno!" % EVENTS_PATH.encode()
@@ -525,7 +525,7 @@ async def test_a_client_that_reads_no_answers_is_hung_up_on(tmp_path: Path) -> N
         assert at.counts == (0, 0)
 
 
-async def test_of_too_many_connections_the_one_that_is_idle_longest_has_to_go(tmp_path: Path) -> None:
+async def test_too_many_connections_evict_the_idlest(tmp_path: Path) -> None:
     async with site(tmp_path, max_connections=2) as at:
         with at.client() as first, at.client() as second:
             for client in (second, first):
@@ -542,7 +542,7 @@ async def test_of_too_many_connections_the_one_that_is_idle_longest_has_to_go(tm
 # The end
 
 
-async def test_a_request_under_way_is_answered_and_its_connection_closed(tmp_path: Path) -> None:
+async def test_a_request_in_progress_is_answered_at_shutdown_and_its_connection_closed(tmp_path: Path) -> None:
     async with site(tmp_path) as at:
         with at.client() as busy, at.client() as idle, Client(at.port) as late:
             at.host.gate.close()
@@ -560,7 +560,7 @@ async def test_a_request_under_way_is_answered_and_its_connection_closed(tmp_pat
         assert at.counts == (1, 1)
 
 
-async def test_what_had_come_before_the_end_is_still_taken(tmp_path: Path) -> None:
+async def test_a_request_that_came_before_shutdown_is_answered(tmp_path: Path) -> None:
     async with site(tmp_path) as at:
         with at.client() as client:
             await anyio.wait_all_tasks_blocked()
@@ -570,14 +570,14 @@ async def test_what_had_come_before_the_end_is_still_taken(tmp_path: Path) -> No
         assert at.counts == (1, 1)
 
 
-def test_a_port_that_is_taken_is_said_to_be() -> None:
+def test_port_in_use_is_reported() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(ListenError, match=f"{address}: the port cannot be opened: Address already in use"):
             sockets.bind_tcp(address)
 
 
-def test_ipv6_loopback_is_written_as_it_is_configured() -> None:
+def test_ipv6_loopback_address_is_reported_as_configured() -> None:
     bound = sockets.bind_tcp("[::1]:0")
     try:
         assert sockets.tcp_address(bound) == f"[::1]:{bound.socket.getsockname()[1]}"

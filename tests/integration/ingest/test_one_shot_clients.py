@@ -33,7 +33,7 @@ async def queued(made: Edge) -> list[tuple[Context, str]]:
     return [(record.context, event.hash) for record in records for event in decode_events(record.lines)]
 
 
-async def test_what_many_of_them_wrote_is_taken_without_one_connection(tmp_path: Path) -> None:
+async def test_one_shot_clients_are_taken_together_without_a_connection(tmp_path: Path) -> None:
     async with edge(tmp_path) as made:
         names = [f"h{number}" for number in range(100)]
         await send_and_go(made, *(line(name) for name in names))
@@ -47,7 +47,7 @@ async def test_a_last_line_without_an_end_is_not_glued_to_the_next_clients_first
         assert [name for _, name in await queued(made)] == ["a", "b", "c", "d"]
 
 
-async def test_the_context_of_one_holds_for_nobody_else(tmp_path: Path) -> None:
+async def test_a_context_holds_for_its_client_only(tmp_path: Path) -> None:
     async with edge(tmp_path) as made:
         await send_and_go(made, GITHUB + line("g1"), line("p1"), GITHUB + line("g2"), line("p2"))
         github = Context("GITHUB_ACTIONS", 0)
@@ -56,7 +56,7 @@ async def test_the_context_of_one_holds_for_nobody_else(tmp_path: Path) -> None:
         )
 
 
-async def test_one_with_a_bad_line_costs_that_line_alone_and_is_named(tmp_path: Path) -> None:
+async def test_a_bad_line_of_a_one_shot_client_costs_only_that_line(tmp_path: Path) -> None:
     async with edge(tmp_path) as made:
         with capture_logs() as logs:
             await send_and_go(made, line("a"), line("b") + BAD + line("c"), line("d"))
@@ -65,7 +65,7 @@ async def test_one_with_a_bad_line_costs_that_line_alone_and_is_named(tmp_path: 
         assert [entry["lines"] for entry in logs if entry["event"] == "lines_rejected"] == [1]
 
 
-async def test_one_that_only_stopped_writing_gets_the_acks_that_it_asked_for(tmp_path: Path) -> None:
+async def test_a_half_closed_client_gets_its_acks(tmp_path: Path) -> None:
     async with edge(tmp_path) as made:
         with made.client() as client:
             client.fill(ACKS + line("a") + BAD)

@@ -152,7 +152,7 @@ async def test_an_unterminated_last_line_counts_even_when_the_acks_are_not_read(
         assert (queued(made), made.intake.rejected) == (2, 0)
 
 
-async def test_who_never_reads_acks_is_ended_when_its_place_is_needed_and_loses_nothing(tmp_path: Path) -> None:
+async def test_a_client_that_never_reads_acks_is_evicted_and_loses_nothing(tmp_path: Path) -> None:
     async with edge(tmp_path, max_connections=1) as made:
         with made.client() as deaf:
             deaf.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
@@ -162,10 +162,10 @@ async def test_who_never_reads_acks_is_ended_when_its_place_is_needed_and_loses_
                 while True:
                     await deaf.send(line())
                     sent += 1
-                    with anyio.move_on_after(0.05) as patience:
+                    with anyio.move_on_after(0.05) as waiting:
                         while unread(deaf):
                             await anyio.lowlevel.checkpoint()
-                    if patience.cancelled_caught:
+                    if waiting.cancelled_caught:
                         break
             assert unread(deaf)
             with made.client() as other:
@@ -275,7 +275,7 @@ async def test_rubbish_is_taken_in_smaller_turns_than_events(tmp_path: Path) -> 
         await made.settle()
 
 
-async def test_while_the_disk_hangs_writes_wait_in_their_sockets_and_then_shed_with_a_count(tmp_path: Path) -> None:
+async def test_while_the_disk_hangs_writes_wait_and_then_are_dropped_and_counted(tmp_path: Path) -> None:
     async with edge(tmp_path) as made:
         await made.pipeline.commit_once()
         made.host.gate.close()
@@ -304,7 +304,7 @@ async def test_while_the_disk_hangs_writes_wait_in_their_sockets_and_then_shed_w
 # Catching up and closing
 
 
-async def test_catching_up_includes_who_is_not_accepted_yet(tmp_path: Path) -> None:
+async def test_catch_up_includes_clients_not_yet_accepted(tmp_path: Path) -> None:
     async with edge(tmp_path) as made:
         for _ in range(50):
             with made.client() as client:
@@ -313,7 +313,7 @@ async def test_catching_up_includes_who_is_not_accepted_yet(tmp_path: Path) -> N
         assert queued(made) == 50
 
 
-async def test_catching_up_ends_although_a_client_never_stops_writing(tmp_path: Path) -> None:
+async def test_catch_up_ends_although_a_client_never_stops_writing(tmp_path: Path) -> None:
     async with edge(tmp_path) as made:
         with made.client() as client:
 
@@ -331,7 +331,7 @@ async def test_catching_up_ends_although_a_client_never_stops_writing(tmp_path: 
                 tasks.cancel_scope.cancel()
 
 
-async def test_catching_up_ends_when_a_connection_does(tmp_path: Path) -> None:
+async def test_catch_up_ends_when_a_connection_does(tmp_path: Path) -> None:
     async with edge(tmp_path) as made:
         made.host.gate.close()
         with made.client() as client:

@@ -108,7 +108,7 @@ async def test_what_the_disk_refuses_is_answered_as_dropped() -> None:
         tasks.cancel_scope.cancel()
 
 
-async def test_a_hung_disk_sheds_with_a_count_instead_of_holding_clients_up() -> None:
+async def test_events_are_dropped_and_counted_while_the_disk_hangs() -> None:
     async with anyio.create_task_group() as tasks:
         host = GatedHost(tasks)
         pipeline = host.start()
@@ -165,7 +165,7 @@ async def test_a_slow_disk_slows_clients_down_and_memory_stays_bounded() -> None
         tasks.cancel_scope.cancel()
 
 
-async def test_who_cannot_be_answered_does_not_wait_for_the_disk() -> None:
+async def test_a_client_that_cannot_be_answered_does_not_wait_for_the_disk() -> None:
     async with anyio.create_task_group() as tasks:
         host = GatedHost(tasks)
         intake = Intake(host.start())
@@ -176,7 +176,7 @@ async def test_who_cannot_be_answered_does_not_wait_for_the_disk() -> None:
         tasks.cancel_scope.cancel()
 
 
-async def test_rejects_are_logged_once_in_a_while_with_reason_and_peer() -> None:
+async def test_rejects_are_logged_at_intervals_with_reason_and_peer() -> None:
     async with anyio.create_task_group() as tasks:
         host = GatedHost(tasks)
         intake = Intake(host.start())
@@ -205,7 +205,7 @@ async def test_a_reason_is_cut_to_a_length_that_fits_a_log_line() -> None:
         tasks.cancel_scope.cancel()
 
 
-async def test_messages_that_nobody_waits_for_are_shed_by_name_while_the_disk_hangs() -> None:
+async def test_messages_are_dropped_and_counted_while_the_disk_hangs() -> None:
     async with anyio.create_task_group() as tasks:
         host = GatedHost(tasks)
         pipeline = host.start()

@@ -1,7 +1,4 @@
-"""The server's end of one HTTP/1.1 connection: h11 over asyncio streams, with every way to be rude at the end of it.
-
-It knows the protocol. It must never know why an answer is chosen or what is captured.
-"""
+"""The server's end of one HTTP/1.1 connection: h11 over asyncio streams, with every way to be rude at the end of it."""
 
 import asyncio
 from collections.abc import Mapping
