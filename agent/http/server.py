@@ -165,8 +165,8 @@ Handler = Callable[[Request], Awaitable[Response]]
 StreamHandler = Callable[[Exchange], Awaitable[None]]
 
 
-def whole(handler: Handler) -> StreamHandler:
-    """Return a handler that reads the request to its end before it gives it to `handler`."""
+def buffered(handler: Handler) -> StreamHandler:
+    """Return a stream handler that reads the whole body before it calls `handler`."""
 
     async def handle(exchange: Exchange) -> None:
         body = await exchange.body()
@@ -178,7 +178,7 @@ def whole(handler: Handler) -> StreamHandler:
 
 async def serve(listening: socket.socket, handler: Handler) -> None:
     """Answer requests until cancelled; whoever opened the socket closes it."""
-    await Server(MAX_CONNECTIONS).serve(listening, whole(handler))
+    await Server(MAX_CONNECTIONS).serve(listening, buffered(handler))
 
 
 class Server:

@@ -258,7 +258,7 @@ async def test_a_client_that_is_accepted_as_the_server_closes_is_not_waited_for(
     server = http_server.Server(MAX_CONNECTIONS)
     with anyio.fail_after(10):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(server.serve, bound.socket, http_server.whole(answers.handle), bound.release)
+            tasks.start_soon(server.serve, bound.socket, http_server.buffered(answers.handle), bound.release)
             await anyio.wait_all_tasks_blocked()
             with Client(str(answers.path)):
                 await server.catch_up()  # it is accepted, and its task has yet to begin

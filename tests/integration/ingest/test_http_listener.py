@@ -570,6 +570,17 @@ async def test_a_request_that_came_before_shutdown_is_answered(tmp_path: Path) -
         assert at.counts == (1, 1)
 
 
+async def test_a_client_not_yet_accepted_is_answered_at_shutdown(tmp_path: Path) -> None:
+    async with site(tmp_path) as at:
+        with at.client() as local, Client(at.port) as remote:
+            local.socket.send(post([EVENT]))
+            remote.socket.send(post([EVENT], {"Authorization": f"Bearer {TOKEN}"}))
+            await at.listener.close()
+            assert (await local.answer()).status == 200
+            assert (await remote.answer()).status == 200
+        assert at.counts == (2, 2)
+
+
 def test_port_in_use_is_reported() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
