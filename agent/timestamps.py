@@ -1,10 +1,10 @@
-"""Times as people and machines read them: ISO 8601 in UTC. It knows the calendar. It must never ask what time it is."""
+"""Times as people and machines read them: ISO 8601 in UTC."""
 
 import datetime as dt
 
 
 def iso(seconds: float) -> str:
-    """Return seconds since the epoch as such as "2025-06-15T12:00:00.000Z"."""
+    """Return seconds since the epoch as text such as "2025-06-15T12:00:00.000Z"."""
     return dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from agent.control.schema import StatusReport, decode_status
+from agent.control.schema import VERDICT_HEADER, StatusReport, decode_status
 from agent.errors import AgentError, DeadlineError, NotRunningError, StorageError
 from agent.queue.barrier import FlushReport
 
@@ -23,7 +23,6 @@ GRACE_SECONDS = 2.0
 SEARCH_SECONDS = 60.0
 # Whole queues are read and written for some answers; a daemon that is stuck shows at the first, short question.
 LONG_SECONDS = 3600.0
-VERDICT_HEADER = "artifacts-agent-flush"
 
 _HOW_TO_START = (
     "start it with `artifacts-agent run`, or `systemctl start artifacts-agent`, or name the configuration with --config"

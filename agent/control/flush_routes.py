@@ -18,7 +18,7 @@ from typing import Protocol
 import anyio
 import msgspec
 
-from agent.control.client import VERDICT_HEADER
+from agent.control.schema import VERDICT_HEADER
 from agent.delivery.pipeline import Pipeline
 from agent.errors import StorageError
 from agent.http.server import Request, Response

@@ -11,6 +11,7 @@ import msgspec
 
 from agent.queue.cursor import Ledger
 
+VERDICT_HEADER = "artifacts-agent-flush"  # of the answer to a flush
 NO_EVENTS = Ledger(0, 0, 0, {}, 0)
 
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import anyio
 
-from agent.control.client import VERDICT_HEADER
 from agent.control.flush_routes import FlushRoute, Listener
+from agent.control.schema import VERDICT_HEADER
 from agent.delivery.pipeline import Pipeline
 from agent.http.server import Request
 from tests.support.fake_transport import FakeTransport
