@@ -23,7 +23,7 @@ from tests.support.accounts import ledger
 from tests.support.edge import ACKS, Edge, GatedHost, edge, line
 from tests.support.fake_transport import FakeTransport
 from tests.support.fault_filesystem import LoseAll, failing, no_errors
-from tests.support.pipelines import DIRECTORY, balanced
+from tests.support.pipelines import DIRECTORY, Host, balanced, submit
 
 pytestmark = pytest.mark.anyio
 
@@ -245,3 +245,30 @@ async def test_metrics_are_what_the_status_says(tmp_path: Path) -> None:
         assert samples["artifacts_agent_delivery_state/default/paused"] == 1
         assert samples["artifacts_agent_delivery_state/default/running"] == 0
         assert samples["artifacts_agent_storage_failing/default"] == 0
+
+
+async def test_every_destination_is_asked_and_the_queue_is_that_of_the_default_one() -> None:
+    async with anyio.create_task_group() as tasks:
+        hosts = {"other": Host(tasks), "default": Host(tasks)}
+        pipelines = {name: each.start() for name, each in hosts.items()}
+        control = Control(pipelines, [], hosts["default"].wall_clock)
+
+        async def ask(method: str, path: str) -> tuple[int, Any]:
+            response = await control.handle(Request(method, path, {}, {}, b""))
+            return response.status, json.loads(response.body)
+
+        assert await ask("POST", "/pause") == (200, {"state": "paused"})
+        await submit(pipelines["default"], ["a"]).wait()
+        await submit(pipelines["other"], ["b", "c"]).wait()
+        _, status = await ask("GET", "/status")
+        found = {name: (each["state"], each["ledger"]["queued"]) for name, each in status["destinations"].items()}
+        assert found == {"other": ("paused", 2), "default": ("paused", 1)}
+        _, listing = await ask("GET", "/queue")
+        assert listing["queued"] == 1
+        assert await ask("POST", "/resume") == (200, {"state": "running"})
+        report = {"delivered": 3, "queued": 0, "dead_lettered": 0, "dropped": {}}
+        assert await ask("POST", "/flush") == (200, report)
+        assert await ask("GET", "/healthz") == (200, {"healthy": True})
+        hosts["other"].fs.errors = failing("pwrite", errno.EIO)
+        assert await ask("GET", "/healthz") == (503, {"healthy": False})
+        tasks.cancel_scope.cancel()
