@@ -76,7 +76,7 @@ def assemble(
     for socket in bound.values():
         opened.callback(socket.release)
     max_connections = connection_limits(config)
-    intake = Intake(pipelines[DESTINATION])
+    intake = Intake(pipelines[DESTINATION])  # where all events go, as long as no rule says otherwise
     listeners: list[ListenerService] = []
     if "stream" in bound:
         listeners.append(StreamService(StreamListener(bound["stream"], intake, max_connections.stream)))

@@ -1,6 +1,6 @@
 """The real daemon as a process: started from a configuration file, ready when it says so, spoken to from outside.
 
-It knows the command line, the wire protocol and the control socket, as clients do. It must never import the agent.
+Of the agent it imports the control socket's client and its schema alone; all else goes the way that any other program's does.
 """
 
 import json
@@ -19,6 +19,8 @@ from typing import Any, Self
 
 import httpx
 
+from agent.control.client import ControlClient
+from agent.control.schema import DestinationStatus, StatusReport
 from tests.support.waiting import eventually
 
 Sections = Mapping[str, Mapping[str, object]]
@@ -126,8 +128,23 @@ class Daemon:
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(self.control)), timeout=timeout) as client:
             return client.request(method, f"http://agent{path}", content=content)
 
+    def report(self) -> StatusReport:
+        """Return how it is doing."""
+        return ControlClient(self.control).status()
+
+    def destination(self) -> DestinationStatus:
+        """Return how its only destination is doing."""
+        (found,) = self.report().destinations.values()
+        return found
+
+    def wait_destination(
+        self, predicate: Callable[[DestinationStatus], bool], timeout: float = 10.0
+    ) -> DestinationStatus:
+        """Return the first status of its destination that the predicate takes."""
+        return eventually(self.destination, predicate, timeout)
+
     def status(self) -> dict[str, Any]:
-        """Return what GET /status says."""
+        """Return the JSON of GET /status, as any other program sees it."""
         status: dict[str, Any] = self.request("GET", "/status").raise_for_status().json()
         return status
 

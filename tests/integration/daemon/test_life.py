@@ -11,11 +11,12 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from agent.control.schema import ApiStatus
+from agent.queue.cursor import Ledger
 from tests.support.accounts import ledger as expected
 from tests.support.api_server import Answer, ApiServer
 from tests.support.daemon import TOKEN, Daemon, Sections
@@ -26,11 +27,6 @@ from tests.support.waiting import eventually
 JSON_LOG = {"log": {"format": "json"}}
 NOWHERE = "http://127.0.0.1:9"
 QUEUE_LOCKED, SOCKET_TAKEN, CONFIG_WRONG = 5, 6, 78
-
-
-def ledger(daemon: Daemon) -> dict[str, Any]:
-    found: dict[str, Any] = daemon.status()["destinations"]["default"]["ledger"]
-    return found
 
 
 def emit(daemon: Daemon, count: int) -> None:
@@ -61,9 +57,9 @@ def daemon(tmp_path: Path, api_server: ApiServer) -> Iterator[Daemon]:
 def test_once_ready_it_takes_events_and_answers_on_the_control_socket(daemon: Daemon, api_server: ApiServer) -> None:
     emit(daemon, 3)
     api_server.wait_for(lambda: len(api_server.accepted_events()) == 3)
-    status = daemon.wait_status(lambda found: found["destinations"]["default"]["ledger"]["delivered"] == 3)
-    assert (status["pid"], status["rejected"]) == (daemon.pid, 0)
-    assert status["destinations"]["default"]["state"] == "running"
+    assert daemon.wait_destination(lambda default: default.ledger.delivered == 3).state == "running"
+    report = daemon.report()
+    assert (report.pid, report.rejected) == (daemon.pid, 0)
     assert daemon.request("GET", "/healthz").status_code == 200
     metrics = daemon.request("GET", "/metrics")
     samples = {s.name: s.value for f in text_string_to_metric_families(metrics.text) for s in f.samples}
@@ -105,14 +101,14 @@ def test_events_written_in_the_moment_of_sigterm_are_kept(tmp_path: Path) -> Non
         threads = [threading.Thread(target=flood, args=(index,)) for index in range(len(written))]
         for thread in threads:
             thread.start()
-        daemon.wait_status(lambda status: status["destinations"]["default"]["ledger"]["queued"] > 1000)
+        daemon.wait_destination(lambda default: default.ledger.queued > 1000)
         assert daemon.terminate() == 0
         stopped.set()
         for thread in threads:
             thread.join()
         daemon.start()
         # A last piece that ends within a line is a line, and rejected; it is no event.
-        assert ledger(daemon)["queued"] == sum(each // len(line()) for each in written)
+        assert daemon.destination().ledger.queued == sum(each // len(line()) for each in written)
 
 
 @pytest.mark.parametrize("api", ["gone", "hanging"])
@@ -131,7 +127,7 @@ def test_with_the_api_down_it_ends_at_the_deadline_and_a_restart_delivers(
         api_server.default = Answer()
         daemon.configure(api_server.url, {})
         daemon.start()
-        daemon.wait_status(lambda status: status["destinations"]["default"]["ledger"]["delivered"] == 20)
+        daemon.wait_destination(lambda default: default.ledger.delivered == 20)
         assert len(api_server.accepted_events()) == 20
 
 
@@ -152,7 +148,7 @@ def test_two_signals_at_once_end_it_in_order(tmp_path: Path) -> None:
         daemon.signal(signal.SIGTERM)
         daemon.signal(signal.SIGINT)
         assert daemon.wait(10) == 0
-        assert ledger(daemon.start())["queued"] == 20
+        assert daemon.start().destination().ledger.queued == 20
 
 
 def test_a_kill_while_it_drains_costs_no_event(tmp_path: Path, api_server: ApiServer) -> None:
@@ -165,7 +161,7 @@ def test_a_kill_while_it_drains_costs_no_event(tmp_path: Path, api_server: ApiSe
         daemon.kill()
         api_server.default = Answer()
         daemon.start()
-        daemon.wait_status(lambda status: status["destinations"]["default"]["ledger"] == expected(20, delivered=20))
+        daemon.wait_destination(lambda default: default.ledger == Ledger(20, 20, 0, {}, 0))
         assert len(api_server.accepted_events()) == 20
 
 
@@ -182,7 +178,7 @@ def test_what_comes_while_it_is_stopped_is_taken_when_it_goes_on(tmp_path: Path,
             daemon.send_datagram(line())
         api_server.default = Answer()
         daemon.signal(signal.SIGCONT)
-        daemon.wait_status(lambda status: status["destinations"]["default"]["ledger"] == expected(130, delivered=130))
+        daemon.wait_destination(lambda default: default.ledger == Ledger(130, 130, 0, {}, 0))
         assert len(api_server.accepted_events()) == 130
 
 
@@ -198,7 +194,7 @@ def test_what_a_killed_daemon_had_not_read_is_gone_and_was_not_acknowledged(tmp_
             with pytest.raises(ConnectionResetError):
                 client.answer()
         daemon.start()
-        assert ledger(daemon) == expected(1, queued=1)
+        assert daemon.destination().ledger == Ledger(1, 0, 0, {}, 1)
 
 
 def test_a_flush_may_wait_while_the_daemon_drains(tmp_path: Path) -> None:
@@ -234,7 +230,7 @@ def test_a_second_daemon_on_any_of_the_same_sockets_is_refused(daemon: Daemon, t
         assert [each.exists() for each in (other.stream, other.datagram, other.control)] == [False] * 3
     emit(daemon, 1)
     daemon.send_datagram(line())
-    daemon.wait_status(lambda status: status["destinations"]["default"]["ledger"]["accepted"] == 2)
+    daemon.wait_destination(lambda default: default.ledger.accepted == 2)
 
 
 def test_after_a_kill_the_sockets_are_replaced_and_the_queue_goes_on(tmp_path: Path, api_server: ApiServer) -> None:
@@ -245,7 +241,7 @@ def test_after_a_kill_the_sockets_are_replaced_and_the_queue_goes_on(tmp_path: P
         daemon.configure(api_server.url, {})
         daemon.start()
         emit(daemon, 1)
-        daemon.wait_status(lambda status: status["destinations"]["default"]["ledger"]["delivered"] == 8)
+        daemon.wait_destination(lambda default: default.ledger.delivered == 8)
 
 
 @pytest.mark.parametrize(
@@ -319,7 +315,7 @@ def test_a_server_that_cannot_be_spoken_to_is_refused_as_a_whole(
         daemon.configure("https://api.invalid", {**sections, "batch": {"max_events": 3}})
         daemon.signal(signal.SIGHUP)
         assert "certificates cannot be read" in wait_logged(daemon, "reload_refused")[0]["error"]
-        assert daemon.status()["api"]["url"] == api_server.url
+        assert daemon.report().api == ApiStatus(api_server.url)
         emit(daemon, 7)
         api_server.wait_for(lambda: len(api_server.accepted_events()) == 7)
         assert len(api_server.posts()) == 1
@@ -330,11 +326,11 @@ def test_a_new_token_file_ends_a_pause_even_while_the_configuration_is_being_edi
 ) -> None:
     api_server.token = "the-next-token"
     emit(daemon, 4)
-    paused = daemon.wait_status(lambda status: status["destinations"]["default"]["state"] == "paused")
-    assert "401" in paused["destinations"]["default"]["reason"]
+    paused = daemon.wait_destination(lambda default: default.state == "paused")
+    assert "401" in (paused.reason or "")
     daemon.config.write_text("half a file [")
     daemon.token_file.write_text("the-next-token")
-    daemon.wait_status(lambda status: status["destinations"]["default"]["ledger"]["delivered"] == 4, timeout=15)
+    daemon.wait_destination(lambda default: default.ledger.delivered == 4, timeout=15)
     assert len(api_server.accepted_events()) == 4
 
 
@@ -342,11 +338,11 @@ def test_a_token_that_was_changed_while_the_daemon_was_down_ends_a_pause(tmp_pat
     api_server.token = "the-next-token"
     with Daemon(tmp_path / "d", api_server.url) as daemon:
         emit(daemon, 4)
-        daemon.wait_status(lambda status: status["destinations"]["default"]["state"] == "paused")
+        daemon.wait_destination(lambda default: default.state == "paused")
         assert daemon.terminate() == 0
         daemon.token_file.write_text("the-next-token")
         daemon.start()
-        daemon.wait_status(lambda status: status["destinations"]["default"]["ledger"]["delivered"] == 4)
+        daemon.wait_destination(lambda default: default.ledger.delivered == 4)
 
 
 def test_a_new_copy_of_the_same_credential_does_not_end_a_pause(tmp_path: Path, api_server: ApiServer) -> None:
@@ -358,12 +354,12 @@ def test_a_new_copy_of_the_same_credential_does_not_end_a_pause(tmp_path: Path, 
         daemon.env["CREDENTIALS_DIRECTORY"] = str(daemon.directory)
         daemon.start()
         emit(daemon, 4)
-        daemon.wait_status(lambda status: status["destinations"]["default"]["state"] == "paused")
+        daemon.wait_destination(lambda default: default.state == "paused")
         assert daemon.terminate() == 0
         posts = len(api_server.posts())
         (daemon.directory / "token").write_text("old-token")
         daemon.start()
-        assert daemon.status()["destinations"]["default"]["state"] == "paused"
+        assert daemon.destination().state == "paused"
         assert len(api_server.posts()) == posts
 
 
@@ -406,4 +402,4 @@ def test_when_few_files_may_be_open_the_limit_on_connections_makes_way(tmp_path:
         for _ in range(200):
             clients.enter_context(socket.socket(socket.AF_UNIX)).connect(str(daemon.stream))
         emit(daemon, 1)
-        assert 0 < daemon.status()["connections"] <= 64
+        assert 0 < daemon.report().connections <= 64

@@ -30,10 +30,10 @@ def test_a_line_for_each_change_of_state_and_none_for_an_event(tmp_path: Path, a
     with Daemon(tmp_path / "d", api_server.url, {"log": {"format": "json"}}) as daemon:
         api_server.script([Answer(503)] * 4)
         emit(daemon, line())
-        daemon.wait_status(lambda status: status["destinations"]["default"]["ledger"]["delivered"] == 1)
+        daemon.wait_destination(lambda default: default.ledger.delivered == 1)
         for _ in range(20):
             emit(daemon, line() * 50)
-        daemon.wait_status(lambda status: status["destinations"]["default"]["ledger"]["delivered"] == 1001)
+        daemon.wait_destination(lambda default: default.ledger.delivered == 1001)
         assert daemon.terminate() == 0
         events = [each["event"] for each in logged(daemon)]
         assert events == ["started", "delivery_backing_off", "delivery_recovered", "stopping", "stopped"]
@@ -66,10 +66,10 @@ def test_the_token_is_nowhere_to_be_read(tmp_path: Path, api_server: ApiServer) 
     sections = {"log": {"format": "json", "level": "debug"}}
     with Daemon(tmp_path / "d", api_server.url, sections, token=SECRET) as daemon:
         emit(daemon, line("poison") + line() + b"nonsense\n")
-        daemon.wait_status(lambda status: status["destinations"]["default"]["ledger"]["dead_lettered"] == 1)
+        daemon.wait_destination(lambda default: default.ledger.dead_lettered == 1)
         api_server.script([error(401, "unauthorized", f"{SECRET} is not welcome")])
         emit(daemon, line())
-        daemon.wait_status(lambda status: status["destinations"]["default"]["state"] == "paused")
+        daemon.wait_destination(lambda default: default.state == "paused")
         daemon.token_file.write_text(f"{SECRET}\nwith a second line")
         daemon.signal(signal.SIGHUP)
         wait_logged(daemon, "reload_refused")
@@ -88,7 +88,7 @@ def test_a_reader_of_the_log_that_leaves_does_not_end_the_daemon(tmp_path: Path,
             assert b"started" in os.read(reader, 1000)
             os.close(reader)
             emit(daemon, b"nonsense\n" + line())
-            daemon.wait_status(lambda status: status["destinations"]["default"]["ledger"]["delivered"] == 1)
+            daemon.wait_destination(lambda default: default.ledger.delivered == 1)
             process.terminate()
             assert process.wait(20) == 0
         finally:

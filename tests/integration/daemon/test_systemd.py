@@ -216,7 +216,7 @@ def test_a_refused_reload_is_over_for_systemd_too(daemon: ManagedDaemon, notific
     daemon.signal(signal.SIGHUP)
     messages = notifications.wait_for("READY=1")
     assert [message[0] for message in messages] == ["RELOADING=1", "READY=1"]
-    assert daemon.status()["destinations"]["default"]["state"] == "running"
+    assert daemon.destination().state == "running"
 
 
 def test_systemd_may_listen_in_the_abstract_namespace(daemon: ManagedDaemon) -> None:
