@@ -1,4 +1,4 @@
-"""What a real daemon has logged as JSON. It must never know what the lines mean."""
+"""What a real daemon has logged as JSON."""
 
 import json
 from typing import Any

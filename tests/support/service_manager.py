@@ -1,6 +1,6 @@
 """What systemd does for a service, done by a test: a NOTIFY_SOCKET, sockets handed over by descriptor, any launcher in front.
 
-It knows the protocols of sd_notify(3) and sd_listen_fds(3). It must never import the agent.
+The protocols are those of sd_notify(3) and sd_listen_fds(3).
 """
 
 import os

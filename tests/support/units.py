@@ -1,7 +1,4 @@
-"""The units in systemd/ as files: what they say, and the sandbox they ask for.
-
-It knows unit files and systemd-analyze. It must never import the agent.
-"""
+"""The units in systemd/ as files: what they say, and the sandbox they ask for."""
 
 import socket
 import subprocess

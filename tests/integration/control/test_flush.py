@@ -143,7 +143,7 @@ def test_a_sessions_exit_code_goes_by_all_that_is_known_of_it(tmp_path: Path, ap
         assert said(daemon, "--session", "one", "--deadline", "0") == (3, "", [not_taken])
 
 
-def test_a_session_that_is_no_text_is_a_usage_error(tmp_path: Path) -> None:
+def test_a_session_that_is_not_utf8_is_a_usage_error(tmp_path: Path) -> None:
     done = run_command("flush", "--session", b"\xff".decode(errors="surrogateescape"))
     assert (done.returncode, "not UTF-8" in done.stderr) == (2, True)
 

@@ -157,7 +157,7 @@ async def test_flush_ends_although_clients_never_stop(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("deadline", ["soon", "-1", "nan", "inf", "1e9", ""])
-async def test_a_deadline_that_is_none_is_refused(tmp_path: Path, deadline: str) -> None:
+async def test_an_invalid_deadline_is_refused(tmp_path: Path, deadline: str) -> None:
     async with controlled(tmp_path) as made:
         response = await made.ask("POST", "/flush", deadline=deadline)
         assert response.status == 400

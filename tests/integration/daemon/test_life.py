@@ -254,7 +254,7 @@ def test_after_a_kill_the_sockets_are_replaced_and_the_queue_goes_on(tmp_path: P
         ({"api": {"tokenfile": "x"}}, CONFIG_WRONG, "the nearest is api.token_file"),
     ],
 )
-def test_what_it_cannot_start_with_is_one_line_and_a_code(
+def test_a_failed_start_is_one_line_and_an_exit_code(
     tmp_path: Path, sections: dict[str, dict[str, object]], code: int, says: str
 ) -> None:
     exit_code, said = run_to_its_end(Daemon(tmp_path / "d", NOWHERE, sections))

@@ -504,7 +504,7 @@ def test_unknown_variable_of_a_section_names_the_nearest() -> None:
 
 
 @pytest.mark.parametrize("text", ["queue = 3", "[[queue]]\nmax_bytes = 1"])
-def test_section_that_is_no_table_is_named(tmp_path: Path, text: str) -> None:
+def test_a_section_that_should_be_a_table_is_named(tmp_path: Path, text: str) -> None:
     path = written(tmp_path, text)
     assert problems(path) == [f"{path}: queue: should be a table: write [queue] above its keys"]
 
@@ -565,7 +565,7 @@ def test_a_number_that_python_refuses_to_write_is_a_problem_like_others(tmp_path
     "text", ["9" * 1_100_000, "9" * 31, "0." + "1" * 31 + "s", "1" * 20 + "." + "9" * 2_000_000 + "d"]
 )
 @pytest.mark.parametrize("parse", [parse_size, parse_duration])
-def test_a_quantity_of_very_many_digits_is_none(text: str, parse: Callable[[object], object]) -> None:
+def test_a_quantity_of_very_many_digits_is_refused(text: str, parse: Callable[[object], object]) -> None:
     with pytest.raises(ValueError, match=r"is not a (size|duration)"):
         parse(text)
 

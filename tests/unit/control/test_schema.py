@@ -108,7 +108,7 @@ def test_the_status_of_an_older_or_newer_daemon_is_understood() -> None:
 
 
 @pytest.mark.parametrize("answer", [b"", b"hi", b"[]", b'{"pid":"7"}', b"\xff"])
-def test_what_is_no_status_is_refused(answer: bytes) -> None:
+def test_an_invalid_status_is_refused(answer: bytes) -> None:
     with pytest.raises(ValueError, match=r"JSON|Expected|Input"):
         decode_status(answer)
 
