@@ -3,7 +3,6 @@
 It knows the wire protocol's context lines, and files. It must never know where events come from.
 """
 
-import contextlib
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import msgspec
 from agent.cli.views.output import say
 from agent.cli.views.words import amount
 from agent.errors import AgentError
+from agent.queue.atomic import Replacement
 from agent.queue.filesystem import UNFINISHED, File, Filesystem, OsFilesystem
 
 if TYPE_CHECKING:
@@ -135,22 +135,20 @@ class Export:
         self._fs = fs
         self._target = target
         self._force = force
-        self._temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{UNFINISHED}")
         self._refuse_to_overwrite()
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{UNFINISHED}")
         try:
-            self._file = fs.create(self._temporary)
+            self._replacement = Replacement(fs, target, temporary)
         except OSError as error:
             raise AgentError(f"{target}: cannot write there: {error.strerror}") from error
-        self.sink = _File(self._file, target)
+        self.sink = _File(self._replacement.file, target)
 
     def finish(self) -> None:
         """Give the file its name: from now on it is there, whole, whatever happens. Raises AgentError."""
         self.sink.flush()
         self._refuse_to_overwrite()
         try:
-            self._file.sync()
-            self._fs.rename(self._temporary, self._target)
-            self._fs.sync_directory(self._target.parent)
+            self._replacement.commit()
         except OSError as error:
             raise AgentError(f"{self._target}: cannot write there: {error.strerror}: nothing was exported") from error
 
@@ -158,9 +156,7 @@ class Export:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        with contextlib.suppress(OSError):  # it has its name, or cannot be removed
-            self._fs.unlink(self._temporary)
+        self._replacement.discard()  # which leaves it alone once it has its name
 
     def _refuse_to_overwrite(self) -> None:
         if not self._force and self._target.name in self._names():

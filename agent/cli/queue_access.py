@@ -12,10 +12,12 @@ from agent.config import Config
 from agent.control.client import ControlClient, DeniedError
 from agent.control.queue_client import QueueClient
 from agent.errors import NotRunningError
-from agent.queue.maintenance import changes
 from agent.queue.maintenance.audit import Audit
 from agent.queue.maintenance.browse import MAX_PAGE_EVENTS, EventFilter, EventPage, Listing, QueuedEvent
 from agent.queue.maintenance.browse_dead_letters import DeadLetterFilter, DeadLetterPage, ListedDeadLetter
+from agent.queue.maintenance.purge import DeadLettersPurged, Purged
+from agent.queue.maintenance.repair import Repaired
+from agent.queue.maintenance.retry import Retried
 
 # On top of the time that a request to the API may take: for the disk.
 PURGE_GRACE_SECONDS = 30.0
@@ -36,16 +38,16 @@ class Access(Protocol):
     def dead_letter_page(self, wanted: DeadLetterFilter, start: int, limit: int) -> DeadLetterPage:
         """Return dead letters."""
 
-    def repair(self) -> changes.Repaired:
+    def repair(self) -> Repaired:
         """Account for all damage."""
 
-    def purge(self) -> changes.Purged:
+    def purge(self) -> Purged:
         """Settle all that is queued."""
 
-    def retry(self, wanted: DeadLetterFilter) -> changes.Retried:
+    def retry(self, wanted: DeadLetterFilter) -> Retried:
         """Queue the events of dead letters again."""
 
-    def purge_dead_letters(self, wanted: DeadLetterFilter) -> changes.DeadLettersPurged:
+    def purge_dead_letters(self, wanted: DeadLetterFilter) -> DeadLettersPurged:
         """Remove dead letters."""
 
 

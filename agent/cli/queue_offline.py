@@ -19,11 +19,13 @@ from agent.queue.cursor_file import read_slots
 from agent.queue.dead_letters import DeadLetters, weigh
 from agent.queue.filesystem import Lock, OsFilesystem
 from agent.queue.lock import lock_queue
-from agent.queue.maintenance import changes
 from agent.queue.maintenance.audit import Audit, audit
 from agent.queue.maintenance.browse import EventFilter, EventPage, Listing, event_page, list_segments
 from agent.queue.maintenance.browse_dead_letters import DeadLetterFilter, DeadLetterPage, dead_letter_page
 from agent.queue.maintenance.offline import OfflineQueue, at_once, opened
+from agent.queue.maintenance.purge import DeadLettersPurged, Purged, purge, purge_dead_letters
+from agent.queue.maintenance.repair import Repaired, repair
+from agent.queue.maintenance.retry import Retried, retry
 from agent.queue.snapshot import QueueSnapshot, read_queue
 from agent.spools.identity import DESTINATION
 
@@ -79,17 +81,17 @@ class Offline:
         with _as_owner(self._root):
             return self._letters.read(lambda log, repeats: dead_letter_page(log, repeats, wanted, start, limit))
 
-    def repair(self) -> changes.Repaired:
-        return self._change(changes.repair)
+    def repair(self) -> Repaired:
+        return self._change(repair)
 
-    def purge(self) -> changes.Purged:
-        return self._change(partial(changes.purge, seconds=0.0))
+    def purge(self) -> Purged:
+        return self._change(partial(purge, seconds=0.0))
 
-    def retry(self, wanted: DeadLetterFilter) -> changes.Retried:
-        return self._change(partial(changes.retry, selection=wanted))
+    def retry(self, wanted: DeadLetterFilter) -> Retried:
+        return self._change(partial(retry, wanted=wanted))
 
-    def purge_dead_letters(self, wanted: DeadLetterFilter) -> changes.DeadLettersPurged:
-        return self._change(partial(changes.purge_dead_letters, selection=wanted))
+    def purge_dead_letters(self, wanted: DeadLetterFilter) -> DeadLettersPurged:
+        return self._change(partial(purge_dead_letters, wanted=wanted))
 
     def _change(self, change: Callable[[OfflineQueue], Coroutine[None, None, T]]) -> T:
         with _as_owner(self._root), opened(self._fs, self._directory, self._limits, time.time) as host:

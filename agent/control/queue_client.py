@@ -5,10 +5,12 @@ from urllib.parse import urlencode
 import msgspec
 
 from agent.control.client import ControlClient
-from agent.queue.maintenance import changes
 from agent.queue.maintenance.audit import Audit
 from agent.queue.maintenance.browse import EventFilter, EventPage, Listing
 from agent.queue.maintenance.browse_dead_letters import DeadLetterFilter, DeadLetterPage
+from agent.queue.maintenance.purge import DeadLettersPurged, Purged
+from agent.queue.maintenance.repair import Repaired
+from agent.queue.maintenance.retry import Retried
 
 
 class QueueClient:
@@ -37,22 +39,22 @@ class QueueClient:
         """Return dead letters, from the place `start` on."""
         return self._control.ask("GET", f"/dead-letters?{_query(wanted, start, limit)}", DeadLetterPage)
 
-    def repair(self) -> changes.Repaired:
+    def repair(self) -> Repaired:
         """Account for all damage."""
-        return self._control.ask("POST", "/queue/repair", changes.Repaired)
+        return self._control.ask("POST", "/queue/repair", Repaired)
 
-    def purge(self) -> changes.Purged:
+    def purge(self) -> Purged:
         """Drop all that is queued. Raises DeadlineError if requests are under way for too long: then nothing is purged."""
-        return self._control.ask("POST", f"/queue/purge?deadline={self._purge_seconds!r}", changes.Purged)
+        return self._control.ask("POST", f"/queue/purge?deadline={self._purge_seconds!r}", Purged)
 
-    def retry(self, wanted: DeadLetterFilter) -> changes.Retried:
+    def retry(self, wanted: DeadLetterFilter) -> Retried:
         """Put events of dead letters back into the queue."""
-        return self._control.ask("POST", "/dead-letters/retry", changes.Retried, body=msgspec.json.encode(wanted))
+        return self._control.ask("POST", "/dead-letters/retry", Retried, body=msgspec.json.encode(wanted))
 
-    def purge_dead_letters(self, wanted: DeadLetterFilter) -> changes.DeadLettersPurged:
+    def purge_dead_letters(self, wanted: DeadLetterFilter) -> DeadLettersPurged:
         """Remove dead letters."""
         body = msgspec.json.encode(wanted)
-        return self._control.ask("POST", "/dead-letters/purge", changes.DeadLettersPurged, body=body)
+        return self._control.ask("POST", "/dead-letters/purge", DeadLettersPurged, body=body)
 
 
 def _query(wanted: EventFilter, start: int, limit: int) -> str:

@@ -16,12 +16,15 @@ import msgspec
 
 from agent.delivery.pipeline import Pipeline
 from agent.http.server import Request, Response
-from agent.queue.dead_letters import weigh
-from agent.queue.maintenance import changes
+from agent.queue.dead_letters import Repeats, weigh
 from agent.queue.maintenance.audit import audit
 from agent.queue.maintenance.browse import MAX_PAGE_EVENTS, PAGE_EVENTS, EventFilter, event_page, list_segments
-from agent.queue.maintenance.browse_dead_letters import PAGE_LETTERS, DeadLetterFilter, dead_letter_page
-from agent.queue.snapshot import snapshot_of
+from agent.queue.maintenance.browse_dead_letters import PAGE_DEAD_LETTERS, DeadLetterFilter, dead_letter_page
+from agent.queue.maintenance.purge import purge, purge_dead_letters
+from agent.queue.maintenance.repair import repair
+from agent.queue.maintenance.retry import retry
+from agent.queue.snapshot import LogSnapshot, snapshot_of
+from agent.queue.writer import Writer
 
 DEFAULT_PURGE_DEADLINE = 60.0
 MAX_DEADLINE = 86_400.0
@@ -53,50 +56,49 @@ class QueueRoutes:
         """Check the queue's files: `audit.Audit`."""
         pipeline = self._pipeline
         queue = snapshot_of(pipeline.fs, pipeline.store)
-        slots = await pipeline.run_blocking(pipeline.store.slots)
-        log, repeats = await pipeline.run_blocking(partial(pipeline.dead_letters.read, lambda *found: found))
+        slots = await pipeline.writer.run(Writer.slots)
+        log, repeats = await pipeline.dead_letters.run(lambda dead_letters: dead_letters.read(lambda *found: found))
         return await self._look(partial(audit, queue, slots, log, partial(weigh, repeats)))
 
     async def repair(self, _: Request) -> Response:
-        """Account for all damage: `changes.Repaired`."""
+        """Account for all damage: `repair.Repaired`."""
         async with self._changing:
-            return Response.json(await changes.repair(self._pipeline))
+            return Response.json(await repair(self._pipeline))
 
     async def purge(self, request: Request) -> Response:
-        """Drop all that is queued: `changes.Purged`; 504 if requests were under way until the deadline: nothing is purged."""
+        """Drop all that is queued: `purge.Purged`; 504 if requests were under way until the deadline: nothing is purged."""
         deadline = _deadline(request)
         if _filter(request, EventFilter) != EventFilter():
             raise BadRequestError(
                 "a purge of the queue drops all that waits: it takes no selection, and nothing was purged"
             )
         async with self._changing:
-            return Response.json(await changes.purge(self._pipeline, deadline))
+            return Response.json(await purge(self._pipeline, deadline))
 
     async def dead_letters(self, request: Request) -> Response:
         """Return a page of dead letters, `browse_dead_letters.DeadLetterPage`."""
         wanted, start = _filter(request, DeadLetterFilter), _number(request, "from", 0)
-        limit = _number(request, "limit", PAGE_LETTERS, MAX_PAGE_EVENTS)
-        read = partial(
-            self._pipeline.dead_letters.read,
-            lambda log, repeats: dead_letter_page(log, repeats, wanted, start, limit),
+        limit = _number(request, "limit", PAGE_DEAD_LETTERS, MAX_PAGE_EVENTS)
+        page: Callable[[LogSnapshot, Repeats], Response] = lambda log, repeats: Response.json(  # noqa: E731
+            dead_letter_page(log, repeats, wanted, start, limit)
         )
-        return await self._look(read)
+        return await self._pipeline.dead_letters.run(lambda dead_letters: dead_letters.read(page))
 
     async def _look(self, call: Callable[[], object]) -> Response:
         """Answer with what a call that may take long returns; a page is large, so even its JSON is made in the thread."""
         return await self._pipeline.run_blocking(lambda: Response.json(call()))
 
     async def retry(self, request: Request) -> Response:
-        """Put events of dead letters back into the queue: `changes.Retried`."""
+        """Put events of dead letters back into the queue: `retry.Retried`."""
         wanted = _filter(request, DeadLetterFilter)
         async with self._changing:
-            return Response.json(await changes.retry(self._pipeline, wanted))
+            return Response.json(await retry(self._pipeline, wanted))
 
     async def purge_dead_letters(self, request: Request) -> Response:
-        """Remove dead letters: `changes.DeadLettersPurged`."""
+        """Remove dead letters: `purge.DeadLettersPurged`."""
         wanted = _filter(request, DeadLetterFilter)
         async with self._changing:
-            return Response.json(await changes.purge_dead_letters(self._pipeline, wanted))
+            return Response.json(await purge_dead_letters(self._pipeline, wanted))
 
 
 class BadRequestError(Exception):

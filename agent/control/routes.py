@@ -66,11 +66,11 @@ class Control:
             Route("GET", "/queue", queue.segments, "What the segments hold: browse.Listing"),
             Route("GET", "/queue/events", queue.events, "A page of queued events: browse.EventPage"),
             Route("GET", "/queue/verify", queue.verify, "What a check of the queue's files finds: audit.Audit"),
-            Route("POST", "/queue/repair", queue.repair, "Account for all damage: changes.Repaired"),
-            Route("POST", "/queue/purge", queue.purge, "Drop all that is queued: changes.Purged"),
+            Route("POST", "/queue/repair", queue.repair, "Account for all damage: repair.Repaired"),
+            Route("POST", "/queue/purge", queue.purge, "Drop all that is queued: purge.Purged"),
             Route("GET", "/dead-letters", queue.dead_letters, "A page of dead letters: DeadLetterPage"),
-            Route("POST", "/dead-letters/retry", queue.retry, "Queue their events again: changes.Retried"),
-            Route("POST", "/dead-letters/purge", queue.purge_dead_letters, "Remove them: changes.DeadLettersPurged"),
+            Route("POST", "/dead-letters/retry", queue.retry, "Queue their events again: retry.Retried"),
+            Route("POST", "/dead-letters/purge", queue.purge_dead_letters, "Remove them: purge.DeadLettersPurged"),
         )
         self._by_request = {(route.method, route.path): route for route in self.routes}
 

@@ -23,9 +23,14 @@ from agent.errors import StorageError
 from agent.events import decode_events, encode_events, split_lines
 from agent.queue.cursor import Outcome, Span
 from agent.queue.filesystem import FOREIGN
-from agent.queue.reader import Gap, Reader
+from agent.queue.log import LogView
+from agent.queue.ownership import Owner
+from agent.queue.quarantine import DIRECTORY, DamagedBytes
+from agent.queue.reader import Reader
 from agent.queue.record import Frame, Record, record_in
+from agent.queue.segment import Gap
 from agent.queue.store import Store
+from agent.queue.writer import Writer
 from agent.runtime import Runtime
 from agent.throttle import Throttle
 
@@ -61,8 +66,9 @@ class DiskBacklog:
     """The batches of one queue, from the cursor's position on; `settled` counts the events it found expired or damaged,
     `error` says why the queue cannot be read just now."""
 
-    def __init__(self, store: Store, options: BatchOptions, runtime: Runtime) -> None:
+    def __init__(self, store: Store, writer: Owner[Writer], options: BatchOptions, runtime: Runtime) -> None:
         self._store = store
+        self._writer = writer
         self._options = options
         self._runtime = runtime
         self._log = structlog.get_logger("agent.delivery")
@@ -114,11 +120,14 @@ class DiskBacklog:
         if self._reader is None:
             self._reader = self._store.reader()
         try:
-            items = await self._runtime.run_blocking(partial(self._read_and_decode, self._reader))
+            read = partial(self._read_and_decode, self._reader, self._store.view)
+            items, damaged = await self._runtime.run_blocking(read)
         except StorageError as error:
             await self._after_failure(self._reader, error)
             return True
         self._failures, self.error = 0, None
+        if damaged:  # before it is settled, and its segment can go
+            await self._writer.run(partial(Writer.quarantine, pieces=damaged))
         now = anyio.current_time()
         for item in items:
             self._take(item, max_events, now)
@@ -143,15 +152,16 @@ class DiskBacklog:
         cause = error.__cause__
         if self._failures >= READ_ATTEMPTS and isinstance(cause, OSError) and cause.errno in _DAMAGED:
             self._failures = 0
-            for item in reader.skip():
-                if isinstance(item, Gap):
-                    self._settle_gap(item.span)
+            for gap in reader.skip(self._store.view):
+                self._settle_gap(gap.span)
         else:
             await anyio.sleep(READ_RETRY_SECONDS)
 
-    def _read_and_decode(self, reader: Reader) -> list[_Read | Gap]:
+    def _read_and_decode(self, reader: Reader, view: LogView) -> tuple[list[_Read | Gap], list[DamagedBytes]]:
         """Do what is to be done in the reading thread."""
-        return [item if isinstance(item, Gap) else self._decode(item) for item in reader.read(READ_BYTES)]
+        read = reader.read(view, READ_BYTES)
+        items = [item if isinstance(item, Gap) else self._decode(item, read.damaged) for item in read.items]
+        return items, read.damaged
 
     def _pieces(self, read: _Read) -> Iterator[Piece]:
         """Yield what of a record is still to be delivered, by session if that is asked for."""
@@ -166,11 +176,11 @@ class DiskBacklog:
             piece = Piece(record.context, None, span, lines)
             yield from _by_session(piece) if self._options.split_sessions else (piece,)
 
-    def _decode(self, frame: Frame) -> _Read | Gap:
+    def _decode(self, frame: Frame, damaged: list[DamagedBytes]) -> _Read | Gap:
         span = Span(frame.first_seq, frame.next_seq)
         record = record_in(frame, own=frame.first_seq >= self._store.first_own_seq)
         if record is None:
-            self._store.quarantine.keep(frame.first_seq, 0, frame.payload)
+            damaged.append(DamagedBytes(frame.first_seq, 0, frame.payload))
             return Gap(span)
         return _Read(span, record)
 
@@ -179,7 +189,7 @@ class DiskBacklog:
         self.settled += lost
         held_back = self._throttle.allow("events_corrupt", anyio.current_time()) if lost else None
         if held_back is not None:
-            kept = str(self._store.quarantine.directory)
+            kept = str(self._store.directory / DIRECTORY)
             self._log.error("events_corrupt", events=lost, first=span.start, quarantine=kept, suppressed=held_back)
 
 

@@ -27,9 +27,12 @@ from agent.queue.cursor import Cursor, Ledger, Outcome
 from agent.queue.dead_letters import DeadLetters
 from agent.queue.filesystem import Filesystem
 from agent.queue.grouping import Submitted, entries_of
+from agent.queue.ownership import Exclusive
+from agent.queue.reader import oldest_enqueued_at
 from agent.queue.search import Search
 from agent.queue.snapshot import snapshot_of
 from agent.queue.store import Committed, Limits, Store
+from agent.queue.writer import Writer
 from agent.runtime import Runtime
 from agent.throttle import Throttle
 
@@ -88,12 +91,12 @@ class Pipeline:
         self._stats = Stats()
         self._last_worker: anyio.Event | None = None
         self.fs = fs
-        self.store = Store(fs, directory, limits)
-        self.dead_letters = DeadLetters.beside(fs, directory, limits)
-        self.dead_letters.count()
-        self._committer = Committer(
-            self.store, run_blocking=runtime.run_blocking, wall_clock=runtime.wall_clock, on_commit=self._committed
-        )
+        writer, dead_letters = Writer(fs, directory, limits), DeadLetters.beside(fs, directory, limits)
+        dead_letters.count()
+        self.store = Store(fs, directory, limits, writer.recovered)
+        self.writer = Exclusive(writer, lambda writer: writer.quarantined, runtime.run_blocking)
+        self.dead_letters = Exclusive(dead_letters, lambda dead_letters: dead_letters.counts, runtime.run_blocking)
+        self._committer = Committer(self.store, self.writer, wall_clock=runtime.wall_clock, on_commit=self._committed)
         self._worker = self._new_worker(delivery)
         self._dropped = self.ledger().dropped
 
@@ -132,10 +135,11 @@ class Pipeline:
         """Return how the pipeline is doing; reads the queue for the age of its oldest event."""
         oldest = None
         if self.store.cursor.queued:
-            oldest = await self._runtime.run_blocking(self.store.oldest_enqueued_at)
+            read = partial(oldest_enqueued_at, self.store.reader(), self.store.view)
+            oldest = await self._runtime.run_blocking(read)
         state, pause = self._worker.state, self.store.cursor.pause
         now, steady = self._runtime.wall_clock(), anyio.current_time()
-        view = self.store.log.view
+        view, copies, dead_letters = self.store.view, self.writer.published, self.dead_letters.published
         name, reason, until = _describe(state, steady)
         storage_error = "the disk does not answer" if self._committer.stalled else None
         storage_error = storage_error or self._storage_error or self._sync_error or self._worker.storage_error
@@ -150,10 +154,10 @@ class Pipeline:
             requests=self._stats.requests,
             queue_bytes=view.size,
             segments=len(view.segments),
-            quarantined=self.store.quarantine.kept,
-            quarantine_lost=self.store.quarantine.lost,
-            dead_letters=self.dead_letters.held,
-            dead_letters_discarded=self.dead_letters.discarded,
+            quarantined=copies.kept,
+            quarantine_lost=copies.lost,
+            dead_letters=dead_letters.held,
+            dead_letters_discarded=dead_letters.discarded,
             storage_error=storage_error,
         )
 
@@ -240,10 +244,12 @@ class Pipeline:
         """Return the time in seconds since the epoch."""
         return self._runtime.wall_clock()
 
-    async def checkpoint(self) -> None:
-        """Write what the cursor says. Raises StorageError."""
-        if (error := (await self.commit_once()).checkpoint_error) is not None:
-            raise StorageError(error)
+    async def checkpoint(self, *, reclaim: bool = False) -> Committed:
+        """Write what the cursor says, and with `reclaim` delete all that is settled. Raises StorageError if it is not written."""
+        committed = await self._committer.request(reclaim=reclaim).wait()
+        if committed.checkpoint_error is not None:
+            raise StorageError(committed.checkpoint_error)
+        return committed
 
     async def put_back(self, block: Block) -> Outcome | None:
         """Queue events of dead letters; return when they are committed, or why they are not. It pushes nothing out."""
@@ -306,9 +312,9 @@ class Pipeline:
             await self._delivery.transport.aclose()
         finally:
             try:
-                self.dead_letters.close()
+                await self.dead_letters.run(DeadLetters.close)
             finally:
-                self.store.close()
+                await self.writer.run(partial(Writer.close, checkpoint=self.store.cursor.state()))
 
     async def _deliver(self) -> None:
         """Run one worker after another: each new configuration gets a new one, which begins at the cursor."""
@@ -336,7 +342,7 @@ class Pipeline:
     async def _sync(self) -> None:
         """Make everything durable, or say that it is not; a commit makes new files in the place of those that failed."""
         try:
-            await self._runtime.run_blocking(self.store.sync)
+            await self.writer.run(Writer.sync)
         except StorageError as error:
             self._sync_error = str(error)
             self._complain("storage_failing", error=self._sync_error)
@@ -352,7 +358,7 @@ class Pipeline:
             self._committer,
             delivery.transport,
             self.dead_letters,
-            DiskBacklog(self.store, delivery.options, self._runtime),
+            DiskBacklog(self.store, self.writer, delivery.options, self._runtime),
             delivery.settings,
             self._runtime,
             self._stats,

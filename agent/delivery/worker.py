@@ -4,7 +4,6 @@ It performs decisions; `agent.delivery.policy` makes them. It must never know st
 """
 
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import anyio
 import anyio.abc
@@ -21,6 +20,7 @@ from agent.events import to_json_array
 from agent.queue.committer import Committer
 from agent.queue.cursor import Outcome, Pause, Span, Watcher
 from agent.queue.dead_letters import DeadLetter, DeadLetters
+from agent.queue.ownership import Owner
 from agent.queue.store import Store
 from agent.runtime import Broadcast, Runtime, Wakeup
 from agent.throttle import Throttle
@@ -71,7 +71,7 @@ class Worker:
         store: Store,
         committer: Committer,
         transport: Transport,
-        dead_letters: DeadLetters,
+        dead_letters: Owner[DeadLetters],
         source: DiskBacklog,
         settings: DeliverySettings,
         runtime: Runtime,
@@ -324,7 +324,7 @@ class Worker:
 
     async def _try_to_keep(self, letter: DeadLetter, now: float) -> bool:
         try:
-            await self._runtime.run_blocking(partial(self._dead_letters.append, letter, now))
+            await self._dead_letters.run(lambda dead_letters: dead_letters.append(letter, now))
         except StorageError as error:
             self._dead_letter_error = str(error)
             return False

@@ -22,12 +22,9 @@ from agent.config import SOCKET_PATH_LIMIT
 from agent.control.client import ControlClient
 from agent.control.schema import DestinationStatus
 from agent.errors import AgentError, NotRunningError
-from agent.queue.dead_letters import DeadLetter, decode_dead_letter
+from agent.queue.dead_letters import DeadLetter, dead_letters_in, repeats_in
 from agent.queue.filesystem import OsFilesystem
-from agent.queue.log import Log
-from agent.queue.quarantine import Quarantine
-from agent.queue.reader import Reader
-from agent.queue.record import Frame
+from agent.queue.snapshot import LogSnapshot
 
 T = TypeVar("T")
 
@@ -126,11 +123,8 @@ class AgentProcess:
     def dead_letters(self) -> list[DeadLetter]:
         """Return the dead letters; only once it has ended, because it is the one that owns the files."""
         fs, directory = OsFilesystem(), self._directory / "queue/default/dead-letters"
-        quarantine = Quarantine(fs, directory / "quarantine")
-        reader = Reader(fs, Log.recover(fs, directory, quarantine, segment_bytes=1 << 20), quarantine, 1)
-        frames = reader.read(1 << 20)
-        reader.close()
-        return [decode_dead_letter(frame.payload) for frame in frames if isinstance(frame, Frame)]
+        log = LogSnapshot.read(fs, directory)
+        return [each.dead_letter for each in dead_letters_in(log, repeats_in(log))]
 
     async def _ask(self, question: Callable[[], T]) -> T:
         """Ask in a thread, which may outlive a demo that ends meanwhile."""

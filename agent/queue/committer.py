@@ -1,18 +1,18 @@
 """Group commit: everything that is waiting goes to the disk in one write and one sync, without a fixed delay.
 
-It knows who waits and how much is pending. It must never know byte layout. Blocking calls go through `run_blocking`: a thread in
-production, inline in tests.
+A commit: the store plans, the writer writes in a thread, the store applies what became of it.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import anyio
 
 from agent.events import Block
 from agent.queue.grouping import Submitted, entries_of
+from agent.queue.ownership import Owner
 from agent.queue.store import Committed, Store
-from agent.runtime import Broadcast, RunBlocking, Wakeup
+from agent.queue.writer import Writer
+from agent.runtime import Broadcast, Wakeup
 
 MAX_PENDING_BYTES = 4 * 1024 * 1024
 STALL_SECONDS = 2.0
@@ -21,20 +21,21 @@ STALL_SECONDS = 2.0
 class CommitGroup:
     """The blocks of one commit, as those who wait for it see them."""
 
-    __slots__ = ("_committed", "_done")
+    __slots__ = ("_committed", "_finished")
 
     def __init__(self) -> None:
-        self._done = anyio.Event()
-        self._committed = Committed(None, None, None)
+        self._finished = Broadcast()
+        self._committed: Committed | None = None
 
     def finish(self, committed: Committed) -> None:
         """Say what became of the commit."""
         self._committed = committed
-        self._done.set()
+        self._finished.notify_all()
 
     async def wait(self) -> Committed:
         """Return when the commit is over: the blocks are durable, unless it says why they were refused."""
-        await self._done.wait()
+        while self._committed is None:
+            await self._finished.wait()
         return self._committed
 
 
@@ -47,33 +48,38 @@ class Committer:
     def __init__(
         self,
         store: Store,
+        writer: Owner[Writer],
         *,
-        run_blocking: RunBlocking,
         wall_clock: Callable[[], float],
         on_commit: Callable[[Committed], None],
     ) -> None:
         self._store = store
-        self._run_blocking = run_blocking
+        self._writer = writer
         self._wall_clock = wall_clock
         self._on_commit = on_commit
         self._wakeup = Wakeup()
         self._submitted: list[Submitted] = []
         self._group = CommitGroup()
         self._requested = False
+        self._reclaim = False
         self._pending_bytes = 0
         self._room = Broadcast()
         self._started_at: float | None = None
         self._closing = False
 
     def submit(self, block: Block, *, retried: bool = False) -> CommitGroup:
-        """Add `block` to the next commit; wait for the group to know that it is durable. Call `room` before."""
+        """Add `block` to the next commit; wait for the group to know that it is durable. Call `wait_for_capacity` before."""
         self._submitted.append(Submitted(block, retried))
         self._pending_bytes += len(block.lines)
         return self.request()
 
-    def request(self) -> CommitGroup:
-        """Ask for a commit even if nothing is pending: it writes the cursor's checkpoint."""
+    def request(self, *, reclaim: bool = False) -> CommitGroup:
+        """Ask for a commit even if nothing is pending: it writes the cursor's checkpoint.
+
+        With `reclaim` it deletes all that is settled, even the last segment.
+        """
         self._requested = True
+        self._reclaim = self._reclaim or reclaim
         self._wakeup.set()
         return self._group
 
@@ -88,7 +94,7 @@ class Committer:
 
     @property
     def should_drop(self) -> bool:
-        """Whether `room` would return False at once."""
+        """Whether `wait_for_capacity` would return False at once."""
         return self._full and self.stalled
 
     @property
@@ -115,15 +121,14 @@ class Committer:
     async def _commit(self) -> None:
         submitted, self._submitted = self._submitted, []
         group, self._group = self._group, CommitGroup()
-        size, self._requested = self._pending_bytes, False
+        size, reclaim = self._pending_bytes, self._reclaim
+        self._requested = self._reclaim = False
         now = self._wall_clock()
-        entries = entries_of(submitted, now)
-        plan = self._store.plan(entries, now)
+        plan = self._store.plan(entries_of(submitted, now), now, reclaim=reclaim)
         self._started_at = anyio.current_time()
-        committed = await self._run_blocking(partial(self._store.commit, plan, now))
+        committed = await self._writer.run(lambda writer: writer.commit(plan, now))
         self._started_at = None
-        self._store.published()
-        self._store.account(entries, committed.refused)
+        self._store.apply(plan, committed)
         self._pending_bytes -= size
         self._room.notify_all()
         self._on_commit(committed)

@@ -1,13 +1,10 @@
 """The file that holds a cursor's checkpoints: two slots, written in turn, so that one always survives.
 
-It knows the order of writes and syncs. It must never know what a checkpoint means.
-
 A checkpoint is written at once, where it survives the process, and made durable by `sync`. Until then it overwrites only the
 slot that does not hold the newest durable one. The file has its full length from the start, so that a full disk does not keep
 checkpoints from being written. After a failed sync the file is replaced, never synced again.
 """
 
-import contextlib
 import errno
 from collections.abc import Callable, Iterable
 from operator import attrgetter
@@ -15,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from agent.errors import StorageError
+from agent.queue.atomic import replace_file
 from agent.queue.cursor import SLOT_BYTES, SLOTS, Checkpoint, CursorState, decode_slot, encode_slot
 from agent.queue.filesystem import FOREIGN, File, Filesystem, put_aside
 
@@ -62,7 +60,8 @@ class CursorFile:
             if self._file is None or not self._file.has_name():
                 self._replace(state)
             else:
-                slot = self._next_slot(state)
+                self._generation += 1
+                slot = encode_slot(self._generation, state)
                 self._dirty = False  # if this fails, the slot holds nothing that a sync could make durable
                 self._file.pwrite(slot, (1 - self._durable_slot) * SLOT_BYTES)
                 self._dirty = True
@@ -88,10 +87,6 @@ class CursorFile:
         if self._file is not None:
             self._file.close()
             self._file = None
-
-    def _next_slot(self, state: CursorState) -> bytes:
-        self._generation += 1
-        return encode_slot(self._generation, state)
 
     def _open_or_create(self) -> File:
         try:
@@ -123,20 +118,10 @@ class CursorFile:
         """Put a new file, with this checkpoint durable in its first slot, in the place of one whose sync failed."""
         self.close()
         self._fs.make_directory(self._path.parent)  # somebody may have deleted it
-        fresh = self._path.with_suffix(".new")
-        self._fs.unlink(fresh)
-        file = self._fs.create(fresh)
-        try:
-            file.pwrite(self._next_slot(state).ljust(_FILE_BYTES, b"\0"), 0)
-            file.sync()
-            self._fs.rename(fresh, self._path)
-            self._fs.sync_directory(self._path.parent)
-        except OSError:
-            file.close()
-            with contextlib.suppress(OSError):  # if it stays, the next attempt removes it
-                self._fs.unlink(fresh)
-            raise
-        self._file, self._durable_slot, self._dirty = file, 0, False
+        self._generation += 1
+        slot = encode_slot(self._generation, state)
+        self._file = replace_file(self._fs, self._path, slot.ljust(_FILE_BYTES, b"\0"))
+        self._durable_slot, self._dirty = 0, False
 
     def _translate(self, error: OSError | ValueError) -> StorageError:
         reason = error.strerror if isinstance(error, OSError) else None

@@ -1,18 +1,12 @@
 """The dead-letter log: events that the API refused one by one, with its reason, in the queue's own file format.
 
-It knows what is kept of a refused event, and how letters come and go. It must never know why an event was refused, or the queue
-it came from.
-
-A log is only ever appended to. So letters are removed by writing those that stay, of the segments that hold one to go, once
-more to the end; when they are durable there, those segments are deleted. A crash in between leaves letters twice, which the
+A log is only ever appended to. So dead letters are removed by writing those that stay, of the segments that hold one to go, once
+more to the end; when they are durable there, those segments are deleted. A crash in between leaves dead letters twice, which the
 rule for repeats covers. It changes their order, and takes no more room than those few segments.
 """
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from heapq import merge
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -24,10 +18,11 @@ from agent.queue import segment
 from agent.queue.cursor import Span
 from agent.queue.filesystem import Filesystem
 from agent.queue.log import AppendError, Entry, Log, LogView
-from agent.queue.quarantine import Quarantine
+from agent.queue.ownership import OneThreadAtATime, entry
+from agent.queue.quarantine import DIRECTORY, DamagedBytes, Quarantine
 from agent.queue.record import Frame
-from agent.queue.segment import Segment
-from agent.queue.snapshot import Contents, Hole, LogSnapshot, holes
+from agent.queue.segment import Gap, Segment
+from agent.queue.snapshot import Contents, LogSnapshot
 from agent.queue.store import Limits
 
 T = TypeVar("T")
@@ -36,7 +31,7 @@ _CHUNK_BYTES = 256 * 1024
 
 
 class DeadLetterKey(NamedTuple):
-    """What makes two letters the same: not the number alone, which a lost cursor can give to another event."""
+    """What makes two dead letters the same: not the number alone, which a lost cursor can give to another event."""
 
     seq: int
     context: Context
@@ -46,7 +41,7 @@ class DeadLetterKey(NamedTuple):
 class DeadLetter(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A refused event: its number in the queue, when it was refused (seconds since the epoch), what the API said, and its line.
 
-    A letter can come twice: a crash between this log and the cursor has the event refused again. The last one counts.
+    It can come twice: a crash between this log and the cursor has the event refused again. The last one counts.
     """
 
     seq: int
@@ -63,7 +58,7 @@ class DeadLetter(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
 
     @property
     def identity(self) -> DeadLetterKey:
-        """What letters about the same refused event have in common."""
+        """What dead letters about the same refused event have in common."""
         return DeadLetterKey(self.seq, self.context, self.line)
 
 
@@ -72,7 +67,7 @@ _decode_dead_letter = msgspec.msgpack.Decoder(DeadLetter).decode
 
 
 def decode_dead_letter(payload: bytes) -> DeadLetter:
-    """Return the letter in a payload. Raises msgspec.DecodeError or UnicodeDecodeError for what is none."""
+    """Return the dead letter in a payload. Raises msgspec.DecodeError or UnicodeDecodeError if there is none."""
     try:
         return _decode_dead_letter(payload)
     except RecursionError as error:  # elements that a Context may have beyond those we know
@@ -80,203 +75,201 @@ def decode_dead_letter(payload: bytes) -> DeadLetter:
 
 
 def dead_letter_in(frame: Frame) -> DeadLetter | None:
-    """Return the letter that a frame carries; None if it is none, or none about one event."""
+    """Return the dead letter that a frame carries; None if there is none, or none about one event."""
     try:
-        letter = decode_dead_letter(frame.payload)
-        decode_event(letter.line)
-        return letter if frame.item_count == 1 and has_line_count(letter.line, 1) else None
+        found = decode_dead_letter(frame.payload)
+        decode_event(found.line)
+        return found if frame.item_count == 1 and has_line_count(found.line, 1) else None
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 
 class StoredDeadLetter(NamedTuple):
-    """A letter in its log: the place of its segment in the snapshot, and the number that the log gave it."""
+    """A dead letter in its log: the index of its segment in the snapshot, and the number that the log gave it."""
 
     place: int
     number: int
-    letter: DeadLetter
+    dead_letter: DeadLetter
 
 
 Repeats = dict[DeadLetterKey, int]
-"""Of the letters that come several times, the number of the last one."""
+"""Of the dead letters that come several times, the number of the last one."""
 
 
 def repeats_in(log: LogSnapshot) -> Repeats:
-    """Find the letters that come several times; holds a number for each letter meanwhile."""
+    """Find the dead letters that come several times; holds a number for each of all meanwhile."""
     seen: set[int] = set()
     again: set[int] = set()
-    for kept in _all_kept(log, 0):
-        (again if kept.letter.seq in seen else seen).add(kept.letter.seq)
+    for each in _all_stored(log):
+        (again if each.dead_letter.seq in seen else seen).add(each.dead_letter.seq)
     if not again:
         return {}
-    return {kept.letter.identity: kept.number for kept in _all_kept(log, 0) if kept.letter.seq in again}
+    return {each.dead_letter.identity: each.number for each in _all_stored(log) if each.dead_letter.seq in again}
 
 
 def weigh(repeats: Repeats, frame: Frame) -> int | None:
-    """Return how many letters a frame counts for: none if it is repeated later; None if it carries no letter."""
-    letter = dead_letter_in(frame)
-    if letter is None:
+    """Return how many dead letters a frame counts for: 0 if it is repeated later; None if it carries none."""
+    found = dead_letter_in(frame)
+    if found is None:
         return None
-    return int(repeats.get(letter.identity, frame.first_seq) == frame.first_seq)
+    return int(repeats.get(found.identity, frame.first_seq) == frame.first_seq)
 
 
 def dead_letters_in(log: LogSnapshot, repeats: Repeats, start: int = 0) -> Iterator[StoredDeadLetter]:
-    """Read the letters that count, one for each refused event, from that number on. Raises StorageError for a shortage."""
-    return (each for each in pieces_in(log, repeats, start) if isinstance(each, StoredDeadLetter))
+    """Read the dead letters that count, one for each refused event, from that number on. Raises StorageError for a shortage."""
+    return (each for each in items_in(log, repeats, start) if isinstance(each, StoredDeadLetter))
 
 
-def pieces_in(log: LogSnapshot, repeats: Repeats, start: int = 0) -> Iterator[StoredDeadLetter | Span]:
-    """Yield what `dead_letters_in` does and, where letters cannot be read, the numbers that the log gave them; all in order."""
-    for piece in _all_pieces(log, start):
-        if isinstance(piece, Span) or repeats.get(piece.letter.identity, piece.number) == piece.number:
-            yield piece
+def items_in(log: LogSnapshot, repeats: Repeats, start: int = 0) -> Iterator[StoredDeadLetter | Span]:
+    """Yield what `dead_letters_in` does and, where they cannot be read, the numbers that the log gave them; all in order."""
+    for item in _all_items(log, start):
+        if isinstance(item, Span) or repeats.get(item.dead_letter.identity, item.number) == item.number:
+            yield item
 
 
 def unreadable_in(log: LogSnapshot, start: int = 0) -> int:
-    """Count the letters from that number on that cannot be read. Raises StorageError for a shortage."""
-    return sum(each.length for each in _all_pieces(log, start) if isinstance(each, Span))
+    """Count the dead letters from that number on that cannot be read. Raises StorageError for a shortage."""
+    return sum(each.length for each in _all_items(log, start) if isinstance(each, Span))
 
 
 def unopened_in(log: LogSnapshot, last: int) -> Contents | None:
-    """Return the first segment up to that place that cannot be read at all: no letter behind it can be removed."""
+    """Return the first segment up to that index that cannot be read at all: no dead letter behind it can be removed."""
     contents = (log.contents(index) for index in range(last + 1))
     return next((found for found in contents if found is not None and found.error is not None), None)
 
 
-def _all_kept(log: LogSnapshot, start: int) -> Iterator[StoredDeadLetter]:
-    return (each for each in _all_pieces(log, start) if isinstance(each, StoredDeadLetter))
+def _all_stored(log: LogSnapshot) -> Iterator[StoredDeadLetter]:
+    return (each for each in _all_items(log, 0) if isinstance(each, StoredDeadLetter))
 
 
-def _all_pieces(log: LogSnapshot, start: int) -> Iterator[StoredDeadLetter | Span]:
+def _all_items(log: LogSnapshot, start: int) -> Iterator[StoredDeadLetter | Span]:
     for index in range(log.index_of(start), len(log.view.segments)):
         found = log.contents(index)
-        for piece in _pieces(index, found) if found is not None else ():
-            if isinstance(piece, StoredDeadLetter):
-                if piece.number >= start:
-                    yield piece
-            elif piece.stop > start:
-                yield Span(max(piece.start, start), piece.stop)
+        for item in _items(index, found) if found is not None else ():
+            if isinstance(item, StoredDeadLetter):
+                if item.number >= start:
+                    yield item
+            elif item.stop > start:
+                yield Span(max(item.start, start), item.stop)
 
 
-def _pieces(index: int, found: Contents) -> Iterator[StoredDeadLetter | Span]:
-    """Yield the letters of a segment, and the numbers of those that are damaged, or in a file that cannot be read at all."""
+def _items(index: int, found: Contents) -> Iterator[StoredDeadLetter | Span]:
+    """Yield the dead letters of a segment, and the numbers of those that are damaged, or in a file that cannot be read at all."""
     if found.error is not None:
         yield Span(found.segment.first_seq, found.limit)
-        return
-    whole: Iterator[StoredDeadLetter | Span] = (_piece(index, frame) for frame in found.frames)
-    lost: Iterator[StoredDeadLetter | Span] = (hole.span for hole in _lost(found))
-    yield from merge(whole, lost, key=_first_number)
+    for item in found.items:
+        if isinstance(item, Gap):
+            if _is_lost(item):
+                yield item.span
+        elif (dead_letter := dead_letter_in(item)) is not None:
+            yield StoredDeadLetter(index, item.first_seq, dead_letter)
+        else:
+            yield Span(item.first_seq, item.next_seq)
 
 
-def _piece(index: int, frame: Frame) -> StoredDeadLetter | Span:
-    letter = dead_letter_in(frame)
-    return Span(frame.first_seq, frame.next_seq) if letter is None else StoredDeadLetter(index, frame.first_seq, letter)
-
-
-def _lost(found: Contents) -> Iterator[Hole]:
-    """Yield the holes that have bytes: numbers that are missing at the end may be of letters that were removed."""
-    return (hole for hole in holes(found) if hole.start < hole.end)
-
-
-def _first_number(piece: StoredDeadLetter | Span) -> int:
-    return piece.start if isinstance(piece, Span) else piece.number
+def _is_lost(gap: Gap) -> bool:
+    """Tell whether a gap has bytes: numbers that are missing at the end may be of dead letters that were removed."""
+    return gap.start < gap.end
 
 
 class Removed(NamedTuple):
-    """What a removal did: letters that went, and damaged ones of which only the bytes are kept, in quarantine.
+    """What a removal did: dead letters that went, and damaged ones of which only the bytes are kept, in quarantine.
 
     `unreadable` ones are left: damaged, or in files that cannot be read now.
     """
 
-    letters: int
+    removed: int
     damaged: int
     unreadable: int = 0
 
 
-@dataclass
-class DeadLetters:
-    """The log in `directory`, opened at the first letter; beyond `max_bytes` the oldest letters are `discarded`.
+class DeadLetterCounts(NamedTuple):
+    """How many dead letters there are, and how many were deleted since the start to make room for younger ones.
 
-    Several threads may use it.
+    `held` goes by their numbers: damaged ones count, and those that a crash has left twice count twice. None as long as nobody
+    knows.
     """
 
-    fs: Filesystem
-    directory: Path
-    segment_bytes: int
-    max_bytes: int
-    discarded: int = 0
-    _log: Log | None = None
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _repeats: tuple[LogView, Repeats] | None = None
-    _counted: LogView | None = None
+    held: int | None
+    discarded: int
+
+
+class DeadLetters(OneThreadAtATime):
+    """The log in `directory`, opened at the first dead letter; beyond `max_bytes` the oldest are discarded. Its calls block."""
+
+    def __init__(self, fs: Filesystem, directory: Path, segment_bytes: int, max_bytes: int) -> None:
+        super().__init__()
+        self._fs = fs
+        self._directory = directory
+        self._segment_bytes = segment_bytes
+        self._max_bytes = max_bytes
+        self._discarded = 0
+        self._log: Log | None = None
+        self._repeats: tuple[LogView, Repeats] | None = None
+        self._counted: LogView | None = None
+        self._quarantine = Quarantine(fs, directory / DIRECTORY)
 
     @classmethod
     def beside(cls, fs: Filesystem, directory: Path, limits: Limits) -> "DeadLetters":
         """Return the log of the queue in `directory`, with an eighth of its room."""
-        return cls(
-            fs, directory / "dead-letters", segment_bytes=limits.segment_bytes // 8, max_bytes=limits.max_bytes // 8
-        )
-
-    def append(self, letter: DeadLetter, now: float) -> None:
-        """Keep `letter`; it is durable on return. Raises StorageError: the event must then stay in the queue."""
-        with self._lock:
-            log = self._open()
-            excess = log.view.size - self.max_bytes
-            if excess > 0:
-                before = log.view.segments[0].first_seq
-                log.delete_before(segment.overflow_before(log.view.segments, excess))
-                self.discarded += log.view.segments[0].first_seq - before
-            log.append([Entry(1, encode_dead_letter(letter))], now)
-
-    def count(self) -> None:
-        """Find out how many letters there are, for `held`, without opening the log; reads its end."""
-        with (
-            self._lock,
-            contextlib.suppress(StorageError),
-        ):  # then nobody knows, and whoever needs the letters is told why
-            self._counted = self._snapshot().view
+        return cls(fs, directory / "dead-letters", limits.segment_bytes // 8, limits.max_bytes // 8)
 
     @property
-    def held(self) -> int | None:
-        """How many letters there are, by their numbers; None until it is opened or counted. Never waits.
-
-        Damaged ones count, and those that a crash has left twice count twice.
-        """
+    def counts(self) -> DeadLetterCounts:
+        """How many there are, and how many went."""
         view = self._log.view if self._log is not None else self._counted
         if view is None:
-            return None
-        return view.next_seq - view.segments[0].first_seq if view.segments else 0
+            return DeadLetterCounts(None, self._discarded)
+        return DeadLetterCounts(view.next_seq - view.segments[0].first_seq if view.segments else 0, self._discarded)
 
+    @entry
+    def append(self, dead_letter: DeadLetter, now: float) -> None:
+        """Keep it; it is durable on return. Raises StorageError: the event must then stay in the queue."""
+        log = self._open()
+        excess = log.view.size - self._max_bytes
+        if excess > 0:
+            before = log.view.segments[0].first_seq
+            log.delete_before(segment.overflow_before(log.view.segments, excess))
+            self._discarded += log.view.segments[0].first_seq - before
+        log.append([Entry(1, encode_dead_letter(dead_letter))], now)
+
+    @entry
+    def count(self) -> None:
+        """Find out for `counts` how many there are, without opening the log; reads its end."""
+        with contextlib.suppress(StorageError):  # then nobody knows, and whoever needs them is told why
+            self._counted = self._snapshot().view
+
+    @entry
     def read(self, call: Callable[[LogSnapshot, Repeats], T]) -> T:
-        """Return what `call` makes of the letters, while none comes or goes; changes nothing. Raises StorageError."""
-        with self._lock:
-            log = self._snapshot()
-            if self._repeats is None or self._repeats[0] != log.view:
-                self._repeats = log.view, repeats_in(log)
-            return call(log, self._repeats[1])
+        """Return what `call` makes of the dead letters, while none comes or goes; changes nothing. Raises StorageError."""
+        log = self._snapshot()
+        if self._repeats is None or self._repeats[0] != log.view:
+            self._repeats = log.view, repeats_in(log)
+        return call(log, self._repeats[1])
 
+    @entry
     def remove(self, goes: Callable[[StoredDeadLetter], bool], now: float) -> Removed:
-        """Remove letters, durably. Raises StorageError: then they are still there, some perhaps twice."""
-        with self._lock:
-            if not self._snapshot().view.segments:
-                return Removed(0, 0)
-            return _Removal(self.fs, self._open(), self._quarantine()).perform(goes, now, mend=False)
+        """Remove dead letters, durably. Raises StorageError: then they are still there, some perhaps twice."""
+        if not self._snapshot().view.segments:
+            return Removed(0, 0)
+        return self._removal().perform(goes, now, mend=False)
 
+    @entry
     def repair(self, now: float) -> Removed:
         """Keep damaged bytes in quarantine, and the log without them; as `remove`."""
-        with self._lock:
-            if not any(_is_damaged(found) for found in self._snapshot().all_contents()):
-                return Removed(0, 0)
-            return _Removal(self.fs, self._open(), self._quarantine()).perform(lambda _: False, now, mend=True)
+        if not any(_is_damaged(found) for found in self._snapshot().all_contents()):
+            return Removed(0, 0)
+        return self._removal().perform(lambda _: False, now, mend=True)
 
+    @entry
     def tidy(self) -> list[Path]:
         """Remove what interrupted writes have left; return it. Raises StorageError."""
-        with self._lock:
-            try:
-                return self._quarantine().tidy()
-            except OSError as error:
-                raise StorageError(f"{self.directory}: cannot remove leftovers: {error.strerror or error}") from error
+        try:
+            return self._quarantine.tidy()
+        except OSError as error:
+            raise StorageError(f"{self._directory}: cannot remove leftovers: {error.strerror or error}") from error
 
+    @entry
     def close(self) -> None:
         """Close the files."""
         if self._log is not None:
@@ -284,32 +277,33 @@ class DeadLetters:
 
     def _snapshot(self) -> LogSnapshot:
         if self._log is not None:
-            return LogSnapshot.of(self.fs, self._log)
-        return LogSnapshot.read(self.fs, self.directory)
-
-    def _quarantine(self) -> Quarantine:
-        return Quarantine(self.fs, self.directory / "quarantine")
+            return LogSnapshot(self._fs, self._directory, self._log.view, live=True)
+        return LogSnapshot.read(self._fs, self._directory)
 
     def _open(self) -> Log:
         if self._log is None:
-            self._log = Log.recover(self.fs, self.directory, self._quarantine(), segment_bytes=self.segment_bytes)
+            self._log = Log.recover(self._fs, self._directory, self._quarantine, segment_bytes=self._segment_bytes)
         return self._log
+
+    def _removal(self) -> "_Removal":
+        log = self._open()
+        return _Removal(log, self._snapshot(), self._quarantine)
 
 
 class _Removal:
     """One rewriting of a log that nobody else uses meanwhile."""
 
-    def __init__(self, fs: Filesystem, log: Log, quarantine: Quarantine) -> None:
+    def __init__(self, log: Log, before: LogSnapshot, quarantine: Quarantine) -> None:
         self._log = log
         self._quarantine = quarantine
-        self._before = LogSnapshot.of(fs, log)
-        self._repeats = repeats_in(self._before)
+        self._before = before
+        self._repeats = repeats_in(before)
 
     def perform(self, goes: Callable[[StoredDeadLetter], bool], now: float, *, mend: bool) -> Removed:
         count, last = 0, -1
-        for kept in dead_letters_in(self._before, self._repeats):
-            if goes(kept):
-                count, last = count + 1, max(last, kept.place)
+        for each in dead_letters_in(self._before, self._repeats):
+            if goes(each):
+                count, last = count + 1, max(last, each.place)
         if mend:
             last = max([last, *(index for index, found in self._contents(len(self._segments)) if _is_damaged(found))])
         unreadable = unreadable_in(self._before, self._before.limit(last) if last >= 0 else 0)
@@ -329,34 +323,35 @@ class _Removal:
                 yield index, found
 
     def _keep_damage(self, last: int) -> int:
-        """Copy what is no letter in the segments that will go; return how many letters that was, as far as it tells."""
+        """Copy what is no dead letter in the segments that will go; return how many that was, as far as it tells."""
         damaged = 0
         for _, found in self._contents(last + 1):
             if found.error is not None:
                 raise StorageError(f"{found.path}: cannot be read: {found.error}: no letter was removed")
-            for piece in found.damage:
-                self._quarantine.keep(found.segment.first_seq, piece.start, found.data[piece.start : piece.end])
+            first_seq = found.segment.first_seq
+            for each in found.damage:
+                self._quarantine.keep(DamagedBytes(first_seq, each.start, found.data[each.start : each.end]))
             for frame in found.frames:
                 if dead_letter_in(frame) is None:
-                    self._quarantine.keep(frame.first_seq, 0, frame.payload)
+                    self._quarantine.keep(DamagedBytes(frame.first_seq, 0, frame.payload))
                     damaged += frame.item_count
-            damaged += sum(hole.span.length for hole in _lost(found))
+            damaged += sum(gap.span.length for gap in found.gaps if _is_lost(gap))
         return damaged
 
     def _rewrite(self, goes: Callable[[StoredDeadLetter], bool], last: int, now: float) -> None:
         """Write what stays of the segments up to `last` to the end of the log, then delete them."""
         position, is_all = self._before.limit(last), last == len(self._segments) - 1
-        kept = (each for each in dead_letters_in(self._before, self._repeats) if each.place <= last)
-        stays = (each.letter for each in kept if not goes(each))
+        before = (each for each in dead_letters_in(self._before, self._repeats) if each.place <= last)
+        stays = (each.dead_letter for each in before if not goes(each))
         if not self._append(stays, now, begin=is_all) and is_all:
             self._log.clear()
         else:
             self._log.delete_before(position)
 
-    def _append(self, letters: Iterator[DeadLetter], now: float, *, begin: bool) -> bool:
+    def _append(self, dead_letters: Iterator[DeadLetter], now: float, *, begin: bool) -> bool:
         """Tell whether there were any; with `begin` they go to a new segment."""
         some = False
-        for chunk in _chunks(letters):
+        for chunk in _chunks(dead_letters):
             if begin and not some:
                 self._log.seal()
             try:
@@ -368,13 +363,12 @@ class _Removal:
         return some
 
 
-def _chunks(letters: Iterator[DeadLetter]) -> Iterator[list[Entry]]:
+def _chunks(dead_letters: Iterator[DeadLetter]) -> Iterator[list[Entry]]:
     chunk: list[Entry] = []
     size = 0
-    for letter in letters:
-        entry = Entry(1, encode_dead_letter(letter))
-        chunk.append(entry)
-        size += len(entry.payload)
+    for dead_letter in dead_letters:
+        chunk.append(Entry(1, encode_dead_letter(dead_letter)))
+        size += len(chunk[-1].payload)
         if size >= _CHUNK_BYTES:
             yield chunk
             chunk, size = [], 0
@@ -383,7 +377,9 @@ def _chunks(letters: Iterator[DeadLetter]) -> Iterator[list[Entry]]:
 
 
 def _is_damaged(found: Contents) -> bool:
-    """Tell whether a segment holds anything but letters; numbers that are missing at its end may be of one that was removed."""
+    """Tell whether a segment holds anything but dead letters; numbers missing at its end may be of one that was removed."""
     return found.error is None and (
-        found.header_damaged or any(dead_letter_in(frame) is None for frame in found.frames) or any(_lost(found))
+        found.header_damaged
+        or any(dead_letter_in(frame) is None for frame in found.frames)
+        or any(_is_lost(gap) for gap in found.gaps)
     )

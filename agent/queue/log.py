@@ -1,8 +1,6 @@
-"""An append-only log of numbered items in segment files: recover, append, delete. Synchronous.
+"""An append-only log of numbered items in segment files: recover, append, delete. Its calls block.
 
-It knows which bytes are where and which calls must be durable before which. It must never know async, threads or what
-an item means. One thread appends and deletes; another may read (`agent.queue.reader`), since `view` is replaced, never
-changed.
+`view` is replaced, never changed: what reads the log (`agent.queue.reader`) is given one, and may run meanwhile.
 
 Invariants
 1. `view` covers only what a checked sync has made durable (with `durable=False`: what has been written).
@@ -22,7 +20,7 @@ from typing import NamedTuple, Self
 from agent.errors import StorageError
 from agent.queue import segment
 from agent.queue.filesystem import FOREIGN, SHORTAGE, File, Filesystem, put_aside, read_around
-from agent.queue.quarantine import Quarantine
+from agent.queue.quarantine import DamagedBytes, Quarantine
 from agent.queue.record import MAX_SEQ, encode_frame
 from agent.queue.segment import End, Segment
 
@@ -53,11 +51,6 @@ class LogView:
         return sum(s.size for s in self.segments)
 
 
-class _Active(NamedTuple):
-    file: File
-    path: Path
-
-
 class AppendError(StorageError):
     """Nothing of the append is in the log. `full` tells a full disk from a broken one."""
 
@@ -85,7 +78,7 @@ class Log:
         self._segment_bytes = segment_bytes
         self._segment_seconds = segment_seconds
         self._durable = durable
-        self._active: _Active | None = None
+        self._active: File | None = None
         self.view = view
 
     @classmethod
@@ -114,8 +107,13 @@ class Log:
             for seq in foreign:  # nothing to read, and it could not be deleted; its name says nothing of our numbers
                 put_aside(fs, directory / segment.name(seq))
             if segments:
-                end = _recover_tail(fs, directory, segments[-1], quarantine, next_seq)
-                segments[-1] = segments[-1]._replace(size=end.size)
+                last = segments[-1]
+                end, rest = read_end(fs, directory, last, next_seq)
+                if rest is not None:
+                    if not segment.is_torn(rest):
+                        quarantine.keep(DamagedBytes(last.first_seq, end.size, rest))
+                    _mend(fs, directory / segment.name(last.first_seq), end.size)
+                segments[-1] = last._replace(size=end.size)
                 next_seq = max(next_seq, end.next_seq)
         except OSError as error:
             raise StorageError(f"{directory}: the queue directory cannot be used: {error.strerror or error}") from error
@@ -141,14 +139,18 @@ class Log:
         """
         first_seq = self.view.next_seq
         if (
-            first_seq + sum(entry.item_count for entry in entries) > MAX_SEQ
-        ):  # a file with an absurd name, or frame, is there
+            first_seq + sum([entry.item_count for entry in entries]) > MAX_SEQ
+        ):  # somebody's file has an absurd name, or frame
             raise AppendError(self._directory, OSError(errno.EOVERFLOW, f"no numbers are left after {first_seq - 1}"))
         try:
             self._write(entries, now)
         except (OSError, AppendError):  # AppendError: the segment before could not be sealed
             self._give_up()
-            self._write_again(entries, now)
+            try:
+                self._write(entries, now)
+            except OSError as error:
+                self._give_up()
+                raise AppendError(self._directory, error) from error
         return first_seq
 
     def sync(self) -> None:
@@ -156,7 +158,7 @@ class Log:
         if self._active is None:
             return
         try:
-            self._active.file.sync()
+            self._active.sync()
         except OSError as error:
             self._abandon()
             raise AppendError(self._directory, error) from error
@@ -226,38 +228,31 @@ class Log:
         self._abandon()
         self._delete(len(self.view.segments))
 
-    def _write_again(self, entries: Sequence[Entry], now: float) -> None:
-        try:
-            self._write(entries, now)
-        except OSError as error:
-            self._give_up()
-            raise AppendError(self._directory, error) from error
-
     def _write(self, entries: Sequence[Entry], now: float) -> None:
         seq, frames = self.view.next_seq, []
         for entry in entries:
             frames.append(encode_frame(seq, entry.item_count, entry.payload))
             seq += entry.item_count
         data = b"".join(frames)
-        active = self._room_for(len(data), now)
-        *older, current = self.view.segments
-        active.file.pwrite(data, current.size)
+        file = self._file_for(len(data), now)
+        *older, (first_seq, size, created_at) = self.view.segments
+        file.pwrite(data, size)
         if self._durable:
-            active.file.sync()
-        self.view = LogView((*older, current._replace(size=current.size + len(data))), seq)
+            file.sync()
+        self.view = LogView((*older, Segment(first_seq, size + len(data), created_at)), seq)
 
-    def _room_for(self, size: int, now: float) -> _Active:
+    def _file_for(self, size: int, now: float) -> File:
+        """Return the active segment's file if it takes so many bytes now, else that of a new one."""
         if self._active is not None:
-            if self._takes(self.view.segments[-1], size, now) and self._active.file.has_name():
+            active = self.view.segments[-1]
+            age = now - active.created_at if active.created_at is not None else 0.0
+            fits = active.size + size <= self._segment_bytes and abs(age) <= self._segment_seconds
+            if fits and self._active.has_name():
                 return self._active
             self.seal()
         return self._begin_segment(now)
 
-    def _takes(self, active: Segment, size: int, now: float) -> bool:
-        age = now - active.created_at if active.created_at is not None else 0.0
-        return active.size + size <= self._segment_bytes and abs(age) <= self._segment_seconds
-
-    def _begin_segment(self, now: float) -> _Active:
+    def _begin_segment(self, now: float) -> File:
         """Create a segment named by the next number; name and header are durable before anything else is in it."""
         first_seq = self.view.next_seq
         path = self.path(first_seq)
@@ -276,20 +271,20 @@ class Log:
             raise
         older = tuple(s for s in self.view.segments if s.first_seq != first_seq)
         self.view = replace(self.view, segments=(*older, Segment(first_seq, len(header), now)))
-        self._active = _Active(file, path)
-        return self._active
+        self._active = file
+        return file
 
     def _give_up(self) -> None:
         """Close the segment after a failure, without what it was not to hold: after a kill that would look appended."""
         if self._active is not None:
             with contextlib.suppress(OSError):
-                self._active.file.truncate(self.view.segments[-1].size)
+                self._active.truncate(self.view.segments[-1].size)
             self._abandon()
 
     def _abandon(self) -> None:
         if self._active is not None:
             active, self._active = self._active, None
-            active.file.close()
+            active.close()
 
 
 def listing(fs: Filesystem, directory: Path) -> tuple[list[Segment], list[int]]:
@@ -319,29 +314,20 @@ def _describe(fs: Filesystem, directory: Path, first_seq: int) -> Segment | None
         file.close()
 
 
-def _recover_tail(fs: Filesystem, directory: Path, last: Segment, quarantine: Quarantine, known: int) -> End:
-    """Find where the log ends, and cut off what no frame can be made of. Raises OSError for a shortage."""
-    path = directory / segment.name(last.first_seq)
-    try:
-        data, lost = contents(fs, path)
-    except OSError as error:
-        return end_unread(last, error)
-    end = segment.end_of(data, last.first_seq, known, all_read=not lost)
-    if not lost:
-        if end.size < len(data) and not segment.is_torn(data[end.size :]):
-            quarantine.keep(last.first_seq, end.size, data[end.size :])
-        _mend(fs, path, end.size)
-    return end
+def read_end(fs: Filesystem, directory: Path, last: Segment, known: int) -> tuple[End, bytes | None]:
+    """Find where the log ends whose last segment this is; the bytes beyond count for nothing, None if not all could be read.
 
-
-def end_unread(last: Segment, error: OSError) -> End:
-    """Say where a log ends whose last segment cannot be read.
-
-    Raises the error if it is a shortage: to go on without knowing the number would give up what a moment later can be read.
+    `known` is the next number that the cursor remembers. Raises OSError for a shortage: to go on without knowing the number would
+    give up what a moment later can be read.
     """
-    if error.errno in SHORTAGE:
-        raise error
-    return End(last.size, last.first_seq + 1)
+    try:
+        data, lost = contents(fs, directory / segment.name(last.first_seq))
+    except OSError as error:
+        if error.errno in SHORTAGE:
+            raise
+        return End(last.size, last.first_seq + 1), None
+    end = segment.end_of(data, last.first_seq, known, all_read=not lost)
+    return end, None if lost else data[end.size :]
 
 
 def contents(fs: Filesystem, path: Path) -> tuple[bytes, int]:

@@ -1,7 +1,5 @@
 """Which of the queued events are a session's: a snapshot of the queue is looked through, a segment at a time.
 
-It knows segments, records and what a session's lines begin with. It must never know who asks, or change anything.
-
 What it finds goes to a barrier as sequence numbers, at a bit each. Segments without the session's name are not taken apart.
 """
 

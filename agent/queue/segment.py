@@ -1,6 +1,6 @@
-"""Segments as names and bytes: the file header, the scan that survives damage, and which segments may go.
+"""Segments as names and bytes: the file header, what the bytes mean, and which segments may go.
 
-It knows layout and arithmetic. It must never know files.
+All who read a segment do so with `interpret`: recovery, delivery, and the tools that look into a queue. FORMAT.md has its rules.
 
 A segment's name is the number of its first item, and a segment ends where the next one's name begins: frames numbered beyond
 that are leftovers of a write whose sync failed, and were written again into the next segment.
@@ -15,6 +15,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from agent.queue import record
+from agent.queue.cursor import Span
 from agent.queue.record import MAX_SEQ, Frame, Torn
 
 SUFFIX = ".seg"
@@ -43,6 +44,31 @@ class Damage(NamedTuple):
 
     start: int
     end: int
+
+
+class Gap(NamedTuple):
+    """Numbers that no readable frame holds, and the bytes [start, end) in their place, as far as there are any."""
+
+    span: Span
+    start: int = 0
+    end: int = 0
+
+
+class Interpretation(NamedTuple):
+    """What a stretch of a segment's bytes means.
+
+    `items` account for each number once: frames that count, and gaps. `frames` are all below the limit, those too whose numbers
+    came before. `damage` are bytes without a valid frame that nobody wrote like that, `leftover` bytes at the end of writes that
+    failed and were done again in the next segment. `end` is the offset up to which the bytes are understood, `next_seq` the
+    number after the last item.
+    """
+
+    items: list[Frame | Gap]
+    frames: list[Frame]
+    damage: list[Damage]
+    leftover: int
+    end: int
+    next_seq: int
 
 
 class End(NamedTuple):
@@ -146,14 +172,43 @@ def claimed_count(tail: bytes, expected_seq: int) -> int:
     return count if plausible and not is_torn(tail) else 0
 
 
+def interpret(data: bytes, offset: int, expected: int, limit: int | None, *, whole: bool) -> Interpretation:
+    """Interpret `data` from `offset` on, where the item numbered `expected` comes next.
+
+    `limit` is the number with which the next segment begins: frames that reach beyond it are leftovers. None if this is where the
+    log's end is looked for. `whole` says that `data` goes to the segment's end, so that what is missing up to the limit is a gap.
+    """
+    scanned = scan(data, offset, whole=whole)
+    items: list[Frame | Gap] = []
+    frames = [frame for frame in scanned.frames if limit is None or frame.next_seq <= limit]
+    for frame in frames:
+        if frame.first_seq > expected:
+            items.append(Gap(Span(expected, frame.first_seq), offset, frame.start))
+        if frame.next_seq > expected:
+            items.append(frame)
+            expected = frame.next_seq
+        offset = frame.end
+    if limit is not None and expected >= limit:  # what follows the last number was written again elsewhere
+        damage = [each for each in scanned.damage if each.end <= offset]
+        return Interpretation(items, frames, damage, max(len(data) - offset, 0), scanned.end, expected)
+    damage = scanned.damage
+    if whole:
+        if scanned.end < len(data):
+            damage = [*damage, Damage(scanned.end, len(data))]
+        if limit is not None:
+            items.append(Gap(Span(expected, limit), offset, max(len(data), offset)))
+            expected = limit
+    return Interpretation(items, frames, damage, 0, scanned.end, expected)
+
+
 def end_of(data: bytes, first_seq: int, known: int, *, all_read: bool) -> End:
     """Find where the log ends, in the bytes of its last segment; what lies beyond, no frame can be made of.
 
     `known` is the next number that the cursor remembers: it was written after the last commit, unless a crash came between.
     Without `all_read`, some of the bytes are not what the file holds.
     """
-    found = scan(data, HEADER_BYTES, whole=True)
-    next_seq = max([first_seq, *(frame.next_seq for frame in found.frames)])  # frames of other files may be lower
+    found = interpret(data, HEADER_BYTES, first_seq, None, whole=True)
+    next_seq = found.next_seq
     claimed = known - next_seq if known > next_seq else claimed_count(data[found.end :], next_seq)
     if not all_read:  # nothing may be cut off that was only not seen
         return End(len(data), max(next_seq + claimed, first_seq + 1))

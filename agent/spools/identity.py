@@ -21,6 +21,7 @@ import msgspec
 
 from agent.errors import StorageError
 from agent.queue import segment
+from agent.queue.atomic import replace_file
 from agent.queue.cursor import Cursor, Ledger
 from agent.queue.cursor_file import newest_in, read_slots
 from agent.queue.filesystem import UNFINISHED, Filesystem
@@ -268,16 +269,7 @@ def _read(fs: Filesystem, path: Path) -> bytes | None:
 
 def _write(fs: Filesystem, path: Path, data: bytes) -> None:
     """Put a file there, whole and durable, or leave what was there."""
-    unfinished = path.with_name(path.name + UNFINISHED)
     try:
-        fs.unlink(unfinished)
-        file = fs.create(unfinished)
-        try:
-            file.pwrite(data, 0)
-            file.sync()
-        finally:
-            file.close()
-        fs.rename(unfinished, path)
-        fs.sync_directory(path.parent)
+        replace_file(fs, path, data).close()
     except OSError as error:
         raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error

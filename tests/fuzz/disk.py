@@ -11,11 +11,12 @@ from agent.events import Context
 from agent.queue import record, segment
 from agent.queue.cursor import SLOT_BYTES, Cursor, CursorState, Outcome, Pause, Span, decode_slot, encode_slot
 from agent.queue.log import Entry
-from agent.queue.reader import Gap
 from agent.queue.record import Corrupt, Frame, Record, Torn, decode_frame, decode_record, encode_frame, encode_record
-from agent.queue.store import Limits, Store
+from agent.queue.segment import Gap
+from agent.queue.store import Limits
 from tests.support import recordings
 from tests.support.fault_filesystem import FaultFilesystem
+from tests.support.open_queue import OpenQueue
 
 ROOT = Path("/queue")
 LIMITS = Limits(segment_bytes=4096, max_age=1e12)
@@ -136,18 +137,17 @@ def queue(data: bytes) -> None:
                 ROOT / "segments" / segment.name(first_seq),
                 segment.encode_header(first_seq, NOW) + _body(content[1:]),
             )
-    store = Store(disk, ROOT, LIMITS)
-    _read_out(store)
-    committed = store.commit(store.plan([Entry(1, b"new")], NOW), NOW)
-    if store.log.view.next_seq == record.MAX_SEQ:  # somebody's frame has taken the last number there is
+    queue = OpenQueue(disk, ROOT, LIMITS)
+    _read_out(queue)
+    committed = queue.commit([Entry(1, b"new")], NOW)
+    if queue.view.next_seq == record.MAX_SEQ:  # somebody's frame has taken the last number there is
         assert committed.refused is Outcome.DISK_ERROR
         return
     assert committed.refused is None
     assert committed.checkpoint_error is None
-    store.published()
-    store.close()
-    again = Store(disk, ROOT, LIMITS)
-    assert again.cursor.ledger() == store.cursor.ledger()
+    queue.close()
+    again = OpenQueue(disk, ROOT, LIMITS)
+    assert again.cursor.ledger() == queue.cursor.ledger()
     assert _read_out(again)[-1] == b"new"
 
 
@@ -172,20 +172,18 @@ def _put(disk: FaultFilesystem, path: Path, data: bytes) -> None:
     file.close()
 
 
-def _read_out(store: Store) -> list[bytes]:
+def _read_out(queue: OpenQueue) -> list[bytes]:
     """Read everything and settle it; every number comes exactly once, in order."""
-    reader, payloads, expected = store.reader(), [], store.cursor.position
-    while items := reader.read(300):
-        for item in items:
-            span = item.span if isinstance(item, Gap) else Span(item.first_seq, item.next_seq)
-            assert span.start <= expected < span.stop
-            expected = span.stop
-            if isinstance(item, Frame):
-                payloads.append(item.payload)
-            store.cursor.settle([span], Outcome.CORRUPT if isinstance(item, Gap) else Outcome.DELIVERED)
-    reader.close()
-    assert expected == store.log.view.next_seq
-    assert store.cursor.queued == 0
+    payloads, expected = [], queue.cursor.position
+    for item in queue.items(300):
+        span = item.span if isinstance(item, Gap) else Span(item.first_seq, item.next_seq)
+        assert span.start <= expected < span.stop
+        expected = span.stop
+        if isinstance(item, Frame):
+            payloads.append(item.payload)
+        queue.cursor.settle([span], Outcome.CORRUPT if isinstance(item, Gap) else Outcome.DELIVERED)
+    assert expected == queue.view.next_seq
+    assert queue.cursor.queued == 0
     return payloads
 
 

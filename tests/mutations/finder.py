@@ -65,7 +65,7 @@ def _judge(node: ast.expr, arguments: set[ast.expr]) -> _Found | None:
         case ast.Call(func=function) if ast.unparse(function) in CHECKS:
             return _Found(node, "True", "never doubts")
         case ast.Attribute(attr=name) if name in HANDED_OVER and node in arguments:
-            return _Found(node, "(lambda: None)", "without")
+            return _Found(node, "(lambda *_: None)", "without")
         case ast.Attribute(attr=name) if name in FLAGS:
             return _Found(node, "0", "without")
         case ast.Compare(ops=[ast.Eq() | ast.NotEq() as operator]) if _has_crc(node):

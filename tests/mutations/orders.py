@@ -6,8 +6,8 @@ to change this table as well: an old text that is not there exactly once is an e
 
 from tests.mutations.rewriting import Order
 
-LOG, STORE = "agent/queue/log.py", "agent/queue/store.py"
-CURSOR_FILE, QUARANTINE = "agent/queue/cursor_file.py", "agent/queue/quarantine.py"
+LOG, WRITER = "agent/queue/log.py", "agent/queue/writer.py"
+CURSOR_FILE, ATOMIC = "agent/queue/cursor_file.py", "agent/queue/atomic.py"
 COMMITTER, WORKER = "agent/queue/committer.py", "agent/delivery/worker.py"
 
 ORDERS = (
@@ -15,10 +15,10 @@ ORDERS = (
     Order(
         "a group is told that it is durable before it is written",
         COMMITTER,
-        "committed = await self._run_blocking(partial(self._store.commit, plan, now))",
+        "committed = await self._writer.run(lambda writer: writer.commit(plan, now))",
         """
-        group.finish(Committed(plan.refused, None, None))
-        committed = await self._run_blocking(partial(self._store.commit, plan, now))
+        group.finish(Committed(self._store.view, plan.refused))
+        committed = await self._writer.run(lambda writer: writer.commit(plan, now))
         """,
     ),
     Order(
@@ -32,27 +32,27 @@ ORDERS = (
         LOG,
         """
         if self._durable:
-            active.file.sync()
-        self.view = LogView((*older, current._replace(size=current.size + len(data))), seq)
+            file.sync()
+        self.view = LogView((*older, Segment(first_seq, size + len(data), created_at)), seq)
         """,
         """
-        self.view = LogView((*older, current._replace(size=current.size + len(data))), seq)
+        self.view = LogView((*older, Segment(first_seq, size + len(data), created_at)), seq)
         if self._durable:
-            active.file.sync()
+            file.sync()
         """,
     ),
     Order(
         "an append is synced before it is written",
         LOG,
         """
-        active.file.pwrite(data, current.size)
+        file.pwrite(data, size)
         if self._durable:
-            active.file.sync()
+            file.sync()
         """,
         """
         if self._durable:
-            active.file.sync()
-        active.file.pwrite(data, current.size)
+            file.sync()
+        file.pwrite(data, size)
         """,
     ),
     Order(
@@ -60,16 +60,16 @@ ORDERS = (
         LOG,
         """
         if self._durable:
-            active.file.sync()
-        self.view
-        """.replace("self.view", "self.view = LogView((*older, current._replace(size=current.size + len(data))), seq)"),
+            file.sync()
+        self.view = LogView((*older, Segment(first_seq, size + len(data), created_at)), seq)
+        """,
         """
         if self._durable:
             try:
-                active.file.sync()
+                file.sync()
             except OSError:
-                active.file.sync()
-        self.view = LogView((*older, current._replace(size=current.size + len(data))), seq)
+                file.sync()
+        self.view = LogView((*older, Segment(first_seq, size + len(data), created_at)), seq)
         """,
     ),
     Order(
@@ -108,107 +108,107 @@ ORDERS = (
     # Log, then cursor
     Order(
         "the checkpoint of a commit is written before its append",
-        STORE,
+        WRITER,
         """
         refused, append_error = self._append(plan, now)
         if plan.entries:  # only now: it must know the numbers that were given, and what was refused
-            checkpoint_error = self._checkpoint(_outcome(plan, refused, self.log.view.next_seq))
+            checkpoint_error = self._write_checkpoint(_checkpoint_after(plan, refused, self._log.view.next_seq))
         """,
         """
         if plan.entries:
-            end = self.log.view.next_seq + sum(entry.item_count for entry in plan.entries)
-            checkpoint_error = self._checkpoint(_outcome(plan, plan.refused, end))
+            end = self._log.view.next_seq + plan.new + plan.retried
+            checkpoint_error = self._write_checkpoint(_checkpoint_after(plan, plan.refused, end))
         refused, append_error = self._append(plan, now)
         """,
     ),
     Order(
         "the checkpoint of a commit does not tell what became of its entries",
-        STORE,
+        WRITER,
         """
         if plan.entries:  # only now: it must know the numbers that were given, and what was refused
-            checkpoint_error = self._checkpoint(_outcome(plan, refused, self.log.view.next_seq))
+            checkpoint_error = self._write_checkpoint(_checkpoint_after(plan, refused, self._log.view.next_seq))
         """,
         """
         if plan.entries:
-            checkpoint_error = self._checkpoint(plan.checkpoint)
+            checkpoint_error = self._write_checkpoint(plan.checkpoint)
         """,
     ),
     Order(
         "the cursor is synced before the log",
-        STORE,
+        WRITER,
         """
-        self.log.sync()
+        self._log.sync()
         self._cursor_file.sync()
         """,
         """
         self._cursor_file.sync()
-        self.log.sync()
+        self._log.sync()
         """,
     ),
     Order(
         "closing makes the cursor durable before the log",
-        STORE,
+        WRITER,
         """
             try:
-                self.log.seal()
+                self._log.seal()
             finally:
-                self._cursor_file.write(self.cursor.state())
+                self._cursor_file.write(checkpoint)
                 self._cursor_file.sync()
         """,
         """
             try:
-                self._cursor_file.write(self.cursor.state())
+                self._cursor_file.write(checkpoint)
                 self._cursor_file.sync()
             finally:
-                self.log.seal()
+                self._log.seal()
         """,
     ),
     # Delivered, then durable cursor, then unlink
     Order(
         "segments go before the cursor is durable",
-        STORE,
+        WRITER,
         """
             self._cursor_file.sync()
-            self.log.delete_before(position)
+            self._log.delete_before(position)
         except StorageError as error:
         """,
         """
-            self.log.delete_before(position)
+            self._log.delete_before(position)
             self._cursor_file.sync()
         except StorageError as error:
         """,
     ),
     Order(
         "segments go although the checkpoint could not be written",
-        STORE,
+        WRITER,
         "if deletable and checkpoint_error is None:",
         "if deletable:",
     ),
     Order(
         "segments go before the checkpoint is written",
-        STORE,
+        WRITER,
         """
         if deletable or not plan.entries:
-            checkpoint_error = self._checkpoint(plan.checkpoint)
+            checkpoint_error = self._write_checkpoint(checkpoint)
         if deletable and checkpoint_error is None:
-            delete_error = self._delete_before(plan.checkpoint.position)
+            delete_error = self._delete_before(checkpoint.position)
         """,
         """
         if deletable:
-            delete_error = self._delete_before(plan.checkpoint.position)
+            delete_error = self._delete_before(checkpoint.position)
         if deletable or not plan.entries:
-            checkpoint_error = self._checkpoint(plan.checkpoint)
+            checkpoint_error = self._write_checkpoint(checkpoint)
         """,
     ),
     Order(
         "room is made in the last segment before the cursor is durable",
-        STORE,
+        WRITER,
         """
         self._cursor_file.sync()
-        self.log.truncate_settled()
+        self._log.truncate_settled()
         """,
         """
-        self.log.truncate_settled()
+        self._log.truncate_settled()
         self._cursor_file.sync()
         """,
     ),
@@ -312,68 +312,51 @@ ORDERS = (
         "file.pwrite(slot, self._durable_slot * SLOT_BYTES)",
         "",
     ),
+    # A file that is replaced: a new cursor, a copy in quarantine, what a spool says of itself
     Order(
-        "a new cursor is renamed before its contents are durable",
-        CURSOR_FILE,
+        "a new file is renamed before its contents are durable",
+        ATOMIC,
         """
-        file.sync()
-        self._fs.rename(fresh, self._path)
+        self.file.sync()
+        self._fs.rename(self._temporary, self._target)
         """,
         """
-        self._fs.rename(fresh, self._path)
-        file.sync()
+        self._fs.rename(self._temporary, self._target)
+        self.file.sync()
         """,
     ),
     Order(
-        "a new cursor's name is made durable before it has it",
-        CURSOR_FILE,
+        "a new file's name is made durable before it has it",
+        ATOMIC,
         """
-        self._fs.rename(fresh, self._path)
-        self._fs.sync_directory(self._path.parent)
+        self._fs.rename(self._temporary, self._target)
+        self._fs.sync_directory(self._target.parent)
         """,
         """
-        self._fs.sync_directory(self._path.parent)
-        self._fs.rename(fresh, self._path)
+        self._fs.sync_directory(self._target.parent)
+        self._fs.rename(self._temporary, self._target)
         """,
     ),
     Order(
-        "a new cursor is written in place",
-        CURSOR_FILE,
-        'fresh = self._path.with_suffix(".new")',
-        "fresh = self._path",
+        "a new file is written in place",
+        ATOMIC,
+        "self._temporary = temporary or target.with_name(target.name + UNFINISHED)",
+        "self._temporary = target",
     ),
     # Quarantine
     Order(
         "damaged bytes are cut off before they are in quarantine",
         LOG,
         """
-        if end.size < len(data) and not segment.is_torn(data[end.size :]):
-            quarantine.keep(last.first_seq, end.size, data[end.size :])
-        _mend(fs, path, end.size)
+        if not segment.is_torn(rest):
+            quarantine.keep(DamagedBytes(last.first_seq, end.size, rest))
+        _mend(fs, directory / segment.name(last.first_seq), end.size)
         """,
         """
-        _mend(fs, path, end.size)
-        if end.size < len(data) and not segment.is_torn(data[end.size :]):
-            quarantine.keep(last.first_seq, end.size, data[end.size :])
+        _mend(fs, directory / segment.name(last.first_seq), end.size)
+        if not segment.is_torn(rest):
+            quarantine.keep(DamagedBytes(last.first_seq, end.size, rest))
         """,
-    ),
-    Order(
-        "a copy in quarantine is renamed before it is durable",
-        QUARANTINE,
-        """
-        file.sync()
-        self._fs.rename(unfinished, path)
-        """,
-        """
-        self._fs.rename(unfinished, path)
-        file.sync()
-        """,
-    ),
-    Order(
-        "a copy in quarantine is written in place",
-        QUARANTINE,
-        'unfinished = path.with_suffix(".new")',
-        "unfinished = path",
     ),
 )
 """Each of them has to be noticed by a test."""

@@ -16,8 +16,9 @@ import msgspec
 from agent.events import decode_events
 from agent.queue.cursor import Span
 from agent.queue.record import Frame, decode_record
-from agent.queue.store import Limits, Store
+from agent.queue.store import Limits
 from tests.support.dead_letters import read_dead_letters
+from tests.support.open_queue import OpenQueue
 from tests.support.unsynced import UnsyncedFilesystem
 
 Queued = tuple[int, float, str | None, int | None, dict[str, Any]]
@@ -29,14 +30,14 @@ Letter = tuple[int, float, int | None, str, str | None, int | None, dict[str, An
 
 def queued_events(directory: Path) -> list[Queued]:
     """Return what is queued and readable below the directory of a destination, by number."""
-    with _opened(directory) as store:
-        return [queued for frame in _frames(store) for queued in _queued(store, frame)]
+    with _opened(directory) as queue:
+        return [queued for frame in _frames(queue) for queued in _queued(queue, frame)]
 
 
 def ledger(directory: Path) -> dict[str, Any]:
     """Return the ledger, with `dropped` by reason."""
-    with _opened(directory) as store:
-        found: dict[str, Any] = msgspec.to_builtins(store.cursor.ledger())
+    with _opened(directory) as queue:
+        found: dict[str, Any] = msgspec.to_builtins(queue.cursor.ledger())
         del found["retried"]  # it is no part of the identity
         return found
 
@@ -66,26 +67,23 @@ def _copied(directory: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _opened(directory: Path) -> Iterator[Store]:
+def _opened(directory: Path) -> Iterator[OpenQueue]:
     with _copied(directory) as copy:
-        store = Store(UnsyncedFilesystem(), copy, Limits())
+        queue = OpenQueue(UnsyncedFilesystem(), copy, Limits())
         try:
-            yield store
+            yield queue
         finally:
-            store.close()
+            queue.close()
 
 
-def _frames(store: Store) -> Iterator[Frame]:
-    reader = store.reader()
-    while items := reader.read(1 << 20):
-        yield from (item for item in items if isinstance(item, Frame))
-    reader.close()
+def _frames(queue: OpenQueue) -> Iterator[Frame]:
+    yield from (item for item in queue.items() if isinstance(item, Frame))
 
 
-def _queued(store: Store, frame: Frame) -> Iterator[Queued]:
+def _queued(queue: OpenQueue, frame: Frame) -> Iterator[Queued]:
     record = decode_record(frame.payload)
     events = decode_events(record.lines)
-    for span in store.cursor.unsettled(Span(frame.first_seq, frame.next_seq)):
+    for span in queue.cursor.unsettled(Span(frame.first_seq, frame.next_seq)):
         for seq in range(span.start, span.stop):
             event = msgspec.to_builtins(events[seq - frame.first_seq])
             yield seq, record.enqueued_at, record.context.ci, record.context.interactive, event

@@ -27,17 +27,17 @@ from agent.errors import StorageError
 from agent.events import Context, decode_events
 from agent.queue.cursor import Outcome
 from agent.queue.record import Frame, decode_record
-from agent.queue.store import Limits, Store
+from agent.queue.store import Limits
 from tests.support.crash_model import Chooser, LoseAll
 from tests.support.fake_transport import FakeTransport
 from tests.support.fault_filesystem import FaultFilesystem, no_errors
+from tests.support.open_queue import OpenQueue
 from tests.support.pipelines import DIRECTORY, PLAIN, Host, balanced, dead_letters, submit
 
 CODES = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS, errno.EMFILE)
 UNFAILING = frozenset({"close", "release", "has_name"})
 """What cannot report an error: the protocol of File and Lock says so, or the kernel knows the answer without the disk."""
 
-READ_BYTES = 1 << 20
 ATTEMPTS = 3
 PATIENCE = 20.0
 """How long, in seconds, work waits for a delivery that a fault may hold up."""
@@ -265,10 +265,5 @@ def names_on(disk: FaultFilesystem, limits: Limits) -> list[str]:
     after.errors = no_errors
     after.capacity = None
     after.crash(LoseAll())
-    reader, found = Store(after, DIRECTORY, limits).reader(), []
-    while items := reader.read(READ_BYTES):
-        for item in items:
-            if isinstance(item, Frame):
-                found += [event.hash for event in decode_events(decode_record(item.payload).lines)]
-    reader.close()
-    return found
+    frames = [item for item in OpenQueue(after, DIRECTORY, limits).items() if isinstance(item, Frame)]
+    return [event.hash for frame in frames for event in decode_events(decode_record(frame.payload).lines)]

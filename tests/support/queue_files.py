@@ -2,14 +2,15 @@
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from agent.queue import segment
 from agent.queue.log import Entry, Log
 from agent.queue.quarantine import Quarantine
-from agent.queue.reader import Gap, Reader
+from agent.queue.reader import Reader
 from agent.queue.record import Frame
+from agent.queue.segment import Gap
 from tests.support.fault_filesystem import FaultFilesystem
 
 LOG = Path("/log")
@@ -27,12 +28,41 @@ def open_log(disk: FaultFilesystem, *, segment_bytes: int = 10_000, durable: boo
     return Log.recover(disk, LOG, quarantine, segment_bytes=segment_bytes, durable=durable, next_seq=next_seq)
 
 
-def open_reader(disk: FaultFilesystem, log: Log, position: int = 1) -> Reader:
+class LogReader:
+    """A reader of a log that follows it; what is damaged goes to QUARANTINE."""
+
+    def __init__(self, disk: FaultFilesystem, log: Log, position: int) -> None:
+        self._reader = Reader(disk, LOG, position)
+        self._log = log
+        self._quarantine = Quarantine(disk, QUARANTINE)
+
+    @property
+    def position(self) -> int:
+        """The number of the next item to be read."""
+        return self._reader.position
+
+    def read(self, max_bytes: int) -> list[Frame | Gap]:
+        """Read on."""
+        read = self._reader.read(self._log.view, max_bytes)
+        for piece in read.damaged:
+            self._quarantine.keep(piece)
+        return read.items
+
+    def skip(self) -> list[Gap]:
+        """Give up what cannot be read."""
+        return self._reader.skip(self._log.view)
+
+    def close(self) -> None:
+        """Release the open segment."""
+        self._reader.close()
+
+
+def open_reader(disk: FaultFilesystem, log: Log, position: int = 1) -> LogReader:
     """Return a reader of the log."""
-    return Reader(disk, log, Quarantine(disk, QUARANTINE), position)
+    return LogReader(disk, log, position)
 
 
-def brief(items: list[Frame | Gap]) -> list[tuple[int, str] | tuple[int, int]]:
+def brief(items: Sequence[Frame | Gap]) -> list[tuple[int, str] | tuple[int, int]]:
     """Return each frame as its first number and its payload, each gap as where it starts and stops."""
     return [
         (item.first_seq, item.payload.decode()) if isinstance(item, Frame) else (item.span.start, item.span.stop)

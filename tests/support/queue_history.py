@@ -19,7 +19,8 @@ from agent.queue.dead_letters import DeadLetter, DeadLetters
 from agent.queue.filesystem import File
 from agent.queue.log import Entry
 from agent.queue.record import Record, encode_record
-from agent.queue.store import Limits, Store
+from agent.queue.store import Committed, Limits
+from tests.support.open_queue import OpenQueue
 from tests.support.unsynced import Unsynced, UnsyncedFilesystem
 
 LIMITS = Limits(segment_bytes=900, max_age=1e9)
@@ -126,10 +127,7 @@ class History:
         self._fs.refused_syncs = 2
         lines = encode_events([_event(0)])
         entries = [Entry(n, encode_record(Record(self._now, Context("REFUSED"), lines * n))) for n in counts]
-        committed = self._store.commit(self._store.plan(entries, self._now), self._now)
-        assert committed.refused is Outcome.DISK_ERROR
-        self._store.published()
-        self._store.cursor.shed(sum(counts), Outcome.DISK_ERROR)
+        assert self._queue.commit(entries, self._now).refused is Outcome.DISK_ERROR
         self._count_shed(sum(counts), Outcome.DISK_ERROR)
         self.append(1)
 
@@ -137,7 +135,7 @@ class History:
         """Settle what of these numbers exists and is not settled, and write the checkpoint."""
         stop = min(stop, len(self.truth.rows) + 1)
         if start < stop:
-            self._store.cursor.settle([Span(start, stop)], outcome)
+            self._queue.cursor.settle([Span(start, stop)], outcome)
             self.truth.settled = dict.fromkeys(range(start, stop), str(outcome)) | self.truth.settled
             self._commit([])
 
@@ -151,13 +149,13 @@ class History:
 
     def shed(self, count: int, reason: Outcome) -> None:
         """Drop events before they have numbers."""
-        self._store.cursor.shed(count, reason)
+        self._queue.cursor.shed(count, reason)
         self._count_shed(count, reason)
         self._commit([])
 
     def pause(self) -> None:
         """Have the account blocked."""
-        self._store.cursor.pause = PAUSE
+        self._queue.cursor.pause = PAUSE
         self._commit([])
 
     def restart(self) -> None:
@@ -168,7 +166,7 @@ class History:
     def close(self) -> Path:
         """End the daemon in order; return where the queue is."""
         self._letters.close()
-        self._store.close()
+        self._queue.close()
         return self.directory
 
     def kill(self) -> Path:
@@ -179,7 +177,7 @@ class History:
         return killed
 
     def _open(self) -> None:
-        self._store = Store(self._fs, self.directory, LIMITS)
+        self._queue = OpenQueue(self._fs, self.directory, LIMITS)
         self._letters = DeadLetters(self._fs, self.directory / "dead-letters", segment_bytes=300, max_bytes=1 << 20)
 
     def _count_shed(self, count: int, reason: Outcome) -> None:
@@ -193,9 +191,8 @@ class History:
         return event
 
     def _commit(self, entries: list[Entry]) -> None:
-        committed = self._store.commit(self._store.plan(entries, self._now), self._now)
-        assert committed == (None, None, None, None), committed
-        self._store.published()
+        committed = self._queue.commit(entries, self._now)
+        assert committed == Committed(self._queue.view), committed
 
 
 def _event(seq: int) -> Event:

@@ -25,12 +25,13 @@ import msgspec
 from agent.errors import StorageError
 from agent.queue.cursor import Cursor, CursorState, Outcome, Span
 from agent.queue.log import Entry
-from agent.queue.reader import Gap, Reader
 from agent.queue.record import HEADER_BYTES as FRAME_HEADER_BYTES
 from agent.queue.record import Frame
 from agent.queue.segment import HEADER_BYTES as SEGMENT_HEADER_BYTES
-from agent.queue.store import Committed, Limits, Plan, Store
+from agent.queue.segment import Gap
+from agent.queue.store import Committed, Limits, Plan
 from tests.support.fault_filesystem import Chooser, Crash, FaultFilesystem, KeepAll, LoseAll, RandomChooser
+from tests.support.open_queue import OpenQueue
 
 ROOT: Final = Path("/queue")
 SEGMENTS: Final = ROOT / "segments"
@@ -138,20 +139,20 @@ class QueueModel:
     def open(self) -> None:
         """Open the queue, hold it to its promises, and count from there. StorageError passes through."""
         faulty = isinstance(self.disk.errors, FailOnce)
-        self.store = Store(self.disk, ROOT, self.limits)
+        self.queue = OpenQueue(self.disk, ROOT, self.limits)
         faulty = faulty and isinstance(self.disk.errors, FailOnce) and self.disk.errors.fired
         self._check_checkpoint()
-        found = self.store.cursor.state()
+        found = self.queue.cursor.state()
         if faulty:
             self.checkpoints.any_of.append(found)
         else:
             self.checkpoints.durable(found)
-        self.reader = self.store.reader()
+        self.reader = self.queue.store.reader()
         self.read_frames = []
         healthy, self.disk.errors = self.disk.errors, lambda _operation, _path: None
         self._check_everything_is_there(adopt_as_doubtful=faulty or self._unsynced_faults)
         self.disk.errors = healthy
-        self._accepted = self.store.cursor.ledger().accepted
+        self._accepted = self.queue.cursor.ledger().accepted
 
     def append(self, *sizes: tuple[int, int]) -> Committed:
         """Commit entries of (item count, payload size) as one group."""
@@ -163,34 +164,37 @@ class QueueModel:
 
     def commit(self, entries: Sequence[Entry] = ()) -> Committed:
         """Plan and commit; what is acknowledged is from then on part of the promises."""
-        store = self.store
         plan = self._plan(entries)
         items = self._numbered(entries)
         for number, item in items.items():
             self.in_flight.setdefault(number, set()).add(item)
         self.attempted |= items.keys()
         self.checkpoints.attempted([plan.checkpoint, *_with_shed(plan)])
-        oldest = store.log.view.segments[:1]
-        committed = store.commit(plan, self.now)
-        store.published()
+        oldest = self.queue.view.segments[:1]
+        committed = self.queue.perform(plan, self.now)
         self._take_over(plan, committed, items)
-        if committed.checkpoint_error is None and oldest and oldest[0].first_seq < store.log.view.segments[0].first_seq:
+        if (
+            committed.checkpoint_error is None
+            and oldest
+            and oldest[0].first_seq < self.queue.view.segments[0].first_seq
+        ):
             self.checkpoints.any_of = [plan.checkpoint, *self.checkpoints.newest]  # durable before anything was deleted
         self.check_ledger()
         return committed
 
     def read(self, max_bytes: int = READ_BYTES) -> list[Frame | Gap]:
         """Read on; gaps are settled as corrupt, as the worker does. StorageError passes through."""
-        items = self.reader.read(max_bytes)
-        self.take(items)
-        return items
+        read = self.reader.read(self.queue.view, max_bytes)
+        self.queue.writer.quarantine(read.damaged)
+        self.take(read.items)
+        return read.items
 
     def take(self, items: Sequence[Frame | Gap]) -> None:
         """Hold what was read to the promises, and settle the gaps."""
         for item in items:
             if isinstance(item, Gap):
                 self._check_gap(item.span)
-                self.store.cursor.settle([item.span], Outcome.CORRUPT)
+                self.queue.cursor.settle([item.span], Outcome.CORRUPT)
             else:
                 self._check_frame(item)
                 self.read_frames.append(item)
@@ -202,7 +206,7 @@ class QueueModel:
 
     def settle(self, spans: Sequence[Span], outcome: Outcome = Outcome.DELIVERED) -> None:
         """Settle what was read."""
-        self.store.cursor.settle(spans, outcome)
+        self.queue.cursor.settle(spans, outcome)
         self.check_ledger()
 
     def settle_all(self) -> None:
@@ -212,16 +216,16 @@ class QueueModel:
 
     def sync(self) -> None:
         """Make everything durable; StorageError passes through."""
-        self.store.sync()
+        self.queue.writer.sync()
         if len(self.checkpoints.newest) == 1:
             self.checkpoints.durable(self.checkpoints.newest[0])
 
     def close(self) -> None:
         """Close the queue in order; StorageError passes through."""
-        state = self.store.cursor.state()
+        state = self.queue.cursor.state()
         self.checkpoints.attempted([state])
         self.reader.close()
-        self.store.close()
+        self.queue.close()
         self.checkpoints.durable(state)
 
     # What happens to it
@@ -260,7 +264,7 @@ class QueueModel:
 
     def check_ledger(self) -> None:
         """Hold the ledger to promise 3, and to every event that came since the start."""
-        ledger = self.store.cursor.ledger()
+        ledger = self.queue.cursor.ledger()
         settled = ledger.delivered + ledger.dead_lettered + sum(ledger.dropped.values())
         assert ledger.accepted == settled + ledger.queued
         assert ledger.accepted == self._accepted, (ledger, self._accepted)
@@ -279,17 +283,17 @@ class QueueModel:
         assert self.append((2, 40), (1, 400)).refused is None
         self.read_all()
         self.settle_all()
-        assert self.store.cursor.queued == 0
+        assert self.queue.cursor.queued == 0
         assert self.commit().checkpoint_error is None
-        ledger = self.store.cursor.ledger()
+        ledger = self.queue.cursor.ledger()
         self.close()
         self.open()
-        assert self.store.cursor.ledger() == ledger
+        assert self.queue.cursor.ledger() == ledger
 
     def _plan(self, entries: Sequence[Entry]) -> Plan:
-        cursor, view = self.store.cursor, self.store.log.view
+        cursor, view = self.queue.cursor, self.queue.view
         before, position = cursor.ledger().dropped, cursor.position
-        plan = self.store.plan(entries, self.now)
+        plan = self.queue.store.plan(entries, self.now)
         dropped = cursor.ledger().dropped
         if dropped.get(Outcome.EXPIRED, 0) > before.get(Outcome.EXPIRED, 0):
             oldest = [self.born[n] for n in range(position, cursor.position) if n in self.born][:1]
@@ -301,7 +305,7 @@ class QueueModel:
 
     def _numbered(self, entries: Sequence[Entry]) -> dict[int, Item]:
         items: dict[int, Item] = {}
-        number = self.store.log.view.next_seq
+        number = self.queue.view.next_seq
         for entry in entries:
             known = entry_of(entry.payload)
             for place in range(entry.item_count):
@@ -320,7 +324,6 @@ class QueueModel:
             self.born.update(dict.fromkeys(items, self.now))
             state = plan.checkpoint
         else:
-            self.store.cursor.shed(len(items), committed.refused)
             for number, item in items.items():
                 self.refused.setdefault(number, set()).add(item)
                 if not faulty:  # else it may not have been cut off
@@ -331,7 +334,7 @@ class QueueModel:
 
     def _check_checkpoint(self) -> None:
         """Find the checkpoint among those that may be found."""
-        found, view = self.store.cursor.state(), self.store.log.view
+        found, view = self.queue.cursor.state(), self.queue.view
         fresh = Cursor(view.segments[0].first_seq if view.segments else view.next_seq).state()
         possible = [_numberless(state or fresh) for state in self.checkpoints.newest]
         assert _numberless(found) in possible, (found, self.checkpoints)
@@ -339,8 +342,7 @@ class QueueModel:
 
     def _check_everything_is_there(self, *, adopt_as_doubtful: bool) -> None:
         """Read the whole queue; what a crash left of unacknowledged appends becomes part of it."""
-        reader = self.store.reader()
-        for item in _everything(reader):
+        for item in self.queue.items(READ_BYTES):
             if isinstance(item, Gap):
                 self._check_gap(item.span)
                 continue
@@ -354,8 +356,7 @@ class QueueModel:
                     if adopt_as_doubtful:
                         self.doubtful.add(number)
             self._check_frame(item)
-        reader.close()
-        self.in_flight = {n: items for n, items in self.in_flight.items() if n >= self.store.log.view.next_seq}
+        self.in_flight = {n: items for n, items in self.in_flight.items() if n >= self.queue.view.next_seq}
 
     def _check_frame(self, frame: Frame) -> None:
         entry = entry_of(frame.payload)
@@ -363,18 +364,11 @@ class QueueModel:
             assert self.contents[number] == (entry, number - frame.first_seq)
 
     def _check_gap(self, span: Span) -> None:
-        for part in self.store.cursor.unsettled(span):
+        for part in self.queue.cursor.unsettled(span):
             numbers = set(range(part.start, part.stop))
             assert not numbers & self.contents.keys(), "durable events are gone"
             assert not numbers or self.torn, "something is missing that no power loss has torn"
             assert numbers <= self.attempted, "numbers are missing that nothing ever had"
-
-
-def _everything(reader: Reader) -> list[Frame | Gap]:
-    everything: list[Frame | Gap] = []
-    while items := reader.read(READ_BYTES):
-        everything += items
-    return everything
 
 
 def _numberless(state: CursorState) -> CursorState:

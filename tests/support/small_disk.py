@@ -17,7 +17,8 @@ from agent.queue.cursor import Outcome, Span
 from agent.queue.filesystem import OsFilesystem
 from agent.queue.log import Entry
 from agent.queue.record import Frame
-from agent.queue.store import Committed, Limits, Store
+from agent.queue.store import Committed, Limits
+from tests.support.open_queue import OpenQueue
 from tests.support.queue_model import entry_of, payload
 
 SIZES = [7_000] * 60
@@ -42,48 +43,38 @@ def main(directory: Path, file_bytes: int | None) -> None:
     """Do it, and print the report."""
     if file_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, resource.RLIM_INFINITY))
-    store = _open(directory)
-    answers = {number: _append(store, number, size).refused for number, size in enumerate(SIZES)}
-    huge = _append(store, len(SIZES), HUGE).refused
-    store = _open(directory)
-    found = _numbers(store)
-    store.cursor.settle([Span(store.cursor.position, store.log.view.next_seq)], Outcome.DELIVERED)
-    _commit(store, ())
+    queue = _open(directory)
+    answers = {number: _append(queue, number, size).refused for number, size in enumerate(SIZES)}
+    huge = _append(queue, len(SIZES), HUGE).refused
+    queue = _open(directory)
+    found = _numbers(queue)
+    queue.cursor.settle([Span(queue.cursor.position, queue.view.next_seq)], Outcome.DELIVERED)
+    _commit(queue, ())
     report = Report(
         acked=[number for number, refused in answers.items() if refused is None],
         refused=Counter(str(refused) for refused in answers.values() if refused is not None),
         huge=huge,
         found=found,
-        again=_append(store, 1000, SIZES[0]).refused,
-        dropped=store.cursor.ledger().dropped,
+        again=_append(queue, 1000, SIZES[0]).refused,
+        dropped=queue.cursor.ledger().dropped,
     )
     sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
 
 
-def _open(directory: Path) -> Store:
-    return Store(OsFilesystem(), directory, Limits(segment_bytes=1 << 20))
+def _open(directory: Path) -> OpenQueue:
+    return OpenQueue(OsFilesystem(), directory, Limits(segment_bytes=1 << 20))
 
 
-def _append(store: Store, number: int, size: int) -> Committed:
-    return _commit(store, [Entry(1, payload(number, size))])
+def _append(queue: OpenQueue, number: int, size: int) -> Committed:
+    return _commit(queue, [Entry(1, payload(number, size))])
 
 
-def _commit(store: Store, entries: Iterable[Entry]) -> Committed:
-    """Plan and commit, as the committer does."""
-    entries = list(entries)
-    committed = store.commit(store.plan(entries, 0.0), 0.0)
-    store.published()
-    if committed.refused is not None:
-        store.cursor.shed(len(entries), committed.refused)
-    return committed
+def _commit(queue: OpenQueue, entries: Iterable[Entry]) -> Committed:
+    return queue.commit(list(entries))
 
 
-def _numbers(store: Store) -> list[int]:
-    reader, numbers = store.reader(), []
-    while items := reader.read(1 << 20):
-        numbers += [entry_of(item.payload) if isinstance(item, Frame) else -1 for item in items]
-    reader.close()
-    return numbers
+def _numbers(queue: OpenQueue) -> list[int]:
+    return [entry_of(item.payload) if isinstance(item, Frame) else -1 for item in queue.items()]
 
 
 if __name__ == "__main__":

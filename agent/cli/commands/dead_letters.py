@@ -18,7 +18,8 @@ from agent.errors import AgentError
 if TYPE_CHECKING:
     from agent.cli.queue_access import Access, DeadLetterPages
     from agent.queue.maintenance.browse_dead_letters import DeadLetterFilter
-    from agent.queue.maintenance.changes import DeadLettersPurged, Retried
+    from agent.queue.maintenance.purge import DeadLettersPurged
+    from agent.queue.maintenance.retry import Retried
 
 LEFT = 1
 DECLINED = 1

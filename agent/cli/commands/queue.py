@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from agent.cli.export import Writer
     from agent.cli.queue_access import Access
     from agent.queue.maintenance.browse import EventFilter
-    from agent.queue.maintenance.changes import Purged
+    from agent.queue.maintenance.purge import Purged
 
 UNREADABLE = 1
 FOUND_PROBLEMS = 1
@@ -180,7 +180,7 @@ def _purge_if_told(way: "Access") -> "Purged | None":
     import time
 
     from agent.cli.views.queue import purge_question
-    from agent.queue.maintenance.changes import Purged
+    from agent.queue.maintenance.purge import Purged
 
     require_somebody()
     listing = way.listing()

@@ -10,7 +10,8 @@ from rich.text import Text
 from agent.cli.views.words import PROGRAM, amount, duration, size
 from agent.queue.maintenance.audit import Audit, Finding
 from agent.queue.maintenance.browse import Listing, SegmentReport
-from agent.queue.maintenance.changes import Purged, Repaired
+from agent.queue.maintenance.purge import Purged
+from agent.queue.maintenance.repair import Repaired
 from agent.timestamps import seconds_of
 
 _COLUMNS = ("segment", "records", "events", "queued", "oldest", "newest", "size", "damage")

@@ -1,7 +1,5 @@
 """Is a queue on disk what it should be: every byte read, every rule checked, every finding with its place, price and remedy.
 
-It knows the disk format and what the cursor accounts for. It must never know who asks, or change anything.
-
 A finding is a problem as long as something is not accounted for; what the cursor has settled already, or what costs nothing, is
 worth a note. `agent.queue.maintenance.repair` accounts for the problems.
 """
@@ -16,9 +14,10 @@ from agent.queue.cursor import SLOT_BYTES, Ledger, Span, decode_slot
 from agent.queue.cursor_file import newest_in
 from agent.queue.filesystem import DIRECTORY_MODE, FILE_MODE, UNFINISHED, Filesystem, is_file
 from agent.queue.maintenance.browse import missing, unsettled
-from agent.queue.quarantine import copy_name
+from agent.queue.quarantine import DamagedBytes
 from agent.queue.record import Frame, record_in
-from agent.queue.snapshot import Contents, Hole, LogSnapshot, QueueSnapshot, holes
+from agent.queue.segment import Gap
+from agent.queue.snapshot import Contents, LogSnapshot, QueueSnapshot
 
 REPAIR = "artifacts-agent queue repair"
 DIRECTORIES = ("", "segments", "quarantine", "dead-letters", "dead-letters/quarantine")
@@ -58,14 +57,14 @@ class _Tally:
     def __init__(self) -> None:
         self.problems: list[Finding] = []
         self.notes: list[Finding] = []
-        self.records = self.events = self.letters = self.segments = 0
+        self.records = self.events = self.dead_letters = self.segments = 0
 
     def add(self, finding: Finding, *, problem: bool) -> None:
         (self.problems if problem else self.notes).append(finding)
 
 
 def audit(
-    queue: QueueSnapshot, slots: list[bytes], letters: LogSnapshot, weigh: Callable[[Frame], int | None]
+    queue: QueueSnapshot, slots: list[bytes], dead_letters: LogSnapshot, weigh: Callable[[Frame], int | None]
 ) -> Audit:
     """Check a queue, its cursor's `slots` and its dead letters, of which `weigh` says how many a frame is, None for none.
 
@@ -79,15 +78,15 @@ def audit(
     for found in queue.log.all_contents():
         tally.segments += 1
         _check_segment(queue, found, tally)
-    for found in letters.all_contents():
-        _check_letters(queue.directory, letters, found, weigh, tally)
+    for found in dead_letters.all_contents():
+        _check_dead_letters(queue.directory, dead_letters, found, weigh, tally)
     _check_files(fs, queue, tally)
     return Audit(
         ok=not tally.problems,
         segments=tally.segments,
         records=tally.records,
         events=tally.events,
-        dead_letters=tally.letters,
+        dead_letters=tally.dead_letters,
         problems=tally.problems,
         notes=tally.notes,
         ledger=queue.cursor.ledger(),
@@ -131,8 +130,8 @@ def _check_segment(queue: QueueSnapshot, found: Contents, tally: _Tally) -> None
         span = Span(frame.first_seq, frame.next_seq)
         what = f"a record of {_events(span.length)} from number {span.start} on holds other things than it says"
         _add_lost(queue, tally, file, frame.start, what, span)
-    for hole in holes(found):
-        _add_lost(queue, tally, file, hole.start, _describe(hole, found.lost_blocks), hole.span)
+    for gap in found.gaps:
+        _add_lost(queue, tally, file, gap.start, _describe(gap, found.lost_blocks), gap.span)
     _note_the_rest(found, file, tally)
 
 
@@ -144,12 +143,12 @@ def _add_lost(queue: QueueSnapshot, tally: _Tally, file: str, offset: int, what:
         tally.add(Finding(file, offset, f"{what}; all of them are settled already"), problem=False)
 
 
-def _describe(hole: Hole, lost_blocks: int) -> str:
-    numbers = f"{_events(hole.span.length)} from number {hole.span.start} on"
-    if hole.start >= hole.end:
-        return f"{numbers} {_are(hole.span.length)} missing: the file has no bytes of them"
+def _describe(gap: Gap, lost_blocks: int) -> str:
+    numbers = f"{_events(gap.span.length)} from number {gap.span.start} on"
+    if gap.start >= gap.end:
+        return f"{numbers} {_are(gap.span.length)} missing: the file has no bytes of them"
     blocks = ", some of which the disk does not give back" if lost_blocks else ""
-    return f"{hole.end - hole.start:,} damaged bytes{blocks} in the place of {numbers}"
+    return f"{gap.end - gap.start:,} damaged bytes{blocks} in the place of {numbers}"
 
 
 def _check_header(quarantine: Path, fs: Filesystem, found: Contents, file: str, tally: _Tally) -> None:
@@ -157,7 +156,7 @@ def _check_header(quarantine: Path, fs: Filesystem, found: Contents, file: str, 
     if not found.header_damaged:
         return
     header = found.data[: segment.HEADER_BYTES]
-    seen = copy_name(found.segment.first_seq, 0, header) in _names(fs, quarantine)
+    seen = DamagedBytes(found.segment.first_seq, 0, header).name in _names(fs, quarantine)
     remedy = None if seen else f"keep a copy in quarantine: {REPAIR}"
     what = "the header is damaged, or another segment's; it costs no event, and goes with the segment"
     tally.add(Finding(file, 0, what, 0, remedy), problem=not seen)
@@ -174,7 +173,7 @@ def _check_order(found: Contents, file: str, tally: _Tally) -> None:
 
 def _note_the_rest(found: Contents, file: str, tally: _Tally) -> None:
     between = [
-        each for each in found.damage if not any(h.start <= each.start and each.end <= h.end for h in holes(found))
+        each for each in found.damage if not any(gap.start <= each.start and each.end <= gap.end for gap in found.gaps)
     ]
     for each in between:
         what = f"{each.end - each.start:,} bytes that are no record; no event is missing"
@@ -192,13 +191,11 @@ def _note_the_rest(found: Contents, file: str, tally: _Tally) -> None:
 # Dead letters
 
 
-def _check_letters(
+def _check_dead_letters(
     root: Path, log: LogSnapshot, found: Contents, weigh: Callable[[Frame], int | None], tally: _Tally
 ) -> None:
-    file, remedy = (
-        str(found.path.relative_to(root)),
-        f"keep the bytes in quarantine, write the other letters anew: {REPAIR}",
-    )
+    file = str(found.path.relative_to(root))
+    remedy = f"keep the bytes in quarantine, write the other letters anew: {REPAIR}"
     if found.error is not None:
         advice = "make it readable for the daemon's user, then verify again; nothing of it is given up until then"
         held = found.limit - found.segment.first_seq
@@ -207,19 +204,19 @@ def _check_letters(
         return
     for frame in found.frames:
         if (count := weigh(frame)) is not None:
-            tally.letters += count
+            tally.dead_letters += count
         else:
             tally.add(Finding(file, frame.start, "a record that is no dead letter", 1, remedy), problem=True)
-    for hole in holes(found):
-        count = hole.span.length
-        letters = f"{count:,} dead letter{'' if count == 1 else 's'}"
-        if hole.start < hole.end:
-            what = f"{hole.end - hole.start:,} damaged bytes in the place of {letters}"
-            tally.add(Finding(file, hole.start, what, count, remedy), problem=True)
+    for gap in found.gaps:
+        count = gap.span.length
+        dead_letters = f"{count:,} dead letter{'' if count == 1 else 's'}"
+        if gap.start < gap.end:
+            what = f"{gap.end - gap.start:,} damaged bytes in the place of {dead_letters}"
+            tally.add(Finding(file, gap.start, what, count, remedy), problem=True)
         else:
             cause = "a removal that was interrupted leaves that, or a file that is gone"
-            what = f"after it, {letters} {_are(count)} not there: {cause}"
-            tally.add(Finding(file, hole.start, what), problem=False)
+            what = f"after it, {dead_letters} {_are(count)} not there: {cause}"
+            tally.add(Finding(file, gap.start, what), problem=False)
     if found.header_damaged:
         tally.add(Finding(file, 0, "the header is damaged, or another segment's", 0, remedy), problem=True)
     if found.torn:

@@ -1,7 +1,4 @@
-"""Looking into a queue: what its segments hold, and which events wait in it, page by page.
-
-It knows segments, records and what may be asked of events. It must never know who asks, or change anything.
-"""
+"""Looking into a queue: what its segments hold, and which events wait in it, page by page. Nothing is changed."""
 
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
@@ -12,6 +9,7 @@ from msgspec import UNSET, UnsetType
 from agent.events import Context, Event, decode_event
 from agent.queue.cursor import Ledger, Span
 from agent.queue.record import Record, record_in
+from agent.queue.segment import Gap
 from agent.queue.snapshot import Contents, QueueSnapshot
 from agent.timestamps import iso
 
@@ -126,7 +124,7 @@ def list_segments(queue: QueueSnapshot) -> Listing:
     )
 
 
-def event_page(queue: QueueSnapshot, selection: EventFilter, start: int, limit: int) -> EventPage:
+def event_page(queue: QueueSnapshot, wanted: EventFilter, start: int, limit: int) -> EventPage:
     """Return up to `limit` of the queued events that are meant, numbered from `start` on; of one segment at most.
 
     Raises StorageError for a shortage.
@@ -143,7 +141,7 @@ def event_page(queue: QueueSnapshot, selection: EventFilter, start: int, limit: 
         for item in queued_events(queue, found, start):
             if isinstance(item, Span):
                 unreadable += item.length
-            elif selection.takes(item.event, item.record.enqueued_at):
+            elif wanted.takes(item.event, item.record.enqueued_at):
                 if len(events) == limit:
                     return EventPage(events, item.seq, unreadable)
                 events.append(_queued(item))
@@ -165,20 +163,15 @@ def unsettled(queue: QueueSnapshot, span: Span) -> int:
 
 def queued_events(queue: QueueSnapshot, found: Contents, start: int) -> Iterator[Waiting | Span]:
     """Yield the queued events of a segment from `start` on, in order; a span where they cannot be read."""
-    expected = found.segment.first_seq
-    for frame in found.frames:
-        span = Span(max(frame.first_seq, expected), frame.next_seq)
-        yield from _lost(queue, Span(expected, frame.first_seq), start)
-        expected = max(expected, frame.next_seq)
-        parts = queue.cursor.unsettled(Span(max(span.start, start), span.stop))
+    for item, span in found.accounted():
+        clipped = Span(max(span.start, start), span.stop)
+        parts = queue.cursor.unsettled(clipped) if clipped.start < clipped.stop else []
         if not parts:
             continue
-        record = record_in(frame)
-        if record is None:
+        if isinstance(item, Gap) or (record := record_in(item)) is None:
             yield from parts
-            continue
-        yield from _waiting(frame.first_seq, record, parts)
-    yield from _lost(queue, Span(expected, found.limit), start)
+        else:
+            yield from _waiting(item.first_seq, record, parts)
 
 
 def _waiting(first_seq: int, record: Record, parts: list[Span]) -> Iterator[Waiting | Span]:
@@ -189,11 +182,6 @@ def _waiting(first_seq: int, record: Record, parts: list[Span]) -> Iterator[Wait
             yield Waiting(seq, record, decode_event(lines[seq - first_seq]))
         except (msgspec.DecodeError, UnicodeDecodeError):
             yield Span(seq, seq + 1)
-
-
-def _lost(queue: QueueSnapshot, span: Span, start: int) -> list[Span]:
-    clipped = Span(max(span.start, start), span.stop)
-    return queue.cursor.unsettled(clipped) if clipped.start < clipped.stop else []
 
 
 def _queued(item: Waiting) -> QueuedEvent:
@@ -220,14 +208,11 @@ def _report(queue: QueueSnapshot, found: Contents) -> SegmentReport:
 
 def _survey(queue: QueueSnapshot, found: Contents) -> tuple[list[float], int, int]:
     """Return when each readable record was enqueued, their events, and how many queued events cannot be read."""
-    times, readable, lost, expected = [], 0, 0, found.segment.first_seq
-    for frame in found.frames:
-        lost += unsettled(queue, Span(expected, frame.first_seq))
-        expected = max(expected, frame.next_seq)
-        record = record_in(frame)
-        if record is None:
-            lost += unsettled(queue, Span(frame.first_seq, frame.next_seq))
+    times, readable, lost = [], 0, 0
+    for item, span in found.accounted():
+        if isinstance(item, Gap) or (record := record_in(item)) is None:
+            lost += unsettled(queue, span)
         else:
             times.append(record.enqueued_at)
-            readable += frame.item_count
-    return times, readable, lost + unsettled(queue, Span(expected, found.limit))
+            readable += span.length
+    return times, readable, lost

@@ -1,39 +1,36 @@
-"""Looking through dead letters: which are meant, and what people and machines are shown of them, page by page.
-
-It knows letters and what may be asked of them. It must never know who asks, or change anything.
-"""
+"""Looking through dead letters: which are meant, and what people and machines are shown of them, page by page."""
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from agent.events import Event
 from agent.queue.cursor import Span
-from agent.queue.dead_letters import DeadLetter, Repeats, pieces_in
+from agent.queue.dead_letters import DeadLetter, Repeats, items_in
 from agent.queue.maintenance.browse import EventFilter, Origin
 from agent.queue.snapshot import LogSnapshot
 from agent.timestamps import iso
 
-PAGE_LETTERS = 1000
+PAGE_DEAD_LETTERS = 1000
 _PAGE_BYTES = 1024 * 1024
 
 
 class DeadLetterFilter(EventFilter, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which letters are meant; ages count from the refusal, `message` is a part of what the API said, in any case.
+    """Which dead letters are meant; ages count from the refusal, `message` is a part of what the API said, in any case.
 
-    `numbers` are those of the events; a number means every letter that has it.
+    `numbers` are those of the events; a number means every dead letter that has it.
     """
 
     status: int | UnsetType = UNSET
     message: str | UnsetType = UNSET
     numbers: frozenset[int] | UnsetType = UNSET
 
-    def means(self, letter: DeadLetter) -> bool:
-        """Tell whether a letter is meant."""
+    def means(self, dead_letter: DeadLetter) -> bool:
+        """Tell whether a dead letter is meant."""
         return (
-            self.takes(letter.event, letter.rejected_at)
-            and self.status in (UNSET, letter.status)
-            and (self.message is UNSET or self.message.casefold() in letter.message.casefold())
-            and (self.numbers is UNSET or letter.seq in self.numbers)
+            self.takes(dead_letter.event, dead_letter.rejected_at)
+            and self.status in (UNSET, dead_letter.status)
+            and (self.message is UNSET or self.message.casefold() in dead_letter.message.casefold())
+            and (self.numbers is UNSET or dead_letter.seq in self.numbers)
         )
 
 
@@ -48,17 +45,15 @@ class ListedDeadLetter(msgspec.Struct, frozen=True):
     event: Event
 
     @classmethod
-    def of(cls, letter: DeadLetter) -> "ListedDeadLetter":
-        """Return what is shown of a letter."""
-        at, context = iso(letter.rejected_at), Origin.of(letter.context)
-        return cls(letter.seq, at, letter.status, letter.message, context, letter.event)
+    def of(cls, dead: DeadLetter) -> "ListedDeadLetter":
+        """Return what is shown of a dead letter."""
+        return cls(dead.seq, iso(dead.rejected_at), dead.status, dead.message, Origin.of(dead.context), dead.event)
 
 
 class DeadLetterPage(msgspec.Struct, frozen=True):
-    """Some of the letters that are meant, as the log has them; `next` is where in the log to go on, None at the end.
+    """Some of the dead letters that are meant, as the log has them; `next` is where in the log to go on, None at the end.
 
-    `unreadable` counts the letters in this stretch of the log, meant or not, that are damaged, or in a file that cannot be read
-    now.
+    `unreadable` counts those in this stretch of the log, meant or not, that are damaged, or in a file that cannot be read now.
     """
 
     letters: list[ListedDeadLetter]
@@ -67,17 +62,17 @@ class DeadLetterPage(msgspec.Struct, frozen=True):
 
 
 def dead_letter_page(
-    log: LogSnapshot, repeats: Repeats, selection: DeadLetterFilter, start: int, limit: int
+    log: LogSnapshot, repeats: Repeats, wanted: DeadLetterFilter, start: int, limit: int
 ) -> DeadLetterPage:
-    """Return up to `limit` letters, of about a MiB. Raises StorageError for a shortage."""
-    letters: list[ListedDeadLetter] = []
+    """Return up to `limit` dead letters, of about a MiB. Raises StorageError for a shortage."""
+    listed: list[ListedDeadLetter] = []
     size = unreadable = 0
-    for piece in pieces_in(log, repeats, start):
-        if isinstance(piece, Span):
-            unreadable += piece.length
-        elif selection.means(piece.letter):
-            if len(letters) >= limit or size >= _PAGE_BYTES:
-                return DeadLetterPage(letters, piece.number, unreadable)
-            letters.append(ListedDeadLetter.of(piece.letter))
-            size += len(piece.letter.message) + len(piece.letter.line)
-    return DeadLetterPage(letters, None, unreadable)
+    for item in items_in(log, repeats, start):
+        if isinstance(item, Span):
+            unreadable += item.length
+        elif wanted.means(item.dead_letter):
+            if len(listed) >= limit or size >= _PAGE_BYTES:
+                return DeadLetterPage(listed, item.number, unreadable)
+            listed.append(ListedDeadLetter.of(item.dead_letter))
+            size += len(item.dead_letter.message) + len(item.dead_letter.line)
+    return DeadLetterPage(listed, None, unreadable)

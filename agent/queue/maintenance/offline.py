@@ -1,7 +1,7 @@
 """A queue whose daemon does not run, in the hands of a command that holds its lock.
 
-It knows how a command opens a queue. It must never know arguments or output. What only looks opens nothing and changes
-nothing; what changes something opens the queue as a daemon does, which recovers it.
+What only looks opens nothing and changes nothing (`agent.queue.snapshot`); what changes something opens the queue as a daemon
+does, which recovers it.
 """
 
 from collections.abc import Callable, Coroutine, Iterator
@@ -15,30 +15,35 @@ from agent.queue.cursor import Outcome, Span
 from agent.queue.dead_letters import DeadLetters
 from agent.queue.filesystem import Filesystem
 from agent.queue.grouping import Submitted, entries_of
-from agent.queue.store import Limits, Plan, Store
+from agent.queue.ownership import Inline
+from agent.queue.store import Committed, Limits, Plan, Store
+from agent.queue.writer import Writer
 
 T = TypeVar("T")
 
 
 class OfflineQueue:
-    """An open queue without a daemon; see `agent.queue.maintenance.changes.Host`. Everything happens at once, in this thread."""
+    """An open queue without a daemon: a `QueueHandle`. Everything happens at once, in this thread."""
 
     def __init__(self, fs: Filesystem, directory: Path, limits: Limits, wall_clock: Callable[[], float]) -> None:
         """Open the queue and recover it. Raises StorageError."""
+        writer, dead_letters = Writer(fs, directory, limits), DeadLetters.beside(fs, directory, limits)
+        self._writer, self._dead_letters = writer, dead_letters
         self.fs = fs
-        self.store = Store(fs, directory, limits)
-        self.dead_letters = DeadLetters.beside(fs, directory, limits)
+        self.store = Store(fs, directory, limits, writer.recovered)
+        self.writer, self.dead_letters = Inline(writer), Inline(dead_letters)
         self.wall_clock = wall_clock
 
     async def run_blocking(self, call: Callable[[], T]) -> T:
         """Run a call."""
         return call()
 
-    async def checkpoint(self) -> None:
-        """Write what the cursor says. Raises StorageError."""
-        committed = self.store.commit(Plan((), self.store.cursor.state(), None), self.wall_clock())
+    async def checkpoint(self, *, reclaim: bool = False) -> Committed:
+        """Write what the cursor says, and with `reclaim` delete all that is settled. Raises StorageError if it is not written."""
+        committed = self._commit(Plan((), 0, 0, self.store.cursor.state(), reclaim=reclaim), self.wall_clock())
         if committed.checkpoint_error is not None:
             raise StorageError(committed.checkpoint_error)
+        return committed
 
     async def put_back(self, block: Block) -> Outcome | None:
         """Queue events of dead letters; return why they are not. It pushes nothing out."""
@@ -46,10 +51,7 @@ class OfflineQueue:
         entries = entries_of([Submitted(block, retried=True)], now)
         if not self.store.has_room(entries):
             return Outcome.OVERFLOW
-        committed = self.store.commit(self.store.plan(entries, now), now)
-        self.store.published()
-        self.store.account(entries, committed.refused)
-        return committed.refused
+        return self._commit(self.store.plan(entries, now), now).refused
 
     async def purge(self, seconds: float) -> int | None:
         """Settle all that is queued as purged; return how many events that was."""
@@ -59,9 +61,14 @@ class OfflineQueue:
     def close(self) -> None:
         """Make everything durable and close the files. Raises StorageError."""
         try:
-            self.dead_letters.close()
+            self._dead_letters.close()
         finally:
-            self.store.close()
+            self._writer.close(self.store.cursor.state())
+
+    def _commit(self, plan: Plan, now: float) -> Committed:
+        committed = self._writer.commit(plan, now)
+        self.store.apply(plan, committed)
+        return committed
 
 
 def at_once(change: Coroutine[None, None, T]) -> T:
@@ -78,8 +85,8 @@ def at_once(change: Coroutine[None, None, T]) -> T:
 @contextmanager
 def opened(fs: Filesystem, directory: Path, limits: Limits, wall_clock: Callable[[], float]) -> Iterator[OfflineQueue]:
     """Open the queue for the time of the block. Raises StorageError."""
-    host = OfflineQueue(fs, directory, limits, wall_clock)
+    queue = OfflineQueue(fs, directory, limits, wall_clock)
     try:
-        yield host
+        yield queue
     finally:
-        host.close()
+        queue.close()

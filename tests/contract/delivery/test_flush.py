@@ -8,8 +8,9 @@ import pytest
 from agent.delivery.backlog import BatchOptions
 from agent.delivery.policy import DeliverySettings
 from agent.events import Context
-from agent.queue.maintenance import changes
 from agent.queue.maintenance.browse_dead_letters import DeadLetterFilter
+from agent.queue.maintenance.purge import purge
+from agent.queue.maintenance.retry import retry
 from agent.queue.store import Limits
 from tests.support import virtual_time
 from tests.support.fake_transport import ACCEPTED, FakeTransport, reject
@@ -136,7 +137,7 @@ async def test_what_is_purged_meanwhile_is_reported_as_dropped() -> None:
         await submit(pipeline, numbered(3)).wait()
         flush = await begun(h)
         await submit(pipeline, numbered(2, "more")).wait()
-        assert (await changes.purge(pipeline, 5.0)).purged == 5
+        assert (await purge(pipeline, 5.0)).purged == 5
         assert await flush.answer() == (200, counts(purged=3), counts(purged=3))
 
 
@@ -148,7 +149,7 @@ async def test_dead_letters_that_are_put_back_meanwhile_are_new_events() -> None
         transport.hold()
         await submit(pipeline, ["waits"]).wait()
         flush = await begun(h)
-        assert (await changes.retry(pipeline, EVERYTHING)).retried == 2
+        assert (await retry(pipeline, EVERYTHING)).retried == 2
         transport.rule = lambda _c, _e: ACCEPTED
         transport.release()
         assert await flush.answer() == (200, counts(2, 0, 2), counts(1))

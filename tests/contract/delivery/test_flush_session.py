@@ -11,7 +11,7 @@ import pytest
 
 from agent.delivery.pipeline import Pipeline
 from agent.delivery.policy import DeliverySettings
-from agent.queue.maintenance import changes
+from agent.queue.maintenance.purge import purge
 from agent.queue.search import Search
 from agent.queue.store import Limits
 from agent.runtime import Runtime
@@ -139,7 +139,7 @@ async def test_what_is_purged_while_the_queue_is_searched_is_counted() -> None:
     transport = FakeTransport(lambda _c, _e: TRANSIENT)
     async with searched(transport, Limits(segment_bytes=600)) as (h, pipeline, flush):
         transport.release()
-        assert (await changes.purge(pipeline, 5.0)).purged == 40
+        assert (await purge(pipeline, 5.0)).purged == 40
         h.go_on.set()
         assert (await flush.answer()).report == counts(purged=20)
         await pipeline.commit_once()

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from agent.queue.cursor import Outcome, Span
-from agent.queue.reader import Gap
-from agent.queue.store import Limits, Store
+from agent.queue.segment import Gap
+from agent.queue.store import Limits
 from tests.support.fault_filesystem import FaultFilesystem
+from tests.support.open_queue import OpenQueue
 from tests.support.queue_model import ROOT, QueueModel, entry_of
 
 LIMITS = Limits(segment_bytes=700, max_age=1e9)
@@ -46,21 +47,20 @@ def sampled(path: Path) -> list[tuple[int, int]]:
     return [(offset, offset % 8) for offset in offsets] + [(offset, (offset + 3) % 8) for offset in offsets[::3]]
 
 
-def read_all(store: Store) -> tuple[dict[int, tuple[int, int]], list[Span]]:
+def read_out(queue: OpenQueue) -> tuple[dict[int, tuple[int, int]], list[Span]]:
     """Read the queue as the worker does; return what came under which number, and the gaps."""
-    events, gaps, reader = {}, [], store.reader()
-    while items := reader.read(250):
-        for item in items:
-            if isinstance(item, Gap):
-                store.cursor.settle([item.span], Outcome.CORRUPT)
-                gaps.append(item.span)
-                continue
-            for number in range(item.first_seq, item.next_seq):
-                events[number] = (entry_of(item.payload), number - item.first_seq)
+    events, gaps = {}, []
+    for item in queue.items(250):
+        if isinstance(item, Gap):
+            queue.cursor.settle([item.span], Outcome.CORRUPT)
+            gaps.append(item.span)
+            continue
+        for number in range(item.first_seq, item.next_seq):
+            events[number] = (entry_of(item.payload), number - item.first_seq)
     return events, gaps
 
 
-HEALTHY, _ = read_all(Store(copy.deepcopy(DISK), ROOT, LIMITS))
+HEALTHY, _ = read_out(OpenQueue(copy.deepcopy(DISK), ROOT, LIMITS))
 COUNT = range(len(DISK.read_bytes(FILES[-1])) - 39, len(DISK.read_bytes(FILES[-1])) - 35)
 """Where the last frame says how many events it has: before a payload of 35 bytes."""
 RECORD = {number: entry for number, (entry, _) in HEALTHY.items()}
@@ -91,12 +91,12 @@ def test_the_count_of_the_last_frame_is_found_by_its_crc(offset: int) -> None:
 def check_with_a_flipped_bit(original: FaultFilesystem, path: Path, offset: int, bit: int) -> None:
     disk = copy.deepcopy(original)
     disk.flip(path, offset, bit)
-    store = Store(disk, ROOT, LIMITS)
-    events, _ = read_all(store)
+    queue = OpenQueue(disk, ROOT, LIMITS)
+    events, _ = read_out(queue)
     missing = HEALTHY.keys() - events.keys()
     assert all(events[number] == HEALTHY[number] for number in events.keys() & HEALTHY.keys())
     assert len({RECORD[number] for number in missing}) <= (0 if path.name == "cursor" else 1)
-    ledger, lost = store.cursor.ledger(), len(missing - {4})
+    ledger, lost = queue.cursor.ledger(), len(missing - {4})
     where = f"byte {offset}, bit {bit}"
     assert ledger.accepted == EVENTS, where
     assert ledger.dropped == ({Outcome.CORRUPT: lost} if lost else {}), where
@@ -109,12 +109,12 @@ def check_with_a_flipped_bit(original: FaultFilesystem, path: Path, offset: int,
 def test_a_file_that_lost_its_end_costs_no_other(path: Path, share: float) -> None:
     disk = copy.deepcopy(DISK)
     disk.truncate_durable(path, int(len(DISK.read_bytes(path)) * share))
-    store = Store(disk, ROOT, LIMITS)
-    events, _ = read_all(store)
+    queue = OpenQueue(disk, ROOT, LIMITS)
+    events, _ = read_out(queue)
     first, following = int(path.stem), [int(each.stem) for each in FILES[1:] if each > path]
     stop = min([*following, EVENTS + 1])
     assert {number for number in HEALTHY if not first <= number < stop} <= events.keys()
-    ledger = store.cursor.ledger()
+    ledger = queue.cursor.ledger()
     assert ledger.accepted == EVENTS
     assert ledger.queued == len(events.keys() - {4})
 
@@ -123,9 +123,9 @@ def test_a_file_that_lost_its_end_costs_no_other(path: Path, share: float) -> No
 def test_a_deleted_segment_costs_no_other(path: Path) -> None:
     disk = copy.deepcopy(DISK)
     disk.unlink(path)
-    store = Store(disk, ROOT, LIMITS)
-    events, gaps = read_all(store)
-    assert store.cursor.ledger().accepted == EVENTS
+    queue = OpenQueue(disk, ROOT, LIMITS)
+    events, gaps = read_out(queue)
+    assert queue.cursor.ledger().accepted == EVENTS
     assert events.items() <= HEALTHY.items()
     assert sum(gap.length for gap in gaps) == len(HEALTHY) - len(events)
 
@@ -133,7 +133,7 @@ def test_a_deleted_segment_costs_no_other(path: Path) -> None:
 def test_a_lost_cursor_repeats_events_and_loses_none() -> None:
     disk = copy.deepcopy(DISK)
     disk.unlink(ROOT / "cursor")
-    store = Store(disk, ROOT, LIMITS)
-    events, gaps = read_all(store)
+    queue = OpenQueue(disk, ROOT, LIMITS)
+    events, gaps = read_out(queue)
     assert (events | HEALTHY, gaps) == (events, [])
-    assert (store.cursor.ledger().accepted, store.cursor.queued) == (EVENTS, EVENTS)
+    assert (queue.cursor.ledger().accepted, queue.cursor.queued) == (EVENTS, EVENTS)

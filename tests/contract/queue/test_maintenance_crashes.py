@@ -18,15 +18,18 @@ from agent.queue.cursor import Ledger, Outcome, Span
 from agent.queue.cursor_file import read_slots
 from agent.queue.dead_letters import DeadLetter, DeadLetters, dead_letters_in, weigh
 from agent.queue.log import Entry
-from agent.queue.maintenance import changes
 from agent.queue.maintenance.audit import Audit, audit
 from agent.queue.maintenance.browse import EventFilter, event_page
 from agent.queue.maintenance.browse_dead_letters import DeadLetterFilter
 from agent.queue.maintenance.offline import OfflineQueue, at_once
+from agent.queue.maintenance.purge import purge, purge_dead_letters
+from agent.queue.maintenance.repair import Repaired, repair
+from agent.queue.maintenance.retry import Retried, retry
 from agent.queue.record import Record, encode_frame, encode_record
 from agent.queue.snapshot import read_queue
-from agent.queue.store import Limits, Store
+from agent.queue.store import Limits
 from tests.support.fault_filesystem import MUTATING, Chooser, Crash, FaultFilesystem, LoseAll, RandomChooser, When
+from tests.support.open_queue import OpenQueue
 from tests.support.pipelines import DIRECTORY, EPOCH, events, numbered
 
 LIMITS = Limits(segment_bytes=8 * 600)  # of dead letters: 600
@@ -44,10 +47,10 @@ def wall_clock() -> float:
 def seeded() -> FaultFilesystem:
     """Return a disk with a queue: some events delivered, some that wait, and dead letters in several segments."""
     fs = FaultFilesystem()
-    store = Store(fs, DIRECTORY, LIMITS)
-    append(store, DELIVERED)
-    append(store, LETTERS)
-    store.cursor.settle([Span(1, 5)], Outcome.DELIVERED)
+    queue = OpenQueue(fs, DIRECTORY, LIMITS)
+    append(queue, DELIVERED)
+    append(queue, LETTERS)
+    queue.cursor.settle([Span(1, 5)], Outcome.DELIVERED)
     letters = DeadLetters.beside(fs, DIRECTORY, LIMITS)
     for number, event in enumerate(events(*LETTERS)):
         said = "400 Bad Request: no" if number % 2 else "422: never"
@@ -57,19 +60,18 @@ def seeded() -> FaultFilesystem:
             ),
             EPOCH,
         )
-    store.cursor.settle([Span(5, 14)], Outcome.DEAD_LETTERED)
-    append(store, QUEUED[:3])
-    append(store, QUEUED[3:])
+    queue.cursor.settle([Span(5, 14)], Outcome.DEAD_LETTERED)
+    append(queue, QUEUED[:3])
+    append(queue, QUEUED[3:])
     letters.close()
-    store.close()
+    queue.close()
     assert len(segments(fs, "dead-letters")) >= 3
     return fs
 
 
-def append(store: Store, names: Sequence[str], context: Context = ORIGINS[0]) -> None:
+def append(queue: OpenQueue, names: Sequence[str], context: Context = ORIGINS[0]) -> None:
     entry = Entry(len(names), encode_record(Record(EPOCH, context, encode_events(events(*names)))))
-    store.commit(store.plan([entry], EPOCH), EPOCH)
-    store.published()
+    queue.commit([entry], EPOCH)
 
 
 def segments(fs: FaultFilesystem, directory: str = "segments") -> list[Path]:
@@ -116,7 +118,7 @@ def names_queued(fs: FaultFilesystem) -> list[str]:
 
 def names_of_letters(fs: FaultFilesystem) -> list[str]:
     read = DeadLetters.beside(fs, DIRECTORY, LIMITS).read
-    return read(lambda log, repeats: [kept.letter.event.hash for kept in dead_letters_in(log, repeats)])
+    return read(lambda log, repeats: [each.dead_letter.event.hash for each in dead_letters_in(log, repeats)])
 
 
 def ledger(fs: FaultFilesystem) -> Ledger:
@@ -191,22 +193,22 @@ def test_a_crash_in_a_purge_leaves_each_event_queued_or_purged() -> None:
         assert counts.dropped.get("purged", 0) == len(QUEUED) - len(waiting)
         assert (counts.accepted, counts.delivered, counts.dead_lettered) == (19, 4, 9)
         assert balanced(fs)
-        perform(fs, run(changes.purge, 0.0))
+        perform(fs, run(purge, 0.0))
         assert names_queued(fs) == []
         assert ledger(fs).dropped == {"purged": 6}
         assert check(fs).ok
         assert ledger(fs).accepted == 19
         new_ones_get_new_numbers(fs)
 
-    assert after_each_crash(seeded, run(changes.purge, 0.0), holds) > 60
+    assert after_each_crash(seeded, run(purge, 0.0), holds) > 60
 
 
 def new_ones_get_new_numbers(fs: FaultFilesystem) -> None:
-    store = Store(fs, DIRECTORY, LIMITS)
-    append(store, ["new"])
-    store.close()
-    queue = read_queue(fs, DIRECTORY)
-    assert [(each.seq, each.event.hash) for each in event_page(queue, EventFilter(), 1, 9).events] == [(20, "new")]
+    queue = OpenQueue(fs, DIRECTORY, LIMITS)
+    append(queue, ["new"])
+    queue.close()
+    found = read_queue(fs, DIRECTORY)
+    assert [(each.seq, each.event.hash) for each in event_page(found, EventFilter(), 1, 9).events] == [(20, "new")]
 
 
 @pytest.mark.parametrize("chosen", [EVERYTHING, DeadLetterFilter(numbers=frozenset({6, 7}))])
@@ -227,7 +229,7 @@ def test_a_crash_in_a_retry_leaves_every_event_a_letter_or_queued_and_another_on
         assert balanced(fs)
         assert counts.accepted == 19 + len(waiting) - 6
         assert counts.dead_lettered == 9
-        perform(fs, run(changes.retry, chosen))
+        perform(fs, run(retry, chosen))
         waiting = Counter(names_queued(fs))
         assert sorted(names_of_letters(fs)) == sorted(rest)
         assert set(waiting) == set(QUEUED) | meant
@@ -236,7 +238,7 @@ def test_a_crash_in_a_retry_leaves_every_event_a_letter_or_queued_and_another_on
         assert balanced(fs)
         assert ledger(fs).retried <= ledger(fs).accepted - 19
 
-    assert after_each_crash(seeded, run(changes.retry, chosen), holds) > 100
+    assert after_each_crash(seeded, run(retry, chosen), holds) > 100
 
 
 def is_meant(chosen: DeadLetterFilter, number: int) -> bool:
@@ -246,7 +248,7 @@ def is_meant(chosen: DeadLetterFilter, number: int) -> bool:
 
 def test_a_retry_without_a_crash_is_counted_exactly_and_leaves_no_letter() -> None:
     fs = seeded()
-    assert perform(fs, run(changes.retry, EVERYTHING)) == changes.Retried(9, 0, None, None)
+    assert perform(fs, run(retry, EVERYTHING)) == Retried(9, 0, None, None)
     assert names_of_letters(fs) == []
     assert sorted(names_queued(fs)) == sorted(QUEUED + LETTERS)
     assert ledger(fs) == Ledger(28, 4, 9, {}, 15, 9)
@@ -264,14 +266,14 @@ def test_a_crash_in_a_removal_costs_no_letter_that_was_to_stay_and_doubles_none(
         assert len(left) == len(set(left))
         torn = [problem.what for problem in check(fs).problems]  # of copies: their originals are still there
         assert all("damaged bytes in the place of" in what for what in torn), torn
-        perform(fs, run(changes.purge_dead_letters, chosen))
+        perform(fs, run(purge_dead_letters, chosen))
         assert sorted(names_of_letters(fs)) == sorted(stays)
-        perform(fs, run(changes.repair))
+        perform(fs, run(repair))
         assert sorted(names_of_letters(fs)) == sorted(stays)
         assert (check(fs).ok, check(fs).dead_letters) == (True, len(stays))
         assert ledger(fs) == Ledger(19, 4, 9, {}, 6)
 
-    assert after_each_crash(seeded, run(changes.purge_dead_letters, chosen), holds) > 50
+    assert after_each_crash(seeded, run(purge_dead_letters, chosen), holds) > 50
 
 
 def quarantined(fs: FaultFilesystem) -> dict[Path, bytes]:
@@ -279,7 +281,7 @@ def quarantined(fs: FaultFilesystem) -> dict[Path, bytes]:
 
 
 def test_a_crash_in_a_repair_loses_nothing_more_and_another_one_completes_it() -> None:
-    perform(undisturbed := damaged(), run(changes.repair))
+    perform(undisturbed := damaged(), run(repair))
     damage = quarantined(undisturbed)
     assert {path.parent.parent.name for path in damage} == {"default", "dead-letters"}
     assert len(damage) == 2
@@ -289,7 +291,7 @@ def test_a_crash_in_a_repair_loses_nothing_more_and_another_one_completes_it() -
         assert ledger(fs).dropped in ({}, {"corrupt": 3})
         assert balanced(fs)
         assert set(names_of_letters(fs)) == set(LETTERS) - {lost_letter()}
-        perform(fs, run(changes.repair))
+        perform(fs, run(repair))
         assert names_queued(fs) == QUEUED[:3]
         assert ledger(fs) == Ledger(19, 4, 9, {"corrupt": 3}, 3)
         assert sorted(names_of_letters(fs)) == sorted(set(LETTERS) - {lost_letter()})
@@ -301,7 +303,7 @@ def test_a_crash_in_a_repair_loses_nothing_more_and_another_one_completes_it() -
         # What else is there are copies of letters that a power cut has torn: their originals are among the letters above.
         assert {path.parent.parent.name for path in kept.keys() - damage.keys()} <= {"dead-letters"}
 
-    assert after_each_crash(damaged, run(changes.repair), holds) > 150
+    assert after_each_crash(damaged, run(repair), holds) > 150
 
 
 def lost_letter() -> str:
@@ -327,10 +329,10 @@ def test_reading_changes_nothing_not_even_a_torn_tail() -> None:
 def test_a_purge_of_all_letters_and_of_the_queue_works_on_a_disk_without_a_byte_left() -> None:
     fs = seeded()
     fs.capacity = fs.used
-    perform(fs, run(changes.purge_dead_letters, EVERYTHING))
+    perform(fs, run(purge_dead_letters, EVERYTHING))
     assert names_of_letters(fs) == []
     fs.capacity = fs.used
-    done = perform(fs, run(changes.purge, 0.0))
+    done = perform(fs, run(purge, 0.0))
     assert (done.purged, names_queued(fs), ledger(fs).dropped) == (6, [], {"purged": 6})
 
 
@@ -339,14 +341,14 @@ def test_a_removal_that_finds_no_room_removes_nothing_and_says_so() -> None:
     fs.capacity = fs.used
     host = OfflineQueue(fs, DIRECTORY, LIMITS, wall_clock)
     with pytest.raises(StorageError, match="no letter was removed"):
-        run(changes.purge_dead_letters, DeadLetterFilter(numbers=frozenset({13})))(host)
+        run(purge_dead_letters, DeadLetterFilter(numbers=frozenset({13})))(host)
     assert sorted(names_of_letters(fs)) == sorted(LETTERS)
 
 
 def test_a_retry_that_finds_no_room_keeps_the_letters_and_drops_nothing() -> None:
     fs = seeded()
     fs.capacity = fs.used
-    assert perform(fs, run(changes.retry, EVERYTHING)) == changes.Retried(0, 9, "disk_full", None)
+    assert perform(fs, run(retry, EVERYTHING)) == Retried(0, 9, "disk_full", None)
     assert ledger(fs) == Ledger(19, 4, 9, {}, 6)
     assert sorted(names_of_letters(fs)) == sorted(LETTERS)
 
@@ -355,7 +357,7 @@ def test_a_retry_pushes_no_queued_event_out() -> None:
     fs = seeded()
     limits = Limits(segment_bytes=700, max_bytes=sum(len(fs.read_bytes(path)) for path in segments(fs)) + 50)
     host = OfflineQueue(fs, DIRECTORY, limits, wall_clock)
-    assert run(changes.retry, EVERYTHING)(host) == changes.Retried(0, 9, "overflow", None)
+    assert run(retry, EVERYTHING)(host) == Retried(0, 9, "overflow", None)
     assert host.store.cursor.ledger() == Ledger(19, 4, 9, {}, 6)
 
 
@@ -367,7 +369,7 @@ def test_whatever_rots_a_repair_accounts_for_it_and_what_is_left_can_be_had(data
         rot(fs, data)
     before = check(fs)
     readable, letters = names_queued(fs), names_of_letters(fs)
-    perform(fs, run(changes.repair))
+    perform(fs, run(repair))
     after = check(fs)
     assert after.problems == []
     assert balanced(fs)
@@ -376,8 +378,8 @@ def test_whatever_rots_a_repair_accounts_for_it_and_what_is_left_can_be_had(data
     unreadable = sum(problem.costs for problem in before.problems if problem.file.startswith("segments"))
     assert unreadable <= ledger(fs).dropped.get("corrupt", 0)
     assert len(names_queued(fs)) == ledger(fs).queued
-    again = perform(fs, run(changes.repair))
-    assert again == changes.Repaired(0, 0, 0, 0, [], [])
+    again = perform(fs, run(repair))
+    assert again == Repaired(0, 0, 0, 0, [], [])
 
 
 def rot(fs: FaultFilesystem, data: st.DataObject) -> None:
@@ -408,7 +410,7 @@ def test_frames_that_are_whole_and_hold_other_things_are_kept_in_quarantine_and_
     ):
         fs.write_bytes(path, fs.read_bytes(path) + frame)
     assert [problem.costs for problem in check(fs).problems] == [2, 1]
-    assert perform(fs, run(changes.repair)) == changes.Repaired(2, 1, 0, 1, [], [])
+    assert perform(fs, run(repair)) == Repaired(2, 1, 0, 1, [], [])
     assert check(fs).problems == []
     assert ledger(fs) == Ledger(21, 4, 9, {"corrupt": 2}, 6)
     kept = {fs.read_bytes(path) for path in fs.paths() if path.parent.name == "quarantine"}

@@ -20,7 +20,7 @@ from agent.queue.cursor import Ledger
 from agent.queue.lock import LOCK
 from agent.queue.log import Entry
 from agent.queue.record import Record, encode_record
-from agent.queue.store import Limits, Store
+from agent.queue.store import Limits
 from agent.spools import identity as spool
 from agent.spools.adoption import Adoption, AdoptionPolicy, AdoptionReport
 from agent.spools.identity import Account, Adopted, AdoptedList, add, read_adopted
@@ -29,6 +29,7 @@ from tests.support.crash_model import Chooser, KeepAll, LoseAll, RandomChooser
 from tests.support.fake_transport import FakeTransport, reject
 from tests.support.fault_filesystem import MUTATING, Call, Crash, FaultFilesystem, When
 from tests.support.fault_runs import CODES, UNFAILING
+from tests.support.open_queue import OpenQueue
 from tests.support.pipelines import EPOCH, Host, events, host, numbered
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quiet")]
@@ -55,13 +56,12 @@ def leave(fs: FaultFilesystem, directory: Path) -> None:
     """Leave a spool as a killed agent does."""
     fs.write_bytes(directory / LOCK, b"")
     spool.identify(fs, directory, ACCOUNT, f"id-of-{directory.name}")
-    store = Store(fs, directory / spool.DESTINATION, LIMITS)
+    queue = OpenQueue(fs, directory / spool.DESTINATION, LIMITS)
     names = NAMES[directory]
     for start in range(0, len(names), 3):
         some = events(*names[start : start + 3])
         entry = Entry(len(some), encode_record(Record(EPOCH, Context(), encode_events(some))))
-        store.commit(store.plan([entry], EPOCH), EPOCH)
-        store.published()
+        queue.commit([entry], EPOCH)
 
 
 def disk() -> FaultFilesystem:

@@ -27,6 +27,7 @@ from agent.queue.record import Frame, record_in
 from agent.queue.store import Limits
 from tests.support.edge import GatedHost
 from tests.support.http_client import Answer, Client
+from tests.support.open_queue import read_all
 
 pytestmark = pytest.mark.anyio
 TOKEN = "a-clients-token"
@@ -65,14 +66,12 @@ class Site:
 
     def queued(self) -> list[tuple[Context, list[dict[str, Any]]]]:
         """Read the queue: each record's context and events."""
-        reader, found = self.pipeline.store.reader(), []
-        while items := reader.read(1 << 20):
-            for item in items:
-                assert isinstance(item, Frame)
-                record = record_in(item)
-                assert record is not None
-                found.append((record.context, [json.loads(line) for line in record.lines.splitlines()]))
-        reader.close()
+        found = []
+        for item in read_all(self.pipeline.store.reader(), self.pipeline.store.view):
+            assert isinstance(item, Frame)
+            record = record_in(item)
+            assert record is not None
+            found.append((record.context, [json.loads(line) for line in record.lines.splitlines()]))
         return found
 
 

@@ -18,13 +18,14 @@ from agent.queue.filesystem import OsFilesystem
 from agent.queue.lock import lock_queue
 from agent.queue.log import Entry
 from agent.queue.record import Record, encode_record
-from agent.queue.store import Limits, Store
+from agent.queue.store import Limits
 from agent.spools import identity as spool
 from agent.spools.identity import Account, add
 from tests.support.accounts import Ledger, flushed, ledger, ledger_of, received
 from tests.support.api_server import Answer, ApiServer, error
 from tests.support.command import run_command
 from tests.support.daemon import Daemon, Sections
+from tests.support.open_queue import OpenQueue
 from tests.support.senders import numbered
 
 DOWN = error(503, "unavailable", "Down")
@@ -51,10 +52,9 @@ def leave_spool(spools: Path, name: str, count: int, url: str, slug: str | None 
     fs, directory = OsFilesystem(), spools / name
     lock = lock_queue(fs, directory)
     spool.identify(fs, directory, Account(url, None, slug), f"id-of-{name}")
-    store = Store(fs, directory / spool.DESTINATION, Limits())
     now = time.time()
     entry = Entry(count, encode_record(Record(now, Context(), lines(name, count))))
-    store.commit(store.plan([entry], now), now)
+    OpenQueue(fs, directory / spool.DESTINATION, Limits()).commit([entry], now)
     lock.release()
     return directory
 

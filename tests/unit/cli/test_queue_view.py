@@ -12,7 +12,8 @@ from agent.queue.cursor import Ledger
 from agent.queue.maintenance.audit import Audit, Finding
 from agent.queue.maintenance.browse import Listing, Origin, SegmentReport
 from agent.queue.maintenance.browse_dead_letters import ListedDeadLetter
-from agent.queue.maintenance.changes import Purged, Repaired
+from agent.queue.maintenance.purge import Purged
+from agent.queue.maintenance.repair import Repaired
 
 NOW = 1_750_000_000.0
 AT = "2025-06-15T15:04:00.000Z"  # 2 min 40 s before

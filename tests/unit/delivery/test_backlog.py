@@ -13,11 +13,13 @@ from agent.delivery.batching import Batch
 from agent.events import Context, Event, decode_events, encode_events, to_json_array
 from agent.queue.cursor import Outcome, Span
 from agent.queue.log import Entry
+from agent.queue.ownership import Inline
 from agent.queue.record import Record, encode_record
-from agent.queue.store import Limits, Store
+from agent.queue.store import Limits
 from agent.runtime import Runtime
 from tests.support import virtual_time
 from tests.support.fault_filesystem import FaultFilesystem, no_errors
+from tests.support.open_queue import OpenQueue
 from tests.support.pipelines import DIRECTORY, EPOCH, PLAIN, events, inline, numbered
 
 pytestmark = pytest.mark.anyio
@@ -34,17 +36,22 @@ class Bench:
 
     def __init__(self, options: BatchOptions | None = None, limits: Limits | None = None) -> None:
         self.fs = FaultFilesystem()
-        self.store = Store(self.fs, DIRECTORY, limits or Limits())
+        self.queue = OpenQueue(self.fs, DIRECTORY, limits or Limits())
         self.source = self.new_source(options or BatchOptions(max_delay=2.0))
 
     def new_source(self, options: BatchOptions) -> DiskBacklog:
         """Return another source of the same store."""
-        return DiskBacklog(self.store, options, Runtime(inline, lambda: EPOCH + anyio.current_time(), lambda: 0.5))
+        return DiskBacklog(
+            self.queue.store,
+            Inline(self.queue.writer),
+            options,
+            Runtime(inline, lambda: EPOCH + anyio.current_time(), lambda: 0.5),
+        )
 
     def restart(self) -> None:
         """Open the same queue anew, as another process does."""
-        self.store.close()
-        self.store = Store(self.fs, DIRECTORY, Limits())
+        self.queue.close()
+        self.queue = OpenQueue(self.fs, DIRECTORY, Limits())
         self.source = self.new_source(BatchOptions(max_delay=2.0))
 
     def enqueue(self, *names: str, context: Context = PLAIN) -> None:
@@ -53,9 +60,7 @@ class Bench:
 
     def enqueue_payload(self, count: int, payload: bytes) -> None:
         """Commit a frame with any payload."""
-        plan = self.store.plan([Entry(count, payload)], self._now)
-        assert self.store.commit(plan, self._now).append_error is None
-        self.store.published()
+        assert self.queue.commit([Entry(count, payload)], self._now).append_error is None
 
     async def batches(self, max_events: int = 100) -> list[Batch]:
         """Read all there is and return it in batches, open ones too."""
@@ -94,7 +99,7 @@ async def test_events_come_once_in_order_with_their_numbers() -> None:
 async def test_what_is_settled_is_trimmed() -> None:
     bench = Bench()
     bench.enqueue(*numbered(10))
-    bench.store.cursor.settle([Span(1, 3), Span(5, 6), Span(9, 11)], Outcome.DELIVERED)
+    bench.queue.cursor.settle([Span(1, 3), Span(5, 6), Span(9, 11)], Outcome.DELIVERED)
     (batch,) = await bench.batches()
     assert names(batch) == ["h2", "h3", "h5", "h6", "h7"]
     assert batch.spans == (Span(3, 5), Span(6, 9))
@@ -106,7 +111,7 @@ async def test_after_forget_reading_begins_at_the_cursor_with_nothing_skipped_or
     await bench.source.read(3)
     first = bench.source.next_batch(3)
     assert first is not None
-    bench.store.cursor.settle(first.spans, Outcome.DELIVERED)
+    bench.queue.cursor.settle(first.spans, Outcome.DELIVERED)
     bench.source.forget()
     later = await bench.batches(3)
     assert names(first) + [name for batch in later for name in names(batch)] == numbered(10)
@@ -154,7 +159,7 @@ async def test_what_is_too_old_is_settled_as_expired_and_counted() -> None:
     await anyio.sleep(11)
     bench.enqueue("young")
     assert [names(batch) for batch in await bench.batches()] == [["young"]]
-    assert bench.store.cursor.ledger().dropped == {"expired": 3}
+    assert bench.queue.cursor.ledger().dropped == {"expired": 3}
     assert bench.source.settled == 3
 
 
@@ -183,7 +188,7 @@ async def test_a_frame_that_is_no_record_is_settled_as_corrupt_and_kept(payload:
     bench.restart()
     bench.enqueue("after")
     assert [names(batch) for batch in await bench.batches()] == [["before", "after"]]
-    assert bench.store.cursor.ledger().dropped == {"corrupt": 5}
+    assert bench.queue.cursor.ledger().dropped == {"corrupt": 5}
     assert bench.source.settled == 5
     (kept,) = [path for path in bench.fs.paths() if path.parent.name == "quarantine"]
     assert bench.fs.read_bytes(kept) == payload
@@ -197,7 +202,7 @@ async def test_a_gap_is_settled_as_corrupt() -> None:
     bench.fs.unlink(second)
     (batch,) = await bench.batches()
     assert names(batch) == numbered(3, "n0-") + numbered(3, "n2-")
-    assert bench.store.cursor.ledger().dropped == {"corrupt": 3}
+    assert bench.queue.cursor.ledger().dropped == {"corrupt": 3}
 
 
 @pytest.mark.parametrize(("code", "lost"), [(errno.EIO, True), (errno.EMFILE, False), (errno.EACCES, False)])
@@ -208,7 +213,7 @@ async def test_only_what_the_disk_says_is_damaged_is_given_up(code: int, lost: b
     for _ in range(3 * READ_ATTEMPTS):
         more = await bench.source.read(100)
         assert more or lost
-    assert bench.store.cursor.ledger().dropped == ({"corrupt": 3} if lost else {})
+    assert bench.queue.cursor.ledger().dropped == ({"corrupt": 3} if lost else {})
     bench.fs.errors = no_errors
     assert [names(batch) for batch in await bench.batches()] == ([] if lost else [numbered(3)])
 
@@ -234,13 +239,13 @@ async def test_however_many_contexts_take_turns_what_is_held_open_is_bounded() -
     assert sum(len(batch.lines) for batch in ready) >= MAX_HELD_BYTES
     assert bench.source.close_due(anyio.current_time(), at_once=True)
     assert sum(len(batch.lines) for batch in bench.take(10**6)) <= MAX_HELD_BYTES
-    assert bench.store.cursor.queued == 40
+    assert bench.queue.cursor.queued == 40
 
 
 async def test_a_batch_of_many_spans_is_split() -> None:
     bench = Bench(BatchOptions(max_delay=1e9))
     bench.enqueue(*numbered(2400))
-    bench.store.cursor.settle([Span(seq, seq + 1) for seq in range(2, 2400, 2)], Outcome.DELIVERED)
+    bench.queue.cursor.settle([Span(seq, seq + 1) for seq in range(2, 2400, 2)], Outcome.DELIVERED)
     found = await bench.batches(10**6)
     assert sum(batch.event_count for batch in found) == 1201
     assert all(len(batch.spans) <= MAX_HELD_SPANS for batch in found)
@@ -259,7 +264,7 @@ async def test_split_sessions_gives_events_the_numbers_and_the_bytes_that_they_h
     bench = Bench(BatchOptions(split_sessions=True))
     mixed = [Event(session, "REMOTE", "MISS", name, 1.5) for session, name in ("a1", "a2", "b3", "ü4", "a5", "a6")]
     bench.enqueue_payload(6, record(encode_events(mixed)))
-    bench.store.cursor.settle([Span(2, 3), Span(5, 6)], Outcome.DELIVERED)
+    bench.queue.cursor.settle([Span(2, 3), Span(5, 6)], Outcome.DELIVERED)
     found = await bench.batches()
     assert [(batch.spans, batch.lines) for batch in found] == [
         ((Span(1, 2), Span(6, 7)), encode_events([mixed[0], mixed[5]])),
@@ -275,7 +280,7 @@ async def test_no_body_is_larger_than_max_bytes(max_events: int) -> None:
         bench.enqueue(*("x" * (number * 7 % 50) for _ in range(number % 5 + 1)))
     found = await bench.batches(max_events)
     assert all(len(to_json_array(batch.lines)) <= 1000 for batch in found)
-    assert sum(batch.event_count for batch in found) == bench.store.cursor.queued
+    assert sum(batch.event_count for batch in found) == bench.queue.cursor.queued
 
 
 FOREIGN = [

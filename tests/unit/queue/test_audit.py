@@ -17,8 +17,9 @@ from agent.queue.maintenance.audit import Audit, audit
 from agent.queue.maintenance.browse import EventFilter, event_page, list_segments
 from agent.queue.record import Record, encode_frame, encode_record
 from agent.queue.snapshot import read_queue
-from agent.queue.store import Limits, Store
+from agent.queue.store import Limits
 from tests.support.fault_filesystem import FaultFilesystem, failing
+from tests.support.open_queue import OpenQueue
 from tests.support.pipelines import DIRECTORY, EPOCH, events, numbered
 
 SEGMENTS = DIRECTORY / "segments"
@@ -29,15 +30,14 @@ LIMITS = Limits(segment_bytes=700)
 def made() -> FaultFilesystem:
     """Return a disk with a queue of two segments, six events in each, in records of three."""
     fs = FaultFilesystem()
-    store = Store(fs, DIRECTORY, LIMITS)
+    queue = OpenQueue(fs, DIRECTORY, LIMITS)
     for start in range(0, 12, 3):
         entry = Entry(
             3, encode_record(Record(EPOCH + start, Context(), encode_events(events(*numbered(12)[start : start + 3]))))
         )
-        store.commit(store.plan([entry], EPOCH), EPOCH)
-        store.published()
-    store.cursor.settle([Span(1, 3)], Outcome.DELIVERED)
-    store.close()
+        queue.commit([entry], EPOCH)
+    queue.cursor.settle([Span(1, 3)], Outcome.DELIVERED)
+    queue.close()
     assert [path.name for path in fs.paths() if path.parent == SEGMENTS] == [FIRST.name, SECOND.name]
     return fs
 
@@ -139,9 +139,9 @@ def test_letters_in_a_file_that_cannot_be_read_are_priced_by_its_name_and_the_ne
 
 def test_one_event_that_is_missing_is_missing() -> None:
     fs = made()
-    store = Store(fs, DIRECTORY, LIMITS)
-    store.cursor.settle([Span(3, 6)], Outcome.DELIVERED)
-    store.close()
+    queue = OpenQueue(fs, DIRECTORY, LIMITS)
+    queue.cursor.settle([Span(3, 6)], Outcome.DELIVERED)
+    queue.close()
     lose_a_segment(fs)
     (problem,) = check(fs).problems
     assert problem.what == "1 event before the first segment is missing: a segment is gone"
@@ -149,9 +149,9 @@ def test_one_event_that_is_missing_is_missing() -> None:
 
 def test_damage_of_what_is_settled_is_worth_a_note() -> None:
     fs = made()
-    store = Store(fs, DIRECTORY, LIMITS)
-    store.cursor.settle([Span(3, 4)], Outcome.DELIVERED)
-    store.close()
+    queue = OpenQueue(fs, DIRECTORY, LIMITS)
+    queue.cursor.settle([Span(3, 4)], Outcome.DELIVERED)
+    queue.close()
     rot_a_record(fs)
     found = check(fs)
     assert found.ok
@@ -217,8 +217,8 @@ def test_a_slot_that_is_damaged_is_worth_a_note_and_a_cursor_that_is_lost_is_a_p
 
 
 def test_a_directory_in_a_segments_place_is_named_and_costs_nothing_that_was_not_there(tmp_path: Path) -> None:
-    store = Store(OsFilesystem(), tmp_path / "queue", LIMITS)
-    store.close()
+    queue = OpenQueue(OsFilesystem(), tmp_path / "queue", LIMITS)
+    queue.close()
     (tmp_path / "queue" / "segments" / segment.name(9999)).mkdir(mode=0o755)
     (tmp_path / "queue" / "dead-letters").mkdir(mode=0o700)
     fs = OsFilesystem()

@@ -14,10 +14,12 @@ from agent.events import Block, Context
 from agent.queue.committer import MAX_PENDING_BYTES, STALL_SECONDS, CommitGroup, Committer
 from agent.queue.cursor import Outcome, Span
 from agent.queue.filesystem import OsFilesystem
+from agent.queue.ownership import Exclusive
 from agent.queue.record import Frame, decode_record
-from agent.queue.store import Committed, Limits, Store
+from agent.queue.store import Committed, Limits
 from agent.runtime import RunBlocking, run_in_thread
 from tests.support.fault_filesystem import FaultFilesystem, failing, no_errors
+from tests.support.open_queue import OpenQueue
 
 pytestmark = pytest.mark.anyio
 
@@ -58,13 +60,14 @@ class Setting:
 
     def __init__(self, limits: Limits | None = None, run_blocking: RunBlocking | None = None) -> None:
         self.disk = FaultFilesystem()
-        self.store = Store(self.disk, ROOT, limits or Limits())
+        queue = OpenQueue(self.disk, ROOT, limits or Limits())
+        self.store = queue.store
         self.gate = Gate()
         self.commits: list[Committed] = []
         self.now = 1000.0
         self.committer = Committer(
             self.store,
-            run_blocking=run_blocking or self.gate,
+            Exclusive(queue.writer, lambda writer: writer.quarantined, run_blocking or self.gate),
             wall_clock=lambda: self.now,
             on_commit=self.commits.append,
         )
@@ -102,7 +105,7 @@ class TestGroups:
         setting = Setting()
         async with running(setting) as committer:
             committed = await outcome(committer.submit(block("a", 3)).wait())
-            assert committed == Committed(None, None, None)
+            assert committed == Committed(setting.store.view)
             assert setting.store.cursor.queued == 3
         assert setting.commits[0] is committed
 
@@ -133,7 +136,7 @@ class TestGroups:
             for text in "abcdef":
                 committer.submit(block(text))
                 await anyio.lowlevel.checkpoint()
-        items = setting.store.reader().read(1000)
+        items = setting.store.reader().read(setting.store.view, 1000).items
         assert b"".join(decode_record(i.payload).lines for i in items if isinstance(i, Frame)) == b"abcdef"
 
     async def test_everyone_who_waits_for_a_group_is_told(self) -> None:
@@ -148,7 +151,7 @@ class TestGroups:
                 tasks.start_soon(wait, group)
             async with running(setting):
                 pass
-        assert told == [Committed(None, None, None)] * 5
+        assert told == [Committed(setting.store.view)] * 5
 
     async def test_a_checkpoint_can_be_had_without_entries(self) -> None:
         setting = Setting()
@@ -157,14 +160,14 @@ class TestGroups:
             setting.store.cursor.settle([Span(1, 2)], Outcome.DELIVERED)
             await outcome(committer.request().wait())
         setting.disk.kill()
-        assert Store(setting.disk, ROOT, Limits()).cursor.ledger().delivered == 1
+        assert OpenQueue(setting.disk, ROOT, Limits()).cursor.ledger().delivered == 1
         assert setting.writes() == 1
 
     async def test_segments_know_the_wall_clocks_time(self) -> None:
         setting = Setting()
         async with running(setting) as committer:
             await outcome(committer.submit(block("a")).wait())
-        assert setting.store.log.view.segments[0].created_at == 1000.0
+        assert setting.store.view.segments[0].created_at == 1000.0
 
 
 class TestRefusals:
@@ -196,7 +199,7 @@ class TestRefusals:
         setting = Setting(Limits(max_bytes=100, overflow="drop-newest"))
         async with running(setting) as committer:
             committed = await outcome(committer.submit(block("x" * 200, 4)).wait())
-        assert committed == Committed(Outcome.OVERFLOW, None, None)
+        assert committed == Committed(setting.store.view, Outcome.OVERFLOW)
         assert setting.store.cursor.ledger().dropped == {Outcome.OVERFLOW: 4}
 
     async def test_a_failed_checkpoint_costs_no_events(self) -> None:
@@ -284,12 +287,13 @@ class TestEnd:
 
 
 async def test_a_real_disk_and_a_real_thread(tmp_path: Path) -> None:
-    store = Store(OsFilesystem(), tmp_path, Limits())
-    real = Committer(store, run_blocking=run_in_thread, wall_clock=lambda: 0.0, on_commit=lambda _: None)
+    queue = OpenQueue(OsFilesystem(), tmp_path, Limits())
+    writer = Exclusive(queue.writer, lambda writer: writer.quarantined, run_in_thread)
+    real = Committer(queue.store, writer, wall_clock=lambda: 0.0, on_commit=lambda _: None)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(real.run)
         for number in range(20):
             assert (await outcome(real.submit(block(str(number))).wait())).refused is None
         real.close()
-    store.close()
-    assert Store(OsFilesystem(), tmp_path, Limits()).cursor.queued == 20
+    queue.close()
+    assert OpenQueue(OsFilesystem(), tmp_path, Limits()).cursor.queued == 20

@@ -70,7 +70,7 @@ def test_beyond_its_size_the_oldest_letters_go_and_are_counted() -> None:
         log.append(letter(number), now=5.0)
     kept = [each.seq for each in dead_letters(fs)]
     assert kept == list(range(100 - len(kept), 100))
-    assert log.discarded == 100 - len(kept) > 50
+    assert log.counts.discarded == 100 - len(kept) > 50
     assert sum(len(fs.read_bytes(path)) for path in fs.paths()) <= 2000 + 2 * 500
 
 
@@ -92,20 +92,20 @@ def test_a_disk_that_refuses_is_an_error_and_the_next_try_keeps_the_letter_once(
 def test_how_many_letters_there_are_is_known_whatever_comes_and_goes_and_in_another_life() -> None:
     fs = FaultFilesystem()
     log = opened(fs, segment_bytes=500, max_bytes=2000)
-    assert log.held is None
+    assert log.counts.held is None
     log.count()
-    assert log.held == 0
+    assert log.counts.held == 0
     for number in range(100):
         log.append(letter(number), now=5.0)
-        assert log.held == len(dead_letters(fs))
-    log.remove(lambda kept: kept.letter.seq % 2 == 0, now=6.0)
-    assert log.held == len(dead_letters(fs)) > 0
+        assert log.counts.held == len(dead_letters(fs))
+    log.remove(lambda each: each.dead_letter.seq % 2 == 0, now=6.0)
+    assert log.counts.held == len(dead_letters(fs)) > 0
     log.close()
     another = opened(fs)
     another.count()
-    assert another.held == log.held
+    assert another.counts.held == log.counts.held
     another.remove(lambda _: True, now=7.0)
-    assert another.held == 0
+    assert another.counts.held == 0
 
 
 def test_how_many_letters_there_are_is_not_known_where_they_cannot_be_listed() -> None:
@@ -114,7 +114,7 @@ def test_how_many_letters_there_are_is_not_known_where_they_cannot_be_listed() -
     fs.errors = failing("names", errno.EACCES)
     log = opened(fs)
     log.count()
-    assert log.held is None
+    assert log.counts.held is None
 
 
 def test_what_could_not_be_deleted_is_not_counted_as_discarded() -> None:
@@ -122,16 +122,16 @@ def test_what_could_not_be_deleted_is_not_counted_as_discarded() -> None:
     log = opened(fs, segment_bytes=300, max_bytes=600)
     for number in range(8):
         log.append(letter(number), now=5.0)
-    before = log.discarded
+    before = log.counts.discarded
     fs.errors = failing("unlink", errno.EIO)
     for _ in range(3):
         with pytest.raises(StorageError):
             log.append(letter(8), now=5.0)
-    assert log.discarded == before
+    assert log.counts.discarded == before
     fs.errors = no_errors
     log.append(letter(8), now=5.0)
     kept = [each.seq for each in dead_letters(fs)]
-    assert kept == list(range(log.discarded, 9))
+    assert kept == list(range(log.counts.discarded, 9))
 
 
 def test_a_damaged_letter_costs_that_letter_only() -> None:

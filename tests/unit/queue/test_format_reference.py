@@ -15,10 +15,12 @@ from agent.queue.cursor import SLOT_BYTES, SLOTS, Cursor, CursorState, Outcome, 
 from agent.queue.cursor_file import newest_in
 from agent.queue.dead_letters import DeadLetter, DeadLetters, dead_letter_in
 from agent.queue.filesystem import DIRECTORY_MODE, FILE_MODE, OsFilesystem
-from agent.queue.log import Entry
+from agent.queue.log import Entry, Log
+from agent.queue.quarantine import Quarantine
 from agent.queue.record import Record, decode_record, encode_record
 from agent.queue.snapshot import read_queue
-from agent.queue.store import Limits, Store
+from agent.queue.store import Limits
+from tests.support.open_queue import OpenQueue
 
 REFERENCE: Final = Path(record.__file__).with_name("FORMAT.md").read_text()
 NOW: Final = 1750000000.5
@@ -41,18 +43,17 @@ def dump(name: str) -> bytes:
     return data
 
 
-def commit(store: Store, events: list[Event]) -> None:
+def commit(queue: OpenQueue, events: list[Event]) -> None:
     """Append one record of these events, and write the checkpoint that belongs to it."""
     entries = [Entry(len(events), encode_record(Record(NOW, CONTEXT, encode_events(events))))] if events else []
-    assert store.commit(store.plan(entries, NOW), NOW).checkpoint_error is None
-    store.published()
+    assert queue.commit(entries, NOW).checkpoint_error is None
 
 
 def written_segment(directory: Path) -> bytes:
     """Return the segment of a new queue that got one event."""
-    store = Store(OsFilesystem(), directory, Limits(max_age=1e9))
-    commit(store, [EVENT])
-    store.close()
+    queue = OpenQueue(OsFilesystem(), directory, Limits(max_age=1e9))
+    commit(queue, [EVENT])
+    queue.close()
     return (directory / "segments" / "00000000000000000001.seg").read_bytes()
 
 
@@ -63,14 +64,20 @@ def written_record() -> bytes:
 
 def written_slot(directory: Path) -> bytes:
     """Return the slot of a cursor's first checkpoint, after a commit whose own checkpoint did not come to it."""
-    store = Store(OsFilesystem(), directory, Limits(max_age=1e9))
-    store.log.append([Entry(4, encode_record(Record(NOW, CONTEXT, encode_events([EVENT] * 4))))], NOW)
-    store.published()
-    store.cursor.settle([Span(1, 2)], Outcome.DELIVERED)
-    store.cursor.settle([Span(3, 4)], Outcome.DEAD_LETTERED)
-    store.cursor.shed(2, Outcome.OVERFLOW)
-    store.cursor.pause = PAUSE
-    commit(store, [])
+    log = Log.recover(
+        OsFilesystem(),
+        directory / "segments",
+        Quarantine(OsFilesystem(), directory / "quarantine"),
+        segment_bytes=1 << 20,
+    )
+    log.append([Entry(4, encode_record(Record(NOW, CONTEXT, encode_events([EVENT] * 4))))], NOW)
+    log.seal()
+    queue = OpenQueue(OsFilesystem(), directory, Limits(max_age=1e9))
+    queue.cursor.settle([Span(1, 2)], Outcome.DELIVERED)
+    queue.cursor.settle([Span(3, 4)], Outcome.DEAD_LETTERED)
+    queue.cursor.shed(2, Outcome.OVERFLOW)
+    queue.cursor.pause = PAUSE
+    commit(queue, [])
     data = (directory / "cursor").read_bytes()
     assert len(data) == SLOTS * SLOT_BYTES
     assert not any(data[:SLOT_BYTES])

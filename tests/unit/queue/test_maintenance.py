@@ -13,8 +13,9 @@ from agent.errors import DeadlineError, StorageError
 from agent.events import Context, encode_events
 from agent.queue.cursor import Ledger
 from agent.queue.dead_letters import DeadLetter, DeadLetters, dead_letters_in
-from agent.queue.maintenance import changes
 from agent.queue.maintenance.browse_dead_letters import DeadLetterFilter, dead_letter_page
+from agent.queue.maintenance.purge import Purged, purge
+from agent.queue.maintenance.retry import Retried, retry
 from agent.queue.store import Limits
 from tests.support import virtual_time
 from tests.support.fake_transport import FakeTransport, reject
@@ -36,10 +37,8 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 
 
 def letters_of(pipeline: Pipeline) -> list[tuple[int, str]]:
-    read = pipeline.dead_letters.read
-    return read(
-        lambda log, repeats: [(kept.letter.seq, kept.letter.event.hash) for kept in dead_letters_in(log, repeats)]
-    )
+    log, repeats = DeadLetters.beside(pipeline.fs, DIRECTORY, Limits()).read(lambda *found: found)
+    return [(each.dead_letter.seq, each.dead_letter.event.hash) for each in dead_letters_in(log, repeats)]
 
 
 # Purge
@@ -54,12 +53,12 @@ async def test_a_purge_waits_for_what_is_under_way_and_counts_only_what_was_not_
         await submit(pipeline, numbered(5)).wait()
         await transport.wait_until(lambda t: t.in_flight == 1)
         async with anyio.create_task_group() as tasks:
-            done: list[changes.Purged] = []
+            done: list[Purged] = []
 
-            async def purge() -> None:
-                done.append(await changes.purge(pipeline, 60.0))
+            async def purge_it() -> None:
+                done.append(await purge(pipeline, 60.0))
 
-            tasks.start_soon(purge)
+            tasks.start_soon(purge_it)
             await anyio.sleep(1)
             assert pipeline.ledger().queued == 5
             transport.release()
@@ -79,7 +78,7 @@ async def test_a_purge_gives_up_at_its_deadline_and_does_nothing_later_either() 
         await submit(pipeline, numbered(3)).wait()
         await transport.wait_until(lambda t: t.in_flight == 1)
         with pytest.raises(DeadlineError, match="nothing was purged"):
-            await changes.purge(pipeline, 5.0)
+            await purge(pipeline, 5.0)
         assert anyio.current_time() >= 5
         transport.release()
         await pipeline.flush()
@@ -98,7 +97,7 @@ async def test_a_purge_works_whatever_delivery_is_doing(state: str) -> None:
         await anyio.sleep(30)
         if state == "a new configuration":
             pipeline.reconfigure(DeliveryConfig(FakeTransport(lambda _c, _e: TRANSIENT), h.settings, h.options))
-        done = await changes.purge(pipeline, 60.0)
+        done = await purge(pipeline, 60.0)
         assert (done.purged, pipeline.ledger()) == (3, Ledger(3, 0, 0, {"purged": 3}, 0))
         assert len(h.fs.names(DIRECTORY / "segments")) == 1
         await h.kill()
@@ -111,7 +110,7 @@ async def test_a_purge_that_cannot_give_all_the_room_back_says_why() -> None:
         pipeline.pause()
         await submit(pipeline, numbered(3)).wait()
         h.fs.errors = failing("create", errno.ENOSPC)
-        done = await changes.purge(pipeline, 60.0)
+        done = await purge(pipeline, 60.0)
         assert done.purged == 3
         assert "No space left on device" in str(done.problem)
         h.fs.errors = no_errors
@@ -130,7 +129,7 @@ async def test_an_event_that_is_refused_again_is_a_letter_again_with_a_new_numbe
         await pipeline.flush()
         assert letters_of(pipeline) == [(2, "h1"), (4, "h3")]
         transport.rule = reject("h3")
-        assert await changes.retry(pipeline, EVERYTHING) == changes.Retried(2, 0, None, None)
+        assert await retry(pipeline, EVERYTHING) == Retried(2, 0, None, None)
         await pipeline.flush()
         assert letters_of(pipeline) == [(6, "h3")]
         assert transport.taken == ["h0", "h2", "h1"]
@@ -146,9 +145,9 @@ async def test_letters_that_come_while_others_are_retried_stay() -> None:
         pipeline = h.start()
         await submit(pipeline, names).wait()
         await pipeline.flush()
-        done = await changes.retry(pipeline, EVERYTHING)
+        done = await retry(pipeline, EVERYTHING)
         await pipeline.flush()
-        assert done == changes.Retried(510, 0, None, None)
+        assert done == Retried(510, 0, None, None)
         assert [name for _, name in letters_of(pipeline)] == names
         assert pipeline.ledger() == Ledger(1020, 0, 1020, {}, 0, 510)
         assert balanced(pipeline)
@@ -163,11 +162,11 @@ async def test_a_disk_that_refuses_a_retry_drops_nothing_and_keeps_the_letters()
         h.fs.errors = lambda operation, path: (
             failing("pwrite", errno.EIO)(operation, path) if path.parent == DIRECTORY / "segments" else None
         )
-        assert await changes.retry(pipeline, EVERYTHING) == changes.Retried(0, 2, "disk_error", None)
+        assert await retry(pipeline, EVERYTHING) == Retried(0, 2, "disk_error", None)
         assert pipeline.ledger() == Ledger(2, 0, 2, {}, 0)
         h.fs.errors = no_errors
         h.transport.rule = reject()
-        assert (await changes.retry(pipeline, EVERYTHING)).retried == 2
+        assert (await retry(pipeline, EVERYTHING)).retried == 2
         await pipeline.flush()
         assert (pipeline.ledger(), letters_of(pipeline)) == (Ledger(4, 2, 2, {}, 0, 2), [])
 
@@ -180,7 +179,7 @@ async def test_a_retry_whose_letters_cannot_be_removed_says_that_another_one_wou
         await pipeline.flush()
         pipeline.pause()
         h.fs.errors = failing("unlink", errno.EPERM)
-        done = await changes.retry(pipeline, EVERYTHING)
+        done = await retry(pipeline, EVERYTHING)
         assert (done.retried, done.refused) == (1, None)
         assert "cannot delete old segments" in str(done.problem)
         assert pipeline.ledger().retried == 1
@@ -197,10 +196,10 @@ async def test_a_retry_of_letters_that_could_not_be_removed_queues_nothing_and_s
         first, *_, last = [path for path in h.fs.paths() if path.parent == DIRECTORY / "dead-letters"]
         h.fs.errors = failing("open", errno.EACCES, first)
         with pytest.raises(StorageError, match=rf"{first}: cannot be read: .*: no event was put back"):
-            await changes.retry(pipeline, EVERYTHING)
+            await retry(pipeline, EVERYTHING)
         assert (pipeline.ledger().retried, pipeline.ledger().queued) == (0, 0)
         h.fs.errors = failing("open", errno.EACCES, last)
-        done = await changes.retry(pipeline, EVERYTHING)
+        done = await retry(pipeline, EVERYTHING)
         assert (done.retried, done.unreadable, done.problem) == (int(last.stem) - 1, 21 - int(last.stem), None)
         h.fs.errors = no_errors
         assert [name for _, name in letters_of(pipeline)] == names[done.retried :]
@@ -215,7 +214,7 @@ async def test_events_are_durable_before_their_letters_go_whatever_the_queue_syn
         pipeline.pause()
         await pipeline.commit_once()
         before = h.fs.calls
-        await changes.retry(pipeline, EVERYTHING)
+        await retry(pipeline, EVERYTHING)
         calls = [(call.operation, call.path.parent.name) for call in h.fs.log[before:]]
         assert calls.index(("sync", "segments")) < calls.index(("unlink", "dead-letters"))
         last_sync = max(index for index, call in enumerate(calls) if call == ("sync", "segments"))
@@ -248,7 +247,7 @@ def test_of_a_letter_that_came_twice_the_last_one_counts_and_a_number_that_was_g
     )
     assert shown(log) == [(2, "b", 0), (1, "a", 500), (2, "of a later life", 0)]
     assert shown(log, DeadLetterFilter(numbers=frozenset({2}))) == [(2, "b", 0), (2, "of a later life", 0)]
-    assert log.remove(lambda kept: kept.letter.seq == 1, EPOCH).letters == 1
+    assert log.remove(lambda each: each.dead_letter.seq == 1, EPOCH).removed == 1
     assert sorted(shown(log)) == [(2, "b", 0), (2, "of a later life", 0)]
 
 
@@ -275,7 +274,7 @@ def test_only_segments_up_to_the_last_letter_that_goes_are_written_again() -> No
     log = opened(fs, *(letter(number, f"h{number}") for number in range(20)))
     last = [path for path in fs.paths() if path.parent.name == "dead-letters"][-1]
     before = fs.read_bytes(last)
-    log.remove(lambda kept: kept.letter.seq == 0, EPOCH)
+    log.remove(lambda each: each.dead_letter.seq == 0, EPOCH)
     assert fs.read_bytes(last).startswith(before)
     assert sorted(seq for seq, _, _ in shown(log)) == list(range(1, 20))
 
@@ -318,6 +317,6 @@ def test_a_letter_file_that_cannot_be_read_is_not_deleted() -> None:
     first = next(path for path in fs.paths() if path.parent.name == "dead-letters")
     fs.errors = failing("open", errno.EACCES, first)
     with pytest.raises(StorageError, match="no letter was removed"):
-        log.remove(lambda kept: kept.letter.seq == 19, EPOCH)
+        log.remove(lambda each: each.dead_letter.seq == 19, EPOCH)
     fs.errors = no_errors
     assert len(shown(log)) == 20

@@ -8,10 +8,9 @@ import pytest
 from agent.errors import StorageError
 from agent.queue.cursor import Span
 from agent.queue.log import Log
-from agent.queue.reader import Gap
 from agent.queue.record import HEADER_BYTES as FRAME_HEADER_BYTES
 from agent.queue.record import encode_frame
-from agent.queue.segment import HEADER_BYTES
+from agent.queue.segment import HEADER_BYTES, Gap
 from tests.support.fault_filesystem import FaultFilesystem, failing, no_errors
 from tests.support.queue_files import (
     brief,

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.queue import segment
+from agent.queue.cursor import Span
 from agent.queue.record import HEADER_BYTES, MARKER, Frame, encode_frame
-from agent.queue.segment import Damage, Scan, Segment
+from agent.queue.segment import Damage, Gap, Scan, Segment
 
 FRAMES = [encode_frame(41, 3, b"first"), encode_frame(44, 1, b""), encode_frame(45, 9, b"third" + MARKER)]
 HEADER = segment.encode_header(41, 1_700_000_000.25)
@@ -223,6 +224,88 @@ def test_every_frame_that_damage_has_not_touched_is_found_and_all_the_rest_is_to
     covered = sorted([*spans, *found.damage])
     assert [start for start, _ in covered] == [0, *(stop for _, stop in covered)][: len(covered)]
     assert (covered[-1][1] if covered else 0) == found.end
+
+
+# --- what the bytes mean ------------------------------------------------------------------------------------------
+
+ALL = b"".join(FRAMES)
+ENDS = [len(b"".join(FRAMES[:count])) for count in range(4)]
+ROT = b"rot" * 9
+
+
+def meaning(
+    data: bytes, limit: int | None = 54, expected: int = 41, *, whole: bool = True
+) -> list[int | tuple[int, int]]:
+    """Return the first numbers of the frames that count, and of gaps where they start and stop."""
+    found = segment.interpret(data, 0, expected, limit, whole=whole)
+    return [item.first_seq if isinstance(item, Frame) else (item.span.start, item.span.stop) for item in found.items]
+
+
+@pytest.mark.parametrize(
+    ("data", "items"),
+    [
+        pytest.param(ALL, [41, 44, 45], id="whole"),
+        pytest.param(FRAMES[0] + FRAMES[2], [41, (44, 45), 45], id="a frame is missing"),
+        pytest.param(FRAMES[0] + ROT + FRAMES[2], [41, (44, 45), 45], id="a frame is damaged"),
+        pytest.param(ROT + ALL, [41, 44, 45], id="bytes between frames"),
+        pytest.param(ALL[: ENDS[2]] + ROT, [41, 44, (45, 54)], id="the last one is damaged"),
+        pytest.param(ALL[: ENDS[1]], [41, (44, 54)], id="the end is gone"),
+        pytest.param(b"", [(41, 54)], id="nothing is there"),
+        pytest.param(ALL + LAST, [41, 44, 45], id="a leftover"),
+        pytest.param(FRAMES[0] + FRAMES[1] + FRAMES[0] + FRAMES[2], [41, 44, 45], id="a frame comes twice"),
+    ],
+)
+def test_every_number_is_accounted_for_once(data: bytes, items: list[int | tuple[int, int]]) -> None:
+    assert meaning(data) == items
+    found = segment.interpret(data, 0, 41, 54, whole=True)
+    assert found.next_seq == 54
+
+
+def test_a_gap_tells_which_bytes_are_in_its_place() -> None:
+    data = FRAMES[0] + ROT + FRAMES[2]
+    found = segment.interpret(data, 0, 41, 54, whole=True)
+    assert found.items[1] == Gap(Span(44, 45), ENDS[1], ENDS[1] + len(ROT))
+    assert found.damage == [Damage(ENDS[1], ENDS[1] + len(ROT))]
+    found = segment.interpret(FRAMES[0], 0, 41, 54, whole=True)
+    assert found.items[1] == Gap(Span(44, 54), ENDS[1], ENDS[1])
+
+
+@pytest.mark.parametrize("limit", [45, 53])
+def test_a_frame_that_reaches_beyond_the_limit_is_a_leftover(limit: int) -> None:
+    assert meaning(ALL, limit) == [41, 44, *([(45, limit)] if limit > 45 else [])]
+
+
+@pytest.mark.parametrize(("expected", "items"), [(42, [41, 44]), (44, [44]), (45, [])])
+def test_a_reader_that_begins_within_a_segment_gets_what_it_has_not_had(expected: int, items: list[int]) -> None:
+    assert meaning(ALL, 45, expected) == items
+
+
+def test_what_follows_the_last_number_of_a_segment_is_no_damage() -> None:
+    """It is left of a write that failed, and was done again in the next segment."""
+    leftovers = ROT + LAST + ROT
+    found = segment.interpret(ALL + leftovers, 0, 41, 54, whole=True)
+    assert (found.damage, found.leftover) == ([], len(leftovers))
+    found = segment.interpret(ROT + ALL + leftovers, 0, 41, 54, whole=True)
+    assert (found.damage, found.leftover) == ([Damage(0, len(ROT))], len(leftovers))
+
+
+def test_damage_before_a_leftover_counts_as_long_as_numbers_are_missing() -> None:
+    found = segment.interpret(FRAMES[0] + ROT + LAST, 0, 41, 54, whole=True)
+    assert found.damage == [Damage(ENDS[1], ENDS[1] + len(ROT))]
+    assert (found.items[1:], found.leftover) == ([Gap(Span(44, 54), ENDS[1], ENDS[1] + len(ROT) + len(LAST))], 0)
+
+
+def test_of_a_part_of_a_segment_nothing_is_given_up_yet() -> None:
+    data = ALL[: ENDS[2] + 5]
+    assert meaning(data, whole=False) == [41, 44]
+    found = segment.interpret(data, 0, 41, 54, whole=False)
+    assert (found.damage, found.end, found.next_seq) == ([], ENDS[2], 45)
+
+
+def test_where_the_end_is_looked_for_nothing_is_missing_at_the_end() -> None:
+    assert meaning(ALL[: ENDS[2]] + ROT, None) == [41, 44]
+    found = segment.interpret(ALL[: ENDS[2]] + ROT, 0, 41, None, whole=True)
+    assert (found.next_seq, found.damage) == (45, [Damage(ENDS[2], ENDS[2] + len(ROT))])
 
 
 # --- the end of a segment -----------------------------------------------------------------------------------------

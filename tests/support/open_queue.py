@@ -1,0 +1,65 @@
+"""A queue that is open in one thread: its store and its writer, and a commit that goes through both."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from agent.queue.cursor import Cursor
+from agent.queue.filesystem import Filesystem
+from agent.queue.log import Entry, LogView
+from agent.queue.reader import Reader
+from agent.queue.record import Frame
+from agent.queue.segment import Gap
+from agent.queue.store import Committed, Limits, Plan, Store
+from agent.queue.writer import Writer
+
+
+class OpenQueue:
+    """An open queue."""
+
+    def __init__(self, fs: Filesystem, directory: Path, limits: Limits) -> None:
+        """Open it and recover what a crash left. Raises StorageError."""
+        self.writer = Writer(fs, directory, limits)
+        self.store = Store(fs, directory, limits, self.writer.recovered)
+
+    @property
+    def cursor(self) -> Cursor:
+        """What is settled."""
+        return self.store.cursor
+
+    @property
+    def view(self) -> LogView:
+        """What the log holds."""
+        return self.store.view
+
+    def commit(self, entries: Sequence[Entry] = (), now: float = 0.0, *, reclaim: bool = False) -> Committed:
+        """Plan, commit and apply, as the committer does."""
+        return self.perform(self.store.plan(entries, now, reclaim=reclaim), now)
+
+    def perform(self, plan: Plan, now: float = 0.0) -> Committed:
+        """Commit a plan and apply what became of it."""
+        committed = self.writer.commit(plan, now)
+        self.store.apply(plan, committed)
+        return committed
+
+    def items(self, max_bytes: int = 1 << 20) -> list[Frame | Gap]:
+        """Read all that is not settled; what is damaged goes to quarantine."""
+        return read_all(self.store.reader(), self.view, self.writer, max_bytes)
+
+    def close(self) -> None:
+        """End in order. Raises StorageError."""
+        self.writer.close(self.cursor.state())
+
+
+def read_all(
+    reader: Reader, view: LogView, writer: Writer | None = None, max_bytes: int = 1 << 20
+) -> list[Frame | Gap]:
+    """Read to the end of a log; with a writer, what is damaged goes to quarantine."""
+    everything: list[Frame | Gap] = []
+    while True:
+        read = reader.read(view, max_bytes)
+        if writer is not None:
+            writer.quarantine(read.damaged)
+        if not read.items:
+            reader.close()
+            return everything
+        everything += read.items
