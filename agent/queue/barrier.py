@@ -1,7 +1,5 @@
 """Flush barriers: what becomes of exactly the events that were accepted before one moment.
 
-It knows sequence numbers and counts. It must never know who waits, delivery or files.
-
 A barrier begins with the counts of its moment and adds what the cursor settles below its number from then on. An event has one
 number and is settled once, so that the counts add up to what had been accepted, whatever comes in or is settled out of order
 meanwhile. A dead letter that is put back is a new event: its old number stays dead-lettered, its new one lies where it came in.

@@ -1,7 +1,5 @@
 """How far a queue is settled, and the ledger: what has become of every event, exactly.
 
-It knows sequence numbers and counts. It must never know delivery or files.
-
 Events are numbered from 1 as they become durable. `position` is the first one that is not settled; batches settle out of order,
 so spans beyond it may be settled too. An event is settled once, by whatever comes first, which makes every count exact:
 

@@ -1,7 +1,7 @@
 """The seam between the queue and the disk: a small Protocol, and its only implementation on a real operating system.
 
-It knows files, directories and locks. It must never know what the bytes mean. Every method may raise OSError, which the
-callers translate: a path's meaning (segment, cursor, dead letter) is theirs. Nothing here retries, above all not a sync.
+Every method may raise OSError, which the callers translate: they know what a path is (segment, cursor, dead letter). Nothing here
+retries, above all not a sync.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 FOREIGN = frozenset({errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EINVAL})
-"""What `open` says of a name that is no file, so none of ours: a directory, a link, a FIFO, a socket, a device."""
+"""What `open` says of a name that is not a regular file, so not one of ours: a directory, a link, a FIFO, a socket, a device."""
 
 
 class File(Protocol):

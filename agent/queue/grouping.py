@@ -1,7 +1,5 @@
 """Which submitted blocks become which records: small ones of one context that are committed together share one.
 
-It knows blocks and records. It must never know files, or who waits for what.
-
 What follows a record through the queue costs the same for one event as for hundreds: the frame, reading it, and finding its
 place in a batch. Clients that send one event each would pay that for each event.
 """

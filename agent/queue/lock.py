@@ -1,4 +1,4 @@
-"""The lock that keeps a queue directory to one process. It must never know who wants the queue, or for what."""
+"""The lock that keeps a queue directory to one process."""
 
 import errno
 from pathlib import Path

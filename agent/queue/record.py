@@ -1,6 +1,6 @@
 """One frame of a segment as bytes, and the record that it carries.
 
-It knows the byte layout of disk format version 1 (FORMAT.md beside it). It must never know files.
+This is the byte layout of disk format version 1 (FORMAT.md beside it has all of it).
 
     marker u32 | length u32 | crc32 u32 | first_seq u64 | count u32 | payload        little-endian
 

@@ -1,6 +1,6 @@
 """The orders that promises depend on, each as the mistake that would break it: old lines, and what would stand there instead.
 
-It knows lines of the agent's source. It must never know how they are tried. A change of the agent that touches these lines has
+A change of the agent that touches these lines has
 to change this table as well: an old text that is not there exactly once is an error.
 """
 

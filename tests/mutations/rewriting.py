@@ -1,7 +1,4 @@
-"""Makes mutations out of lines: where some stand in a file, others are put.
-
-It knows text. It must never know what the lines mean, or how mutations are tried.
-"""
+"""Makes mutations out of lines: where some stand in a file, others are put."""
 
 from collections.abc import Sequence
 from pathlib import Path

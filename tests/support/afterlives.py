@@ -1,7 +1,4 @@
-"""What comes after a crash: another process starts on what is left, is held to the promises, works on, and may die as well.
-
-It knows the order of things after a crash. It must never know what led to it.
-"""
+"""What comes after a crash: another process starts on what is left, is held to the promises, works on, and may die as well."""
 
 import random
 from collections import Counter

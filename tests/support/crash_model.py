@@ -1,7 +1,4 @@
-"""What a crash leaves of files and names, and who decides it: the state behind tests.support.fault_filesystem.
-
-It knows bytes, names, their pending changes and choosers. It must never know handles, locks, room or injected faults.
-"""
+"""What a crash leaves of files and names, and who decides it: the state behind tests.support.fault_filesystem."""
 
 import errno
 import os

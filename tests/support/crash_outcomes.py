@@ -1,6 +1,6 @@
 """Every disk that a power cut may leave at one moment, to be tried one after the other.
 
-It knows pending writes and names. It must never know what bytes mean: `cuts` says where a torn write is worth cutting.
+`cuts` says where a torn write is worth cutting.
 
 What is complete, and what is not:
 

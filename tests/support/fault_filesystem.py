@@ -1,7 +1,5 @@
 """A disk in memory that can fail, fill up, and lose whatever nobody synced: the fake of agent.queue.filesystem.
 
-It knows what a POSIX disk may do to bytes and names. It must never know what the bytes mean.
-
 What survives `crash()`, where the chooser decides among all that is allowed:
 
 - *Contents.* `sync` makes a file's data and length durable. Each write and truncation since then survives or not by itself,

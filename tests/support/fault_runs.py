@@ -1,7 +1,5 @@
 """A pipeline that works on a disk which fails at a chosen call, and the account of every event that it was given.
 
-It knows what was submitted, what the pipeline answered, and what the API took. It must never know which calls the agent makes.
-
 What it holds the pipeline to:
 
 - no error leaves `run`, and nothing stays open after `close`;

@@ -1,7 +1,5 @@
 """Processes that live one after the other on one queue, and the moments at which the next of them may die.
 
-It knows how a pipeline is started on what another one left. It must never know what a workload does.
-
 A process that dies in a call leaves what is on the disk just before or just after it: dying changes nothing else. So a life is
 lived once and undisturbed, and `watched` takes a copy of the disk and of the witness at each of these moments; another life then
 begins on each copy, as it was left by a SIGKILL, or as a power cut would leave it.

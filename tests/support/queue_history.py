@@ -1,6 +1,5 @@
-"""Writes a queue on a real disk with the agent's own code, and knows what a reader must find there.
-
-It knows what was appended, settled and damaged. It must never learn any of that from a reader.
+"""Writes a queue on a real disk with the agent's own code, and knows what a reader must find there: from what it did, never from
+a reader.
 """
 
 import errno

@@ -1,6 +1,4 @@
-"""A model of the queue on disk: drives a Store over a FaultFilesystem, and knows what must be true of it.
-
-It knows what was appended, acknowledged and settled, and which checkpoints a crash may leave. It must never know byte layout.
+"""A model of the queue on disk: drives a store and its writer over a FaultFilesystem, and knows what must be true of them.
 
 What it holds the queue to, with `sync = "commit"`:
 

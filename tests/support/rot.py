@@ -1,7 +1,4 @@
-"""A queue directory as a daemon left it, and what may happen to its bytes.
-
-It knows where each record stands. It must never know what a daemon makes of damage.
-"""
+"""A queue directory as a daemon left it, and what may happen to its bytes."""
 
 import os
 import random

@@ -1,7 +1,4 @@
-"""Scripted work for a whole pipeline: each workload goes through one part of what a pipeline does in its life.
-
-It knows what operators, clients and the API do. It must never know where it will be interrupted.
-"""
+"""Scripted work for a whole pipeline: each workload goes through one part of what a pipeline does in its life."""
 
 import errno
 from collections.abc import Awaitable, Callable
