@@ -4,6 +4,7 @@ A commit: the store plans, the writer writes in a thread, the store applies what
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import anyio
 
@@ -126,7 +127,7 @@ class Committer:
         now = self._wall_clock()
         plan = self._store.plan(entries_of(submitted, now), now, reclaim=reclaim)
         self._started_at = anyio.current_time()
-        committed = await self._writer.run(lambda writer: writer.commit(plan, now))
+        committed = await self._writer.run(partial(Writer.commit, plan=plan, now=now))
         self._started_at = None
         self._store.apply(plan, committed)
         self._pending_bytes -= size

@@ -143,7 +143,7 @@ def _all_stored(log: LogSnapshot) -> Iterator[StoredDeadLetter]:
 
 
 def _all_items(log: LogSnapshot, start: int) -> Iterator[StoredDeadLetter | Span]:
-    for index in range(log.index_of(start), len(log.view.segments)):
+    for index in range(max(log.view.index_of(start), 0), len(log.view.segments)):
         found = log.contents(index)
         for item in _items(index, found) if found is not None else ():
             if isinstance(item, StoredDeadLetter):
@@ -306,7 +306,7 @@ class _Removal:
                 count, last = count + 1, max(last, each.place)
         if mend:
             last = max([last, *(index for index, found in self._contents(len(self._segments)) if _is_damaged(found))])
-        unreadable = unreadable_in(self._before, self._before.limit(last) if last >= 0 else 0)
+        unreadable = unreadable_in(self._before, self._before.view.limit(last) if last >= 0 else 0)
         if last < 0:
             return Removed(0, 0, unreadable)
         damaged = self._keep_damage(last)
@@ -340,7 +340,7 @@ class _Removal:
 
     def _rewrite(self, goes: Callable[[StoredDeadLetter], bool], last: int, now: float) -> None:
         """Write what stays of the segments up to `last` to the end of the log, then delete them."""
-        position, is_all = self._before.limit(last), last == len(self._segments) - 1
+        position, is_all = self._before.view.limit(last), last == len(self._segments) - 1
         before = (each for each in dead_letters_in(self._before, self._repeats) if each.place <= last)
         stays = (each.dead_letter for each in before if not goes(each))
         if not self._append(stays, now, begin=is_all) and is_all:

@@ -12,8 +12,10 @@ Invariants
 
 import contextlib
 import errno
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -49,6 +51,14 @@ class LogView:
     def size(self) -> int:
         """The bytes of all segments."""
         return sum(s.size for s in self.segments)
+
+    def index_of(self, seq: int) -> int:
+        """Return the index of the segment that `seq` belongs to; -1 if it lies before all of them."""
+        return bisect_right(self.segments, seq, key=attrgetter("first_seq")) - 1
+
+    def limit(self, index: int) -> int:
+        """Return the number with which the segment after this one begins, or the next item after the last one."""
+        return self.segments[index + 1].first_seq if index + 1 < len(self.segments) else self.next_seq
 
 
 class AppendError(StorageError):
@@ -122,11 +132,6 @@ class Log:
             fs, directory, segment_bytes=segment_bytes, segment_seconds=segment_seconds, durable=durable, view=view
         )
 
-    @property
-    def directory(self) -> Path:
-        """Where the segments are."""
-        return self._directory
-
     def path(self, first_seq: int) -> Path:
         """Return where the segment that begins with `first_seq` is."""
         return self._directory / segment.name(first_seq)
@@ -137,17 +142,21 @@ class Log:
         `now` is in seconds since the epoch. Raises AppendError if two segments in a row refused; then none is in the
         log.
         """
-        first_seq = self.view.next_seq
-        if (
-            first_seq + sum([entry.item_count for entry in entries]) > MAX_SEQ
-        ):  # somebody's file has an absurd name, or frame
-            raise AppendError(self._directory, OSError(errno.EOVERFLOW, f"no numbers are left after {first_seq - 1}"))
+        first_seq = next_seq = self.view.next_seq
+        frames = []
+        for entry in entries:
+            if next_seq + entry.item_count > MAX_SEQ:  # somebody's file has an absurd name, or frame
+                what = f"no numbers are left after {first_seq - 1}"
+                raise AppendError(self._directory, OSError(errno.EOVERFLOW, what))
+            frames.append(encode_frame(next_seq, entry.item_count, entry.payload))
+            next_seq += entry.item_count
+        data = b"".join(frames)
         try:
-            self._write(entries, now)
+            self._write(data, next_seq, now)
         except (OSError, AppendError):  # AppendError: the segment before could not be sealed
             self._give_up()
             try:
-                self._write(entries, now)
+                self._write(data, next_seq, now)
             except OSError as error:
                 self._give_up()
                 raise AppendError(self._directory, error) from error
@@ -228,18 +237,13 @@ class Log:
         self._abandon()
         self._delete(len(self.view.segments))
 
-    def _write(self, entries: Sequence[Entry], now: float) -> None:
-        seq, frames = self.view.next_seq, []
-        for entry in entries:
-            frames.append(encode_frame(seq, entry.item_count, entry.payload))
-            seq += entry.item_count
-        data = b"".join(frames)
+    def _write(self, data: bytes, next_seq: int, now: float) -> None:
         file = self._file_for(len(data), now)
         *older, (first_seq, size, created_at) = self.view.segments
         file.pwrite(data, size)
         if self._durable:
             file.sync()
-        self.view = LogView((*older, Segment(first_seq, size + len(data), created_at)), seq)
+        self.view = LogView((*older, Segment(first_seq, size + len(data), created_at)), next_seq)
 
     def _file_for(self, size: int, now: float) -> File:
         """Return the active segment's file if it takes so many bytes now, else that of a new one."""

@@ -3,9 +3,7 @@
 It reads only what the view that it is given covers, so it may run while the log is written.
 """
 
-from bisect import bisect_right
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,13 +26,6 @@ class Read(NamedTuple):
 
     items: list[Frame | Gap]
     damaged: list[DamagedBytes]
-
-
-class _Place(NamedTuple):
-    """A segment and the number at which the next one, or the end of the log, begins."""
-
-    segment: Segment
-    limit: int
 
 
 @dataclass
@@ -79,13 +70,13 @@ class Reader:
 
     def skip(self, view: LogView) -> list[Gap]:
         """Give up what cannot be read: read around it from now on. Of a segment that cannot be opened, return the gap."""
-        place = _locate(view, self._position)
-        if place is None or self._position >= place.limit:
+        index = view.index_of(self._position)
+        if index < 0 or self._position >= view.limit(index):
             return []
-        if self._failed_in == place.segment.first_seq:
+        if self._failed_in == view.segments[index].first_seq:
             self._around, self._failed_in = self._failed_in, None
             return []
-        return [self._gap(place.limit)]
+        return [self._gap(view.limit(index))]
 
     def close(self) -> None:
         """Release the open segment; reading may go on where it was."""
@@ -95,32 +86,34 @@ class Reader:
 
     def _read_on(self, view: LogView, max_bytes: int) -> Read:
         """Read one stretch of a segment; it may hold nothing from the position on."""
-        place = _locate(view, self._position)
-        if place is None:
-            return Read([self._gap(view.segments[0].first_seq if view.segments else view.next_seq)], [])
+        index = view.index_of(self._position)
+        limit = view.limit(index)
+        if index < 0:
+            return Read([self._gap(limit)], [])
+        place = view.segments[index]
         try:
-            source, file = self._opened(place.segment)
-            return self._read(place, source, file, max_bytes)
+            source, file = self._opened(place)
+            return self._read(place, limit, source, file, max_bytes)
         except FileNotFoundError:
-            return Read([self._gap(place.limit)], [])
+            return Read([self._gap(limit)], [])
         except OSError as error:
             opened = self._open is not None and self._open.file is not None
-            self._failed_in = place.segment.first_seq if opened else None
+            self._failed_in = place.first_seq if opened else None
             self.close()
-            path = self._directory / segment.name(place.segment.first_seq)
+            path = self._directory / segment.name(place.first_seq)
             raise StorageError(f"{path}: cannot read the queue: {error.strerror or error}") from error
 
-    def _read(self, place: _Place, source: _Open, file: File, max_bytes: int) -> Read:
+    def _read(self, place: Segment, limit: int, source: _Open, file: File, max_bytes: int) -> Read:
         # 0: when the log was opened it could not be read
-        size = place.segment.size or min(file.size(), segment.MAX_BYTES)
+        size = place.size or min(file.size(), segment.MAX_BYTES)
         left = max(size - source.offset, 0)
         length = min(max_bytes, left)
         data = self._bytes(source, file, length)
         at_end = length == left or len(data) < length  # a file may have lost its end since the log was opened
-        found = segment.interpret(data, 0, self._position, place.limit, whole=at_end)
+        found = segment.interpret(data, 0, self._position, limit, whole=at_end)
         if found.end == 0 and not at_end:  # a frame longer than the read, or damage: look at all that is left
             data, at_end = self._bytes(source, file, left), True
-            found = segment.interpret(data, 0, self._position, place.limit, whole=True)
+            found = segment.interpret(data, 0, self._position, limit, whole=True)
         damaged = [
             DamagedBytes(source.first_seq, source.offset + each.start, data[each.start : each.end])
             for each in found.damage
@@ -163,12 +156,3 @@ def oldest_enqueued_at(reader: Reader, view: LogView) -> float | None:
     finally:
         reader.close()
     return None
-
-
-def _locate(view: LogView, seq: int) -> _Place | None:
-    """Return the segment that `seq` belongs to; None if it lies before all of them."""
-    index = bisect_right(view.segments, seq, key=attrgetter("first_seq"))
-    if index == 0:
-        return None
-    limit = view.segments[index].first_seq if index < len(view.segments) else view.next_seq
-    return _Place(view.segments[index - 1], limit)

@@ -23,7 +23,7 @@ class Search:
     def look_into(self, index: int) -> None:
         """Look through a segment; it takes as long as reading one. Raises StorageError for a shortage."""
         log, cursor = self.queue.log, self.queue.cursor
-        if log.limit(index) <= cursor.position or (found := log.contents(index, self._prefix)) is None:
+        if log.view.limit(index) <= cursor.position or (found := log.contents(index, self._prefix)) is None:
             return
         for frame in found.frames:
             parts = cursor.unsettled(Span(frame.first_seq, min(frame.next_seq, self.barrier.stop)))

@@ -6,10 +6,8 @@ was in them is settled.
 """
 
 import contextlib
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -83,26 +81,13 @@ class LogSnapshot:
             raise _unreadable(directory, error) from error
         return cls(fs, directory, LogView((), next_seq), live=False)
 
-    def path(self, first_seq: int) -> Path:
-        """Return where the segment that begins with `first_seq` is."""
-        return self.directory / segment.name(first_seq)
-
-    def index_of(self, seq: int) -> int:
-        """Return the index of the segment that `seq` belongs to; 0 if it lies before all of them."""
-        return max(bisect_right(self.view.segments, seq, key=attrgetter("first_seq")) - 1, 0)
-
-    def limit(self, index: int) -> int:
-        """Return the number at which the segment after this one, or the end of the log, begins."""
-        following = self.view.segments[index + 1 : index + 2]
-        return following[0].first_seq if following else self.view.next_seq
-
     def contents(self, index: int, mentioning: bytes = b"") -> Contents | None:
         """Read a segment whole; None if it has been deleted meanwhile, or has not these bytes.
 
         Raises StorageError for a shortage.
         """
         found = self.view.segments[index]
-        path, limit = self.path(found.first_seq), self.limit(index)
+        path, limit = self.directory / segment.name(found.first_seq), self.view.limit(index)
         try:
             data, lost = contents(self.fs, path)
         except FileNotFoundError:

@@ -15,10 +15,10 @@ ORDERS = (
     Order(
         "a group is told that it is durable before it is written",
         COMMITTER,
-        "committed = await self._writer.run(lambda writer: writer.commit(plan, now))",
+        "committed = await self._writer.run(partial(Writer.commit, plan=plan, now=now))",
         """
         group.finish(Committed(self._store.view, plan.refused))
-        committed = await self._writer.run(lambda writer: writer.commit(plan, now))
+        committed = await self._writer.run(partial(Writer.commit, plan=plan, now=now))
         """,
     ),
     Order(
@@ -33,10 +33,10 @@ ORDERS = (
         """
         if self._durable:
             file.sync()
-        self.view = LogView((*older, Segment(first_seq, size + len(data), created_at)), seq)
+        self.view = LogView((*older, Segment(first_seq, size + len(data), created_at)), next_seq)
         """,
         """
-        self.view = LogView((*older, Segment(first_seq, size + len(data), created_at)), seq)
+        self.view = LogView((*older, Segment(first_seq, size + len(data), created_at)), next_seq)
         if self._durable:
             file.sync()
         """,
@@ -61,7 +61,7 @@ ORDERS = (
         """
         if self._durable:
             file.sync()
-        self.view = LogView((*older, Segment(first_seq, size + len(data), created_at)), seq)
+        self.view = LogView((*older, Segment(first_seq, size + len(data), created_at)), next_seq)
         """,
         """
         if self._durable:
@@ -69,7 +69,7 @@ ORDERS = (
                 file.sync()
             except OSError:
                 file.sync()
-        self.view = LogView((*older, Segment(first_seq, size + len(data), created_at)), seq)
+        self.view = LogView((*older, Segment(first_seq, size + len(data), created_at)), next_seq)
         """,
     ),
     Order(

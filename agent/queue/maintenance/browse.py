@@ -133,7 +133,7 @@ def event_page(queue: QueueSnapshot, wanted: EventFilter, start: int, limit: int
     start = max(start, cursor.position)
     if not segments or start >= cursor.next_seq:
         return EventPage([], None, missing(queue) if start <= cursor.position else 0)
-    index = queue.log.index_of(start)
+    index = max(queue.log.view.index_of(start), 0)
     unreadable = missing(queue) if start == cursor.position else 0
     found = queue.log.contents(index)
     events: list[QueuedEvent] = []
@@ -145,7 +145,7 @@ def event_page(queue: QueueSnapshot, wanted: EventFilter, start: int, limit: int
                 if len(events) == limit:
                     return EventPage(events, item.seq, unreadable)
                 events.append(_queued(item))
-    following = queue.log.limit(index)
+    following = queue.log.view.limit(index)
     return EventPage(events, following if following < cursor.next_seq else None, unreadable)
 
 
