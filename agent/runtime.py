@@ -1,6 +1,6 @@
-"""What code runs in: threads for blocking calls, the clock, chance, and the two ways in which a task wakes another one.
+"""What code runs in: threads for blocking calls, the clock, randomness, and two ways for one task to wake another.
 
-Everything here is passed in, so that a test can run it with threads, time and chance of its own.
+A `Runtime` is passed in, so that a test can run the same code with threads, time and randomness of its own.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,10 @@ async def run_in_thread(call: Callable[[], T]) -> T:
 
 @dataclass(frozen=True)
 class Runtime:
-    """What differs between production and tests: threads, clocks and chance."""
+    """What differs between production and tests.
+
+    `wall_clock` returns seconds since the epoch; `random` a number in [0, 1).
+    """
 
     run_blocking: RunBlocking
     wall_clock: Callable[[], float]
@@ -35,7 +38,7 @@ class Runtime:
 
 
 class Wakeup:
-    """Remembers that it was set until somebody has waited for it."""
+    """Wakes one task. It remembers that it was set until that task has waited for it."""
 
     __slots__ = ("_event",)
 
@@ -58,21 +61,29 @@ class Wakeup:
 
 
 class Broadcast:
-    """Wakes all who wait at the moment when it is told, and remembers nothing."""
+    """Wakes all who wait. `count` says how often it has, so that a task can tell what came before it waited."""
 
-    __slots__ = ("_event",)
+    __slots__ = ("_event", "count")
 
     def __init__(self) -> None:
+        self.count = 0
         self._event: anyio.Event | None = None
 
     def notify_all(self) -> None:
         """Wake all who wait."""
+        self.count += 1
         if self._event is not None:
             self._event.set()
             self._event = None
 
-    async def wait(self) -> None:
-        """Return when it is told next."""
+    async def wait(self, *, seen: int | None = None, seconds: float = float("inf")) -> None:
+        """Return at the next notification, at once if there was one since `count` was `seen`, or after `seconds`."""
+        if seen is not None and seen != self.count:
+            return
         if self._event is None:
             self._event = anyio.Event()
-        await self._event.wait()
+        if seconds == float("inf"):
+            await self._event.wait()
+        else:
+            with anyio.move_on_after(seconds):
+                await self._event.wait()

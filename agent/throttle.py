@@ -1,4 +1,4 @@
-"""The throttle that keeps a repeated failure from filling the disk with log lines. It must never know what is logged."""
+"""The throttle that keeps a repeated failure from filling the disk with log lines."""
 
 
 class Throttle:

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from agent.config import Config
 from agent.daemon.settings import Settings, account_of
-from agent.delivery import backlog, policy
+from agent.delivery import policy
+from agent.delivery.batching import BatchOptions
 from agent.delivery.http_transport import Endpoint, HttpTransport
 from agent.delivery.pipeline import DeliveryConfig
 from agent.ingest.http_events import AccessPolicy
@@ -73,7 +74,7 @@ def _delivery(settings: Settings, runtime: Runtime, *, concurrency: int, request
             rejections_in_a_row=config.pause.rejections_in_a_row,
             requests_per_minute=requests,
         ),
-        options=backlog.BatchOptions(
+        options=BatchOptions(
             max_bytes=batch.max_bytes,
             max_delay=batch.max_delay,
             max_age=config.queue.max_age,

@@ -1,7 +1,4 @@
-"""Batches: events of one context, closed by count, bytes or age.
-
-It knows counts and clocks that are passed in. It must never know HTTP or files.
-"""
+"""Batches: events of one context, closed by count, bytes or age."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +7,16 @@ from typing import NamedTuple
 from agent import events
 from agent.events import Context
 from agent.queue.cursor import Span
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """How batches are formed. Sizes in bytes, times in seconds; events older than `max_age` expire instead."""
+
+    max_bytes: int = 960 * 1024
+    max_delay: float = 2.0
+    max_age: float = 7 * 86400
+    split_sessions: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +33,8 @@ class Batch:
         return sum(span.length for span in self.spans)
 
     def lines_in(self, parts: Sequence[Span]) -> bytes:
-        """Return the lines of those of its events whose numbers are in `parts`, which overlap nowhere: as a rule, all of them."""
-        if sum(part.length for part in parts) == self.event_count:
+        """Return the lines of those of its events whose numbers are in `parts`: as a rule, all of them."""
+        if tuple(parts) == self.spans:
             return self.lines
         numbers = (number for span in self.spans for number in range(span.start, span.stop))
         lines = zip(numbers, self.lines.split(b"\n"), strict=False)
@@ -84,9 +91,14 @@ class _Open:
 
 
 class Batcher:
-    """Collects pieces into batches whose bodies have at most `max_bytes`; the batches of a context keep its order."""
+    """Collects pieces into batches whose bodies have at most `max_bytes`; the batches of a context keep its order.
+
+    `held_bytes` and `held_spans` is how much the open batches hold.
+    """
 
     def __init__(self, max_bytes: int) -> None:
+        self.held_bytes = 0
+        self.held_spans = 0
         self._max_lines = max_bytes - events.ARRAY_OVERHEAD
         self._open: dict[tuple[Context, str | None], _Open] = {}
 
@@ -102,7 +114,10 @@ class Batcher:
                 part = max(part, 1)  # an event that is too large goes alone, and the API says what it thinks of it
             head, lines = (lines, b"") if part == span.length else events.split_lines(lines, part)
             if part:
+                before = len(batch.spans)
                 batch.add(Span(span.start, span.start + part), head)
+                self.held_bytes += len(head)
+                self.held_spans += len(batch.spans) - before
             span = Span(span.start + part, span.stop)
             if span.length or batch.count >= max_events:
                 full.append(self._close(key))
@@ -115,18 +130,12 @@ class Batcher:
     @property
     def oldest(self) -> float:
         """When the oldest open batch was opened, on the steady clock; infinity if there is none."""
-        return min((batch.opened_at for batch in self._open.values()), default=float("inf"))
-
-    @property
-    def held_bytes(self) -> int:
-        """How many bytes the open batches hold."""
-        return sum(batch.size for batch in self._open.values())
-
-    @property
-    def held_spans(self) -> int:
-        """How many spans the open batches hold."""
-        return sum(len(batch.spans) for batch in self._open.values())
+        for batch in self._open.values():  # in the order in which they were opened
+            return batch.opened_at
+        return float("inf")
 
     def _close(self, key: tuple[Context, str | None]) -> Batch:
         batch = self._open.pop(key)
+        self.held_bytes -= batch.size
+        self.held_spans -= len(batch.spans)
         return Batch(key[0], b"".join(batch.chunks), tuple(batch.spans))

@@ -1,7 +1,6 @@
 """The Transport that speaks HTTP, and the one table that turns answers into verdicts.
 
-It knows httpx, headers and status codes. It must never know retries, pauses or queues. No other module of delivery imports
-httpx; its exceptions end here.
+No other module of delivery imports httpx; its exceptions end here.
 """
 
 import datetime as dt
@@ -16,8 +15,9 @@ import anyio
 import httpx
 
 from agent import __version__
+from agent.delivery.batching import Batch
 from agent.delivery.transport import Kind, Verdict
-from agent.events import Context
+from agent.events import Context, to_json_array
 from agent.http.client import ConnectionPool, transport_factory
 
 EVENTS_PATH = "/v8/artifacts/events"
@@ -159,10 +159,13 @@ class HttpTransport:
         make = transport_factory(endpoint.url, KEEP_SECONDS) if transport is None else lambda: transport
         self._connections = ConnectionPool(make, MOST_IDLE)
 
-    async def send(self, context: Context, body: bytes) -> Verdict:
-        """See `Transport`."""
+    async def send(self, batch: Batch) -> Verdict:
+        """See `Transport`. The body is a JSON array of the events."""
+        body = to_json_array(batch.lines)
         content = ("content-type", "application/json"), ("content-length", str(len(body)))
-        return await self._request("POST", EVENTS_PATH, [*self._headers, *_context_headers(context), *content], body)
+        return await self._request(
+            "POST", EVENTS_PATH, [*self._headers, *_context_headers(batch.context), *content], body
+        )
 
     async def probe(self) -> Verdict | None:
         """See `Transport`: `GET /v8/artifacts/status` says enabled, disabled, over_limit or paused, where there is one.

@@ -1,8 +1,4 @@
-"""One destination, whole: its queue, its delivery worker and its ledger, from opening to drain.
-
-It knows how the parts are put together and in which order they start and stop. It must never know sockets or configuration
-files.
-"""
+"""One destination, whole: its queue, its delivery worker and its ledger, from opening to drain."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,13 +8,13 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import anyio
-import structlog
 
 from agent.delivery import policy
-from agent.delivery.backlog import BatchOptions, DiskBacklog
-from agent.delivery.policy import DeliveryState
+from agent.delivery.batching import BatchOptions
+from agent.delivery.disk_backlog import DiskBacklog
+from agent.delivery.storage_health import StorageHealth
 from agent.delivery.transport import Transport
-from agent.delivery.worker import Purge, Stats, Worker
+from agent.delivery.worker import Worker
 from agent.errors import StorageError
 from agent.events import Block, session_prefix
 from agent.queue.barrier import Barrier, SessionBarrier, WholeBarrier
@@ -34,14 +30,12 @@ from agent.queue.snapshot import snapshot_of
 from agent.queue.store import Committed, Limits, Store
 from agent.queue.writer import Writer
 from agent.runtime import Runtime
-from agent.throttle import Throttle
 
 T = TypeVar("T")
 B = TypeVar("B", bound=Barrier)
 
 HOUSEKEEPING_SECONDS = 30.0
 SYNC_SECONDS = 1.0
-LOG_INTERVAL = 60.0
 
 
 @dataclass(frozen=True)
@@ -75,30 +69,26 @@ class PipelineStatus:
 
 
 class Pipeline:
-    """The way of an event from a validated line to the API. Open it, `run` it, `submit` to it, `drain` it."""
+    """The way of an event from a validated line to the API. Open it, `run` it, `submit` to it, `drain` and `close` it."""
 
     def __init__(
         self, fs: Filesystem, directory: Path, limits: Limits, delivery: DeliveryConfig, runtime: Runtime
     ) -> None:
         """Open the queue in `directory` and recover it. Raises StorageError."""
-        self._log = structlog.get_logger("agent.pipeline")
         self._runtime = runtime
         self._limits = limits
-        self._delivery = delivery
-        self._throttle = Throttle(LOG_INTERVAL)
-        self._storage_error: str | None = None
-        self._sync_error: str | None = None
-        self._stats = Stats()
-        self._last_worker: anyio.Event | None = None
         self.fs = fs
         writer, dead_letters = Writer(fs, directory, limits), DeadLetters.beside(fs, directory, limits)
         dead_letters.count()
         self.store = Store(fs, directory, limits, writer.recovered)
         self.writer = Exclusive(writer, lambda writer: writer.quarantined, runtime.run_blocking)
         self.dead_letters = Exclusive(dead_letters, lambda dead_letters: dead_letters.counts, runtime.run_blocking)
-        self._committer = Committer(self.store, self.writer, wall_clock=runtime.wall_clock, on_commit=self._committed)
-        self._worker = self._new_worker(delivery)
-        self._dropped = self.ledger().dropped
+        self._committer = Committer(self.store, self.writer, wall_clock=runtime.wall_clock)
+        self._backlog = DiskBacklog(
+            self.store, self.writer, self._committer, self.dead_letters, delivery.options, runtime
+        )
+        self._worker = Worker(self._backlog, delivery.transport, delivery.settings, runtime)
+        self._health = StorageHealth(self.ledger())
 
     # Intake
 
@@ -118,9 +108,9 @@ class Pipeline:
     def shed(self, count: int) -> None:
         """Drop events that there was no room for, and count them."""
         self.store.cursor.shed(count, Outcome.STALLED)
-        self._complain("storage_stalled", events=count)
+        self._health.note_shed(count, self.ledger())
 
-    # Operation
+    # Control
 
     def ledger(self) -> Ledger:
         """Return the counts of promise 3, which hold at every moment."""
@@ -128,8 +118,8 @@ class Pipeline:
 
     def delivery_state(self) -> tuple[str, str | None]:
         """Return what `status` says of delivery, and the reason for it, without reading the queue."""
-        name, reason, _ = _describe(self._worker.state, anyio.current_time())
-        return name, reason
+        found = policy.describe(self._worker.state, anyio.current_time())
+        return found.name, found.reason
 
     async def status(self) -> PipelineStatus:
         """Return how the pipeline is doing; reads the queue for the age of its oldest event."""
@@ -137,21 +127,20 @@ class Pipeline:
         if self.store.cursor.queued:
             read = partial(oldest_enqueued_at, self.store.reader(), self.store.view)
             oldest = await self._runtime.run_blocking(read)
-        state, pause = self._worker.state, self.store.cursor.pause
         now, steady = self._runtime.wall_clock(), anyio.current_time()
+        state, pause = policy.describe(self._worker.state, steady), self.store.cursor.pause
         view, copies, dead_letters = self.store.view, self.writer.published, self.dead_letters.published
-        name, reason, until = _describe(state, steady)
         storage_error = "the disk does not answer" if self._committer.stalled else None
-        storage_error = storage_error or self._storage_error or self._sync_error or self._worker.storage_error
+        storage_error = storage_error or self._health.error or self._backlog.storage_error
         return PipelineStatus(
-            state=name,
-            reason=reason or storage_error,
-            until=None if until is None else now + until - steady,
+            state=state.name,
+            reason=state.reason or storage_error,
+            until=None if state.until is None else now + state.until - steady,
             since=pause.since if pause is not None else None,
             ledger=self.ledger(),
             oldest_event_at=oldest,
-            last_delivery_at=self._stats.last_delivery_at,
-            requests=self._stats.requests,
+            last_delivery_at=self._worker.last_delivery_at,
+            requests=self._worker.requests,
             queue_bytes=view.size,
             segments=len(view.segments),
             quarantined=copies.kept,
@@ -170,47 +159,7 @@ class Pipeline:
         committed = await self.commit_once()
         if self._limits.sync == "commit":  # there was nothing to sync, and an error of the disk may show only there
             await self._sync()
-        return committed.checkpoint_error is None and self._storage_error is None and self._sync_error is None
-
-    async def flush(self) -> None:
-        """Return when everything submitted before the call has left the queue."""
-        await self.commit_once()
-        with self.barrier() as barrier:
-            await self.passed(barrier)
-
-    @contextmanager
-    def barrier(self) -> Iterator[Barrier]:
-        """Follow, for the time of the block, what becomes of the events that are accepted at its beginning."""
-        with _watching(self.store.cursor, WholeBarrier(self.store.cursor)) as barrier:
-            yield barrier
-
-    @contextmanager
-    def session(self, session: str) -> Iterator[Search]:
-        """Follow, for the time of the block, what becomes of the events of one session that are accepted at its beginning.
-
-        They are known when the search that this gives has been performed, by `search`.
-        """
-        cursor, start = self.store.cursor, session_prefix(session)
-        search = Search(SessionBarrier(cursor, self._stats.sessions.of(start)), start, snapshot_of(self.fs, self.store))
-        self.store.readers.add(search)
-        try:
-            with _watching(cursor, search.barrier):
-                yield search
-        finally:
-            self.store.readers.discard(search)
-
-    async def search(self, search: Search) -> None:
-        """Find the session's events in the queue. Raises StorageError for a shortage."""
-        for index in range(len(search.queue.log.view.segments)):
-            await self._runtime.run_blocking(partial(search.look_into, index))
-        search.end()
-        self.store.readers.discard(search)
-        self._committer.request()  # what had to stay for the search can go
-        self._worker.wake()
-
-    async def passed(self, barrier: Barrier, *, until_paused: bool = False) -> None:
-        """Return when what a barrier follows has left the queue, or, if that is asked for, when delivery stands still."""
-        await self._worker.flush(barrier, until_paused=until_paused)
+        return committed.checkpoint_error is None and self._health.error is None
 
     def pause(self) -> None:
         """Stop delivering until `resume`; the queue goes on."""
@@ -227,14 +176,54 @@ class Pipeline:
         return pause.since if pause is not None and pause.reason != policy.Reason.OPERATOR else None
 
     def reconfigure(self, delivery: DeliveryConfig) -> None:
-        """Deliver with new settings from now on; requests that are under way end with the old ones.
+        """Deliver with new settings from now on; see `Worker.reconfigure`."""
+        self._backlog.reconfigure(delivery.options)
+        self._worker.reconfigure(delivery.transport, delivery.settings)
 
-        Ends a pause, which the new settings may have made pointless, unless an operator wanted it.
+    # Flushes
+
+    async def flush(self, *, until_paused: bool = False) -> None:
+        """Return when everything submitted before the call has left the queue; `until_paused`: or when delivery is paused."""
+        await self.commit_once()
+        with self.barrier() as barrier:
+            await self._worker.flush(barrier, until_paused=until_paused)
+
+    @contextmanager
+    def barrier(self) -> Iterator[Barrier]:
+        """Follow, for the time of the block, what becomes of the events that are accepted at its beginning."""
+        with _watching(self.store.cursor, WholeBarrier(self.store.cursor)) as barrier:
+            yield barrier
+
+    @contextmanager
+    def session(self, session: str) -> Iterator[Search]:
+        """Follow, for the time of the block, what becomes of the events of one session that are accepted at its beginning.
+
+        They are known when the search that this gives has been performed, by `search`.
         """
-        self._delivery = delivery
-        self._worker.stop()
+        cursor, start = self.store.cursor, session_prefix(session)
+        settled = self._backlog.sessions.of(start)
+        search = Search(SessionBarrier(cursor, settled), start, snapshot_of(self.fs, self.store))
+        self.store.readers.add(search)
+        try:
+            with _watching(cursor, search.barrier):
+                yield search
+        finally:
+            self.store.readers.discard(search)
 
-    # Upkeep: what `agent.queue.maintenance` asks of whoever has a queue open
+    async def search(self, search: Search) -> None:
+        """Find the session's events in the queue. Raises StorageError for a shortage."""
+        for index in range(len(search.queue.log.view.segments)):
+            await self._runtime.run_blocking(partial(search.look_into, index))
+        search.end()
+        self.store.readers.discard(search)
+        self._committer.request()  # what had to stay for the search can go
+        self._backlog.changed.notify_all()
+
+    async def passed(self, barrier: Barrier) -> None:
+        """Return when what a barrier follows has left the queue."""
+        await self._worker.flush(barrier)
+
+    # Maintenance: see `agent.queue.maintenance.handle.QueueHandle`
 
     async def run_blocking(self, call: Callable[[], T]) -> T:
         """Run a blocking call without blocking the event loop."""
@@ -260,18 +249,8 @@ class Pipeline:
         return (await self._committer.submit(block, retried=True).wait()).refused
 
     async def purge(self, seconds: float) -> int | None:
-        """Settle all that is queued as purged, once no request is under way that may deliver some of it; return how many.
-
-        None if that moment did not come in time: then nothing is purged.
-        """
-        request = self._stats.purge = Purge()
-        self._worker.wake()
-        with anyio.move_on_after(seconds):
-            await request.done.wait()
-        if not request.done.is_set():
-            self._stats.purge = None
-            return None
-        return request.count
+        """Settle all that is queued as purged; see `Worker.purge`."""
+        return await self._worker.purge(seconds)
 
     # Life
 
@@ -281,27 +260,25 @@ class Pipeline:
             tasks.start_soon(self._keep_house)
             if self._limits.sync == "interval":
                 tasks.start_soon(self._keep_syncing)
-            tasks.start_soon(self._deliver)
-            await self._committer.run()
+            tasks.start_soon(self._worker.run)
+            while (committed := await self._committer.commit_next()) is not None:
+                self._health.note_commit(committed, self.ledger())
+                self._backlog.changed.notify_all()
             tasks.cancel_scope.cancel()
 
     async def drain(self, seconds: float) -> None:
         """Commit what is pending, deliver what can be delivered within `seconds`, and end `run`; a pause ends it at once."""
         try:
             with anyio.move_on_after(seconds):
-                await self.commit_once()
-                with self.barrier() as barrier:
-                    await self.passed(barrier, until_paused=True)
+                await self.flush(until_paused=True)
         finally:
             self._committer.close()
 
     async def stop_after_inflight(self, seconds: float) -> None:
         """Begin no more requests, and end `run` when those under way have been answered, or after `seconds`."""
-        self._last_worker = anyio.Event()
-        self._worker.stop()
         try:
             with anyio.move_on_after(seconds):
-                await self._last_worker.wait()
+                await self._worker.stop_after_inflight()
         finally:
             self._committer.close()
 
@@ -309,24 +286,11 @@ class Pipeline:
         """Close the files and the transport. Raises StorageError if the cursor could not be made durable."""
         try:
             await self._worker.aclose()
-            await self._delivery.transport.aclose()
         finally:
             try:
                 await self.dead_letters.run(DeadLetters.close)
             finally:
                 await self.writer.run(partial(Writer.close, checkpoint=self.store.cursor.state()))
-
-    async def _deliver(self) -> None:
-        """Run one worker after another: each new configuration gets a new one, which begins at the cursor."""
-        while True:
-            await self._worker.run()
-            if self._last_worker is not None:
-                return self._last_worker.set()
-            if self.paused_since is not None:  # only now: the last answers may have been to the old token
-                self._worker.resume()
-            old = self._worker
-            self._worker = self._new_worker(self._delivery, policy.fresh_start(old.state))
-            await old.aclose()
 
     async def _keep_house(self) -> None:
         """Let expired events go even when nothing else happens."""
@@ -341,47 +305,13 @@ class Pipeline:
 
     async def _sync(self) -> None:
         """Make everything durable, or say that it is not; a commit makes new files in the place of those that failed."""
+        error = None
         try:
             await self.writer.run(Writer.sync)
-        except StorageError as error:
-            self._sync_error = str(error)
-            self._complain("storage_failing", error=self._sync_error)
+        except StorageError as failure:
+            error = str(failure)
             self._committer.request()
-        else:
-            if self._sync_error is not None:
-                self._log.info("storage_recovered")
-            self._sync_error = None
-
-    def _new_worker(self, delivery: DeliveryConfig, state: DeliveryState | None = None) -> Worker:
-        return Worker(
-            self.store,
-            self._committer,
-            delivery.transport,
-            self.dead_letters,
-            DiskBacklog(self.store, self.writer, delivery.options, self._runtime),
-            delivery.settings,
-            self._runtime,
-            self._stats,
-            state,
-        )
-
-    def _committed(self, committed: Committed) -> None:
-        self._worker.wake()
-        error = committed.append_error or committed.checkpoint_error or committed.delete_error
-        if error is not None:
-            self._complain("storage_failing", error=error)
-        elif self._storage_error is not None:
-            self._log.info("storage_recovered")
-        self._storage_error = error
-        dropped = self.ledger().dropped
-        if dropped != self._dropped:
-            self._dropped = dropped
-            self._complain("events_dropped")
-
-    def _complain(self, event: str, **facts: object) -> None:
-        held_back = self._throttle.allow(event, anyio.current_time())
-        if held_back is not None:
-            self._log.error(event, **facts, ledger_dropped=self.ledger().dropped, suppressed=held_back)
+        self._health.note_sync(error, self.ledger())
 
 
 @contextmanager
@@ -391,15 +321,3 @@ def _watching(cursor: Cursor, barrier: B) -> Iterator[B]:
         yield barrier
     finally:
         cursor.watchers.remove(barrier)
-
-
-def _describe(
-    state: DeliveryState, now: float
-) -> tuple[Literal["running", "backing_off", "paused"], str | None, float | None]:
-    """Return the state's name, the reason for it, and until when it lasts on the steady clock, where that is known."""
-    if state.paused is not None:
-        until = state.paused.until
-        return "paused", f"{state.paused.reason}: {state.paused.message}", None if until == float("inf") else until
-    if state.failures or state.retry_at > now:
-        return "backing_off", state.last_failure or "the server asked to wait", max(state.retry_at, now)
-    return "running", None, None

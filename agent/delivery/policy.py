@@ -1,9 +1,6 @@
-"""What to do about an answer: (state, verdict, events, now) → (decision, state), all frozen values.
+"""What to do about an answer: (state, verdict, events, now) → (action, state), all frozen values.
 
-It knows verdicts, counts and delays. It must never know status codes, clocks or batches. Times are in seconds: `now` is the
-steady clock's, delays are relative.
-
-The table of the design, as code:
+Times are in seconds: `now` is the steady clock's, delays are relative. The table, as code:
 
     ACCEPTED       settle as delivered; the streak of rejections ends; concurrency steps up, a reduced size grows again
     TRANSIENT      try the same batch again, after a full-jitter exponential delay, never sooner than the server said
@@ -16,10 +13,12 @@ The table of the design, as code:
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Literal, NamedTuple
 
 from agent.delivery.transport import Kind, Verdict
 
 MAX_RETRY_AFTER = 86_400.0
+_NEVER = float("inf")
 _UNBOUNDED = 1_000_000  # events: more than any configuration allows in a batch
 
 
@@ -65,7 +64,7 @@ class Paused:
 
     reason: Reason
     message: str
-    until: float = float("inf")
+    until: float = _NEVER
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +83,7 @@ class DeliveryState:
     paused: Paused | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """A decision about one batch, and the state after it."""
 
     action: Action
@@ -117,6 +115,14 @@ def decide(
             return _after_rejection(state, verdict, events, now=now, jitter=jitter, settings=settings)
     reason = _PAUSES[verdict.kind]
     return Decision(Action.RETURN, pause(state, reason, verdict.message, now=now, jitter=jitter, settings=settings))
+
+
+def decide_late(state: DeliveryState, verdict: Verdict, *, now: float) -> Decision:
+    """Decide about a batch that was sent with an earlier configuration: only what the API took, and asked for, still counts."""
+    if verdict.kind is Kind.ACCEPTED:
+        return Decision(Action.SETTLE, state)
+    asked = _honor_retry_after(state, verdict, now)
+    return Decision(Action.RETURN, replace(asked, retry_at=max(asked.retry_at, asked.not_before)))
 
 
 def decide_probe(
@@ -169,8 +175,14 @@ def resume(state: DeliveryState) -> DeliveryState:
 
 
 def fresh_start(state: DeliveryState) -> DeliveryState:
-    """Return the state after an operator's resume or a new configuration: all but the server's own delay is forgotten."""
+    """Return the state after an operator's resume: all but the server's own delay is forgotten."""
     return DeliveryState(retry_at=state.not_before, not_before=state.not_before)
+
+
+def reconfigured(state: DeliveryState) -> DeliveryState:
+    """Return the state with a new configuration: a fresh start, which leaves an operator's pause as it is."""
+    paused = state.paused if state.paused is not None and state.paused.reason is Reason.OPERATOR else None
+    return replace(fresh_start(state), paused=paused)
 
 
 def back_off(
@@ -187,6 +199,26 @@ def back_off(
 def skip_backoff(state: DeliveryState) -> DeliveryState:
     """Return the state in which the next try does not wait for jitter, only for what the server asked."""
     return replace(state, retry_at=state.not_before)
+
+
+class Description(NamedTuple):
+    """What people are told of a state: its name, the reason for it, and until when it lasts where that is known."""
+
+    name: Literal["running", "backing_off", "paused"]
+    reason: str | None = None
+    until: float | None = None
+
+
+def describe(state: DeliveryState, now: float) -> Description:
+    """Describe a state; `until` is on the steady clock."""
+    if state.paused is not None:
+        until = state.paused.until
+        return Description(
+            "paused", f"{state.paused.reason}: {state.paused.message}", until if until < _NEVER else None
+        )
+    if state.failures or state.retry_at > now:
+        return Description("backing_off", state.last_failure or "the server asked to wait", max(state.retry_at, now))
+    return Description("running")
 
 
 def batch_limit(state: DeliveryState, settings: DeliverySettings) -> int:

@@ -1,7 +1,4 @@
-"""Whose events have been delivered or dead-lettered: counts by session, of the latest sessions.
-
-It knows lines and outcomes. It must never know the queue. It is memory alone: it knows nothing from before a restart.
-"""
+"""Whose events have been delivered or dead-lettered: counts by session, of the latest sessions, since the start."""
 
 import hashlib
 from collections import OrderedDict

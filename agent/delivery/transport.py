@@ -1,22 +1,22 @@
 """The seam between delivery and the API: what is sent, and what came of it.
 
-It knows neither HTTP nor time. `agent.delivery.http_transport` is the real implementation; tests have another one.
+`agent.delivery.http_transport` is the real implementation, `tests.support.fake_transport` the one in memory.
 """
 
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
-from agent.events import Context
+from agent.delivery.batching import Batch
 
 
 class Kind(StrEnum):
-    """What an answer means for the events that were sent."""
+    """What an answer means for the batch that was sent."""
 
     ACCEPTED = "accepted"
     TRANSIENT = "transient"  # the same request may well succeed later
     REJECTED = "rejected"  # something in the events, or at least one of them, is wrong
     TOO_LARGE = "too_large"  # fewer events may be taken
-    CUT_OFF = "cut_off"  # the connection broke in mid-upload: too large, or just a broken connection
+    CUT_OFF = "cut_off"  # the connection broke in mid-upload: the batch is too large, or just the connection broke
     BLOCKED = "blocked"  # the account may not send now
     MISCONFIGURED = "misconfigured"  # this is not the API, or not this request
 
@@ -33,8 +33,8 @@ class Verdict(NamedTuple):
 class Transport(Protocol):
     """Sends batches to one destination. Never raises for what the network or the server does: that is a verdict."""
 
-    async def send(self, context: Context, body: bytes) -> Verdict:
-        """Send one batch: a JSON array of at least one event."""
+    async def send(self, batch: Batch) -> Verdict:
+        """Send one batch of at least one event."""
 
     async def probe(self) -> Verdict | None:
         """Ask whether the account may send, without sending; None if the server cannot say."""

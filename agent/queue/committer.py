@@ -41,23 +41,12 @@ class CommitGroup:
 
 
 class Committer:
-    """Commits what is submitted, one group after another, for as long as `run` runs.
+    """Commits what is submitted, one group after another, each when `commit_next` is called."""
 
-    `on_commit` is called after each commit with what became of it.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        writer: Owner[Writer],
-        *,
-        wall_clock: Callable[[], float],
-        on_commit: Callable[[Committed], None],
-    ) -> None:
+    def __init__(self, store: Store, writer: Owner[Writer], *, wall_clock: Callable[[], float]) -> None:
         self._store = store
         self._writer = writer
         self._wall_clock = wall_clock
-        self._on_commit = on_commit
         self._wakeup = Wakeup()
         self._submitted: list[Submitted] = []
         self._group = CommitGroup()
@@ -107,19 +96,20 @@ class Committer:
         """Whether the commit that is under way has taken longer than STALL_SECONDS."""
         return self._started_at is not None and anyio.current_time() - self._started_at >= STALL_SECONDS
 
-    async def run(self) -> None:
-        """Commit until `close` is called and nothing is pending."""
-        while not (self._closing and not self._requested):
+    async def commit_next(self) -> Committed | None:
+        """Wait until a commit is asked for, make it, and return what became of it; None after the last one."""
+        while not self._requested:
+            if self._closing:
+                return None
             await self._wakeup.wait()
-            if self._requested:
-                await self._commit()
+        return await self._commit()
 
     def close(self) -> None:
-        """Let `run` return once all that is pending is committed."""
+        """Let the commit of all that is pending be the last one."""
         self._closing = True
         self._wakeup.set()
 
-    async def _commit(self) -> None:
+    async def _commit(self) -> Committed:
         submitted, self._submitted = self._submitted, []
         group, self._group = self._group, CommitGroup()
         size, reclaim = self._pending_bytes, self._reclaim
@@ -132,5 +122,5 @@ class Committer:
         self._store.apply(plan, committed)
         self._pending_bytes -= size
         self._room.notify_all()
-        self._on_commit(committed)
         group.finish(committed)
+        return committed

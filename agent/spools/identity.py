@@ -1,9 +1,7 @@
 """What makes a queue directory a spool that another agent can adopt: whose account it is for, and who has counted it.
 
-It knows the files beside the queue: `identity.json`, `settled.json` and `adopted.ndjson`. It must never know delivery, or who
-looks for spools.
-
-A ledger is counted once, whatever crash comes between, because each step is durable before the next one:
+The files beside the queue are `identity.json`, `settled.json` and `adopted.ndjson`. A ledger is counted once, whatever crash
+comes between, because each step is durable before the next one:
 
 1. the adopter marks the spool as settled, with its own identity and the spool's ledger;
 2. it writes that ledger to its own list, under the spool's identity, which a second time changes nothing;

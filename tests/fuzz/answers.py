@@ -5,9 +5,11 @@ import math
 import anyio
 import httpx
 
+from agent.delivery.batching import Batch
 from agent.delivery.http_transport import Endpoint, HttpTransport, classify
 from agent.delivery.transport import Kind, Verdict
 from agent.events import Context
+from agent.queue.cursor import Span
 from tests.fuzz.loop import Loop
 from tests.fuzz.scratch import scratch
 from tests.support.daemon import TOKEN
@@ -15,6 +17,7 @@ from tests.support.daemon import TOKEN
 NOW = 1_700_000_000.0
 MAX_MESSAGE = 1500
 PLACEHOLDER = b"%TOKEN%"
+BATCH = Batch(Context(), b"{}\n", (Span(1, 2),))
 _HEADERS = ("retry-after", "x-ratelimit-reset", "x-ratelimit-remaining")
 
 
@@ -75,7 +78,7 @@ class Server:
 
     async def ask(self) -> list[Verdict]:
         """Send one batch and one probe."""
-        verdict = await self._transport.send(Context(), b"[]")
+        verdict = await self._transport.send(BATCH)
         probed = await self._transport.probe()
         return [verdict] if probed is None else [verdict, probed]
 

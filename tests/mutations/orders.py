@@ -9,6 +9,7 @@ from tests.mutations.rewriting import Order
 LOG, WRITER = "agent/queue/log.py", "agent/queue/writer.py"
 CURSOR_FILE, ATOMIC = "agent/queue/cursor_file.py", "agent/queue/atomic.py"
 COMMITTER, WORKER = "agent/queue/committer.py", "agent/delivery/worker.py"
+DISK_BACKLOG = "agent/delivery/disk_backlog.py"
 
 ORDERS = (
     # Data, then ack
@@ -243,33 +244,32 @@ ORDERS = (
     Order(
         "an event is settled before the API has answered",
         WORKER,
-        "verdict = await self._send(batch)\nawait self._perform(self._decide(batch, verdict), batch, verdict)",
+        "verdict = await transport.send(batch)",
         """
-        self._store.cursor.settle(batch.spans, Outcome.DELIVERED)
-        verdict = await self._send(batch)
-        await self._perform(self._decide(batch, verdict), batch, verdict)
+        await self._backlog.settle(batch, Outcome.DELIVERED)
+        verdict = await transport.send(batch)
         """,
     ),
     Order(
         "an event is settled before its dead letter is durable",
         WORKER,
         """
-        await self._keep_dead_letter(batch, verdict)
-        await self._settle(batch, Outcome.DEAD_LETTERED)
+        await self._backlog.keep_dead_letter(batch, verdict)
+        await self._backlog.settle(batch, Outcome.DEAD_LETTERED)
         """,
         """
-        await self._settle(batch, Outcome.DEAD_LETTERED)
-        await self._keep_dead_letter(batch, verdict)
+        await self._backlog.settle(batch, Outcome.DEAD_LETTERED)
+        await self._backlog.keep_dead_letter(batch, verdict)
         """,
     ),
     Order(
         "delivery goes on before its checkpoint is written",
-        WORKER,
+        DISK_BACKLOG,
         """
-        self._account(batch, outcome)
-        await self._checkpoint()
+        while (await self._committer.request().wait()).checkpoint_error is not None:  # noqa: ASYNC110 - a retry, not a poll
+            await anyio.sleep(STORAGE_RETRY_SECONDS)
         """,
-        "self._account(batch, outcome)",
+        "self._committer.request()",
     ),
     # The cursor's two slots
     Order(

@@ -1,7 +1,4 @@
-"""An API in memory: the fake of agent.delivery.transport.
-
-It knows batches and verdicts. It must never know HTTP, and it decides nothing that the test has not told it.
-"""
+"""An API in memory: the fake of agent.delivery.transport. It decides nothing that the test has not told it."""
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -12,8 +9,9 @@ import anyio
 import anyio.lowlevel
 import msgspec
 
+from agent.delivery.batching import Batch
 from agent.delivery.transport import Kind, Verdict
-from agent.events import Context, Event
+from agent.events import Context, Event, to_json_array
 
 ACCEPTED = Verdict(Kind.ACCEPTED, "200 OK", 200)
 
@@ -113,9 +111,9 @@ class FakeTransport:
         while not holds(self):
             await self._changed.wait()
 
-    async def send(self, context: Context, body: bytes) -> Verdict:
+    async def send(self, batch: Batch) -> Verdict:
         """See `Transport`."""
-        events = _decode_events(body)
+        context, events = batch.context, _decode_events(to_json_array(batch.lines))
         assert events, "an empty batch was sent"
         assert not self.closed, "a batch was sent through a closed transport"
         at, answer = anyio.current_time(), self._script.popleft() if self._script else self.rule(context, events)

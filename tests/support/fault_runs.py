@@ -1,6 +1,6 @@
 """A pipeline that works on a disk which fails at a chosen call, and the account of every event that it was given.
 
-What it holds the pipeline to:
+What it holds the pipeline to, whichever calls the agent makes:
 
 - no error leaves `run`, and nothing stays open after `close`;
 - an event that was acked is on the disk at that moment: it is there after a power loss that takes all that was not synced;
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import anyio
 
-from agent.delivery.backlog import BatchOptions
+from agent.delivery.batching import BatchOptions
 from agent.delivery.pipeline import Pipeline
 from agent.delivery.policy import DeliverySettings
 from agent.errors import StorageError

@@ -1,7 +1,4 @@
-"""Flushes of a pipeline in memory: asked for as the control socket is, at once or while something else happens.
-
-It knows requests for a flush and their answers. It must never know what a test expects of them.
-"""
+"""Flushes of a pipeline in memory: asked for as the control socket is, at once or while something else happens."""
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence

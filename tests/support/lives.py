@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Self, TypeVar
 
-from agent.delivery.backlog import BatchOptions
+from agent.delivery.batching import Batch, BatchOptions
 from agent.delivery.pipeline import Pipeline
 from agent.delivery.policy import DeliverySettings
 from agent.delivery.transport import Kind, Verdict
@@ -130,9 +130,9 @@ class WitnessedTransport(FakeTransport):
         super().__init__(self._judge)
         self._witness = witness
 
-    async def send(self, context: Context, body: bytes) -> Verdict:
+    async def send(self, batch: Batch) -> Verdict:
         """See `Transport`."""
-        verdict = await super().send(context, body)
+        verdict = await super().send(batch)
         self._witness.receives(self.answered[-1])
         return verdict
 

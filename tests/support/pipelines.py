@@ -1,7 +1,4 @@
-"""A pipeline over a disk and an API in memory, and its life: started, drained, killed, started again.
-
-It knows how a pipeline is built. It must never know what a test expects of it.
-"""
+"""A pipeline over a disk and an API in memory, and its life: started, drained, killed, started again."""
 
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -13,13 +10,14 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
-from agent.delivery.backlog import BatchOptions
+from agent.delivery.batching import Batch, BatchOptions
 from agent.delivery.pipeline import DeliveryConfig, Pipeline
 from agent.delivery.policy import DeliverySettings
 from agent.delivery.transport import Transport
-from agent.events import Block, Context, Event, encode_events, to_json_array
+from agent.events import Block, Context, Event, encode_events
 from agent.queue import segment
 from agent.queue.committer import CommitGroup
+from agent.queue.cursor import Span
 from agent.queue.dead_letters import DeadLetter, decode_dead_letter
 from agent.queue.store import Limits
 from agent.runtime import Runtime
@@ -51,9 +49,9 @@ def events(*names: str) -> list[Event]:
     return [event(name) for name in names]
 
 
-def body(events: list[Event]) -> bytes:
+def batch_of(events: list[Event], context: Context = PLAIN) -> Batch:
     """Return events as a transport is given them."""
-    return to_json_array(encode_events(events))
+    return Batch(context, encode_events(events), (Span(1, 1 + len(events)),))
 
 
 def numbered(count: int, prefix: str = "h") -> list[str]:

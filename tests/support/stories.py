@@ -1,6 +1,6 @@
 """Random sequences of what an API, an operator, a clock, a disk and a machine may do to a pipeline, over several processes.
 
-It knows events, answers, faults and deaths. It must never know how the pipeline keeps its promises: tests.support.witness judges.
+`tests.support.witness` judges how the pipeline keeps its promises.
 """
 
 import errno
@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import anyio.lowlevel
 
-from agent.delivery.backlog import BatchOptions
+from agent.delivery.batching import BatchOptions
 from agent.delivery.pipeline import Pipeline
 from agent.delivery.policy import DeliverySettings
 from agent.delivery.transport import Kind, Verdict

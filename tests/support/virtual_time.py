@@ -1,7 +1,6 @@
 """Time that passes at once: when every task waits, the clock jumps to the next deadline, on both anyio backends.
 
-It knows event loops. It must never know what runs in them. Nothing may use threads or sockets here, since their work takes
-no virtual time.
+Nothing may use threads or sockets here, since their work takes no virtual time.
 """
 
 import asyncio

@@ -1,7 +1,6 @@
 """Who saw what from outside: every event that was submitted, acknowledged, taken by the API or refused by it, across crashes.
 
-It knows names of events, the answers of the agent and the batches that the API got. It must never know how the agent keeps its
-promises: a queue is judged by its ledger, its dead letters and what it delivers.
+A queue is judged by its ledger, its dead letters and what it delivers, and by nothing inside of the agent.
 
 What it holds a pipeline to, with `sync = "commit"`:
 

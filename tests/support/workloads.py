@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import anyio
 
-from agent.delivery.backlog import BatchOptions
+from agent.delivery.batching import BatchOptions
 from agent.delivery.policy import DeliverySettings
 from agent.delivery.transport import Kind, Verdict
 from agent.events import Context

@@ -1,4 +1,4 @@
-"""A wakeup is remembered until somebody waited for it, and then forgotten."""
+"""The two ways to wake a task: one is remembered until somebody has waited for it, the other wakes all who wait."""
 
 import anyio
 import anyio.lowlevel
@@ -50,24 +50,41 @@ async def test_a_cancelled_wait_forgets_nothing() -> None:
     assert await returns_at_once(wakeup)
 
 
-async def test_news_wake_all_who_wait_and_nobody_who_comes_later() -> None:
-    news, woken = Broadcast(), []
+async def test_a_broadcast_wakes_all_who_wait_and_nobody_who_comes_later() -> None:
+    broadcast, woken = Broadcast(), []
 
     async def wait(name: str) -> None:
-        await news.wait()
+        await broadcast.wait()
         woken.append(name)
 
     async with anyio.create_task_group() as tasks:
-        news.notify_all()
+        broadcast.notify_all()
         for name in "ab":
             tasks.start_soon(wait, name)
         await anyio.wait_all_tasks_blocked()
         assert woken == []
-        news.notify_all()
+        broadcast.notify_all()
         await anyio.wait_all_tasks_blocked()
         assert sorted(woken) == ["a", "b"]
         tasks.start_soon(wait, "late")
         await anyio.wait_all_tasks_blocked()
         assert "late" not in woken
-        news.notify_all()
+        broadcast.notify_all()
     assert woken[-1] == "late"
+
+
+async def test_a_wait_that_names_what_was_seen_misses_no_notification() -> None:
+    broadcast = Broadcast()
+    seen = broadcast.count
+    broadcast.notify_all()
+    with anyio.fail_after(5):
+        await broadcast.wait(seen=seen)
+    with anyio.move_on_after(0.01) as scope:
+        await broadcast.wait(seen=broadcast.count)
+    assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize("seconds", [-1.0, 0.0, 0.001])
+async def test_a_wait_for_a_broadcast_ends_after_its_time(seconds: float) -> None:
+    with anyio.fail_after(5):
+        await Broadcast().wait(seconds=seconds)

@@ -5,7 +5,7 @@ from typing import Any
 import anyio
 import pytest
 
-from agent.delivery.backlog import BatchOptions
+from agent.delivery.batching import BatchOptions
 from agent.delivery.policy import DeliverySettings
 from agent.events import Context
 from agent.queue.maintenance.browse_dead_letters import DeadLetterFilter

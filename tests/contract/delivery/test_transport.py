@@ -12,7 +12,7 @@ from agent.delivery.transport import Kind, Transport, Verdict
 from agent.events import Context
 from tests.support.api_server import Answer, ApiServer, error
 from tests.support.fake_transport import LOST, FakeTransport
-from tests.support.pipelines import body, events
+from tests.support.pipelines import batch_of, events
 
 pytestmark = pytest.mark.anyio
 
@@ -126,7 +126,7 @@ async def connected(world: World) -> AsyncIterator[Transport]:
 async def test_an_answer_is_a_verdict(world: World, name: str) -> None:
     async with connected(world) as transport:
         world.answer(name)
-        verdict = await transport.send(Context("CIRCLE", 0), body(events("h1", "h2")))
+        verdict = await transport.send(batch_of(events("h1", "h2"), Context("CIRCLE", 0)))
     assert verdict._replace(message="") == ANSWERS[name][1]._replace(message="")
     assert verdict.message == ANSWERS[name][1].message
     accepted = verdict.kind is Kind.ACCEPTED
@@ -136,16 +136,16 @@ async def test_an_answer_is_a_verdict(world: World, name: str) -> None:
 async def test_a_refused_batch_can_be_sent_again(world: World) -> None:
     async with connected(world) as transport:
         world.answer("unavailable")
-        batch = body(events("h1"))
-        assert (await transport.send(Context(), batch)).kind is Kind.TRANSIENT
-        assert (await transport.send(Context(), batch)).kind is Kind.ACCEPTED
+        batch = batch_of(events("h1"))
+        assert (await transport.send(batch)).kind is Kind.TRANSIENT
+        assert (await transport.send(batch)).kind is Kind.ACCEPTED
     assert world.taken() == [(None, ["h1"])]
 
 
 async def test_a_lost_answer_is_not_taken_for_an_accepted_batch(world: World) -> None:
     async with connected(world) as transport:
         world.lose()
-        verdict = await transport.send(Context(), body(events("h1")))
+        verdict = await transport.send(batch_of(events("h1")))
     assert verdict.kind in {Kind.CUT_OFF, Kind.TRANSIENT}
     assert world.taken() == [(None, ["h1"])]
 
@@ -153,7 +153,7 @@ async def test_a_lost_answer_is_not_taken_for_an_accepted_batch(world: World) ->
 async def test_batches_may_be_under_way_at_once(world: World) -> None:
     async with connected(world) as transport, anyio.create_task_group() as tasks:
         for number in range(4):
-            tasks.start_soon(transport.send, Context(), body(events(f"h{number}")))
+            tasks.start_soon(transport.send, batch_of(events(f"h{number}")))
     assert sorted(names for _, names in world.taken()) == [["h0"], ["h1"], ["h2"], ["h3"]]
 
 
@@ -169,7 +169,7 @@ async def test_a_cancelled_request_leaves_the_transport_usable(world: World) -> 
     async with connected(world) as transport:
         with anyio.CancelScope() as scope:
             scope.cancel()
-            await transport.send(Context(), body(events("h1")))
+            await transport.send(batch_of(events("h1")))
         assert scope.cancelled_caught
-        assert (await transport.send(Context(), body(events("h2")))).kind is Kind.ACCEPTED
+        assert (await transport.send(batch_of(events("h2")))).kind is Kind.ACCEPTED
     assert (None, ["h2"]) in world.taken()

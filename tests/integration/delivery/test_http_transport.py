@@ -18,7 +18,7 @@ from agent.delivery.transport import Kind
 from agent.errors import ConfigError
 from agent.events import Context, Event
 from tests.support.api_server import Answer, ApiServer, error
-from tests.support.pipelines import body, events
+from tests.support.pipelines import batch_of, events
 
 pytestmark = pytest.mark.anyio
 
@@ -54,7 +54,7 @@ async def test_a_request_is_what_the_contract_says_and_nothing_more(api_server: 
         Event("s2", "LOCAL", "HIT", "h5", 2**53 + 1),
     ]
     async with connected(api_server.url, team_id="team_1", slug="a b&c") as transport:
-        assert (await transport.send(Context("GITHUB_ACTIONS", 0), body(batch))).kind is Kind.ACCEPTED
+        assert (await transport.send(batch_of(batch, Context("GITHUB_ACTIONS", 0)))).kind is Kind.ACCEPTED
     (request,) = api_server.requests
     assert (request.method, request.path) == ("POST", "/v8/artifacts/events")
     assert request.query == {"teamId": "team_1", "slug": "a b&c"}
@@ -90,7 +90,7 @@ async def test_the_context_is_told_where_it_is_known(
     api_server: ApiServer, context: Context, headers: dict[str, str]
 ) -> None:
     async with connected(api_server.url, token=None) as transport:
-        await transport.send(context, body(events("h1")))
+        await transport.send(batch_of(events("h1"), context))
     sent = api_server.requests[0].headers
     assert {name: value for name, value in sent.items() if name.startswith("x-")} == headers
     assert "authorization" not in sent
@@ -126,7 +126,7 @@ async def test_a_connection_that_the_server_has_closed_meanwhile_costs_no_reques
                 async with anyio.create_task_group() as tasks:  # at its end the server has closed
                     tasks.start_soon(anyio.to_thread.run_sync, answer, listening)
                     with anyio.fail_after(5):
-                        verdict = await transport.send(PLAIN, body(events(name)))
+                        verdict = await transport.send(batch_of(events(name)))
                 assert verdict.kind is Kind.ACCEPTED, verdict
 
 
@@ -134,7 +134,7 @@ async def test_one_connection_serves_many_requests() -> None:
     with CountingServer() as server:
         async with connected(server.url) as transport:
             for number in range(5):
-                assert (await transport.send(PLAIN, body(events(f"h{number}")))).kind is Kind.ACCEPTED
+                assert (await transport.send(batch_of(events(f"h{number}")))).kind is Kind.ACCEPTED
         assert server.connections == 1
         assert len(server.accepted()) == 5
 
@@ -158,16 +158,16 @@ async def test_an_answer_that_does_not_come_whole_counts_for_nothing(
     api_server.script([answer])
     async with connected(api_server.url, seconds=0.3) as transport:
         began = time.monotonic()
-        verdict = await transport.send(PLAIN, body(events(*(f"h{number}" * 100 for number in range(500)))))
+        verdict = await transport.send(batch_of(events(*(f"h{number}" * 100 for number in range(500)))))
         assert time.monotonic() - began < 2
         assert (verdict.kind, verdict.status) == (kind, None)
-        assert (await transport.send(PLAIN, body(events("after")))).kind is Kind.ACCEPTED
+        assert (await transport.send(batch_of(events("after")))).kind is Kind.ACCEPTED
 
 
 async def test_a_refusal_is_understood_even_if_its_body_is_cut_off(api_server: ApiServer) -> None:
     api_server.script([Answer(status=413, body=b"x" * 100, mode="cut")])
     async with connected(api_server.url, seconds=5) as transport:
-        verdict = await transport.send(PLAIN, body(events("one", "two")))
+        verdict = await transport.send(batch_of(events("one", "two")))
     assert (verdict.kind, verdict.status) == (Kind.TOO_LARGE, 413)
 
 
@@ -175,7 +175,7 @@ async def test_a_server_that_is_not_there_is_transient() -> None:
     with ApiServer() as server:
         url = server.url
     async with connected(url) as transport:
-        verdict = await transport.send(PLAIN, body(events("h1")))
+        verdict = await transport.send(batch_of(events("h1")))
     assert verdict.kind is Kind.TRANSIENT
     assert verdict.message.startswith(f"cannot reach {url}: ")
 
@@ -184,7 +184,7 @@ async def test_a_server_that_is_not_there_is_transient() -> None:
 async def test_a_url_that_no_server_can_have_is_a_verdict_too(url: str) -> None:
     """Whose resolver refuses the name, and how, depends on the event loop."""
     async with connected(url) as transport:
-        verdict = await transport.send(PLAIN, body(events("h1")))
+        verdict = await transport.send(batch_of(events("h1")))
     assert verdict.kind in {Kind.MISCONFIGURED, Kind.TRANSIENT}
     assert url in verdict.message
 
@@ -193,7 +193,7 @@ async def test_a_redirect_is_not_followed(api_server: ApiServer) -> None:
     with ApiServer() as elsewhere:
         api_server.script([Answer(307, {"location": f"{elsewhere.url}/v8/artifacts/events"})])
         async with connected(api_server.url) as transport:
-            verdict = await transport.send(PLAIN, body(events("h1")))
+            verdict = await transport.send(batch_of(events("h1")))
         assert verdict.kind is Kind.MISCONFIGURED
         assert "redirects are not followed" in verdict.message
         assert elsewhere.requests == []
@@ -206,23 +206,23 @@ async def test_a_redirect_to_what_is_no_url_is_a_redirect_all_the_same(api_serve
     """Not a broken connection, after which the batch would be halved and sent again."""
     api_server.script([Answer(302, {"location": location})])
     async with connected(api_server.url) as transport:
-        verdict = await transport.send(PLAIN, body(events("h1")))
+        verdict = await transport.send(batch_of(events("h1")))
     assert (verdict.kind, verdict.status) == (Kind.MISCONFIGURED, 302)
 
 
 async def test_a_giant_answer_is_not_read_whole(api_server: ApiServer) -> None:
     api_server.script([Answer(500, body=b"x" * 64 * 1024 * 1024)])
     async with connected(api_server.url) as transport:
-        verdict = await transport.send(PLAIN, body(events("h1")))
+        verdict = await transport.send(batch_of(events("h1")))
         assert (verdict.kind, len(verdict.message)) == (Kind.TRANSIENT, 300 + len("500 Internal Server Error: "))
-        assert (await transport.send(PLAIN, body(events("h2")))).kind is Kind.ACCEPTED
+        assert (await transport.send(batch_of(events("h2")))).kind is Kind.ACCEPTED
 
 
 async def test_cookies_are_neither_kept_nor_sent(api_server: ApiServer) -> None:
     api_server.default = Answer(headers={"set-cookie": "a=b; Path=/"})
     async with connected(api_server.url) as transport:
-        await transport.send(PLAIN, body(events("h1")))
-        await transport.send(PLAIN, body(events("h2")))
+        await transport.send(batch_of(events("h1")))
+        await transport.send(batch_of(events("h2")))
     assert all("cookie" not in request.headers for request in api_server.requests)
 
 
@@ -239,7 +239,7 @@ async def test_a_token_that_the_server_echoes_is_in_no_message(api_server: ApiSe
     api_server.default = Answer(401, body=said.encode())
     api_server.routes["GET", "/v8/artifacts/status"] = Answer(body=json.dumps({"status": said}).encode())
     async with connected(api_server.url) as transport:
-        probed, sent = await transport.probe(), await transport.send(PLAIN, body(events("h1")))
+        probed, sent = await transport.probe(), await transport.send(batch_of(events("h1")))
     assert probed is not None
     for message in (probed.message, sent.message):
         assert TOKEN[:8] not in message
@@ -249,7 +249,7 @@ async def test_a_token_that_the_server_echoes_is_in_no_message(api_server: ApiSe
 async def test_the_token_is_in_no_repr_and_no_log(api_server: ApiServer, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(0)
     async with connected(api_server.url) as transport:
-        await transport.send(PLAIN, body(events("h1")))
+        await transport.send(batch_of(events("h1")))
         assert TOKEN not in repr(transport)
     assert TOKEN not in repr(Endpoint(api_server.url, TOKEN))
     assert TOKEN not in caplog.text
@@ -294,7 +294,7 @@ async def test_a_proxy_of_the_environment_never_sees_what_stays_on_this_host(
             environment.setenv(name, proxy.url)
         for url in (api_server.url, api_server.url.replace("127.0.0.1", "localhost")):
             async with connected(url) as transport:
-                assert (await transport.send(PLAIN, body(events("h1")))).kind is Kind.ACCEPTED
+                assert (await transport.send(batch_of(events("h1")))).kind is Kind.ACCEPTED
         assert proxy.requests == []
     assert len(api_server.accepted()) == 2
 
@@ -304,7 +304,7 @@ async def test_a_proxy_of_the_environment_is_used_for_other_hosts(name: str, env
     with ApiServer() as proxy:
         environment.setenv(name, proxy.url)
         async with connected("http://api.example.invalid", token=None) as transport:
-            assert (await transport.send(PLAIN, body(events("h1")))).status == 404
+            assert (await transport.send(batch_of(events("h1")))).status == 404
         assert [request.headers["host"] for request in proxy.requests] == ["api.example.invalid"]
 
 
@@ -313,7 +313,7 @@ async def test_a_proxy_may_be_named_without_a_scheme_and_with_a_password(environ
         for place in (proxy.url.removeprefix("http://"), proxy.url.replace("://", "://user:hunter2@")):
             environment.setenv("HTTP_PROXY", place)
             async with connected("http://api.example.invalid", token=None) as transport:
-                assert (await transport.send(PLAIN, body(events("h1")))).status == 404
+                assert (await transport.send(batch_of(events("h1")))).status == 404
         shown = [request.headers.get("proxy-authorization") for request in proxy.requests]
         assert shown == [None, "Basic " + base64.b64encode(b"user:hunter2").decode()]
 
@@ -324,7 +324,7 @@ async def test_the_proxy_for_https_makes_a_tunnel_and_sees_no_token(environment:
         environment.setenv("HTTP_PROXY", other.url)
         environment.setenv("ALL_PROXY", other.url)
         async with connected("https://api.example.invalid") as transport:
-            verdict = await transport.send(PLAIN, body(events("h1")))
+            verdict = await transport.send(batch_of(events("h1")))
         assert verdict.kind is Kind.TRANSIENT
         (request,) = proxy.requests
         assert request.method == "CONNECT"
@@ -362,7 +362,7 @@ async def test_what_no_proxy_names_is_asked_directly(
         environment.setenv("HTTP_PROXY", proxy.url)
         environment.setenv(name, no_proxy.replace("PORT", url.rpartition(":")[2]))
         async with connected(url, token=None) as transport:
-            await transport.send(PLAIN, body(events("h1")))
+            await transport.send(batch_of(events("h1")))
         assert (len(api_server.requests), len(proxy.requests)) == ((1, 0) if direct else (0, 1))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 
-from agent.delivery.backlog import BatchOptions
+from agent.delivery.batching import BatchOptions
 from agent.delivery.policy import DeliverySettings
 from agent.delivery.transport import Kind, Verdict
 from agent.events import Context, Event

@@ -1,4 +1,4 @@
-"""What `agent.delivery.policy` promises: the delivery table of the design, row by row, and delays that keep their bounds."""
+"""The delivery table, row by row, and delays that keep their bounds."""
 
 from dataclasses import replace
 from typing import Any
@@ -193,7 +193,7 @@ def test_a_refusal_ends_the_back_off_since_the_server_is_there_again(kind: Kind,
     assert (after.failures, after.retry_at, after.not_before, after.last_failure) == (0, 20.0, 20.0, "")
 
 
-def test_hurrying_forgets_jitter_but_not_what_the_server_asked_for() -> None:
+def test_a_skipped_backoff_forgets_jitter_but_not_what_the_server_asked_for() -> None:
     assert policy.skip_backoff(decide(RUNNING, Kind.TRANSIENT).state).retry_at == NEVER
     assert policy.skip_backoff(decide(RUNNING, Kind.TRANSIENT, retry_after=60).state).retry_at == NOW + 60
     assert policy.skip_backoff(RUNNING) == RUNNING
@@ -398,6 +398,33 @@ def test_an_operators_resume_forgets_all_but_what_the_server_asked_for() -> None
     state = decide(decide(RUNNING, Kind.TRANSIENT, retry_after=60).state, Kind.BLOCKED).state
     assert policy.fresh_start(state) == DeliveryState(retry_at=NOW + 60, not_before=NOW + 60)
     assert policy.fresh_start(PAUSED) == DeliveryState()
+
+
+# --- configurations -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("state", [RUNNING, BACKING_OFF, PAUSED])
+def test_a_late_answer_settles_what_was_accepted_and_changes_nothing_else(state: DeliveryState, kind: Kind) -> None:
+    found = policy.decide_late(state, verdict(kind), now=NOW)
+    assert found.action is (Action.SETTLE if kind is Kind.ACCEPTED else Action.RETURN)
+    assert found.state == state
+
+
+def test_what_a_late_answer_asks_for_is_honored() -> None:
+    after = policy.decide_late(RUNNING, verdict(Kind.TRANSIENT, 60.0), now=NOW).state
+    assert (after.retry_at, after.not_before, after.failures) == (NOW + 60, NOW + 60, 0)
+
+
+@pytest.mark.parametrize("state", [RUNNING, BACKING_OFF, PAUSED])
+def test_a_new_configuration_is_a_fresh_start(state: DeliveryState) -> None:
+    assert policy.reconfigured(state) == policy.fresh_start(state)
+
+
+def test_a_new_configuration_leaves_an_operators_pause_as_it_is() -> None:
+    paused = policy.pause_by_operator(replace(BACKING_OFF, not_before=NOW + 9))
+    expected = DeliveryState(retry_at=NOW + 9, not_before=NOW + 9, paused=paused.paused)
+    assert policy.reconfigured(paused) == expected
 
 
 # --- whatever comes -----------------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def test_the_lines_of_some_of_a_batchs_events_are_theirs(parts: list[tuple[int, 
     assert batch.lines_in([Span(*part) for part in parts]) == lines_of(*names)
 
 
-def test_an_opening_is_what_the_canonical_line_begins_with() -> None:
+def test_a_session_prefix_is_what_the_sessions_lines_begin_with() -> None:
     for session in ODD:
         line = msgspec.json.encode(Event(session, "REMOTE", "MISS", "h"))
         assert line.startswith(session_prefix(session))

@@ -8,7 +8,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from agent.delivery.backlog import BatchOptions
+from agent.delivery.batching import BatchOptions
 from agent.delivery.pipeline import DeliveryConfig, Pipeline
 from agent.delivery.policy import DeliverySettings
 from agent.delivery.transport import Kind, Verdict

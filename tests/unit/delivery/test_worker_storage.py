@@ -9,7 +9,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from agent.delivery.backlog import READ_ATTEMPTS, BatchOptions
+from agent.delivery.batching import BatchOptions
+from agent.delivery.disk_backlog import READ_ATTEMPTS
 from agent.delivery.pipeline import Pipeline
 from agent.delivery.policy import DeliverySettings
 from agent.delivery.transport import Kind, Verdict

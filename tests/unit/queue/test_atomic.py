@@ -55,7 +55,9 @@ def test_a_name_that_is_not_durable_is_an_error_and_the_file_is_whole(disk: Faul
     assert (disk.paths(), disk.read_bytes(TARGET), disk.open_files) == ([TARGET], b"new", 0)
 
 
-@pytest.mark.parametrize("chooser", [LoseAll(), KeepAll(), *map(RandomChooser, range(10))], ids=str)
+@pytest.mark.parametrize(
+    "chooser", [LoseAll(), KeepAll(), *map(RandomChooser, range(10))], ids=lambda chooser: type(chooser).__name__
+)
 def test_a_crash_leaves_the_old_file_or_the_new_one_and_the_next_attempt_works(chooser: Chooser) -> None:
     for call in itertools.count():
         disk = FaultFilesystem()

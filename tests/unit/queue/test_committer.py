@@ -65,12 +65,13 @@ class Setting:
         self.gate = Gate()
         self.commits: list[Committed] = []
         self.now = 1000.0
-        self.committer = Committer(
-            self.store,
-            Exclusive(queue.writer, lambda writer: writer.quarantined, run_blocking or self.gate),
-            wall_clock=lambda: self.now,
-            on_commit=self.commits.append,
-        )
+        writer = Exclusive(queue.writer, lambda writer: writer.quarantined, run_blocking or self.gate)
+        self.committer = Committer(self.store, writer, wall_clock=lambda: self.now)
+
+    async def run(self) -> None:
+        """Commit until the committer is closed."""
+        while (committed := await self.committer.commit_next()) is not None:
+            self.commits.append(committed)
 
     def writes(self) -> int:
         """Return how many writes to segments there were, headers apart."""
@@ -82,7 +83,7 @@ class Setting:
 async def running(setting: Setting) -> AsyncIterator[Committer]:
     """Run the committer; at the end close it and wait for it."""
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(setting.committer.run)
+        tasks.start_soon(setting.run)
         yield setting.committer
         setting.gate.open()
         setting.committer.close()
@@ -282,18 +283,18 @@ class TestEnd:
         setting.committer.submit(block("a"))
         setting.committer.close()
         with anyio.fail_after(5):
-            await setting.committer.run()
+            await setting.run()
         assert setting.store.cursor.queued == 1
 
 
 async def test_a_real_disk_and_a_real_thread(tmp_path: Path) -> None:
     queue = OpenQueue(OsFilesystem(), tmp_path, Limits())
     writer = Exclusive(queue.writer, lambda writer: writer.quarantined, run_in_thread)
-    real = Committer(queue.store, writer, wall_clock=lambda: 0.0, on_commit=lambda _: None)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(real.run)
-        for number in range(20):
-            assert (await outcome(real.submit(block(str(number))).wait())).refused is None
-        real.close()
+    real = Committer(queue.store, writer, wall_clock=lambda: 0.0)
+    for number in range(20):
+        group = real.submit(block(str(number)))
+        assert await real.commit_next() is await outcome(group.wait())
+    real.close()
+    assert await real.commit_next() is None
     queue.close()
     assert OpenQueue(OsFilesystem(), tmp_path, Limits()).cursor.queued == 20

@@ -7,9 +7,9 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from agent.delivery.backlog import BatchOptions
+from agent.delivery.batching import Batch, BatchOptions
 from agent.delivery.transport import Kind, Verdict
-from agent.events import Block, Context, Event, encode_events, to_json_array
+from agent.events import Block, Event, encode_events, to_json_array
 from tests.support import virtual_time
 from tests.support.fake_transport import FakeTransport
 from tests.support.pipelines import PLAIN, balanced, dead_letters, event, host, submit
@@ -29,13 +29,13 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 class SchemaTransport(FakeTransport):
     """Refuses what is no array of events, as the API does."""
 
-    async def send(self, context: Context, body: bytes) -> Verdict:
+    async def send(self, batch: Batch) -> Verdict:
         """See `Transport`."""
         try:
-            assert msgspec.json.decode(body, type=list[Event])
+            assert msgspec.json.decode(to_json_array(batch.lines), type=list[Event])
         except (ValueError, AssertionError):
             return Verdict(Kind.REJECTED, REFUSED, 400)
-        return await super().send(context, body)
+        return await super().send(batch)
 
 
 @pytest.mark.parametrize("split_sessions", [False, True])
@@ -100,9 +100,9 @@ async def test_the_body_of_a_request_is_the_text_that_was_kept() -> None:
     bodies: list[bytes] = []
 
     class Recorder(FakeTransport):
-        async def send(self, context: Context, body: bytes) -> Verdict:
-            bodies.append(body)
-            return await super().send(context, body)
+        async def send(self, batch: Batch) -> Verdict:
+            bodies.append(to_json_array(batch.lines))
+            return await super().send(batch)
 
     async with host() as h:
         h.transport = Recorder()

@@ -1,19 +1,21 @@
-"""Where batches come from: what is read, trimmed, split, put back and forgotten, without a worker."""
+"""The backlog on disk: what is read, trimmed, split and given up, without a worker. Its contract is tested elsewhere."""
 
 import errno
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import pytest
 
-from agent.delivery.backlog import MAX_HELD_BYTES, MAX_HELD_SPANS, READ_ATTEMPTS, BatchOptions, DiskBacklog
-from agent.delivery.batching import Batch
+from agent.delivery.batching import Batch, BatchOptions
+from agent.delivery.disk_backlog import MAX_HELD_BYTES, MAX_HELD_SPANS, MAX_OPEN_SPANS, READ_ATTEMPTS, DiskBacklog
 from agent.events import Context, Event, decode_events, encode_events, to_json_array
+from agent.queue.committer import Committer
 from agent.queue.cursor import Outcome, Span
+from agent.queue.dead_letters import DeadLetters
 from agent.queue.log import Entry
-from agent.queue.ownership import Inline
+from agent.queue.ownership import Exclusive, Inline
 from agent.queue.record import Record, encode_record
 from agent.queue.store import Limits
 from agent.runtime import Runtime
@@ -23,6 +25,7 @@ from tests.support.open_queue import OpenQueue
 from tests.support.pipelines import DIRECTORY, EPOCH, PLAIN, events, inline, numbered
 
 pytestmark = pytest.mark.anyio
+T = TypeVar("T")
 
 
 @pytest.fixture(params=virtual_time.NAMES)
@@ -32,27 +35,37 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 
 
 class Bench:
-    """A store, and a source that reads it. The wall clock goes with the steady one."""
+    """A store, and a backlog that reads it. The wall clock goes with the steady one; `threads` counts the blocking calls."""
 
     def __init__(self, options: BatchOptions | None = None, limits: Limits | None = None) -> None:
         self.fs = FaultFilesystem()
-        self.queue = OpenQueue(self.fs, DIRECTORY, limits or Limits())
-        self.source = self.new_source(options or BatchOptions(max_delay=2.0))
+        self.limits = limits or Limits()
+        self.threads = 0
+        self.open(options or BatchOptions(max_delay=2.0))
 
-    def new_source(self, options: BatchOptions) -> DiskBacklog:
-        """Return another source of the same store."""
-        return DiskBacklog(
-            self.queue.store,
-            Inline(self.queue.writer),
-            options,
-            Runtime(inline, lambda: EPOCH + anyio.current_time(), lambda: 0.5),
-        )
+    def open(self, options: BatchOptions) -> None:
+        """Open the queue."""
+        runtime = Runtime(self._run_blocking, lambda: self._now, lambda: 0.5)
+        self.queue = OpenQueue(self.fs, DIRECTORY, self.limits)
+        writer = Exclusive(self.queue.writer, lambda writer: writer.quarantined, self._run_blocking)
+        self.committer = Committer(self.queue.store, writer, wall_clock=runtime.wall_clock)
+        dead_letters = Inline(DeadLetters.beside(self.fs, DIRECTORY, self.limits))
+        self.backlog = DiskBacklog(self.queue.store, writer, self.committer, dead_letters, options, runtime)
 
     def restart(self) -> None:
         """Open the same queue anew, as another process does."""
         self.queue.close()
-        self.queue = OpenQueue(self.fs, DIRECTORY, Limits())
-        self.source = self.new_source(BatchOptions(max_delay=2.0))
+        self.open(BatchOptions(max_delay=2.0))
+
+    async def settle(self, batch: Batch) -> None:
+        """Settle a batch as delivered, and commit that."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.backlog.settle, batch, Outcome.DELIVERED)
+            await self.committer.commit_next()
+
+    async def _run_blocking(self, call: Callable[[], T]) -> T:
+        self.threads += 1
+        return await inline(call)
 
     def enqueue(self, *names: str, context: Context = PLAIN) -> None:
         """Commit one record."""
@@ -62,17 +75,19 @@ class Bench:
         """Commit a frame with any payload."""
         assert self.queue.commit([Entry(count, payload)], self._now).append_error is None
 
+    async def read_all(self, max_events: int = 100) -> list[Batch]:
+        """Read all there is and return the batches that are full."""
+        found = []
+        while True:
+            if (batch := await self.backlog.next_batch(max_events, at_once=False)) is not None:
+                found.append(batch)
+            elif self.backlog.due_at > anyio.current_time():
+                return found
+
     async def batches(self, max_events: int = 100) -> list[Batch]:
         """Read all there is and return it in batches, open ones too."""
-        while await self.source.read(max_events):
-            pass
-        self.source.close_due(anyio.current_time(), at_once=True)
-        return self.take(max_events)
-
-    def take(self, max_events: int = 100) -> list[Batch]:
-        """Return the batches that are ready."""
-        found = []
-        while (batch := self.source.next_batch(max_events)) is not None:
+        found = await self.read_all(max_events)
+        while (batch := await self.backlog.next_batch(max_events, at_once=True)) is not None:
             found.append(batch)
         return found
 
@@ -86,16 +101,6 @@ def names(batch: Batch) -> list[str]:
     return [event.hash for event in decode_events(batch.lines)]
 
 
-async def test_events_come_once_in_order_with_their_numbers() -> None:
-    bench = Bench()
-    bench.enqueue(*numbered(5))
-    bench.enqueue(*numbered(5, "later"))
-    (batch,) = await bench.batches()
-    assert names(batch) == numbered(5) + numbered(5, "later")
-    assert batch.spans == (Span(1, 11),)
-    assert await bench.batches() == []
-
-
 async def test_what_is_settled_is_trimmed() -> None:
     bench = Bench()
     bench.enqueue(*numbered(10))
@@ -105,36 +110,27 @@ async def test_what_is_settled_is_trimmed() -> None:
     assert batch.spans == (Span(3, 5), Span(6, 9))
 
 
-async def test_after_forget_reading_begins_at_the_cursor_with_nothing_skipped_or_repeated() -> None:
-    bench = Bench()
-    bench.enqueue(*numbered(10))
-    await bench.source.read(3)
-    first = bench.source.next_batch(3)
-    assert first is not None
-    bench.queue.cursor.settle(first.spans, Outcome.DELIVERED)
-    bench.source.forget()
-    later = await bench.batches(3)
-    assert names(first) + [name for batch in later for name in names(batch)] == numbered(10)
-
-
-async def test_batches_that_come_back_are_next_the_oldest_first() -> None:
-    bench = Bench()
-    bench.enqueue(*numbered(9))
-    await bench.source.read(3)
-    first, second = bench.source.next_batch(3), bench.source.next_batch(3)
-    assert first is not None
-    assert second is not None
-    bench.source.put_back(first)
-    bench.source.put_back(*second.split())
-    assert [names(batch) for batch in bench.take()] == [["h0", "h1", "h2"], ["h3", "h4"], ["h5"], ["h6", "h7", "h8"]]
+async def test_nothing_to_read_takes_no_trip_to_a_thread() -> None:
+    bench = Bench(BatchOptions(max_delay=60.0))
+    assert await bench.backlog.next_batch(100, at_once=False) is None
+    assert bench.threads == 0
+    bench.enqueue(*numbered(3))
+    open_files = bench.fs.open_files
+    for _ in range(3):
+        assert await bench.backlog.next_batch(100, at_once=False) is None
+    assert await bench.backlog.next_batch(100, at_once=True) is not None
+    assert bench.threads == 1
+    assert bench.fs.open_files == open_files
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7])
 async def test_a_smaller_limit_splits_what_is_ready(limit: int) -> None:
     bench = Bench()
     bench.enqueue(*numbered(20))
-    await bench.source.read(20)
-    found = bench.take(limit)
+    whole = await bench.backlog.next_batch(20, at_once=True)
+    assert whole is not None
+    bench.backlog.put_back(whole)
+    found = await bench.batches(limit)
     assert all(0 < batch.event_count <= limit for batch in found)
     assert [name for batch in found for name in names(batch)] == numbered(20)
     assert [seq for batch in found for span in batch.spans for seq in range(*span)] == list(range(1, 21))
@@ -145,12 +141,14 @@ async def test_a_batch_is_ready_at_the_moment_that_due_at_names(opened_at: float
     bench = Bench(BatchOptions(max_delay=2.0))
     bench.enqueue("h0")
     await anyio.sleep_until(opened_at)
-    await bench.source.read(100)
-    due = bench.source.due_at
+    assert await bench.backlog.next_batch(100, at_once=False) is None
+    due = bench.backlog.due_at
     assert due == pytest.approx(opened_at + 2.0)
-    assert not bench.source.close_due(due - 0.01, at_once=False)
-    assert bench.source.close_due(due, at_once=False)
-    assert bench.source.due_at == float("inf")
+    await anyio.sleep_until(due - 0.01)
+    assert await bench.backlog.next_batch(100, at_once=False) is None
+    await anyio.sleep_until(due)
+    assert await bench.backlog.next_batch(100, at_once=False) is not None
+    assert bench.backlog.due_at == float("inf")
 
 
 async def test_what_is_too_old_is_settled_as_expired_and_counted() -> None:
@@ -160,7 +158,6 @@ async def test_what_is_too_old_is_settled_as_expired_and_counted() -> None:
     bench.enqueue("young")
     assert [names(batch) for batch in await bench.batches()] == [["young"]]
     assert bench.queue.cursor.ledger().dropped == {"expired": 3}
-    assert bench.source.settled == 3
 
 
 FIVE = encode_events(events("a", "b", "c", "d", "e"))
@@ -189,7 +186,6 @@ async def test_a_frame_that_is_no_record_is_settled_as_corrupt_and_kept(payload:
     bench.enqueue("after")
     assert [names(batch) for batch in await bench.batches()] == [["before", "after"]]
     assert bench.queue.cursor.ledger().dropped == {"corrupt": 5}
-    assert bench.source.settled == 5
     (kept,) = [path for path in bench.fs.paths() if path.parent.name == "quarantine"]
     assert bench.fs.read_bytes(kept) == payload
 
@@ -211,8 +207,9 @@ async def test_only_what_the_disk_says_is_damaged_is_given_up(code: int, lost: b
     bench.enqueue(*numbered(3))
     bench.fs.errors = _unreadable(code)
     for _ in range(3 * READ_ATTEMPTS):
-        more = await bench.source.read(100)
-        assert more or lost
+        assert await bench.backlog.next_batch(100, at_once=True) is None
+        assert lost or bench.backlog.due_at <= anyio.current_time()
+    assert (bench.backlog.storage_error is None) == lost
     assert bench.queue.cursor.ledger().dropped == ({"corrupt": 3} if lost else {})
     bench.fs.errors = no_errors
     assert [names(batch) for batch in await bench.batches()] == ([] if lost else [numbered(3)])
@@ -222,33 +219,38 @@ async def test_contexts_that_take_turns_hold_a_bounded_number_of_spans() -> None
     bench = Bench(BatchOptions(max_delay=1e9))
     for number in range(4 * MAX_HELD_SPANS):
         bench.enqueue(f"h{number}", context=Context("AB"[number % 2]))
-    while await bench.source.read(10**6):
-        pass
-    found = bench.take(10**6)
-    assert all(len(batch.spans) <= MAX_HELD_SPANS for batch in found)
-    assert sum(batch.event_count for batch in found) >= 3 * MAX_HELD_SPANS
+    taken = 0
+    while (batch := await bench.backlog.next_batch(10**6, at_once=False)) or bench.backlog.due_at < 0:
+        if batch is not None:
+            assert len(batch.spans) <= MAX_HELD_SPANS
+            taken += batch.event_count
+            await bench.settle(batch)
+    assert taken >= 3 * MAX_HELD_SPANS
 
 
 async def test_however_many_contexts_take_turns_what_is_held_open_is_bounded() -> None:
     bench = Bench(BatchOptions(max_delay=1e9, max_bytes=MAX_HELD_BYTES))
     for number in range(40):
         bench.enqueue("x" * 200_000, context=Context(str(number)))
-    while await bench.source.read(10**6):
-        pass
-    ready = bench.take(10**6)
+    ready = await bench.read_all(10**6)
     assert sum(len(batch.lines) for batch in ready) >= MAX_HELD_BYTES
-    assert bench.source.close_due(anyio.current_time(), at_once=True)
-    assert sum(len(batch.lines) for batch in bench.take(10**6)) <= MAX_HELD_BYTES
+    held = await bench.batches(10**6)
+    assert 0 < sum(len(batch.lines) for batch in held) <= MAX_HELD_BYTES
     assert bench.queue.cursor.queued == 40
 
 
-async def test_a_batch_of_many_spans_is_split() -> None:
+async def test_a_batch_of_many_spans_is_split_and_sent_alone_while_a_checkpoint_could_not_list_more() -> None:
     bench = Bench(BatchOptions(max_delay=1e9))
-    bench.enqueue(*numbered(2400))
-    bench.queue.cursor.settle([Span(seq, seq + 1) for seq in range(2, 2400, 2)], Outcome.DELIVERED)
-    found = await bench.batches(10**6)
-    assert sum(batch.event_count for batch in found) == 1201
+    bench.enqueue(*numbered(2 * MAX_OPEN_SPANS + 2))
+    bench.queue.cursor.settle([Span(seq, seq + 1) for seq in range(2, 2 * MAX_OPEN_SPANS + 2, 2)], Outcome.DELIVERED)
+    first = await bench.backlog.next_batch(10**6, at_once=True)
+    assert first is not None
+    assert await bench.backlog.next_batch(10**6, at_once=True) is None
+    assert bench.backlog.due_at == float("inf")
+    await bench.settle(first)
+    found = [first, *await bench.batches(10**6)]
     assert all(len(batch.spans) <= MAX_HELD_SPANS for batch in found)
+    assert sum(batch.event_count for batch in found) == MAX_OPEN_SPANS + 2
 
 
 async def test_split_sessions_gives_each_session_its_own_batches() -> None:

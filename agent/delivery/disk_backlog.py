@@ -1,0 +1,299 @@
+"""The backlog on disk: reads the queue in order, leaves out what is settled, groups the rest into batches, and settles them.
+
+Everything that it holds in memory is also in the queue, so it can rewind: reading then begins again at the cursor.
+"""
+
+import errno
+from collections import deque
+from collections.abc import Iterator
+from functools import partial
+from itertools import groupby
+from operator import attrgetter
+from typing import NamedTuple
+
+import anyio
+import msgspec
+import structlog
+
+from agent.delivery.batching import Batch, Batcher, BatchOptions, Piece
+from agent.delivery.sessions import Sessions
+from agent.delivery.transport import Verdict
+from agent.errors import StorageError
+from agent.events import decode_events, encode_events, split_lines
+from agent.queue.committer import Committer
+from agent.queue.cursor import Outcome, Pause, Span
+from agent.queue.dead_letters import DeadLetter, DeadLetters
+from agent.queue.filesystem import FOREIGN
+from agent.queue.log import LogView
+from agent.queue.ownership import Owner
+from agent.queue.quarantine import DIRECTORY, DamagedBytes
+from agent.queue.reader import Reader
+from agent.queue.record import Frame, Record, record_in
+from agent.queue.segment import Gap
+from agent.queue.store import Store
+from agent.queue.writer import Writer
+from agent.runtime import Broadcast, Runtime
+from agent.throttle import Throttle
+
+READ_BYTES = 1024 * 1024
+READ_ATTEMPTS = 5
+STORAGE_RETRY_SECONDS = 1.0
+LOG_INTERVAL = 60.0
+MAX_SHOWN_BYTES = 300
+MAX_HELD_BYTES = 4 * 1024 * 1024
+MAX_HELD_SPANS = 500  # of a batch, and of the open ones together
+
+# A checkpoint has a fixed size, and lists what is settled beyond the cursor's position: at worst, all that is under way.
+MAX_OPEN_SPANS = 1000
+
+# What says that the bytes are gone. After anything else, such as too many open files, they may be readable later.
+_DAMAGED = FOREIGN | {errno.EIO, errno.EBADMSG, errno.EUCLEAN}
+
+
+class _Read(NamedTuple):
+    """A record that was read, and the numbers of its events."""
+
+    span: Span
+    record: Record
+
+
+class DiskBacklog:
+    """The events of one queue that wait; see `agent.delivery.backlog.Backlog`. `sessions` knows whose events left it."""
+
+    def __init__(
+        self,
+        store: Store,
+        writer: Owner[Writer],
+        committer: Committer,
+        dead_letters: Owner[DeadLetters],
+        options: BatchOptions,
+        runtime: Runtime,
+    ) -> None:
+        self._store = store
+        self._writer = writer
+        self._committer = committer
+        self._dead_letters = dead_letters
+        self._options = options
+        self._runtime = runtime
+        self._log = structlog.get_logger("agent.delivery")
+        self._throttle = Throttle(LOG_INTERVAL)
+        self._batcher = Batcher(options.max_bytes)
+        self._ready: deque[Batch] = deque()
+        self._taken: dict[int, int] = {}  # the first number of each batch that is under way, and how many spans it has
+        self._reader: Reader | None = None
+        self._failures = 0
+        self._read_error: str | None = None
+        self._dead_letter_error: str | None = None
+        self._dead_letter_lock = anyio.Lock()
+        self.changed = Broadcast()
+        self.sessions = Sessions()
+
+    def reconfigure(self, options: BatchOptions) -> None:
+        """Form batches so from the next `rewind` on."""
+        self._options = options
+
+    @property
+    def storage_error(self) -> str | None:
+        """See `Backlog`."""
+        return self._read_error or self._dead_letter_error
+
+    @property
+    def pause(self) -> Pause | None:
+        """See `Backlog`."""
+        return self._store.cursor.pause
+
+    def remember(self, pause: Pause | None) -> None:
+        """See `Backlog`: the next checkpoint has it."""
+        self._store.cursor.pause = pause
+        self._committer.request()
+
+    # Taking
+
+    async def next_batch(self, max_events: int, *, at_once: bool) -> Batch | None:
+        """See `Backlog`. Reads at most once."""
+        if self._too_scattered:
+            return None
+        if not self._ready and self._has_unread:
+            await self._read(max_events)
+        if not self._ready and not self._has_unread:
+            self._failures, self._read_error = 0, None  # what could not be read may have been settled meanwhile
+            self._close_due(anyio.current_time(), at_once=at_once)
+        while self._ready:
+            batch = self._ready.popleft()
+            if batch.event_count <= max_events and len(batch.spans) <= MAX_HELD_SPANS:
+                self._taken[batch.spans[0].start] = len(batch.spans)
+                return batch
+            self.put_back(*batch.split())
+        return None
+
+    @property
+    def due_at(self) -> float:
+        """See `Backlog`."""
+        if self._too_scattered:
+            return float("inf")
+        return float("-inf") if self._ready or self._has_unread else self._batcher.oldest + self._options.max_delay
+
+    @property
+    def _too_scattered(self) -> bool:
+        """Whether a checkpoint might not take it if all that is under way, and more, were settled before what is in front."""
+        return bool(self._taken) and sum(self._taken.values()) + self._store.cursor.settled_beyond > MAX_OPEN_SPANS
+
+    @property
+    def _has_unread(self) -> bool:
+        cursor, reader = self._store.cursor, self._reader
+        return (cursor.position if reader is None else reader.position) < cursor.next_seq
+
+    def put_back(self, *batches: Batch) -> None:
+        """See `Backlog`."""
+        for batch in batches:
+            self._taken.pop(batch.spans[0].start, None)
+        self._ready = deque(sorted([*batches, *self._ready], key=lambda batch: batch.spans[0].start))
+
+    def rewind(self) -> None:
+        """See `Backlog`: the next read begins at the cursor."""
+        self._ready.clear()
+        self._taken.clear()
+        self._batcher = Batcher(self._options.max_bytes)
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def _close_due(self, now: float, *, at_once: bool) -> None:
+        """Close the open batches that have waited long enough, or all."""
+        oldest, max_delay = self._batcher.oldest, self._options.max_delay
+        if at_once:
+            self._ready.extend(self._batcher.due(now))
+        elif now >= oldest + max_delay:
+            # Compared exactly as others wait for it: a difference that is rounded otherwise would have them ask for ever.
+            self._ready.extend(self._batcher.due(max(now - max_delay, oldest)))
+
+    # Settling
+
+    async def settle(self, batch: Batch, outcome: Outcome) -> None:
+        """See `Backlog`. A disk that refuses the checkpoint holds delivery up: a crash would repeat too much."""
+        cursor = self._store.cursor
+        fresh = [part for span in batch.spans for part in cursor.unsettled(span)]
+        if count := cursor.settle(fresh, outcome):
+            self.sessions.count(batch.lines_in(fresh), count, outcome)
+        while (await self._committer.request().wait()).checkpoint_error is not None:  # noqa: ASYNC110 - a retry, not a poll
+            await anyio.sleep(STORAGE_RETRY_SECONDS)
+        self._taken.pop(batch.spans[0].start, None)
+
+    async def keep_dead_letter(self, batch: Batch, verdict: Verdict) -> None:
+        """See `Backlog`."""
+        now = self._runtime.wall_clock()
+        letter = DeadLetter(batch.spans[0].start, now, verdict.status, verdict.message, batch.context, batch.lines)
+        sent = letter.line[:MAX_SHOWN_BYTES].decode(errors="replace").rstrip()
+        self._log.warning("event_dead_lettered", seq=letter.seq, sent=sent, message=verdict.message)
+        async with self._dead_letter_lock:
+            while True:
+                try:
+                    await self._dead_letters.run(partial(DeadLetters.append, dead_letter=letter, now=now))
+                    break
+                except StorageError as error:
+                    self._dead_letter_error = str(error)
+                    self._complain("dead_letter_not_kept", error=str(error))
+                await anyio.sleep(STORAGE_RETRY_SECONDS)
+            self._dead_letter_error = None
+
+    async def purge(self) -> int:
+        """See `Backlog`. Durable with the next checkpoint."""
+        cursor = self._store.cursor
+        count = cursor.settle([Span(cursor.position, cursor.next_seq)], Outcome.PURGED)
+        self.rewind()
+        return count
+
+    # Reading
+
+    async def _read(self, max_events: int) -> None:
+        """Read what comes next into batches of at most `max_events`."""
+        if self._reader is None:
+            self._reader = self._store.reader()
+        read = partial(self._read_and_decode, self._reader, self._store.view)
+        try:
+            items, damaged = await self._runtime.run_blocking(read)
+        except StorageError as error:
+            await self._after_failure(self._reader, error)
+            return
+        self._failures, self._read_error = 0, None
+        if damaged:  # before it is settled, and its segment can go
+            await self._writer.run(partial(Writer.quarantine, pieces=damaged))
+        now, settled = anyio.current_time(), 0
+        for item in items:
+            settled += self._take(item, max_events, now)
+        if settled:
+            self._committer.request()
+
+    def _take(self, item: _Read | Gap, max_events: int, now: float) -> int:
+        """Put what is still to be delivered of it into batches; return how many events were settled instead."""
+        if isinstance(item, Gap):
+            return self._settle_gap(item.span)
+        whole, record = item
+        if record.enqueued_at < self._runtime.wall_clock() - self._options.max_age:
+            return self._store.cursor.settle([whole], Outcome.EXPIRED)
+        for span in self._store.cursor.unsettled(whole):
+            lines = record.lines
+            if span != whole:
+                lines = split_lines(split_lines(lines, span.start - whole.start)[1], span.length)[0]
+            piece = Piece(record.context, None, span, lines)
+            for part in _by_session(piece) if self._options.split_sessions else (piece,):
+                self._ready.extend(self._batcher.add(part, max_events, now))
+        if self._batcher.held_spans > MAX_HELD_SPANS or self._batcher.held_bytes > MAX_HELD_BYTES:
+            self._close_due(now, at_once=True)
+        return 0
+
+    async def _after_failure(self, reader: Reader, error: StorageError) -> None:
+        """Let the disk have another try, but not for ever where it says that the bytes are gone."""
+        self._failures += 1
+        self._read_error = str(error)
+        self._complain("queue_unreadable", error=str(error))
+        cause = error.__cause__
+        if self._failures >= READ_ATTEMPTS and isinstance(cause, OSError) and cause.errno in _DAMAGED:
+            self._failures = 0
+            if sum(self._settle_gap(gap.span) for gap in reader.skip(self._store.view)):
+                self._committer.request()
+        else:
+            await anyio.sleep(STORAGE_RETRY_SECONDS)
+
+    def _read_and_decode(self, reader: Reader, view: LogView) -> tuple[list[_Read | Gap], list[DamagedBytes]]:
+        """Do what is to be done in the reading thread. At the end no file stays open."""
+        read = reader.read(view, READ_BYTES)
+        items = [item if isinstance(item, Gap) else self._decode(item, read.damaged) for item in read.items]
+        if reader.position >= view.next_seq:
+            reader.close()  # what is deleted while it is open still takes its room on the disk
+        return items, read.damaged
+
+    def _decode(self, frame: Frame, damaged: list[DamagedBytes]) -> _Read | Gap:
+        span = Span(frame.first_seq, frame.next_seq)
+        record = record_in(frame, own=frame.first_seq >= self._store.first_own_seq)
+        if record is None:
+            damaged.append(DamagedBytes(frame.first_seq, 0, frame.payload))
+            return Gap(span)
+        return _Read(span, record)
+
+    def _settle_gap(self, span: Span) -> int:
+        lost = self._store.cursor.settle([span], Outcome.CORRUPT)
+        if lost:
+            kept = str(self._store.directory / DIRECTORY)
+            self._complain("events_corrupt", events=lost, first=span.start, quarantine=kept)
+        return lost
+
+    def _complain(self, event: str, **facts: object) -> None:
+        held_back = self._throttle.allow(event, anyio.current_time())
+        if held_back is not None:
+            self._log.error(event, **facts, suppressed=held_back)
+
+
+def _by_session(piece: Piece) -> Iterator[Piece]:
+    try:
+        decoded = decode_events(piece.lines)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        decoded = []
+    if encode_events(decoded) != piece.lines:  # written by something else: let the API say what it thinks of it
+        yield piece
+        return
+    seq = piece.span.start
+    for session, group in groupby(decoded, attrgetter("session_id")):
+        events = list(group)
+        yield Piece(piece.context, session, Span(seq, seq + len(events)), encode_events(events))
+        seq += len(events)

@@ -1,0 +1,104 @@
+"""Claims: which directories are spools that this agent may adopt, and what it does once one is settled.
+
+Everything here blocks.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from agent.errors import StorageError
+from agent.queue.filesystem import Filesystem, Lock
+from agent.queue.lock import LOCK
+from agent.spools import identity as spool
+from agent.spools.identity import Account, Adopted, AdoptedList, Settled, SpoolIdentity
+
+IN_USE = "an agent uses it"
+
+
+class Claim(NamedTuple):
+    """A spool that is locked: whose it is, or its `mark` if it is settled and there is nothing left to deliver."""
+
+    directory: Path
+    lock: Lock
+    identity: SpoolIdentity | None
+    mark: Settled | None
+
+
+class NotOursError(Exception):
+    """A directory is left alone; the message says why."""
+
+
+class Adopter:
+    """This agent as one that adopts: the `id` of its own spool, and the list of the spools that it has `adopted`."""
+
+    def __init__(self, fs: Filesystem, home: Path) -> None:
+        """`home` is this agent's own spool. Raises StorageError."""
+        self._fs = fs
+        self.adopted = AdoptedList(fs, home)
+        identity = spool.read_identity(fs, home)
+        if identity is None:
+            raise StorageError(f"{home}: this agent could not write its own identity there")
+        self.id = identity.id
+
+    def claim(self, directory: Path, account: Account) -> Claim | None:
+        """Lock a spool whose events are for `account`; None for what is no directory, or empty.
+
+        An empty one may be what a crash left at the very end of a removal, or an agent may be about to start there.
+        Raises NotOursError, StorageError or OSError.
+        """
+        if not self._fs.is_directory(directory) or not (names := self._fs.names(directory)):
+            return None
+        lock = self._fs.lock(directory / LOCK, create=self._has_lost_its_lock(directory, names))
+        if lock is None:
+            raise NotOursError(IN_USE)
+        try:
+            return self._examine(directory, lock, account)
+        except BaseException:
+            lock.release()
+            raise
+
+    def settle(self, claim: Claim, mark: Settled) -> str | None:
+        """Count a spool of which nothing is queued, once, and remove it; return what keeps it from being removed.
+
+        Raises StorageError or OSError; then it can be done again.
+        """
+        if claim.mark is None:
+            spool.settle(self._fs, claim.directory, mark)
+        lines = spool.read_adopted(self._fs, claim.directory)
+        self.adopted.record({**lines, mark.id: Adopted(mark.id, str(claim.directory), mark.ledger)})
+        kept = spool.kept_in(self._fs, claim.directory)
+        if kept is None:
+            spool.remove(self._fs, claim.directory)
+        return kept
+
+    def _has_lost_its_lock(self, directory: Path, names: Sequence[str]) -> bool:
+        """Tell whether the removal of a spool goes on here. Another agent's removal must not find a new lock in its way."""
+        if LOCK in names:
+            return False
+        mark = spool.read_settled(self._fs, directory)
+        if mark is None:
+            raise NotOursError("no agent has made it: it has no lock file")
+        self._check_mark(directory, mark)
+        return True
+
+    def _examine(self, directory: Path, lock: Lock, account: Account) -> Claim:
+        mark = spool.read_settled(self._fs, directory)
+        if mark is not None:
+            self._check_mark(directory, mark)
+            return Claim(directory, lock, None, mark)
+        identity = spool.read_identity(self._fs, directory)
+        if identity is None:
+            raise NotOursError("it does not say which account its events are for: run an agent on it, once")
+        if identity.account != account:
+            raise NotOursError(f"its events are for {identity.account}, this agent's for {account}")
+        link = spool.linked(self._fs, directory)
+        if link is not None:
+            raise NotOursError(f"{link} is no directory")
+        return Claim(directory, lock, identity, None)
+
+    def _check_mark(self, directory: Path, mark: Settled) -> None:
+        if mark.by != self.id and mark.by not in self.adopted:
+            raise NotOursError("it is delivered, and the agent that did it has yet to count and remove it")
+        if mark.id in self.adopted and (kept := spool.kept_in(self._fs, directory)) is not None:
+            raise NotOursError(f"it is delivered and counted, and stays because of {kept}")

@@ -1,0 +1,337 @@
+"""What the worker may count on, whatever it delivers from: the queue on disk and the fake in memory behave alike."""
+
+import errno
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any, Protocol
+
+import anyio
+import pytest
+
+from agent.delivery.backlog import Backlog
+from agent.delivery.batching import Batch, BatchOptions
+from agent.delivery.disk_backlog import DiskBacklog
+from agent.delivery.transport import Kind, Verdict
+from agent.events import Block, Context, decode_events, encode_events
+from agent.queue.committer import Committer
+from agent.queue.cursor import Outcome, Pause
+from agent.queue.dead_letters import DeadLetters
+from agent.queue.ownership import Exclusive, Inline
+from agent.queue.store import Limits
+from agent.runtime import Runtime
+from tests.support import virtual_time
+from tests.support.crash_model import LoseAll
+from tests.support.fault_filesystem import FaultFilesystem, no_errors
+from tests.support.memory_backlog import Kept, MemoryBacklog
+from tests.support.open_queue import OpenQueue
+from tests.support.pipelines import DIRECTORY, EPOCH, PLAIN, dead_letters, events, inline, numbered
+
+pytestmark = pytest.mark.anyio
+
+DELAY = 2.0
+REFUSED = Verdict(Kind.REJECTED, "400 Bad Request: no", 400)
+PAUSE = Pause("blocked", "402 Payment Required", EPOCH, EPOCH + 300, 2)
+
+
+@pytest.fixture(params=virtual_time.NAMES)
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    """Both backends, with a clock that jumps."""
+    return virtual_time.backend(request.param)
+
+
+class World(Protocol):
+    """A backlog, and the storage behind it."""
+
+    @property
+    def backlog(self) -> Backlog:
+        """What is tested."""
+
+    async def add(self, *names: str, context: Context = PLAIN) -> None:
+        """Let events wait; they are durable on return."""
+
+    def refuse(self) -> None:
+        """Let storage refuse what it is given."""
+
+    def heal(self) -> None:
+        """Let storage take it again."""
+
+    async def crash(self) -> None:
+        """Lose all that is not durable, and open the backlog again as another process does."""
+
+    def outcomes(self) -> dict[str, int]:
+        """Return how many events came to which end, and how many are `queued`."""
+
+    def letters(self) -> list[Kept]:
+        """Return the dead letters that are durable."""
+
+
+class InMemory:
+    """The fake."""
+
+    def __init__(self) -> None:
+        self.backlog = MemoryBacklog(max_delay=DELAY)
+
+    async def add(self, *names: str, context: Context = PLAIN) -> None:
+        self.backlog.add(*names, context=context)
+
+    def refuse(self) -> None:
+        self.backlog.refuse()
+
+    def heal(self) -> None:
+        self.backlog.heal()
+
+    async def crash(self) -> None:
+        self.backlog = MemoryBacklog(self.backlog.durable, DELAY)
+
+    def outcomes(self) -> dict[str, int]:
+        counts = Counter(map(str, self.backlog.durable.outcomes.values()))
+        return dict(counts) | {"queued": len(self.backlog.durable.unsettled())}
+
+    def letters(self) -> list[Kept]:
+        return self.backlog.durable.dead_letters
+
+
+class OnDisk:
+    """The queue on a disk in memory, which is committed as a pipeline does it."""
+
+    def __init__(self, tasks: anyio.abc.TaskGroup) -> None:
+        self._fs = FaultFilesystem()
+        self._tasks = tasks
+        self._open()
+
+    def _open(self) -> None:
+        runtime = Runtime(inline, lambda: EPOCH + anyio.current_time(), lambda: 0.5)
+        # A segment for each record: what is settled is synced when a segment can be deleted.
+        limits = Limits(segment_bytes=1)
+        queue = OpenQueue(self._fs, DIRECTORY, limits)
+        self._store, writer = queue.store, Exclusive(queue.writer, lambda writer: writer.quarantined, inline)
+        self._committer = Committer(self._store, writer, wall_clock=runtime.wall_clock)
+        letters = Inline(DeadLetters.beside(self._fs, DIRECTORY, limits))
+        self.backlog = DiskBacklog(
+            self._store, writer, self._committer, letters, BatchOptions(max_delay=DELAY), runtime
+        )
+        self._tasks.start_soon(self._commit, self._committer, self.backlog)
+
+    async def _commit(self, committer: Committer, backlog: DiskBacklog) -> None:
+        while await committer.commit_next() is not None:
+            backlog.changed.notify_all()
+
+    async def add(self, *names: str, context: Context = PLAIN) -> None:
+        committed = await self._committer.submit(Block(context, len(names), encode_events(events(*names)))).wait()
+        assert committed.refused is None
+
+    def refuse(self) -> None:
+        self._fs.errors = _full
+
+    def heal(self) -> None:
+        self._fs.errors = no_errors
+
+    async def crash(self) -> None:
+        await self._committer.request().wait()
+        self._committer.close()
+        self._fs.kill()
+        self._open()
+
+    def outcomes(self) -> dict[str, int]:
+        ledger = self._store.cursor.ledger()
+        counts = {"delivered": ledger.delivered, "dead_lettered": ledger.dead_lettered, **ledger.dropped}
+        return {name: count for name, count in counts.items() if count} | {"queued": ledger.queued}
+
+    def letters(self) -> list[Kept]:
+        after = self._fs.twin()
+        after.errors = no_errors
+        after.crash(LoseAll())
+        return [Kept(letter.event.hash, letter.status, letter.message) for letter in dead_letters(after)]
+
+
+def _full(operation: str, path: Path) -> OSError | None:
+    return OSError(errno.ENOSPC, "full", str(path)) if operation in {"pwrite", "create"} else None
+
+
+@pytest.fixture(params=["memory", "disk"])
+def implementation(request: pytest.FixtureRequest) -> str:
+    """Each implementation in turn."""
+    name: str = request.param
+    return name
+
+
+@asynccontextmanager
+async def opened(implementation: str) -> AsyncIterator[World]:
+    """Yield an empty backlog."""
+    async with anyio.create_task_group() as tasks:
+        yield InMemory() if implementation == "memory" else OnDisk(tasks)
+        tasks.cancel_scope.cancel()
+
+
+async def take(backlog: Backlog, max_events: int = 100, *, at_once: bool = True) -> Batch | None:
+    """Take the next batch, as soon as there is one without waiting."""
+    while True:
+        batch = await backlog.next_batch(max_events, at_once=at_once)
+        if batch is not None or backlog.due_at > anyio.current_time():
+            return batch
+
+
+async def take_all(backlog: Backlog, max_events: int = 100) -> list[Batch]:
+    """Take all there is."""
+    found = []
+    while (batch := await take(backlog, max_events)) is not None:
+        found.append(batch)
+    return found
+
+
+def names(*batches: Batch | None) -> list[list[str]]:
+    """Return the events' hashes, by batch."""
+    return [[event.hash for event in decode_events(batch.lines)] for batch in batches if batch is not None]
+
+
+async def test_events_come_once_and_in_order_with_their_numbers(implementation: str) -> None:
+    async with opened(implementation) as world:
+        await world.add(*numbered(5))
+        await world.add(*numbered(2, "later"))
+        (batch,) = await take_all(world.backlog)
+        assert names(batch) == [[*numbered(5), *numbered(2, "later")]]
+        assert [seq for span in batch.spans for seq in range(*span)] == list(range(1, 8))
+
+
+async def test_a_batch_has_one_context_and_at_most_so_many_events(implementation: str) -> None:
+    async with opened(implementation) as world:
+        await world.add(*numbered(5, "a"), context=Context("A"))
+        await world.add(*numbered(3, "b"), context=Context("B", 1))
+        found = await take_all(world.backlog, 3)
+        assert all(batch.event_count <= 3 for batch in found)
+        assert sorted((batch.context.ci, *names(batch)[0]) for batch in found) == [
+            ("A", "a0", "a1", "a2"),
+            ("A", "a3", "a4"),
+            ("B", "b0", "b1", "b2"),
+        ]
+
+
+async def test_a_batch_that_is_not_full_waits_for_its_timer_unless_it_is_wanted_at_once(implementation: str) -> None:
+    async with opened(implementation) as world:
+        await world.add(*numbered(5))
+        assert names(await take(world.backlog, 3, at_once=False)) == [["h0", "h1", "h2"]]
+        assert await take(world.backlog, 3, at_once=False) is None
+        assert world.backlog.due_at == pytest.approx(anyio.current_time() + DELAY)
+        await anyio.sleep_until(world.backlog.due_at)
+        assert names(await take(world.backlog, 3, at_once=False)) == [["h3", "h4"]]
+        await world.add("more")
+        assert names(await take(world.backlog, at_once=True)) == [["more"]]
+
+
+async def test_an_empty_backlog_says_that_nothing_is_known_to_wait_and_tells_when_there_is_more(
+    implementation: str,
+) -> None:
+    async with opened(implementation) as world:
+        assert await take(world.backlog) is None
+        assert world.backlog.due_at == float("inf")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(world.backlog.changed.wait)
+            await anyio.wait_all_tasks_blocked()
+            await world.add("h0")
+        assert names(await take(world.backlog)) == [["h0"]]
+
+
+async def test_what_is_put_back_is_next_the_oldest_first_and_in_the_same_parts(implementation: str) -> None:
+    async with opened(implementation) as world:
+        await world.add(*numbered(9))
+        first, second = await take(world.backlog, 3), await take(world.backlog, 3)
+        assert first is not None
+        assert second is not None
+        world.backlog.put_back(*second.split())
+        world.backlog.put_back(first)
+        expected = [["h0", "h1", "h2"], ["h3", "h4"], ["h5"], ["h6", "h7", "h8"]]
+        assert names(*await take_all(world.backlog)) == expected
+
+
+async def test_a_smaller_limit_splits_what_was_put_back(implementation: str) -> None:
+    async with opened(implementation) as world:
+        await world.add(*numbered(10))
+        whole = await take(world.backlog)
+        assert whole is not None
+        world.backlog.put_back(whole)
+        found = await take_all(world.backlog, 3)
+        assert all(batch.event_count <= 3 for batch in found)
+        assert [*chain.from_iterable(names(*found))] == numbered(10)
+
+
+async def test_after_a_rewind_all_that_is_not_settled_comes_again(implementation: str) -> None:
+    async with opened(implementation) as world:
+        await world.add(*numbered(9))
+        first, second = await take(world.backlog, 3), await take(world.backlog, 3)
+        assert first is not None
+        assert second is not None
+        await world.backlog.settle(second, Outcome.DELIVERED)
+        world.backlog.rewind()
+        left = await take_all(world.backlog)
+        assert [*chain.from_iterable(names(*left))] == ["h0", "h1", "h2", "h6", "h7", "h8"]
+
+
+async def test_what_is_settled_is_counted_once_and_does_not_come_after_a_crash(implementation: str) -> None:
+    async with opened(implementation) as world:
+        await world.add(*numbered(3))
+        await world.add(*numbered(3, "later"))
+        batch = await take(world.backlog, 3)
+        assert batch is not None
+        await world.backlog.settle(batch, Outcome.DELIVERED)
+        await world.backlog.settle(batch, Outcome.DEAD_LETTERED)
+        assert world.outcomes() == {"delivered": 3, "queued": 3}
+        await world.crash()
+        assert world.outcomes() == {"delivered": 3, "queued": 3}
+        assert names(*await take_all(world.backlog)) == [numbered(3, "later")]
+
+
+async def test_settling_is_held_up_while_storage_refuses(implementation: str) -> None:
+    async with opened(implementation) as world:
+        await world.add("h0")
+        batch = await take(world.backlog)
+        assert batch is not None
+        world.refuse()
+        with anyio.move_on_after(60.0) as scope:
+            await world.backlog.settle(batch, Outcome.DELIVERED)
+        assert scope.cancelled_caught
+        world.heal()
+        await world.backlog.settle(batch, Outcome.DELIVERED)
+        assert world.outcomes() == {"delivered": 1, "queued": 0}
+
+
+async def test_a_dead_letter_is_durable_on_return_and_held_up_while_storage_refuses(implementation: str) -> None:
+    async with opened(implementation) as world:
+        await world.add("h0")
+        batch = await take(world.backlog)
+        assert batch is not None
+        world.refuse()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(world.backlog.keep_dead_letter, batch, REFUSED)
+            await anyio.sleep(60.0)
+            assert world.letters() == []
+            assert world.backlog.storage_error is not None
+            world.heal()
+        assert world.letters() == [Kept("h0", 400, "400 Bad Request: no")]
+        assert world.backlog.storage_error is None
+        assert world.outcomes() == {"queued": 1}
+
+
+async def test_a_pause_is_remembered_across_a_crash_and_so_is_its_end(implementation: str) -> None:
+    async with opened(implementation) as world:
+        assert world.backlog.pause is None
+        for pause in (PAUSE, None):
+            world.backlog.remember(pause)
+            assert world.backlog.pause == pause
+            await world.crash()
+            assert world.backlog.pause == pause
+
+
+async def test_a_purge_settles_all_that_waits_and_nothing_of_it_comes_again(implementation: str) -> None:
+    async with opened(implementation) as world:
+        await world.add(*numbered(5))
+        first = await take(world.backlog, 2)
+        assert first is not None
+        await world.backlog.settle(first, Outcome.DELIVERED)
+        assert await world.backlog.purge() == 3
+        assert await take(world.backlog) is None
+        assert world.outcomes() == {"delivered": 2, "purged": 3, "queued": 0}
+        await world.add("after")
+        assert names(await take(world.backlog)) == [["after"]]

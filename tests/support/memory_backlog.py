@@ -1,0 +1,134 @@
+"""Events that wait in memory: the fake of agent.delivery.backlog."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import anyio
+
+from agent.delivery.batching import Batch
+from agent.delivery.transport import Verdict
+from agent.events import Context, encode_events
+from agent.queue.cursor import Outcome, Pause, Span
+from agent.runtime import Broadcast
+from tests.support.pipelines import PLAIN, event
+
+
+class Kept(NamedTuple):
+    """A dead letter: the event's name, and what the API said."""
+
+    name: str
+    status: int | None
+    message: str
+
+
+@dataclass
+class Durable:
+    """What another process finds: the events by number, what became of them, the dead letters and the pause."""
+
+    events: dict[int, tuple[Context, str, float]] = field(default_factory=dict)
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    dead_letters: list[Kept] = field(default_factory=list)
+    pause: Pause | None = None
+
+    def unsettled(self) -> list[int]:
+        """Return the numbers of the events that wait, oldest first."""
+        return [number for number in self.events if number not in self.outcomes]
+
+
+class MemoryBacklog:
+    """See `agent.delivery.backlog.Backlog`. A batch waits for `max_delay` seconds for more events."""
+
+    def __init__(self, durable: Durable | None = None, max_delay: float = 2.0) -> None:
+        self.durable = durable or Durable()
+        self.changed = Broadcast()
+        self.storage_error: str | None = None
+        self.due_at = float("-inf")
+        self._max_delay = max_delay
+        self._taken: set[int] = set()
+        self._returned: list[Batch] = []
+        self._healed = Broadcast()
+
+    def add(self, *names: str, context: Context = PLAIN) -> None:
+        """Let events with these hashes wait."""
+        for name in names:
+            self.durable.events[len(self.durable.events) + 1] = context, name, anyio.current_time()
+        self.changed.notify_all()
+
+    def refuse(self) -> None:
+        """Let storage refuse everything from now on."""
+        self.storage_error = "storage refuses"
+
+    def heal(self) -> None:
+        """Let storage take everything again."""
+        self.storage_error = None
+        self._healed.notify_all()
+
+    @property
+    def pause(self) -> Pause | None:
+        """See `Backlog`."""
+        return self.durable.pause
+
+    def remember(self, pause: Pause | None) -> None:
+        """See `Backlog`."""
+        self.durable.pause = pause
+
+    async def next_batch(self, max_events: int, *, at_once: bool) -> Batch | None:
+        """See `Backlog`."""
+        while self._returned:
+            batch = self._returned.pop(0)
+            if batch.event_count <= max_events:
+                self._taken |= _numbers(batch)
+                return batch
+            self.put_back(*batch.split())
+        waiting = [number for number in self.durable.unsettled() if number not in self._taken]
+        self.due_at = float("inf")
+        if not waiting:
+            return None
+        context, _, since = self.durable.events[waiting[0]]
+        found = [number for number in waiting if self.durable.events[number][0] == context][:max_events]
+        if len(found) < max_events and not at_once and anyio.current_time() < since + self._max_delay:
+            self.due_at = since + self._max_delay
+            return None
+        self._taken.update(found)
+        lines = encode_events([event(self.durable.events[number][1]) for number in found])
+        return Batch(context, lines, tuple(Span(number, number + 1) for number in found))
+
+    def put_back(self, *batches: Batch) -> None:
+        """See `Backlog`."""
+        self._returned = sorted([*self._returned, *batches], key=lambda batch: batch.spans[0])
+        self.due_at = float("-inf")
+
+    def rewind(self) -> None:
+        """See `Backlog`."""
+        self._taken.clear()
+        self._returned.clear()
+        self.due_at = float("-inf")
+
+    async def settle(self, batch: Batch, outcome: Outcome) -> None:
+        """See `Backlog`."""
+        await self._storage()
+        for number in _numbers(batch):
+            self.durable.outcomes.setdefault(number, outcome)
+        self.changed.notify_all()
+
+    async def keep_dead_letter(self, batch: Batch, verdict: Verdict) -> None:
+        """See `Backlog`."""
+        await self._storage()
+        _, name, _ = self.durable.events[batch.spans[0].start]
+        self.durable.dead_letters.append(Kept(name, verdict.status, verdict.message))
+
+    async def purge(self) -> int:
+        """See `Backlog`."""
+        waiting = self.durable.unsettled()
+        self.durable.outcomes |= dict.fromkeys(waiting, Outcome.PURGED)
+        self.rewind()
+        return len(waiting)
+
+    async def _storage(self) -> None:
+        await anyio.lowlevel.checkpoint()
+        while self.storage_error is not None:
+            await self._healed.wait()
+
+
+def _numbers(batch: Batch) -> set[int]:
+    return {number for span in batch.spans for number in range(span.start, span.stop)}
