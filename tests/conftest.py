@@ -1,6 +1,7 @@
 """Fixtures that every kind of test may use."""
 
 import logging
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ from tests.support.turborepo import TurborepoServer, turborepo_server
 
 profiles.register()
 REPORT = pytest.StashKey[list[str]]()
+
+
+def pytest_configure() -> None:
+    """Let SIGINT end what tests start. In the background of a script it is ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

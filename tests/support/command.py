@@ -8,14 +8,12 @@ import os
 import pty
 import re
 import select
-import signal
 import struct
 import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -55,14 +53,13 @@ class Terminal:
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
         self.output = ""
-        with interruptible():
-            self.process = subprocess.Popen(
-                [*COMMAND, *args],
-                env=environment({"TERM": "xterm-256color", **(env or {})}),
-                stdin=slave if keyboard else subprocess.DEVNULL,
-                stdout=slave,
-                stderr=slave,
-            )
+        self.process = subprocess.Popen(
+            [*COMMAND, *args],
+            env=environment({"TERM": "xterm-256color", **(env or {})}),
+            stdin=slave if keyboard else subprocess.DEVNULL,
+            stdout=slave,
+            stderr=slave,
+        )
         os.close(slave)
 
     @property
@@ -105,13 +102,3 @@ class Terminal:
         self.process.kill()
         self.process.wait()
         os.close(self._master)
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Start processes that SIGINT reaches, even if this one was started in the background, where it is ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -20,7 +20,7 @@ import pytest
 
 from tests.support.accounts import delivery_of, ledger, ledger_of
 from tests.support.api_server import Answer, ApiServer, error
-from tests.support.command import COMMAND, Terminal, environment, interruptible, problems, run_command
+from tests.support.command import COMMAND, Terminal, environment, problems, run_command
 from tests.support.daemon import Daemon
 
 SESSION = "11111111-2222-4333-8444-555555555555"
@@ -231,12 +231,9 @@ def test_emit_passes_lines_on_and_names_those_that_are_not_valid(daemon: Daemon,
 
 def test_emit_sends_a_line_when_it_is_written_and_not_at_the_end(daemon: Daemon, api_server: ApiServer) -> None:
     command = [*COMMAND, "emit", "-", "--socket", str(daemon.stream)]
-    with (
-        interruptible(),
-        subprocess.Popen(
-            command, env=environment(), stdin=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
-        ) as process,
-    ):
+    with subprocess.Popen(
+        command, env=environment(), stdin=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+    ) as process:
         assert process.stdin is not None
         process.stdin.write(lines(1))
         api_server.wait_for_accepted(1)

@@ -21,7 +21,7 @@ from agent import config
 from agent.cli.commands.exec import with_runtime_directory
 from tests.support.accounts import ledger, ledger_of, received
 from tests.support.api_server import Answer, ApiServer, error
-from tests.support.command import COMMAND, environment, interruptible, run_command
+from tests.support.command import COMMAND, environment, run_command
 from tests.support.daemon import TOKEN, Daemon, Sections
 from tests.support.waiting import eventually
 
@@ -84,10 +84,9 @@ class Job:
     def start(self, code: str, *options: str) -> subprocess.Popen[str]:
         """Start it with a Python program whose output can be read as it comes."""
         command = [*COMMAND, "exec", *options, "--", sys.executable, "-uc", SEND + code]
-        with interruptible():
-            return subprocess.Popen(
-                command, env=environment(self.env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
+        return subprocess.Popen(
+            command, env=environment(self.env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
 
     @property
     def spools(self) -> list[Path]:

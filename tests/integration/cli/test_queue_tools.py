@@ -522,9 +522,10 @@ def test_root_leaves_nothing_in_a_daemons_queue_that_the_daemon_could_not_open(a
 
 
 AS_SOMEBODY_ELSE = """
-import os, sys
-import agent.cli.commands.queue, agent.cli.queue_access, agent.cli.queue_offline, encodings.idna, encodings.utf_8_sig
+import contextlib, io, os, sys
 from agent.cli.main import main
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    main()  # as root, so that all is loaded: where this was cloned to, nobody else may be able to read it
 os.setgroups([]), os.setgid(12345), os.setuid(12345)
 sys.exit(main())
 """
