@@ -18,6 +18,7 @@ from tests.support.accounts import flushed, holds, ledger, ledger_of
 from tests.support.api_server import Answer, ApiServer
 from tests.support.command import Terminal, environment, problems, run_command
 from tests.support.daemon import Daemon, Sections
+from tests.support.tools import require_root
 
 SESSIONS = ("11111111-2222-4333-8444-555555555555", "66666666-7777-4888-8999-aaaaaaaaaaaa")
 CONTEXT = b'{"context":{"ci":"VERCEL","interactive":0}}\n'
@@ -507,8 +508,8 @@ def test_a_daemon_that_holds_the_queue_and_does_not_answer_is_named_with_what_to
     assert said.endswith("look at the daemon's process and its logs; stop it to do this without it")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
 def test_root_leaves_nothing_in_a_daemons_queue_that_the_daemon_could_not_open(api_server: ApiServer) -> None:
+    require_root()  # to give files away
     with tempfile.TemporaryDirectory() as directory:
         Path(directory).chmod(0o755)  # the queue's owner has to get there
         with Daemon(Path(directory) / "d", api_server.url, PAUSED) as daemon:
@@ -531,9 +532,9 @@ sys.exit(main())
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
 @pytest.mark.parametrize(("running", "code"), [(True, 4), (False, 7)], ids=["running", "stopped"])
 def test_somebody_who_may_not_is_told_who_may(running: bool, code: int) -> None:
+    require_root()  # to become somebody else
     with tempfile.TemporaryDirectory() as directory:
         Path(directory).chmod(0o755)
         with Daemon(Path(directory) / "d", NOWHERE) as daemon:

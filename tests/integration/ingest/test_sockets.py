@@ -18,9 +18,9 @@ import pytest
 from agent.errors import ListenError
 from agent.ingest import sockets
 from agent.ingest.sockets import DATAGRAM, STREAM, BoundSocket, bind
+from tests.support.tools import require_root
 
 KINDS = pytest.mark.parametrize("kind", [STREAM, DATAGRAM], ids=["stream", "datagram"])
-ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root may give files away: run as root")
 
 
 @pytest.fixture
@@ -70,8 +70,8 @@ def test_the_mode_is_what_was_asked_for_whatever_the_umask(path: Path, kind: soc
     assert not path.exists()
 
 
-@ROOT
 def test_the_group_is_what_was_asked_for(path: Path, opened: ExitStack) -> None:
+    require_root()  # to give files away
     group = next(each for each in grp.getgrall() if each.gr_gid not in {os.getgid(), 0})
     hold(opened, bind(path, STREAM, mode=0o660, group=group.gr_name))
     assert path.stat().st_gid == group.gr_gid

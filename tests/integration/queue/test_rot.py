@@ -11,20 +11,19 @@ from typing import Any, NamedTuple
 import pytest
 
 from agent.queue.record import MARKER
-from tests.support import rot
+from tests.support import profiles, rot
 from tests.support.accounts import flushed, holds, ledger, ledger_of
 from tests.support.api_server import ApiServer
 from tests.support.daemon import Daemon, Sections
 from tests.support.dead_letters import read_dead_letters
 from tests.support.edge import line
 from tests.support.json_log import logged, wait_logged
-from tests.support.nightly import NIGHTLY
 from tests.support.rot import Place, Rot
 
 SECTIONS: Sections = {"queue": {"segment_bytes": "64KiB", "min_free_bytes": 0}, "log": {"format": "json"}}
 RECORDS, EVENTS, PADDING = 140, 3, 1200
 BAD = "bad-1"
-MORE_SEEDS = range(3, 40 if NIGHTLY else 3)
+MORE_SEEDS = range(3, 40 if profiles.is_nightly() else 3)
 
 
 class Example(NamedTuple):

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-import pytest
 
 from tests.support.small_disk import SIZES, Report
-from tests.support.tools import require_tool
+from tests.support.tools import require_tool, unavailable
 
 FILL = [sys.executable, "-m", "tests.support.small_disk"]
 IN_A_SMALL_FILE_SYSTEM = 'mount -t tmpfs -o size=320k tmpfs "$1" && exec "$0" -m tests.support.small_disk "$1"'
@@ -53,7 +52,7 @@ def test_a_full_file_system_sheds_by_name_keeps_what_it_acked_and_takes_more_whe
     alone = [str(unshare), "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
     may_mount = subprocess.run([*alone, "mount", "-t", "tmpfs", "tmpfs", str(tmp_path)], capture_output=True, text=True)
     if may_mount.returncode != 0:
-        pytest.skip(f"a file system of its own cannot be had here: {may_mount.stderr.strip()}")
+        unavailable(f"needs a file system of its own; run the tests where mount is allowed: {may_mount.stderr.strip()}")
     found = report([*alone, "sh", "-c", IN_A_SMALL_FILE_SYSTEM, sys.executable, str(tmp_path)])
     assert 20 < len(found.acked) < len(SIZES)
     assert found.found == found.acked

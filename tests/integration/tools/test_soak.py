@@ -25,6 +25,7 @@ from tests.support.capture import EVENTS_PATH
 from tests.support.daemon import Daemon
 from tests.support.senders import CI, Durable, Item, Report
 from tests.support.skewed_agent import SKEW_FILE
+from tests.support.tools import unavailable
 
 SECONDS, SEED = 12, 20
 DAY = 86400
@@ -88,7 +89,7 @@ def test_the_server_counts_what_it_took_and_takes_no_poison(tmp_path: Path) -> N
 def test_a_disk_fills_up_fails_and_recovers_and_nothing_stays_mounted(tmp_path: Path) -> None:
     with best_disk(tmp_path) as disk:
         if not isinstance(disk, SmallDisk):
-            pytest.skip(f"needs root and mounts: {disk.missing}")
+            unavailable(f"needs mounts; run the tests as root, where mount is allowed: {disk.missing}")
         kept = disk.path / "kept"
         kept.write_bytes(b"kept")
         descriptor = os.open(kept, os.O_RDONLY)
