@@ -1,5 +1,9 @@
-"""Every gate, in order, up to the first that fails: `python -m tests`. Its exit code is the failing gate's."""
+"""Every gate, in order, up to the first that fails: `python -m tests`. Its exit code is the failing gate's.
 
+`python -m tests --fast` is for between two edits: lint, types, import contracts and the unit tests.
+"""
+
+import argparse
 import subprocess
 import sys
 import sysconfig
@@ -21,13 +25,17 @@ PURE = [
 ]
 _PURE = ",".join(PURE)
 _PYTHON = [sys.executable, "-m"]
-GATES = [
+_PYTEST = [*_PYTHON, "pytest", "-n", "auto", "--dist", "worksteal"]  # a process that runs out of tests takes over some
+CHECKS = [
     ("ruff check", [*_PYTHON, "ruff", "check"]),
     ("ruff format", [*_PYTHON, "ruff", "format", "--check"]),
     ("mypy", [*_PYTHON, "mypy"]),
     ("import contracts", [str(Path(sysconfig.get_path("scripts"), "lint-imports"))]),
-    # On every core; a process that runs out of tests takes half of what another has left.
-    ("pytest", [*_PYTHON, "pytest", "-n", "auto", "--dist", "worksteal", "--cov", "--cov-report="]),
+]
+FAST = [*CHECKS, ("unit tests", [*_PYTEST, "-q", "tests/unit"])]
+GATES = [
+    *CHECKS,
+    ("pytest", [*_PYTEST, "--cov", "--cov-report="]),
     ("coverage of the pure modules", [*_PYTHON, "coverage", "report", "-m", "--fail-under=100", f"--include={_PURE}"]),
     ("coverage in total", [*_PYTHON, "coverage", "report"]),
 ]
@@ -35,7 +43,9 @@ GATES = [
 
 def main() -> int:
     """Run the gates; return 0 or the exit code of the first that failed."""
-    for name, command in GATES:
+    parser = argparse.ArgumentParser(prog="python -m tests", description="Run every gate up to the first that fails.")
+    parser.add_argument("--fast", action="store_true", help="only lint, types, import contracts and the unit tests")
+    for name, command in FAST if parser.parse_args().fast else GATES:
         sys.stdout.write(f"\n== {name}\n")
         sys.stdout.flush()
         code = subprocess.run(command, cwd=ROOT).returncode

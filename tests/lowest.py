@@ -4,6 +4,7 @@ Makes a virtual environment with exactly those versions (pip decides on what the
 the unit and the integration tests. Run it with the oldest Python that is supported: later ones need later versions of some.
 """
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -12,29 +13,23 @@ import venv
 from collections.abc import Iterator
 from pathlib import Path
 
-from packaging.requirements import Requirement
-
 ROOT = Path(__file__).parents[1]
 TESTS = ["-n", "auto", "--dist", "worksteal", "tests/unit", "tests/integration"]
 
 
-def declared(pyproject: Path) -> Iterator[Requirement]:
-    """Yield every requirement of the project and its extras that has a lowest version."""
+def lowest(pyproject: Path) -> Iterator[str]:
+    """Yield a constraint for every requirement of the project and its extras that has a lowest version.
+
+    Raises ValueError where one says anything else than `NAME>=VERSION`, with or without a marker.
+    """
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"].values()
-    for each in map(Requirement, [*project["dependencies"], *(line for extra in extras for line in extra)]):
-        if each.specifier:
-            yield each
-
-
-def pinned(requirement: Requirement) -> str:
-    """Return it as a constraint on its lowest version. Raises ValueError unless it says `>=` once and nothing else."""
-    match [(each.operator, each.version) for each in requirement.specifier]:
-        case [(">=", version)]:
-            marker = f"; {requirement.marker}" if requirement.marker else ""
-            return f"{requirement.name}=={version}{marker}"
-        case _:
-            raise ValueError(f"no single lowest version: {requirement}")
+    for line in [*project["dependencies"], *(line for extra in extras for line in extra)]:
+        parts = re.fullmatch(r"([\w.-]+)(?:>=([\w.]+))?(;.*)?", line)
+        if parts is None and not line.startswith(f"{project['name']}["):
+            raise ValueError(f"no single lowest version: {line}")
+        if parts is not None and parts[2]:
+            yield f"{parts[1]}=={parts[2]}{parts[3] or ''}"
 
 
 def main() -> int:
@@ -42,7 +37,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="lowest-") as name:
         directory = Path(name)
         constraints = directory / "constraints.txt"
-        constraints.write_text("".join(f"{pinned(each)}\n" for each in declared(ROOT / "pyproject.toml")))
+        constraints.write_text("".join(f"{each}\n" for each in lowest(ROOT / "pyproject.toml")))
         sys.stdout.write(constraints.read_text())
         sys.stdout.flush()
         venv.create(directory / "venv", with_pip=True)
