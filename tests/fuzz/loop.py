@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar, cast
 import anyio
 
 T = TypeVar("T")
-SECONDS = 10.0
+SECONDS = 120.0
 
 
 class Resource(Protocol):

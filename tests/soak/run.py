@@ -7,7 +7,7 @@ import random
 import re
 import signal
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,17 +77,22 @@ class Soak:
     problems: list[str] = field(default_factory=list)
 
 
-def soak(seconds: float, seed: int, directory: Path, only: Collection[str] = ()) -> Soak:
+Enough = Callable[[World], bool]
+
+
+def soak(
+    seconds: float, seed: int, directory: Path, only: Collection[str] = (), enough: Enough = lambda _: True
+) -> Soak:
     """Do it, below a directory that must not exist yet; what broke in the middle is a problem like any other.
 
-    `only` names the faults that there are to be, if not all.
+    `only` names the faults that there are to be, if not all. It takes longer than `seconds` until there was `enough`.
     """
     result = Soak(seconds, seed)
     directory.mkdir(parents=True)
     try:
         with ExitStack() as stack:
             disk = stack.enter_context(best_disk(directory))
-            _run(result, disk, directory, stack, only)
+            _run(result, disk, directory, stack, only, enough)
     except (AssertionError, OSError, httpx.HTTPError) as error:
         result.problems.append(f"{type(error).__name__}: {error}"[:MOST_OF_AN_ERROR])
     else:
@@ -96,7 +101,7 @@ def soak(seconds: float, seed: int, directory: Path, only: Collection[str] = ())
     return result
 
 
-def _run(result: Soak, disk: Disk, directory: Path, stack: ExitStack, only: Collection[str]) -> None:
+def _run(result: Soak, disk: Disk, directory: Path, stack: ExitStack, only: Collection[str], enough: Enough) -> None:
     record = directory / "record"
     record.mkdir()
     server, url = stack.enter_context(soak_server(result.seed, record))
@@ -111,7 +116,8 @@ def _run(result: Soak, disk: Disk, directory: Path, stack: ExitStack, only: Coll
     world.configure()
     world.start()
     clients = [_start(stack, world, number) for number in range(len(KINDS))]
-    _do_faults(world, deck(world, only), time.monotonic() + result.seconds)
+    end = time.monotonic() + result.seconds
+    _do_faults(world, deck(world, only), lambda: time.monotonic() >= end and enough(world))
     reports, ledger, discarded = _heal(world, server, clients)
     assert server.stop(HEAL_SECONDS) == 0, "the server failed:\n" + "".join(server.lines)
     result.record, taken = read_record(record)
@@ -127,8 +133,8 @@ def _start(stack: ExitStack, world: World, number: int) -> Child:
     return stack.enter_context(running)
 
 
-def _do_faults(world: World, faults: Iterator[Fault], deadline: float) -> None:
-    while time.monotonic() < deadline:
+def _do_faults(world: World, faults: Iterator[Fault], done: Callable[[], bool]) -> None:
+    while not done():
         world.idle(0.2, 1.8)
         fault = next(faults)
         world.note(f"-- {name_of(fault)}")

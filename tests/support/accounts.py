@@ -41,7 +41,7 @@ def holds(ledger: Ledger) -> bool:
     return bool(ledger["accepted"] == settled + ledger["queued"])
 
 
-def flushed(daemon: Daemon, deadline: float = 20.0) -> bool:
+def flushed(daemon: Daemon, deadline: float = 100.0) -> bool:
     """Ask for a flush; return whether everything has left the queue."""
     answer = daemon.request("POST", f"/flush?deadline={deadline}", timeout=deadline + 5)
     assert answer.status_code in {200, 504}, answer.text

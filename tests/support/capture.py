@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.support.tcp_server import TcpServer
+from tests.support.waiting import HUNG_AFTER
 
 EVENTS_PATH = "/v8/artifacts/events"
 STATUS_PATH = "/v8/artifacts/status"
@@ -76,7 +77,7 @@ class CapturingServer(TcpServer):
         """The events of all accepted requests, repeats included."""
         return [event for request in self.accepted() for event in request.events]
 
-    def wait_for(self, predicate: Callable[[], bool], timeout: float = 10.0) -> None:
+    def wait_for(self, predicate: Callable[[], bool], timeout: float = HUNG_AFTER) -> None:
         """Block until the predicate holds; it is asked after every change. AssertionError after `timeout` seconds.
 
         Async tests call it through `anyio.to_thread.run_sync`.
@@ -86,11 +87,11 @@ class CapturingServer(TcpServer):
                 seen = [(request.method, request.path, request.status) for request in self._requests[-20:]]
                 raise AssertionError(f"not so within {timeout} s; {len(self._requests)} requests, the last: {seen}")
 
-    def wait_for_accepted(self, count: int, timeout: float = 10.0) -> None:
+    def wait_for_accepted(self, count: int, timeout: float = HUNG_AFTER) -> None:
         """Block until at least `count` events were accepted."""
         self.wait_for(lambda: sum(len(request.events) for request in self.accepted()) >= count, timeout)
 
-    def wait_for_posts(self, count: int, timeout: float = 10.0) -> None:
+    def wait_for_posts(self, count: int, timeout: float = HUNG_AFTER) -> None:
         """Block until at least `count` requests to record events have arrived."""
         self.wait_for(lambda: len(self.posts()) >= count, timeout)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.events import Decoded, Session, decode_lines
+from tests.support.waiting import HUNG_AFTER
 
 ROOT = Path(__file__).parents[2]
 # Whatever CI system these tests run on, its variables stay out of the programs that they start.
@@ -23,7 +24,7 @@ def listening(path: Path, backlog: int = 16) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen(backlog)
-        listener.settimeout(30)
+        listener.settimeout(HUNG_AFTER)
         try:
             yield listener
         finally:
@@ -33,7 +34,7 @@ def listening(path: Path, backlog: int = 16) -> Iterator[socket.socket]:
 def read_connection(listener: socket.socket) -> bytes:
     """Accept one connection and read it to its end."""
     connection, _ = listener.accept()
-    connection.settimeout(30)
+    connection.settimeout(HUNG_AFTER)
     with connection, connection.makefile("rb") as stream:
         return stream.read()
 
@@ -60,7 +61,7 @@ def run(script: str, path: Path, *arguments: str) -> subprocess.CompletedProcess
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=HUNG_AFTER,
     )
 
 

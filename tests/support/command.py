@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
+from tests.support.waiting import HUNG_AFTER
+
 COMMAND = (sys.executable, "-m", "agent.cli")
 LINES, COLUMNS = 24, 100
 _CONTROL_SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -29,7 +31,7 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def run_command(
-    *args: str | Path, stdin: bytes = b"", env: Mapping[str, str] | None = None, timeout: float = 30.0
+    *args: str | Path, stdin: bytes = b"", env: Mapping[str, str] | None = None, timeout: float = HUNG_AFTER
 ) -> subprocess.CompletedProcess[str]:
     """Run it to its end, into pipes."""
     done = subprocess.run(
@@ -67,7 +69,7 @@ class Terminal:
         """What was shown, without colours and cursor movements."""
         return _CONTROL_SEQUENCE.sub("", self.output)
 
-    def wait_for(self, text: str, timeout: float = 20.0) -> None:
+    def wait_for(self, text: str, timeout: float = HUNG_AFTER) -> None:
         """Read until `text` has been shown."""
         deadline = time.monotonic() + timeout
         while text not in self.text:
@@ -77,7 +79,7 @@ class Terminal:
         """Type on the keyboard."""
         os.write(self._master, text.encode())
 
-    def finish(self, timeout: float = 20.0) -> int:
+    def finish(self, timeout: float = HUNG_AFTER) -> int:
         """Read up to the end; return the exit code."""
         deadline = time.monotonic() + timeout
         while self._read(deadline):

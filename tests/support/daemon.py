@@ -21,7 +21,7 @@ import httpx
 
 from agent.control.client import ControlClient
 from agent.control.schema import DestinationStatus, StatusReport
-from tests.support.waiting import eventually
+from tests.support.waiting import HUNG_AFTER, eventually
 
 Sections = Mapping[str, Mapping[str, object]]
 TOKEN = "a-token-of-the-tests"
@@ -68,7 +68,7 @@ class Daemon:
         """The process id."""
         return self._running().pid
 
-    def start(self, timeout: float = 20.0) -> Self:
+    def start(self, timeout: float = HUNG_AFTER) -> Self:
         """Start it and return when it is ready (systemd's READY=1); AssertionError with its stderr if it is not."""
         with _notifications(self.directory / "n.sock") as notify:
             self.launch()
@@ -99,12 +99,12 @@ class Daemon:
             self._process.wait()
             self._process = None
 
-    def terminate(self, timeout: float = 20.0) -> int:
+    def terminate(self, timeout: float = HUNG_AFTER) -> int:
         """SIGTERM; return the exit code, or AssertionError with its stderr after `timeout` seconds."""
         self.signal(signal.SIGTERM)
         return self.wait(timeout)
 
-    def wait(self, timeout: float = 20.0) -> int:
+    def wait(self, timeout: float = HUNG_AFTER) -> int:
         """Wait for it to end by itself; return the exit code."""
         try:
             code = self._running().wait(timeout)
@@ -123,7 +123,7 @@ class Daemon:
     def __exit__(self, _type: type[BaseException] | None, _e: BaseException | None, _tb: TracebackType | None) -> None:
         self.kill()
 
-    def request(self, method: str, path: str, timeout: float = 10.0, content: bytes = b"") -> httpx.Response:
+    def request(self, method: str, path: str, timeout: float = HUNG_AFTER, content: bytes = b"") -> httpx.Response:
         """Ask the control socket, perhaps with a body."""
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(self.control)), timeout=timeout) as client:
             return client.request(method, f"http://agent{path}", content=content)
@@ -148,7 +148,7 @@ class Daemon:
         status: dict[str, Any] = self.request("GET", "/status").raise_for_status().json()
         return status
 
-    def wait_status(self, predicate: Callable[[dict[str, Any]], bool], timeout: float = 10.0) -> dict[str, Any]:
+    def wait_status(self, predicate: Callable[[dict[str, Any]], bool], timeout: float = HUNG_AFTER) -> dict[str, Any]:
         """Return the first status that the predicate takes."""
         return eventually(self.status, predicate, timeout)
 
@@ -183,7 +183,7 @@ class Daemon:
 class Conversation:
     """A stream connection with durable acks, `{"durable": N, "rejected": M}`, cumulative. For `with`."""
 
-    def __init__(self, path: Path, context: Mapping[str, object], timeout: float = 10.0) -> None:
+    def __init__(self, path: Path, context: Mapping[str, object], timeout: float = HUNG_AFTER) -> None:
         self._socket = _unix(socket.SOCK_STREAM, timeout)
         try:
             self._socket.connect(str(path))
@@ -237,7 +237,7 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
 
 
-def _unix(kind: socket.SocketKind, timeout: float = 10.0) -> socket.socket:
+def _unix(kind: socket.SocketKind, timeout: float = HUNG_AFTER) -> socket.socket:
     client = socket.socket(socket.AF_UNIX, kind)
     client.settimeout(timeout)
     return client

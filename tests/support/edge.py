@@ -19,11 +19,13 @@ from agent.ingest.intake import Intake
 from agent.ingest.stream import StreamListener
 from agent.runtime import Runtime
 from tests.support.pipelines import Host
+from tests.support.waiting import HUNG_AFTER
 
 T = TypeVar("T")
 
 ACKS = b'{"context":{"ack":"durable"}}\n'
-CLIENT_SECONDS = 10.0
+CLIENT_SECONDS = HUNG_AFTER
+TURNS = 2000
 
 
 def line(name: str = "h", padding: int = 0) -> bytes:
@@ -125,10 +127,19 @@ async def edge(directory: Path, *, max_connections: int = 64) -> AsyncIterator[E
             host.gate.open()
             for listener in (stream, datagram):
                 await listener.close()
-            with anyio.move_on_after(5, shield=True):
+            with anyio.move_on_after(HUNG_AFTER, shield=True):
                 for ended in made.ended.values():
                     await ended.wait()
             tasks.cancel_scope.cancel()
+
+
+async def turns(condition: Callable[[], bool]) -> bool:
+    """Let the other tasks run until it is so; False if it is not after so many turns that nothing will come of more."""
+    for _ in range(TURNS):
+        if condition():
+            return True
+        await anyio.lowlevel.checkpoint()
+    return condition()
 
 
 class Client:

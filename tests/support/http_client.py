@@ -6,6 +6,8 @@ from typing import Any, NamedTuple, Self
 
 import anyio
 
+from tests.support.waiting import HUNG_AFTER
+
 
 class Answer(NamedTuple):
     """A whole answer."""
@@ -38,7 +40,7 @@ class Client:
 
     async def send(self, data: bytes) -> None:
         """Write all of it."""
-        with anyio.fail_after(10):
+        with anyio.fail_after(HUNG_AFTER):
             while data:
                 try:
                     data = data[self.socket.send(data) :]
@@ -47,7 +49,7 @@ class Client:
 
     async def more(self) -> bytes:
         """Wait for what comes next; b"" at the end of the connection."""
-        with anyio.fail_after(10):
+        with anyio.fail_after(HUNG_AFTER):
             while True:
                 try:
                     return self.socket.recv(1 << 16)

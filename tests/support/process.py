@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.waiting import HUNG_AFTER
+
 
 class Child:
     """A running process. Its stdout and stderr together are `lines`."""
@@ -26,7 +28,7 @@ class Child:
         with self._changed:
             return list(self._lines)
 
-    def wait_for_line(self, pattern: str, timeout: float = 10.0) -> re.Match[str]:
+    def wait_for_line(self, pattern: str, timeout: float = HUNG_AFTER) -> re.Match[str]:
         """Block until a line matches; AssertionError with the whole output after `timeout` seconds or at its end."""
         with self._changed:
             self._changed.wait_for(lambda: self._ended or self._find(pattern) is not None, timeout)
@@ -36,7 +38,7 @@ class Child:
                 raise AssertionError(f"no line like {pattern!r}, {state}:\n" + "".join(self._lines))
             return found
 
-    def stop(self, timeout: float = 10.0) -> int:
+    def stop(self, timeout: float = HUNG_AFTER) -> int:
         """Terminate it, kill it if that takes longer than `timeout` seconds, and return its exit code."""
         self.process.terminate()
         try:

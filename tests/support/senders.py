@@ -29,9 +29,9 @@ from tests.support import recordings
 from tests.support.daemon import Conversation
 from tests.support.process import Child, running
 from tests.support.recordings import Recorded
-from tests.support.waiting import eventually
+from tests.support.waiting import HUNG_AFTER, eventually
 
-TIMEOUT = 30.0
+TIMEOUT = HUNG_AFTER
 CI = "x-artifact-client-ci"
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from tests.support.daemon import Daemon, Sections
+from tests.support.waiting import HUNG_AFTER
 
 # Becomes the command with the descriptors at 3 and up, and says so in the variables of sd_listen_fds(3).
 _HAND_OVER = """
@@ -42,7 +43,7 @@ class Notifications:
         except TimeoutError:
             return None
 
-    def wait_for(self, assignment: str, timeout: float = 20.0) -> list[list[str]]:
+    def wait_for(self, assignment: str, timeout: float = HUNG_AFTER) -> list[list[str]]:
         """Return the messages up to the first that has `assignment`."""
         deadline, messages = time.monotonic() + timeout, list[list[str]]()
         while (message := self.next(max(deadline - time.monotonic(), 0.001))) is not None:

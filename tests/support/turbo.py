@@ -22,7 +22,7 @@ TEAM = "acme"
 _HOME = Path(__file__).parents[1] / "npm/node_modules/@turbo"
 _MACHINES = {"x86_64": "64", "aarch64": "arm64"}
 _QUIET = {"TURBO_TELEMETRY_DISABLED": "1", "DO_NOT_TRACK": "1", "TURBO_GLOBAL_WARNING_DISABLED": "1"}
-_LONGEST_SECONDS = 60.0
+_LONGEST_SECONDS = 240.0
 
 
 class Task(NamedTuple):

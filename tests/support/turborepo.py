@@ -46,6 +46,6 @@ def turborepo_server(storage: Path, *, token: str = TOKEN, body_limit: int = 1 <
         "STORAGE_PATH_USE_TMP_FOLDER": "false",
     }
     with running([node, _SCRIPT], env) as child:
-        port = int(child.wait_for_line(rf"listening at http://{HOST}:(\d+)", timeout=30)[1])
+        port = int(child.wait_for_line(rf"listening at http://{HOST}:(\d+)")[1])
         with CaptureProxy(port) as proxy:
             yield TurborepoServer(proxy.url, f"http://{HOST}:{port}", token, proxy, child)

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 from tests.support.tools import require_tool
+from tests.support.waiting import HUNG_AFTER
 
 UNITS = Path(__file__).parents[2] / "systemd"
 SERVICE, SOCKET = UNITS / "artifacts-agent.service", UNITS / "artifacts-agent.socket"
@@ -24,7 +25,7 @@ def directives(unit: Path) -> dict[str, list[str]]:
 def analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run systemd-analyze."""
     program = require_tool("systemd-analyze", APT)
-    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=30)
+    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=HUNG_AFTER)
 
 
 def sandbox() -> dict[str, object]:

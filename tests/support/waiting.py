@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 T = TypeVar("T")
 
+HUNG_AFTER: Final = 120.0
+"""Seconds after which whatever a test waits for hangs. What does not hang may take long: the machine may be busy."""
 
-def eventually(probe: Callable[[], T], accept: Callable[[T], bool], timeout: float = 10.0) -> T:
+
+def eventually(probe: Callable[[], T], accept: Callable[[T], bool], timeout: float = HUNG_AFTER) -> T:
     """Return the first value of `probe` that `accept` takes; AssertionError after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not accept(value := probe()):

@@ -250,9 +250,9 @@ def test_a_duration_given_twice_is_refused_although_a_missing_one_would_make_the
     ],
 )
 def test_deep_nesting_is_refused_at_its_first_level(line: bytes) -> None:
-    started = time.perf_counter()
+    started = time.thread_time()
     assert the_reject(line)
-    assert time.perf_counter() - started < 1
+    assert time.thread_time() - started < 1
 
 
 # --- lines --------------------------------------------------------------------------------------------------------
@@ -490,9 +490,9 @@ def test_asking_for_acks_in_between_does_not_part_events_of_one_context() -> Non
 )
 def test_a_read_full_of_anything_takes_no_more_than_a_moment(line: bytes) -> None:
     block = line * (MAX_LINE_BYTES // len(line))
-    started = time.perf_counter()
+    started = time.thread_time()
     decoded = decode_lines(block, VERCEL)
-    assert time.perf_counter() - started < 2
+    assert time.thread_time() - started < 2
     assert decoded.blocks == []
 
 

@@ -22,6 +22,7 @@ from tests.support.accounts import delivery_of, ledger, ledger_of
 from tests.support.api_server import Answer, ApiServer, error
 from tests.support.command import COMMAND, Terminal, environment, problems, run_command
 from tests.support.daemon import Daemon
+from tests.support.waiting import HUNG_AFTER
 
 SESSION = "11111111-2222-4333-8444-555555555555"
 HANG = Answer(mode="hang")
@@ -238,14 +239,14 @@ def test_emit_sends_a_line_when_it_is_written_and_not_at_the_end(daemon: Daemon,
         process.stdin.write(lines(1))
         api_server.wait_for_accepted(1)
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=20)
+        _, stderr = process.communicate(timeout=HUNG_AFTER)
     assert (process.returncode, stderr.strip()) == (130, b"")
 
 
 def test_emit_delivers_a_long_pipe_whole(daemon: Daemon) -> None:
     done = run_command("emit", "-", "--strict", "--socket", daemon.stream, stdin=lines(20_000))
     assert (done.returncode, done.stderr) == (0, "")
-    status = daemon.wait_status(lambda status: ledger_of(status)["accepted"] >= 20_000, timeout=20)
+    status = daemon.wait_status(lambda status: ledger_of(status)["accepted"] >= 20_000)
     assert ledger_of(status)["accepted"] == 20_000
     assert status["rejected"] == 0
 
@@ -282,7 +283,7 @@ def test_emit_without_permission_for_the_socket_says_so_and_fails_only_if_it_is_
             name: value for name, value in environment().items() if not name.startswith("COV")
         }  # it could not be written
         lenient, strict = (
-            subprocess.run([*command, *more], env=env, capture_output=True, text=True, timeout=30)
+            subprocess.run([*command, *more], env=env, capture_output=True, text=True, timeout=HUNG_AFTER)
             for more in ([], ["--strict"])
         )
     assert (lenient.returncode, strict.returncode) == (0, 4)
@@ -332,7 +333,7 @@ def test_emit_never_fails_a_build_for_want_of_its_standard_input_unless_it_is_to
                 env=environment(),
                 capture_output=True,
                 text=True,
-                timeout=30,
+                timeout=HUNG_AFTER,
             )
             for more in ([], ["--strict"])
         )
@@ -360,7 +361,7 @@ def test_emit_waits_only_so_long_for_a_daemon_that_hangs(tmp_path: Path) -> None
     with socket.socket(socket.AF_UNIX) as never_accepting:
         never_accepting.bind(str(path))
         never_accepting.listen()
-        send = partial(run_command, "emit", "-", "--socket", path, stdin=lines(count), timeout=20)
+        send = partial(run_command, "emit", "-", "--socket", path, stdin=lines(count))
         with ThreadPoolExecutor() as pool:
             strict, lenient = pool.map(lambda options: send(*options), (["--strict"], []))
     assert (strict.returncode, lenient.returncode) == (1, 0)
@@ -458,7 +459,9 @@ def test_a_socket_without_permission_is_said_to_be_that(tmp_path: Path) -> None:
         listening.listen()
         closed.chmod(0)
         env = environment({"RUNTIME_DIRECTORY": str(closed)})
-        done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=HUNG_AFTER
+        )
         closed.chmod(0o700)
     assert done.returncode == 4
     (problem,) = problems(done.stderr)

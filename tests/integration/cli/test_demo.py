@@ -33,7 +33,7 @@ from agent.queue.cursor import Ledger
 from agent.queue.dead_letters import DeadLetter
 from tests.support.process import Child
 from tests.support.recordings import Recorded
-from tests.support.waiting import eventually
+from tests.support.waiting import HUNG_AFTER, eventually
 
 DEMO = [sys.executable, "-c", "import sys; from agent.demo import run_demo; sys.exit(run_demo(fast=True))"]
 SENT = 299
@@ -93,7 +93,7 @@ def test_every_event_is_accounted_for_and_no_control_character_reaches_a_pipe(ho
         "FORCE_COLOR": "1",
     }
     done = subprocess.run(
-        DEMO, env=environment(home, **hostile), stdin=subprocess.DEVNULL, capture_output=True, timeout=50
+        DEMO, env=environment(home, **hostile), stdin=subprocess.DEVNULL, capture_output=True, timeout=HUNG_AFTER
     )
     output = done.stdout.decode()
     assert done.returncode == 0, output + done.stderr.decode()
@@ -150,9 +150,9 @@ def _read(terminal: int) -> bytes:
 @pytest.mark.parametrize(("line", "number"), [(r"^\[1/6\]", signal.SIGTERM), (r"^\[2/6\]", signal.SIGINT)])
 def test_an_interrupted_demo_leaves_no_process_and_no_file(home: Path, line: str, number: signal.Signals) -> None:
     with demo(home) as child:
-        child.wait_for_line(line, timeout=30)
+        child.wait_for_line(line)
         child.process.send_signal(number)
-        assert child.process.wait(20) == 128 + number
+        assert child.process.wait(HUNG_AFTER) == 128 + number
         eventually(lambda: child.lines[-1], lambda last: last.strip().startswith("Interrupted"))
         assert "Traceback" not in "".join(child.lines)
     assert processes_in(home) == []
@@ -163,7 +163,7 @@ def test_a_demo_that_cannot_go_on_says_why_in_a_line_and_exits_with_1(home: Path
     with demo(home) as child:
         daemons = eventually(lambda: processes_in(home, "agent.cli"), lambda found: len(found) == 1)
         os.kill(daemons[0], signal.SIGKILL)
-        assert child.process.wait(30) == 1
+        assert child.process.wait(HUNG_AFTER) == 1
         eventually(lambda: child.lines[-1], lambda last: last.strip().startswith("The demo failed: "))
         assert "Traceback" not in "".join(child.lines)
     assert processes_in(home) == []
@@ -173,7 +173,7 @@ def test_a_demo_that_cannot_go_on_says_why_in_a_line_and_exits_with_1(home: Path
 def test_a_disk_that_takes_nothing_is_named(home: Path) -> None:
     on_full_disk = ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh", *DEMO]
     quiet = environment(home, PYTHONDONTWRITEBYTECODE="1")
-    done = subprocess.run(on_full_disk, env=quiet, stdin=subprocess.DEVNULL, capture_output=True, timeout=50)
+    done = subprocess.run(on_full_disk, env=quiet, stdin=subprocess.DEVNULL, capture_output=True, timeout=HUNG_AFTER)
     assert done.returncode == 1
     assert re.fullmatch(rb" +The demo failed: [^\n]*No usable temporary directory[^\n]*\n", done.stdout)
     assert list(home.iterdir()) == []

@@ -23,7 +23,7 @@ from tests.support.accounts import ledger, ledger_of, received
 from tests.support.api_server import Answer, ApiServer, error
 from tests.support.command import COMMAND, environment, run_command
 from tests.support.daemon import TOKEN, Daemon, Sections
-from tests.support.waiting import eventually
+from tests.support.waiting import HUNG_AFTER, eventually
 
 DOWN = error(503, "unavailable", "Down")
 FRONT: Sections = {"http": {"listen": "127.0.0.1:0"}, "front": {"enabled": True}}
@@ -188,7 +188,9 @@ def test_a_user_who_may_not_ask_the_agent_sends_to_it_all_the_same(api_server: A
             command = [sys.executable, "-c", AS_GUEST, "exec", "--config", str(daemon.config), "--"]
             command += ["sh", "-c", "echo $TURBO_API $ARTIFACTS_AGENT_SOCKET; exit 3"]
             env = {name: value for name, value in environment().items() if not name.startswith("COV")}
-            done = subprocess.run(command, env=env | {"TURBO_TOKEN": TOKEN}, capture_output=True, text=True, timeout=30)
+            done = subprocess.run(
+                command, env=env | {"TURBO_TOKEN": TOKEN}, capture_output=True, text=True, timeout=HUNG_AFTER
+            )
             assert (done.returncode, done.stderr) == (3, "")
             assert done.stdout.split() == [f"http://{address}", str(daemon.stream)]
 
@@ -263,7 +265,7 @@ def test_standard_streams_and_other_open_files_are_the_commands_own(job: Job) ->
     jobserver = f"import os; os.write({writing}, b'jobs')"
     command = [*COMMAND, "exec", "--", "sh", "-c", f'cat; echo problem >&2; exec "{sys.executable}" -c "{jobserver}"']
     done = subprocess.run(
-        command, input=data, capture_output=True, env=environment(job.env), close_fds=False, timeout=30
+        command, input=data, capture_output=True, env=environment(job.env), close_fds=False, timeout=HUNG_AFTER
     )
     os.close(writing)
     with os.fdopen(reading) as jobs:
@@ -276,7 +278,7 @@ def test_a_package_of_the_same_name_in_the_jobs_directory_does_no_harm(job: Job,
     command = [str(Path(sys.executable).with_name("artifacts-agent")), "exec", "--", sys.executable, "-c"]
     command.append(SEND + "by_http('a')")
     done = subprocess.run(
-        command, env=environment(job.env), cwd=job.directory, capture_output=True, text=True, timeout=30
+        command, env=environment(job.env), cwd=job.directory, capture_output=True, text=True, timeout=HUNG_AFTER
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert names(api_server) == Counter("a")
@@ -308,7 +310,7 @@ def test_signals_sent_to_exec_reach_the_command_once(job: Job) -> None:
         (child,) = children(process.pid)
         os.kill(child, signal.SIGKILL)
         assert process.stdout.read() == ""
-        assert process.wait(10) == -9
+        assert process.wait(HUNG_AFTER) == -9
 
 
 def children(pid: int) -> list[int]:
@@ -331,7 +333,7 @@ class Console:
         )
         os.close(slave)
 
-    def wait_for(self, text: str, timeout: float = 20.0) -> None:
+    def wait_for(self, text: str, timeout: float = HUNG_AFTER) -> None:
         """Read until that text has come, and forget what came before its end."""
         deadline = time.monotonic() + timeout
         while text not in self.output:
@@ -428,15 +430,13 @@ def test_while_the_api_is_down_the_job_ends_in_time_and_the_next_agent_delivers(
     job: Job, tmp_path: Path, api_server: ApiServer
 ) -> None:
     api_server.default = DOWN
-    begun = time.monotonic()
     done = job.python("by_http('a', 'b'); sys.exit(3)", "--deadline", "1s")
-    assert time.monotonic() - begun < 15
     (spool,) = job.spools
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr == not_delivered(2, spool)
     api_server.default = Answer()
     with Daemon(tmp_path / "next", api_server.url, {"queue": {"adopt": str(spool.parent)}}) as daemon:
-        status = daemon.wait_status(is_done, timeout=30.0)
+        status = daemon.wait_status(is_done)
         assert status["adopted"]["ledger"] == ledger(2, delivered=2)
     assert names(api_server) == Counter("ab")
     assert job.spools == []
@@ -461,7 +461,7 @@ sys.exit(4)
     next_job = job.start("by_socket('c'); input()", "--deadline", "10s")
     next_job.stdin = None
     eventually(lambda: names(api_server), lambda found: found >= Counter("ab"))
-    next_job.communicate(timeout=20)
+    next_job.communicate(timeout=HUNG_AFTER)
     assert names(api_server) == Counter("abc")
     assert job.spools == []
 
@@ -495,7 +495,7 @@ def test_when_exec_is_killed_its_agent_delivers_and_ends_by_itself(
     assert not Path(path).parent.exists()
     (spool,) = job.spools
     with Daemon(tmp_path / "next", api_server.url, {"queue": {"adopt": str(spool.parent)}}) as daemon:
-        assert daemon.wait_status(is_done, timeout=30.0)["adopted"]["ledger"] == ledger(1, delivered=1)
+        assert daemon.wait_status(is_done)["adopted"]["ledger"] == ledger(1, delivered=1)
         assert ledger_of(daemon.status()) == ledger(0)
     assert job.spools == []
     assert names(api_server) == Counter("a")
@@ -523,9 +523,9 @@ def test_what_a_job_has_adopted_and_cannot_remove_is_counted_by_the_next_agent(
         "    time.sleep(0.05)"
     )
     with Daemon(tmp_path / "next", api_server.url, {"queue": {"adopt": str(first.parent)}}) as daemon:
-        status = daemon.wait_status(lambda status: bool(status["adopted"]["left"]), timeout=30.0)
+        status = daemon.wait_status(lambda status: bool(status["adopted"]["left"]))
         daemon.request("POST", "/resume")
-        status = daemon.wait_status(lambda status: status["adopted"]["finished"] == 2, timeout=10.0)
+        status = daemon.wait_status(lambda status: status["adopted"]["finished"] == 2)
         assert status["adopted"]["ledger"] == ledger(2, delivered=1, dead_lettered=1)
     assert job.spools == [first]
 
@@ -540,7 +540,7 @@ def test_a_signal_ends_the_wait_at_the_end_and_leaves_the_commands_exit_code(job
         agent = agent_of(process.pid)
         eventually(lambda: children(process.pid), [agent].__eq__)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 9
+        assert process.wait(HUNG_AFTER) == 9
         (spool,) = job.spools
         interrupted = f"artifacts-agent: interrupted: what is not delivered waits in {spool}\n"
         assert process.stderr.read() == interrupted

@@ -16,6 +16,7 @@ from tests.support.api_server import Answer, ApiServer, error
 from tests.support.command import environment, run_command
 from tests.support.daemon import Daemon
 from tests.support.tools import require_tool
+from tests.support.waiting import HUNG_AFTER
 
 DOWN = error(503, "unavailable", "Come back later")
 SCRIPTS = sysconfig.get_path("scripts")
@@ -63,7 +64,9 @@ def run(*command: str | Path, variables: Mapping[str, str], daemon: Daemon, scri
     """Run what a CI system's runner would, with the command on its path and its configuration named."""
     env = environment({**variables, "ARTIFACTS_AGENT_CONFIG": str(daemon.config)})
     env["PATH"] = f"{SCRIPTS}:{env['PATH']}"
-    return subprocess.run([*command], input=script, capture_output=True, text=True, env=env, timeout=30, check=False)
+    return subprocess.run(
+        [*command], input=script, capture_output=True, text=True, env=env, timeout=HUNG_AFTER, check=False
+    )
 
 
 def github(directory: Path, daemon: Daemon) -> Done:
@@ -151,7 +154,9 @@ def test_a_hook_says_what_is_wrong_and_ends_well(system: System, tmp_path: Path)
 def test_a_hook_ends_well_where_the_agent_is_not_installed(system: str, tmp_path: Path) -> None:
     hook = printed(system, tmp_path, "hook.sh")
     env = {"PATH": "/usr/bin:/bin"}
-    done = subprocess.run(["bash", "-e", hook], capture_output=True, text=True, env=env, timeout=30, check=False)
+    done = subprocess.run(
+        ["bash", "-e", hook], capture_output=True, text=True, env=env, timeout=HUNG_AFTER, check=False
+    )
     assert (done.returncode, "artifacts-agent" in done.stdout) == (0, True)
 
 
@@ -170,7 +175,7 @@ def test_the_daemon_is_asked_through_sudo_where_only_that_may(tmp_path: Path, da
         assert f"{rule} ALL=(artifacts-agent) NOPASSWD: /usr/local/bin/{allowed}\n" in hook.read_text()
         sent(daemon, 2)
         env = {"PATH": f"{tools}:/usr/bin:/bin", "ARTIFACTS_AGENT_CONFIG": str(daemon.config)}
-        done = subprocess.run([hook], capture_output=True, text=True, env=env, timeout=30, check=False)
+        done = subprocess.run([hook], capture_output=True, text=True, env=env, timeout=HUNG_AFTER, check=False)
         assert "2 events delivered" in done.stdout, done.stdout + done.stderr
     assert (tmp_path / "asked").read_text().count(f"-n -u artifacts-agent {allowed}\n") == 3
 

@@ -16,6 +16,7 @@ from tests.support.api_server import Answer, ApiServer, error
 from tests.support.command import COMMAND, environment, problems, run_command
 from tests.support.daemon import TOKEN, Daemon
 from tests.support.tools import require_tool
+from tests.support.waiting import HUNG_AFTER
 
 COMMANDS = (
     "run",
@@ -267,7 +268,7 @@ def test_bash_completes_a_command_after_the_script_is_loaded(tmp_path: Path) -> 
         "$(complete -p artifacts-agent | sed 's/.*-F \\([^ ]*\\) .*/\\1/') artifacts-agent && echo ${COMPREPLY[@]}"
     )
     env = environment() | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run([bash, "--norc", "-c", script], env=env, capture_output=True, text=True, timeout=30)
+    done = subprocess.run([bash, "--norc", "-c", script], env=env, capture_output=True, text=True, timeout=HUNG_AFTER)
     assert (done.returncode, done.stdout, done.stderr) == (0, "resume\n", "")
 
 

@@ -19,6 +19,7 @@ from tests.support.api_server import Answer, ApiServer
 from tests.support.command import Terminal, environment, problems, run_command
 from tests.support.daemon import Daemon, Sections
 from tests.support.tools import require_root
+from tests.support.waiting import HUNG_AFTER
 
 SESSIONS = ("11111111-2222-4333-8444-555555555555", "66666666-7777-4888-8999-aaaaaaaaaaaa")
 CONTEXT = b'{"context":{"ci":"VERCEL","interactive":0}}\n'
@@ -206,7 +207,7 @@ def test_requests_under_way_are_not_purged_but_end_first(tmp_path: Path, api_ser
             client.send(lines(*range(10)))
             client.wait_settled(10)
         api_server.wait_for_posts(1)
-        answer = daemon.request("POST", "/queue/purge", timeout=20).json()
+        answer = daemon.request("POST", "/queue/purge").json()
         assert (answer["purged"], answer["problem"]) == (6, None)
         assert [each["hash"] for each in api_server.accepted_events()] == [f"{number:016x}" for number in range(4)]
         assert ledger_of(daemon.status()) == ledger(10, delivered=4) | {"dropped": {"purged": 6}}
@@ -542,7 +543,7 @@ def test_somebody_who_may_not_is_told_who_may(running: bool, code: int) -> None:
                 daemon.terminate()
             command = [sys.executable, "-c", AS_SOMEBODY_ELSE, "queue", "ls", "--config", str(daemon.config)]
             env = {name: value for name, value in environment().items() if not name.startswith("COV")}
-            done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=30, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=HUNG_AFTER, check=False)
     (said,) = problems(done.stderr)
     assert (done.returncode, done.stdout) == (code, "")
     assert "Permission denied" in said

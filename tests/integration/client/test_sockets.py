@@ -1,12 +1,13 @@
 """The client against real sockets and processes: listeners that read, do not read, stop, vanish and come back."""
 
 import os
+import resource
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -185,9 +186,8 @@ def test_a_socket_that_nobody_listens_at_counts_as_absent(path: Path, client: Ev
 
 
 def test_ten_thousand_events_for_nobody_take_no_time(client: EventClient) -> None:
-    started = time.monotonic()
-    assert not any(hit(client) for _ in range(10_000))
-    assert time.monotonic() - started < 5
+    with waits_at_most(100):
+        assert not any(hit(client) for _ in range(10_000))
     assert client.unsent_by_reason == {"absent": 10_000}
 
 
@@ -202,6 +202,14 @@ def test_a_forbidden_socket_counts_as_denied(path: Path, listener: socket.socket
     """
     path.chmod(0)
     assert output_of(script, path) == ["False {'denied': 1}"]
+
+
+@contextmanager
+def waits_at_most(times: int) -> Iterator[None]:
+    """Fail if this thread gave up the processor more often of its own accord: whoever waits does, whatever the load."""
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+    yield
+    assert resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before <= times
 
 
 STOPPED_DAEMON = """
@@ -228,9 +236,8 @@ def stopped_daemon(path: Path) -> Iterator[None]:
 @pytest.mark.usefixtures("stopped_daemon")
 def test_a_stopped_daemon_with_a_full_backlog_does_not_block(path: Path) -> None:
     clients = [EventClient(path) for _ in range(10)]
-    started = time.monotonic()
-    sent = [hit(client) for client in clients for _ in range(100)]
-    assert time.monotonic() - started < 1
+    with waits_at_most(100):
+        sent = [hit(client) for client in clients for _ in range(100)]
     assert sent.count(True) == sum(client.sent for client in clients) == 300
     assert [client.unsent_by_reason for client in clients[3:]] == [{"full": 100}] * 7
 
@@ -239,9 +246,8 @@ def test_a_stopped_daemon_with_a_full_backlog_does_not_block(path: Path) -> None
 def test_a_stopped_daemon_with_a_full_buffer_does_not_block(client: EventClient) -> None:
     while hit(client):
         pass
-    started = time.monotonic()
-    assert not any(hit(client) for _ in range(1000))
-    assert time.monotonic() - started < 1
+    with waits_at_most(100):
+        assert not any(hit(client) for _ in range(1000))
     assert client.unsent_by_reason == {"full": 1001}
 
 

@@ -14,6 +14,7 @@ from tests.support.accounts import ledger_of
 from tests.support.api_server import Answer, ApiServer, error
 from tests.support.command import COMMAND, environment, problems, run_command
 from tests.support.daemon import Daemon
+from tests.support.waiting import HUNG_AFTER
 
 HANG = Answer(mode="hang")
 UNHURRIED = {"batch": {"max_delay": "1h"}}
@@ -131,7 +132,7 @@ def test_a_sessions_exit_code_goes_by_all_that_is_known_of_it(tmp_path: Path, ap
         api_server.reject_hashes = {"bad"}
         sent(daemon, "one", *numbered(3))
         sent(daemon, "two", "good", "bad")
-        assert daemon.request("POST", "/flush?deadline=20", timeout=30).status_code == 200
+        assert daemon.request("POST", "/flush?deadline=100").status_code == 200
         delivered = "Everything of session 'one' has left the queue: 3 events delivered.\n"
         assert said(daemon, "--session", "one") == (0, delivered, [])
         assert said(daemon, "--session", "3")[:2] == (0, "Nothing is known of session '3': nothing of it is queued.\n")
@@ -154,7 +155,7 @@ def test_purged_events_are_named_by_reason(tmp_path: Path, api_server: ApiServer
         sent(daemon, "s", *numbered(5))
         waiting = started(daemon, "--deadline", "20")
         assert run_command("queue", "purge", "--yes", "--config", daemon.config).returncode == 0
-        out, err = waiting.communicate(timeout=20)
+        out, err = waiting.communicate(timeout=HUNG_AFTER)
         assert (waiting.returncode, json.loads(out)) == (8, report(purged=5))
         assert problems(err.decode()) == ["not everything was delivered: 0 events delivered, 5 dropped as purged"]
 
@@ -189,7 +190,7 @@ def test_a_daemon_that_is_killed_ends_a_flush(tmp_path: Path, api_server: ApiSer
         sent(daemon, "s", *numbered(3))
         waiting = started(daemon, "--deadline", "1h")
         daemon.kill()
-        _, err = waiting.communicate(timeout=20)
+        _, err = waiting.communicate(timeout=HUNG_AFTER)
         assert waiting.returncode == 4
         assert "the daemon has stopped" in err.decode()
         api_server.default = Answer()

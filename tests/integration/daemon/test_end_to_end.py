@@ -97,7 +97,7 @@ def send_durably_through_a_kill(daemon: Daemon, requests: Sequence[Recorded], di
             children.append(stack.enter_context(child))
             all_progress.append(progress)
         for progress in all_progress:
-            eventually(partial(acked_so_far, progress), lambda acked: acked >= 50, timeout=30)
+            eventually(partial(acked_so_far, progress), lambda acked: acked >= 50)
         daemon.kill()
         daemon.start()
         return [report_of(child) for child in children]

@@ -61,7 +61,7 @@ def kill_and_restart(daemon: Daemon, progress: Sequence[Path], rng: random.Rando
     ledgers: list[Ledger] = []
     for _ in range(ROUNDS):
         target = total_acked(progress) + rng.randrange(2000)
-        eventually(partial(total_acked, progress), target.__le__, timeout=30)
+        eventually(partial(total_acked, progress), target.__le__)
         daemon.kill()
         daemon.start()
         acked = total_acked(progress)

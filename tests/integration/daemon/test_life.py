@@ -22,7 +22,7 @@ from tests.support.api_server import Answer, ApiServer
 from tests.support.daemon import TOKEN, Daemon, Sections
 from tests.support.edge import line
 from tests.support.json_log import logged, wait_logged
-from tests.support.waiting import eventually
+from tests.support.waiting import HUNG_AFTER, eventually
 
 JSON_LOG = {"log": {"format": "json"}}
 NOWHERE = "http://127.0.0.1:9"
@@ -39,7 +39,7 @@ def emit(daemon: Daemon, count: int) -> None:
 def run_to_its_end(daemon: Daemon) -> tuple[int, str]:
     """Start a daemon that cannot run; return its exit code and what it says."""
     command = [sys.executable, "-m", "agent.cli", "run", "--config", str(daemon.config)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HUNG_AFTER, stdin=subprocess.DEVNULL)
     return done.returncode, done.stderr
 
 
@@ -123,7 +123,7 @@ def test_with_the_api_down_it_ends_at_the_deadline_and_a_restart_delivers(
             api_server.wait_for_posts(1)
         started = time.monotonic()
         assert daemon.terminate() == 0
-        assert 0.4 < time.monotonic() - started < 5
+        assert time.monotonic() - started >= 0.4  # and not an hour, as a request may take
         api_server.default = Answer()
         daemon.configure(api_server.url, {})
         daemon.start()
@@ -137,7 +137,7 @@ def test_a_second_sigterm_hastens_the_end(tmp_path: Path) -> None:
         daemon.signal(signal.SIGTERM)
         wait_logged(daemon, "stopping")
         daemon.signal(signal.SIGTERM)
-        assert daemon.wait(10) == 0
+        assert daemon.wait() == 0
         stopped = wait_logged(daemon, "stopped")[-1]
         assert stopped["ledger"] == expected(20, queued=20)
 
@@ -147,7 +147,7 @@ def test_two_signals_at_once_end_it_in_order(tmp_path: Path) -> None:
         emit(daemon, 20)
         daemon.signal(signal.SIGTERM)
         daemon.signal(signal.SIGINT)
-        assert daemon.wait(10) == 0
+        assert daemon.wait() == 0
         assert daemon.start().destination().ledger.queued == 20
 
 
@@ -205,7 +205,7 @@ def test_a_flush_may_wait_while_the_daemon_drains(tmp_path: Path) -> None:
         assert daemon.request("POST", "/flush?deadline=0.2").status_code == 504
         assert daemon.request("GET", "/healthz").status_code == 200
         daemon.signal(signal.SIGTERM)
-        assert daemon.wait(10) == 0
+        assert daemon.wait() == 0
         assert {each["event"] for each in logged(daemon)} & {"cannot_accept", "request_failed"} == set()
 
 
@@ -330,7 +330,7 @@ def test_a_new_token_file_ends_a_pause_even_while_the_configuration_is_being_edi
     assert "401" in (paused.reason or "")
     daemon.config.write_text("half a file [")
     daemon.token_file.write_text("the-next-token")
-    daemon.wait_destination(lambda default: default.ledger.delivered == 4, timeout=15)
+    daemon.wait_destination(lambda default: default.ledger.delivered == 4)
     assert len(api_server.accepted_events()) == 4
 
 
@@ -378,7 +378,7 @@ def test_a_daemon_whose_standard_error_is_closed_works_all_the_same(tmp_path: Pa
         emit(daemon, 3)
         api_server.wait_for_accepted(3)
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(HUNG_AFTER) == 0
     finally:
         process.kill()
         process.wait()

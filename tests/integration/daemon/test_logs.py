@@ -14,6 +14,7 @@ from tests.support.api_server import Answer, ApiServer, error
 from tests.support.daemon import Daemon
 from tests.support.edge import line
 from tests.support.json_log import logged, wait_logged
+from tests.support.waiting import HUNG_AFTER
 
 NOWHERE = "http://127.0.0.1:9"
 SECRET = "t0p-s3cret-of-the-tests"
@@ -90,7 +91,7 @@ def test_a_reader_of_the_log_that_leaves_does_not_end_the_daemon(tmp_path: Path,
             emit(daemon, b"nonsense\n" + line())
             daemon.wait_destination(lambda default: default.ledger.delivered == 1)
             process.terminate()
-            assert process.wait(20) == 0
+            assert process.wait(HUNG_AFTER) == 0
         finally:
             process.kill()
 

@@ -25,7 +25,7 @@ from tests.support.api_server import ApiServer
 from tests.support.recordings import encode
 from tests.support.service_manager import ManagedDaemon, Notifications
 from tests.support.tools import missing, require_tool
-from tests.support.waiting import eventually
+from tests.support.waiting import HUNG_AFTER, eventually
 
 MOST_EXPOSED = 1.5
 WATCHDOG_SECONDS = 0.9
@@ -195,7 +195,7 @@ def test_signals_are_taken_before_systemd_hears_ready(daemon: ManagedDaemon, not
     with seccomp.Brake("sendto") as sending:
         sending.apply()
         daemon.launch([sys.executable, seccomp.SCRIPT, sending.arguments], [sending.descriptor])
-        assert sending.caught.wait(20)  # READY=1 is on its way
+        assert sending.caught.wait(HUNG_AFTER)  # READY=1 is on its way
         caught = caught_signals(daemon.pid)
         sending.release()
         notifications.wait_for("READY=1")
@@ -273,7 +273,7 @@ def test_the_watchdog_is_not_fed_while_the_disk_hangs(
 
         disk.apply()
         daemon.send_lines(encode([second]))
-        assert disk.caught.wait(10)
+        assert disk.caught.wait(HUNG_AFTER)
         notifications.skip_waiting()
         assert notifications.next(WATCHDOG_SECONDS) is None  # now systemd would act
 
@@ -328,7 +328,9 @@ def test_the_daemon_works_under_the_units_system_call_filters(
 def test_the_filters_that_the_daemon_works_under_do_refuse(
     sandboxed: list[str], attempt: str, refusal: str | None
 ) -> None:
-    result = subprocess.run([*sandboxed, sys.executable, "-c", attempt], capture_output=True, text=True, timeout=30)
+    result = subprocess.run(
+        [*sandboxed, sys.executable, "-c", attempt], capture_output=True, text=True, timeout=HUNG_AFTER
+    )
     assert (result.returncode == 0) == (refusal is None)
     assert refusal is None or refusal in result.stderr
 

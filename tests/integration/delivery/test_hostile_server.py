@@ -15,15 +15,15 @@ from tests.support.json_log import wait_logged
 from tests.support.recordings import Recorded, encode
 from tests.support.senders import report_of, save, sender
 
-PROBE_INTERVAL = 3.0
+PROBE_INTERVAL = 4.0
 SECTIONS: Sections = {
-    "api": {"timeout": "1s"},
+    "api": {"timeout": "3s"},
     "log": {"format": "json"},
     "pause": {"probe_interval": f"{PROBE_INTERVAL}s", "max_probe_interval": f"{PROBE_INTERVAL}s"},
 }
 POISON = ["bad-1", "bad-2", "bad-3"]
-UNAVAILABLE = error(503, "unavailable", "Down for maintenance", {"Retry-After": "1"})
-RATE_LIMITED = error(429, "rate_limited", "Too many requests", {"Retry-After": "1"})
+UNAVAILABLE = error(503, "unavailable", "Down for maintenance", {"Retry-After": "2"})
+RATE_LIMITED = error(429, "rate_limited", "Too many requests", {"Retry-After": "2"})
 LIMIT_REACHED = error(402, "payment_required", "The plan's limit was reached")
 FORBIDDEN = error(403, "forbidden", "The account is blocked")
 
@@ -40,7 +40,7 @@ def test_a_server_with_every_kind_of_trouble_gets_everything_but_the_bad_events(
         it_outlasts_rate_limits_pauses_and_bad_events(daemon, api_server)
         load(daemon, second, tmp_path)
         it_outlasts_hangs_resets_and_size_limits(daemon, api_server)
-        command(daemon, "flush", "--deadline", "20")
+        command(daemon, "flush", "--deadline", "100")
         status = json.loads(command(daemon, "status", "--json"))
         assert delivery_of(status) == ("running", None)
         assert ledger_of(status) == ledger(total, delivered=total - 3, dead_lettered=3)
@@ -72,8 +72,8 @@ def it_outlasts_rate_limits_pauses_and_bad_events(daemon: Daemon, server: ApiSer
     daemon.wait_status(lambda status: ledger_of(status)["queued"] == 0)
 
     unavailable, rate_limited, _, forbidden, probe = server.posts()[:5]
-    assert rate_limited.at - unavailable.at >= 1, "Retry-After was not waited for"
-    assert server.posts()[2].at - rate_limited.at >= 1, "Retry-After was not waited for"
+    assert rate_limited.at - unavailable.at >= 2, "Retry-After was not waited for"
+    assert server.posts()[2].at - rate_limited.at >= 2, "Retry-After was not waited for"
     assert probe.at - forbidden.at >= 0.9 * PROBE_INTERVAL, "the account was asked too soon"
     assert (len(probe.events), probe.status) == (1, 200)
     assert ledger_of(daemon.status())["dead_lettered"] == 3
@@ -85,10 +85,10 @@ def it_outlasts_hangs_resets_and_size_limits(daemon: Daemon, server: ApiServer) 
     server.script([Answer(mode="hang"), Answer(mode="reset_mid_answer")])
     server.max_events = 200
     resume(daemon)
-    command(daemon, "flush", "--deadline", "20")
-    assert "no whole answer within 1 s" in daemon.stderr_text()
+    command(daemon, "flush", "--deadline", "100")
+    assert "no whole answer within 3 s" in daemon.stderr_text()
     requests = server.posts()[before:]
-    assert requests[1].at - requests[0].at >= 1, "the hang was not waited out"
+    assert requests[1].at - requests[0].at >= 3, "the hang was not waited out"
     assert [request.status for request in requests[:3]] == [None, None, 413]
     assert {request.status for request in requests[2:]} == {200, 413}
     assert max(map(events_in, requests[:2])) > 200

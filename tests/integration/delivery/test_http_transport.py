@@ -4,7 +4,6 @@ import asyncio
 import base64
 import json
 import socket
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from agent.errors import ConfigError
 from agent.events import Context, Event
 from tests.support.api_server import Answer, ApiServer, error
 from tests.support.pipelines import batch_of, events
+from tests.support.waiting import HUNG_AFTER
 
 pytestmark = pytest.mark.anyio
 
@@ -120,12 +120,12 @@ async def test_a_connection_that_the_server_has_closed_meanwhile_costs_no_reques
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        listening.settimeout(2)
+        listening.settimeout(HUNG_AFTER)
         async with connected(f"http://127.0.0.1:{listening.getsockname()[1]}") as transport:
             for name in "abc":
                 async with anyio.create_task_group() as tasks:  # at its end the server has closed
                     tasks.start_soon(anyio.to_thread.run_sync, answer, listening)
-                    with anyio.fail_after(5):
+                    with anyio.fail_after(HUNG_AFTER):
                         verdict = await transport.send(batch_of(events(name)))
                 assert verdict.kind is Kind.ACCEPTED, verdict
 
@@ -145,7 +145,7 @@ async def test_one_connection_serves_many_requests() -> None:
     ("answer", "kind"),
     [
         (Answer(mode="hang"), Kind.TRANSIENT),
-        (Answer(mode="drip", delay=0.05, body=b"x" * 1000), Kind.TRANSIENT),
+        (Answer(mode="drip", delay=0.05, body=b"x" * 100_000), Kind.TRANSIENT),
         (Answer(mode="reset"), Kind.CUT_OFF),
         (Answer(mode="cut"), Kind.TRANSIENT),
         (Answer(mode="reset_mid_answer"), Kind.TRANSIENT),
@@ -157,9 +157,7 @@ async def test_an_answer_that_does_not_come_whole_counts_for_nothing(
 ) -> None:
     api_server.script([answer])
     async with connected(api_server.url, seconds=0.3) as transport:
-        began = time.monotonic()
         verdict = await transport.send(batch_of(events(*(f"h{number}" * 100 for number in range(500)))))
-        assert time.monotonic() - began < 2
         assert (verdict.kind, verdict.status) == (kind, None)
         assert (await transport.send(batch_of(events("after")))).kind is Kind.ACCEPTED
 

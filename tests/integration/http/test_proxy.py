@@ -16,7 +16,7 @@ from tests.benchmarks import usage
 from tests.support.daemon import TOKEN, Daemon, Sections
 from tests.support.turborepo import TurborepoServer
 from tests.support.upstream import Upstream, pattern
-from tests.support.waiting import eventually
+from tests.support.waiting import HUNG_AFTER, eventually
 
 HTTP: Sections = {"http": {"listen": "127.0.0.1:0"}, "front": {"enabled": True}}
 AUTHORIZED = {"authorization": f"Bearer {TOKEN}"}
@@ -32,12 +32,12 @@ def address(daemon: Daemon) -> tuple[str, int]:
 def client_of(daemon: Daemon) -> httpx.Client:
     """A client that adds nothing of its own but what it must."""
     host, port = address(daemon)
-    return httpx.Client(base_url=f"http://{host}:{port}", headers=AUTHORIZED, trust_env=False, timeout=20)
+    return httpx.Client(base_url=f"http://{host}:{port}", headers=AUTHORIZED, trust_env=False, timeout=HUNG_AFTER)
 
 
 def sent(daemon: Daemon, request: bytes) -> socket.socket:
     """Send a raw request with the token; return the connection."""
-    connection = socket.create_connection(address(daemon), timeout=10)
+    connection = socket.create_connection(address(daemon), timeout=HUNG_AFTER)
     connection.sendall(request.replace(b"\r\n", b"\r\nAuthorization: Bearer %b\r\n" % TOKEN.encode(), 1))
     return connection
 
@@ -230,10 +230,10 @@ def test_large_artifacts_pass_both_ways_with_flat_memory(front: Daemon) -> None:
 
 def test_a_flush_does_not_wait_for_what_the_front_streams(front: Daemon, upstream: Upstream) -> None:
     with closing(sent(front, b"GET /hang HTTP/1.1\r\nHost: a\r\n\r\n")), client_of(front) as client:
-        assert upstream.busy.wait(10)
+        assert upstream.busy.wait(HUNG_AFTER)
         front.request("POST", "/resume").raise_for_status()
         assert client.post("/v8/artifacts/events", json=[EVENT]).status_code == 200
-        assert front.request("POST", "/flush?deadline=10").status_code == 200
+        assert front.request("POST", "/flush?deadline=100").status_code == 200
         front.request("POST", "/pause").raise_for_status()
 
 
@@ -251,10 +251,10 @@ def test_a_flush_does_not_wait_for_what_the_front_streams(front: Daemon, upstrea
 )
 def test_a_client_that_leaves_ends_its_request_upstream(front: Daemon, upstream: Upstream, request_head: bytes) -> None:
     with closing(sent(front, request_head)) as connection:
-        assert upstream.busy.wait(10)
+        assert upstream.busy.wait(HUNG_AFTER)
         if b"endless" in request_head:
             connection.recv(1 << 16)
-    assert upstream.left.wait(2)
+    assert upstream.left.wait(HUNG_AFTER)
     eventually(lambda: front.status()["http"]["connections"], lambda count: count == 0)
 
 
@@ -342,7 +342,7 @@ def test_an_invalid_chunked_body_is_refused_and_cut_off_upstream(front: Daemon, 
     with closing(sent(front, head + b"3\r\nabc\r\nnonsense\r\n")) as connection:
         answer, _ = read_all(connection)
     assert answer.startswith(b"HTTP/1.1 400 ")
-    assert upstream.left.wait(2)
+    assert upstream.left.wait(HUNG_AFTER)
 
 
 def test_an_unreachable_api_is_a_502_and_events_are_kept(tmp_path: Path) -> None:
@@ -357,7 +357,7 @@ def test_an_unreachable_api_is_a_502_and_events_are_kept(tmp_path: Path) -> None
         assert client.post("/v8/artifacts/events", json=[EVENT]).status_code == 200
         with upstream:
             assert client.put("/v8/artifacts/x", content=b"abc").json()["size"] == 3
-            assert daemon.request("POST", "/flush?deadline=10").status_code == 200
+            assert daemon.request("POST", "/flush?deadline=100").status_code == 200
         assert client.get("/x").status_code == 502
         assert daemon.status()["http"]["front"] == {"502": 2, "200": 1}
         assert 'http_requests_total{about="front",status="502"} 2.0' in daemon.request("GET", "/metrics").text
@@ -431,6 +431,6 @@ def test_a_real_server_keeps_and_returns_artifacts_and_takes_the_events(
         assert client.head("/v8/artifacts/abc123", params=query).status_code == 200
         assert client.get("/v8/artifacts/abc123", params=query).content == artifact
         assert client.post("/v8/artifacts/events", params=query, json=[EVENT]).status_code == 200
-        assert daemon.request("POST", "/flush?deadline=10").status_code == 200
+        assert daemon.request("POST", "/flush?deadline=100").status_code == 200
     (events,) = server.captured.accepted()
     assert events.events == [EVENT]

@@ -15,6 +15,7 @@ from agent.http import server as http_server
 from agent.http.server import MAX_BODY_BYTES, MAX_CONNECTIONS, Request, Response
 from agent.ingest import sockets
 from tests.support.http_client import Client
+from tests.support.waiting import HUNG_AFTER
 
 pytestmark = pytest.mark.anyio
 GET = b"GET /ok HTTP/1.1\r\nHost: agent\r\n\r\n"
@@ -109,7 +110,7 @@ async def test_a_handler_learns_of_a_hang_up_but_not_of_a_half_close(tmp_path: P
                 await other.send(GET)
                 assert (await other.answer()).status == 200
             assert not server.go_on.is_set()
-        with anyio.fail_after(10):
+        with anyio.fail_after(HUNG_AFTER):
             await server.go_on.wait()
 
 
@@ -256,7 +257,7 @@ async def test_too_many_clients_evict_the_longest_silent(tmp_path: Path) -> None
 async def test_a_client_that_is_accepted_as_the_server_closes_is_not_waited_for(tmp_path: Path) -> None:
     bound, answers = sockets.bind(tmp_path / "c.sock", sockets.STREAM, mode=0o600), Server(tmp_path / "c.sock")
     server = http_server.Server(MAX_CONNECTIONS)
-    with anyio.fail_after(10):
+    with anyio.fail_after(HUNG_AFTER):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(server.serve, bound.socket, http_server.buffered(answers.handle), bound.release)
             await anyio.wait_all_tasks_blocked()

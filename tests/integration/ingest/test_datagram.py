@@ -16,7 +16,8 @@ from agent.ingest.intake import Intake
 from agent.ingest.sockets import BoundSocket
 from agent.queue.record import decode_record
 from agent.queue.segment import HEADER_BYTES, scan
-from tests.support.edge import ACKS, Client, Edge, edge, line, line_of
+from tests.support.edge import ACKS, Client, Edge, edge, line, line_of, turns
+from tests.support.waiting import HUNG_AFTER
 
 pytestmark = pytest.mark.anyio
 CI = b'{"context":{"ci":"CIRCLECI"}}\n'
@@ -134,7 +135,7 @@ async def test_catch_up_ends_although_a_sender_never_stops(tmp_path: Path) -> No
                 tasks.start_soon(flood)
             for _ in range(3):
                 await anyio.lowlevel.checkpoint()
-                with anyio.fail_after(10):
+                with anyio.fail_after(HUNG_AFTER):
                     await made.datagram.catch_up()
             tasks.cancel_scope.cancel()
 
@@ -145,10 +146,8 @@ async def test_a_cancelled_catch_up_loses_no_datagram(tmp_path: Path) -> None:
         made.host.gate.close()
         block, sent = line(padding=1000) * 100, 0
         with made.sender() as sender:
-            with anyio.move_on_after(0.5):  # until memory is full, and then the socket
-                while True:
-                    await sender.send(block)
-                    sent += 100
+            while await turns(lambda: sender.fill(block) > 0):  # until memory is full, and then the socket
+                sent += 100
         with anyio.move_on_after(0.1) as scope:
             await made.datagram.catch_up()
         assert scope.cancelled_caught
@@ -163,10 +162,8 @@ async def test_closing_takes_what_was_sent_and_lets_nobody_send_more(tmp_path: P
         made.host.gate.close()
         block, sent = line(padding=1000) * 100, 0
         with made.sender() as sender:
-            with anyio.move_on_after(0.5):
-                while True:
-                    await sender.send(block)
-                    sent += 100
+            while await turns(lambda: sender.fill(block) > 0):
+                sent += 100
             await made.datagram.close()
             await anyio.wait_all_tasks_blocked()
             made.host.gate.open()

@@ -13,6 +13,7 @@ from tests.support.api_server import Answer, ApiServer
 from tests.support.command import run_command
 from tests.support.daemon import TOKEN, Daemon, Sections
 from tests.support.recordings import Recorded
+from tests.support.waiting import HUNG_AFTER
 
 PATH = "/v8/artifacts/events"
 EVENT = {"sessionId": "s", "source": "LOCAL", "event": "HIT", "hash": "h", "duration": 7}
@@ -20,7 +21,7 @@ EVENT = {"sessionId": "s", "source": "LOCAL", "event": "HIT", "hash": "h", "dura
 
 def on_socket(daemon: Daemon) -> httpx.Client:
     transport = httpx.HTTPTransport(uds=str(daemon.directory / "h.sock"))
-    return httpx.Client(base_url="http://agent", transport=transport, timeout=20)
+    return httpx.Client(base_url="http://agent", transport=transport, timeout=HUNG_AFTER)
 
 
 def on_port(daemon: Daemon) -> httpx.Client:

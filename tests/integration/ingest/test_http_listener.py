@@ -28,6 +28,7 @@ from agent.queue.store import Limits
 from tests.support.edge import GatedHost
 from tests.support.http_client import Answer, Client
 from tests.support.open_queue import read_all
+from tests.support.waiting import HUNG_AFTER
 
 pytestmark = pytest.mark.anyio
 TOKEN = "a-clients-token"
@@ -105,7 +106,7 @@ async def site(
         finally:
             host.gate.open()
             await listener.close()
-            with anyio.move_on_after(5, shield=True):
+            with anyio.move_on_after(HUNG_AFTER, shield=True):
                 await made.ended.wait()
             assert made.ended.is_set()
             assert listener.connections == 0
@@ -460,7 +461,7 @@ async def test_catch_up_waits_for_whole_requests_only(tmp_path: Path) -> None:
         with at.client() as half, at.client() as whole, at.client() as silent:
             await half.send(post([EVENT])[:-1])
             await whole.send(post([EVENT]) * 2)
-            with anyio.fail_after(5):
+            with anyio.fail_after(HUNG_AFTER):
                 await at.listener.catch_up()
             assert at.counts == (2, 2)
             await silent.send(post([EVENT]))

@@ -19,6 +19,7 @@ from agent.errors import ListenError
 from agent.ingest import sockets
 from agent.ingest.sockets import DATAGRAM, STREAM, BoundSocket, bind
 from tests.support.tools import require_root
+from tests.support.waiting import HUNG_AFTER
 
 KINDS = pytest.mark.parametrize("kind", [STREAM, DATAGRAM], ids=["stream", "datagram"])
 
@@ -218,7 +219,7 @@ def test_the_peer_is_who_the_kernel_says(path: Path, opened: ExitStack) -> None:
     listener = hold(opened, bind(path, STREAM, mode=0o600)).socket
     program = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.recv(1)"
     with subprocess.Popen([sys.executable, "-c", program, str(path)]) as process:
-        listener.settimeout(20)
+        listener.settimeout(HUNG_AFTER)
         connection, _ = listener.accept()
         with connection:
             assert sockets.peer_of(connection) == (process.pid, os.getuid())
@@ -270,7 +271,7 @@ U, S, D = socket.AF_UNIX, socket.SOCK_STREAM, socket.SOCK_DGRAM
 )
 def test_passed_descriptors_are_told_apart_and_odd_ones_refused_by_name(made: str, names: str, said: str) -> None:
     program = [sys.executable, "-c", ADOPT, f"{MAKE}\nmade = {made}", names]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(program, capture_output=True, text=True, timeout=HUNG_AFTER)
     assert (done.stdout.strip(), done.stderr) == (said, "")
 
 

@@ -20,8 +20,9 @@ from agent.ingest import sockets
 from agent.ingest.intake import Intake
 from agent.ingest.sockets import BoundSocket
 from agent.ingest.stream import StreamListener
-from tests.support.edge import ACKS, Client, Edge, edge, line, line_of
+from tests.support.edge import ACKS, Client, Edge, edge, line, line_of, turns
 from tests.support.pipelines import balanced
+from tests.support.waiting import HUNG_AFTER
 
 pytestmark = pytest.mark.anyio
 BAD = b"nonsense\n"
@@ -158,16 +159,10 @@ async def test_a_client_that_never_reads_acks_is_evicted_and_loses_nothing(tmp_p
             deaf.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
             await deaf.send(ACKS)
             sent = 0
-            with anyio.move_on_after(2):  # until the acks fill its buffer, and then what it writes fills the other
-                while True:
-                    await deaf.send(line())
-                    sent += 1
-                    with anyio.move_on_after(0.05) as waiting:
-                        while unread(deaf):
-                            await anyio.lowlevel.checkpoint()
-                    if waiting.cancelled_caught:
-                        break
-            assert unread(deaf)
+            while not unread(deaf):  # until the acks fill its buffer, and then what it writes fills the other
+                await deaf.send(line())
+                sent += 1
+                await turns(lambda: not unread(deaf))
             with made.client() as other:
                 await other.send(ACKS + line())
                 assert await other.settled(1) == {"durable": 1, "rejected": 0}
@@ -224,7 +219,7 @@ async def test_a_client_gets_its_ack_while_a_thousand_connections_say_nothing(tm
             for _ in range(500):
                 silent.append(made.client())
                 await anyio.lowlevel.checkpoint()
-            with made.client() as client, anyio.fail_after(1):
+            with made.client() as client, anyio.fail_after(HUNG_AFTER):
                 await client.send(ACKS + line())
                 assert await client.settled(1) == {"durable": 1, "rejected": 0}
             assert made.stream.connections <= 8
@@ -326,7 +321,7 @@ async def test_catch_up_ends_although_a_client_never_stops_writing(tmp_path: Pat
                 tasks.start_soon(flood)
                 for _ in range(3):
                     await anyio.lowlevel.checkpoint()
-                    with anyio.fail_after(5):
+                    with anyio.fail_after(HUNG_AFTER):
                         await made.stream.catch_up()
                 tasks.cancel_scope.cancel()
 
@@ -337,7 +332,7 @@ async def test_catch_up_ends_when_a_connection_does(tmp_path: Path) -> None:
         with made.client() as client:
             client.fill(ACKS + line())
             async with anyio.create_task_group() as tasks:
-                with anyio.fail_after(5):
+                with anyio.fail_after(HUNG_AFTER):
                     tasks.start_soon(made.stream.catch_up)
                     await anyio.lowlevel.checkpoint()
                     client.close()

@@ -66,7 +66,7 @@ def adopter(tmp_path: Path, url: str, spools: Path, name: str = "adopter", secti
 
 def wait(daemon: Daemon, predicate: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """Return the first status that the predicate takes; a busy machine takes its time."""
-    return daemon.wait_status(predicate, timeout=30.0)
+    return daemon.wait_status(predicate)
 
 
 def adopted(daemon: Daemon) -> dict[str, Any]:

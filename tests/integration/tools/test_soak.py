@@ -26,6 +26,7 @@ from tests.support.daemon import Daemon
 from tests.support.senders import CI, Durable, Item, Report
 from tests.support.skewed_agent import SKEW_FILE
 from tests.support.tools import unavailable
+from tests.support.waiting import HUNG_AFTER
 
 SECONDS, SEED = 12, 20
 DAY = 86400
@@ -34,7 +35,9 @@ DAY = 86400
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # it takes some 20 s, and much longer on a machine that does other things
 def test_real_faults_at_random_cost_no_acknowledged_event(tmp_path: Path) -> None:
-    result = soak(SECONDS, SEED, tmp_path / "run")
+    result = soak(
+        SECONDS, SEED, tmp_path / "run", enough=lambda world: world.acked() > 1000 and world.happened.kills.total() > 0
+    )
     assert result.problems == [], report(result, tmp_path / "run")
     numbers = rows(result)
     assert (numbers["lost"], numbers["invented"]) == (0, 0)
@@ -71,7 +74,7 @@ def test_the_clock_of_a_daemon_alone_jumps_back_and_forth(tmp_path: Path, api_se
 
 def test_the_server_counts_what_it_took_and_takes_no_poison(tmp_path: Path) -> None:
     events = [fields(Id(2, 0)), fields(Id(2, 1))]
-    with soak_server(1, tmp_path) as (server, url), httpx.Client(base_url=url, timeout=5) as client:
+    with soak_server(1, tmp_path) as (server, url), httpx.Client(base_url=url, timeout=HUNG_AFTER) as client:
         server.process.send_signal(signal.SIGUSR1)
         statuses = [
             client.post(EVENTS_PATH, json=events, headers={CI: str(ci_of(0))}).status_code,

@@ -19,6 +19,7 @@ from tests.support.capture import EVENTS_PATH, STATUS_PATH
 from tests.support.process import running
 from tests.support.recordings import Recorded
 from tests.support.turborepo import TurborepoServer, turborepo_server
+from tests.support.waiting import HUNG_AFTER
 
 EVENT = {"sessionId": "s", "source": "LOCAL", "event": "HIT", "hash": "h1", "duration": 7}
 GOOD = json.dumps([EVENT]).encode()
@@ -37,7 +38,7 @@ def post(
     url: str, body: bytes = GOOD, headers: dict[str, str] | None = None, path: str = EVENTS_PATH
 ) -> httpx.Response:
     """Send one batch on a connection of its own."""
-    return httpx.post(f"{url}{path}", content=body, headers=JSON | (headers or {}), timeout=5)
+    return httpx.post(f"{url}{path}", content=body, headers=JSON | (headers or {}), timeout=HUNG_AFTER)
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -76,7 +77,7 @@ def test_trouble_is_what_the_client_sees_and_is_not_accepted(
     server: ApiServer, mode: Any, expected: type[Exception]
 ) -> None:
     server.script([Answer(mode=mode)])
-    with pytest.raises(expected), httpx.Client(timeout=0.2) as client:
+    with pytest.raises(expected), httpx.Client(timeout=httpx.Timeout(HUNG_AFTER, read=0.2)) as client:
         client.post(f"{server.url}{EVENTS_PATH}", content=GOOD, headers=JSON)
     server.wait_for(lambda: server.in_flight == 0)
     assert [request.status for request in server.requests] == [None]
@@ -99,7 +100,7 @@ def test_an_answer_may_be_late_or_slow(server: ApiServer) -> None:
 
 def test_an_answer_that_comes_after_the_client_left_accepts_nothing(server: ApiServer) -> None:
     server.script([Answer(delay=30)])
-    with pytest.raises(httpx.ReadTimeout), httpx.Client(timeout=0.1) as client:
+    with pytest.raises(httpx.ReadTimeout), httpx.Client(timeout=httpx.Timeout(HUNG_AFTER, read=0.1)) as client:
         client.post(f"{server.url}{EVENTS_PATH}", content=GOOD, headers=JSON)
     server.wait_for(lambda: server.in_flight == 0)
     assert server.accepted_events() == []
@@ -190,7 +191,7 @@ def test_the_server_runs_as_a_process_of_its_own(tmp_path: Path) -> None:
         url = child.wait_for_line(r"http://\S+")[0]
         assert post(url).status_code == 200
         child.process.send_signal(signal.SIGINT)
-        assert child.process.wait(10) == 0
+        assert child.process.wait(HUNG_AFTER) == 0
     assert [json.loads(line) for line in record.read_bytes().splitlines()] == [EVENT]
 
 

@@ -241,9 +241,9 @@ def test_the_servers_own_words_are_found(body: bytes, message: str) -> None:
     ids=["text", "message", "brackets", "objects", "nested objects", "number", "message is a number", "binary"],
 )
 def test_a_bomb_gets_a_short_message_in_a_moment(body: bytes) -> None:
-    started = time.perf_counter()
+    started = time.thread_time()
     assert len(message_of(body)) == MAX_MESSAGE_CHARACTERS
-    assert time.perf_counter() - started < 1
+    assert time.thread_time() - started < 1
 
 
 @settings(max_examples=300, deadline=None)

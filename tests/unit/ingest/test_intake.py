@@ -17,6 +17,7 @@ from tests.support import virtual_time
 from tests.support.edge import ACKS, GatedHost, line
 from tests.support.fault_filesystem import failing, no_errors
 from tests.support.pipelines import balanced
+from tests.support.waiting import HUNG_AFTER
 
 pytestmark = pytest.mark.anyio
 PEER = Peer(pid=4711, uid=1234)
@@ -170,7 +171,7 @@ async def test_a_client_that_cannot_be_answered_does_not_wait_for_the_disk() -> 
         host = GatedHost(tasks)
         intake = Intake(host.start())
         host.gate.close()
-        with anyio.fail_after(1):
+        with anyio.fail_after(HUNG_AFTER):
             client = await taken(intake, [lines(ACKS + line())], answerable=False)
         assert client.next_ack() is None
         tasks.cancel_scope.cancel()

@@ -20,6 +20,7 @@ from agent.queue.store import Committed, Limits
 from agent.runtime import RunBlocking, run_in_thread
 from tests.support.fault_filesystem import FaultFilesystem, failing, no_errors
 from tests.support.open_queue import OpenQueue
+from tests.support.waiting import HUNG_AFTER
 
 pytestmark = pytest.mark.anyio
 
@@ -91,13 +92,13 @@ async def running(setting: Setting) -> AsyncIterator[Committer]:
 
 async def settled(condition: Callable[[], bool]) -> None:
     """Let the other tasks run until it is so."""
-    with anyio.fail_after(5):
+    with anyio.fail_after(HUNG_AFTER):
         while not condition():
             await anyio.lowlevel.checkpoint()
 
 
 async def outcome(waiting: Awaitable[Committed]) -> Committed:
-    with anyio.fail_after(5):
+    with anyio.fail_after(HUNG_AFTER):
         return await waiting
 
 
@@ -282,7 +283,7 @@ class TestEnd:
         setting = Setting()
         setting.committer.submit(block("a"))
         setting.committer.close()
-        with anyio.fail_after(5):
+        with anyio.fail_after(HUNG_AFTER):
             await setting.run()
         assert setting.store.cursor.queued == 1
 
