@@ -6,6 +6,8 @@ The same events go through the agent's own way, in this process and one thread (
 delivery, HTTP to a sink), and through the floor of the machine, in turn. Little of it depends on who is scheduled when, so the
 ratio of their CPU holds on a busy machine too. Listeners and threads are not in it: the benchmarks measure those.
 
+What is too slow is measured again: a busy machine can disturb one measurement, a slower agent is slower in each.
+
 Two parts are guarded: `whole`, up to the API, and `intake`, up to the queue, in which a slower decoder shows beside what HTTP
 costs. The ratios that count are in guard.json; `--record` writes them anew: do that with the change that moves them on purpose.
 """
@@ -39,6 +41,7 @@ from tests.support.pipelines import inline
 
 RECORD = Path(__file__).with_name("guard.json")
 EVENTS, ROUNDS = 50_000, 5
+ATTEMPTS = 3
 FLOORS = 2  # it is so quick that one would be over before its CPU time can be told
 TOLERANCE = 4 / 3
 Part = Literal["intake", "whole"]
@@ -109,16 +112,23 @@ def main() -> int:
     """Measure and compare, or record; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.guard", description=main.__doc__)
     parser.add_argument("--record", action="store_true", help=f"write {RECORD.name}")
-    record = parser.parse_args().record
-    rounds = measure()
-    found: Ratios = {part: round(statistics.median(each), 2) for part, each in rounds.items()}
-    if record:
-        RECORD.write_text(json.dumps(found) + "\n")
-    before = recorded()
+    if parser.parse_args().record:
+        RECORD.write_text(json.dumps(_medians(measure())) + "\n")
+        return 0
+    return int(not any(_is_quick_enough(measure(), recorded()) for _ in range(ATTEMPTS)))
+
+
+def _is_quick_enough(rounds: dict[Part, list[float]], before: Ratios) -> bool:
+    """Say what was measured, and whether that is allowed."""
+    found = _medians(rounds)
     for part, ratio in found.items():
         most, each = before[part] * TOLERANCE, ", ".join(f"{each:.2f}" for each in rounds[part])
         sys.stdout.write(f"{part}: CPU per event {ratio:.2f} floors ({each}); at most {most:.2f}\n")
-    return int(bool(too_slow(found, before)))
+    return not too_slow(found, before)
+
+
+def _medians(rounds: dict[Part, list[float]]) -> Ratios:
+    return {part: round(statistics.median(each), 2) for part, each in rounds.items()}
 
 
 if __name__ == "__main__":
