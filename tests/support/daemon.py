@@ -138,7 +138,7 @@ class Daemon:
         return found
 
     def wait_destination(
-        self, predicate: Callable[[DestinationStatus], bool], timeout: float = 10.0
+        self, predicate: Callable[[DestinationStatus], bool], timeout: float = HUNG_AFTER
     ) -> DestinationStatus:
         """Return the first status of its destination that the predicate takes."""
         return eventually(self.destination, predicate, timeout)

@@ -276,7 +276,7 @@ def test_an_event_behind_an_answer_is_kept_although_the_client_hangs_up_at_once(
     request = b"GET /sized/100000 HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer %b\r\n\r\n" % TOKEN.encode()
 
     def get_and_post(number: int) -> None:
-        with closing(socket.create_connection(at, timeout=20)) as connection:
+        with closing(socket.create_connection(at, timeout=HUNG_AFTER)) as connection:
             connection.sendall(request)
             answer = b""
             while not answer.endswith(b"\r\n\r\n" + pattern(100_000)):

@@ -120,7 +120,7 @@ async def test_whole_requests_of_a_client_that_has_hung_up_reach_the_handler(tmp
         with server.client() as client:
             paths = [b"/ok/1", b"/stay", b"/ok/2", b"/ok/3"]
             await client.send(b"".join(GET.replace(b"/ok", path) for path in paths))
-        with anyio.fail_after(10):
+        with anyio.fail_after(HUNG_AFTER):
             while len(server.requests) < len(paths):
                 await anyio.lowlevel.checkpoint()
         assert [request.path.encode() for request in server.requests] == paths
