@@ -124,6 +124,7 @@ class QueueModel:
         self.attempted: set[int] = set()
         self.torn = False
         self.born: dict[int, float] = {}
+        self.written: dict[Item, float] = {}
         self.checkpoints = Checkpoints()
         self.entries = 0
         self.read_frames: list[Frame] = []
@@ -166,6 +167,7 @@ class QueueModel:
         items = self._numbered(entries)
         for number, item in items.items():
             self.in_flight.setdefault(number, set()).add(item)
+            self.written[item] = self.now
         self.attempted |= items.keys()
         self.checkpoints.attempted([plan.checkpoint, *_with_shed(plan)])
         oldest = self.queue.view.segments[:1]
@@ -350,7 +352,7 @@ class QueueModel:
                 if number not in self.contents:
                     assert known in self.in_flight.get(number, ()), f"{number} was never appended"
                     self.contents[number] = known
-                    self.born[number] = self.now
+                    self.born[number] = self.written[known]
                     if adopt_as_doubtful:
                         self.doubtful.add(number)
             self._check_frame(item)
