@@ -207,12 +207,15 @@ def _environment(
         "FRONT_ENABLED": "true" if with_front else "false",
     }
     inherited = {name: value for name, value in environ.items() if name not in _NOT_INHERITED}
-    notify = {"NOTIFY_SOCKET": str(runtime / "notify.sock")}
-    return inherited | {f"{config.PREFIX}{name}": value for name, value in own.items()} | notify
+    special = {
+        "NOTIFY_SOCKET": str(runtime / "notify.sock"),
+        # Its modules are the ones of this process, whatever the job's PYTHONPATH holds: see artifacts_agent.py.
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    return inherited | {f"{config.PREFIX}{name}": value for name, value in own.items()} | special
 
 
 def _launch(spool: Path, runtime: Path, path: Path | None, environ: Mapping[str, str]) -> StartedAgent:
-    # -P: a package called `agent` in the job's directory is not this one.
     command = [sys.executable, "-P", "-m", "agent.cli", "run", "--job", str(runtime)]
     command += ["--config", str(path)] if path is not None else []
     ours, lifeline = os.pipe()

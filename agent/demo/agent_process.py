@@ -51,12 +51,13 @@ def short_directory() -> Iterator[Path]:
 
 
 def environment() -> dict[str, str]:
-    """Return what the demo's processes see of this environment."""
-    return {
+    """Return what the demo's processes see of this environment; their modules are the ones of this process."""
+    inherited = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(_NOT_INHERITED) and not name.lower().endswith("_proxy")
     }
+    return {**inherited, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 class AgentProcess:
@@ -76,9 +77,9 @@ class AgentProcess:
 
     async def start(self) -> None:
         """Start it; it is ready when `status` answers."""
-        command = [sys.executable, "-m", "agent.cli", "run", "--config", str(self._config)]
+        command = [sys.executable, "-P", "-m", "agent.cli", "run", "--config", str(self._config)]
         with self._log.open("ab") as log:
-            # In a session of its own, a terminal's Ctrl-C is the demo's alone; in that directory, `-m` finds no other agent.
+            # In a session of its own, a terminal's Ctrl-C is the demo's alone.
             self._process = await anyio.open_process(
                 command,
                 stdin=DEVNULL,

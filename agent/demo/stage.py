@@ -138,7 +138,7 @@ class Stage:
         return next(event for name in names for event in self._recording[name].events if event.hash == artifact)
 
     async def _build(self, name: str, seconds: float, outcomes: list[BuildOutcome]) -> None:
-        command = [sys.executable, "-m", "agent.demo.build", str(self.agent.stream), name, f"{seconds}"]
+        command = [sys.executable, "-P", "-m", "agent.demo.build", str(self.agent.stream), name, f"{seconds}"]
         done = await anyio.run_process(
             command,
             stdin=DEVNULL,

@@ -1,14 +1,25 @@
-"""The client as a user gets it: from the wheel, in an environment that has nothing else, under the user's own type checker."""
+"""The package as a user gets it, from the wheel: the client alone, under the user's own type checker, and the command, beside
+directories whose modules have the names of its own.
+"""
 
+import json
+import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from tests.support.accounts import received
+from tests.support.api_server import ApiServer
 from tests.support.client_programs import ROOT, events_in, listening, read_connection
+from tests.support.command import environment
+from tests.support.daemon import TOKEN, Daemon
+from tests.support.waiting import eventually
 
 # --strict refuses an ignore that is not needed: each of these has to be an error, and nothing else may be one.
 PROGRAM = """
@@ -46,20 +57,46 @@ with EventClient(session_id="s") as client:
 """
 
 
+PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+
+
 @pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of a fresh environment with the wheel in it and none of its dependencies."""
-    directory = tmp_path_factory.mktemp("wheel")
-    python = directory / "venv/bin/python"
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    commands: list[list[str | Path]] = [
-        [*pip, "wheel", "--no-index", "--no-deps", "--no-build-isolation", "--wheel-dir", directory, ROOT],
-        [sys.executable, "-m", "venv", "--without-pip", directory / "venv"],
-        [*pip, "--python", python, "install", "--no-index", "--no-deps", "--find-links", directory, "artifacts-agent"],
-    ]
-    for command in commands:
-        subprocess.run(command, check=True)
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the wheel in it."""
+    directory = tmp_path_factory.mktemp("wheels")
+    options = ["--no-index", "--no-deps", "--no-build-isolation", "--wheel-dir", str(directory)]
+    subprocess.run([*PIP, "wheel", *options, str(ROOT)], check=True)
+    return directory
+
+
+def install(wheels: Path, venv: Path) -> Path:
+    """Make a fresh environment with the wheel in it and none of its dependencies; return its interpreter."""
+    python = venv / "bin/python"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    pip_install(wheels, python=python)
     return python
+
+
+def pip_install(wheels: Path, *, python: Path | str = sys.executable, target: Path | None = None) -> None:
+    """Install the wheel alone, into an interpreter's environment or into a directory."""
+    pip = [*PIP, "--python", str(python), "install", "--no-index", "--no-deps", "--find-links", str(wheels)]
+    pip += ["--target", str(target)] if target else []
+    subprocess.run([*pip, "artifacts-agent"], check=True)
+
+
+@pytest.fixture(scope="module")
+def python(wheels: Path) -> Path:
+    """The interpreter of an environment that has the wheel alone."""
+    return install(wheels, wheels / "venv")
+
+
+@pytest.fixture(scope="module")
+def command(wheels: Path) -> Path:
+    """The installed command; its dependencies are those of this interpreter."""
+    bin_ = install(wheels, wheels / "an environment").parent
+    (packages,) = bin_.parent.glob("lib/*/site-packages")
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    return bin_ / "artifacts-agent"
 
 
 @pytest.fixture
@@ -102,3 +139,92 @@ def sent_by(python: Path, program: Path) -> list[str]:
         env = {"ARTIFACTS_AGENT_SOCKET": str(path)}
         subprocess.run([python, "-W", "error", program], env=env, cwd=program.parent, check=True)
         return [event["hash"] for _ in range(2) for event in events_in(read_connection(listener))]
+
+
+# The command
+
+PYTHONPATHS = [".", "", ":", "sub/..:other", "{}", "other::sub"]
+EMIT = ("emit", "--strict", "--event", "HIT", "--source", "LOCAL", "--duration", "514", "--hash")
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A working directory with modules named like the agent's, the standard library's and its dependencies'."""
+    directory = tmp_path / "repository"
+    for package in ("agent", "http", "click", "anyio", "sub", "other"):
+        (directory / package).mkdir(parents=True)
+        (directory / package / "__init__.py").write_text("raise SystemExit('the wrong module')")
+    for module in ("queue", "json", "socket", "signal", "httpx", "msgspec"):
+        (directory / f"{module}.py").write_text("raise SystemExit('the wrong module')")
+    return directory
+
+
+@pytest.mark.parametrize("pythonpath", PYTHONPATHS)
+def test_emit_works_whatever_the_working_directory_and_pythonpath_hold(
+    command: Path, repository: Path, pythonpath: str
+) -> None:
+    path = repository.parent / "events.sock"
+    with listening(path) as listener:
+        env = environment({"PYTHONPATH": pythonpath.format(repository), "ARTIFACTS_AGENT_SOCKET": str(path)})
+        done = run_in(repository, env, command, *EMIT, "a")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert [event["hash"] for event in events_in(read_connection(listener))] == ["a"]
+
+
+@pytest.mark.parametrize("pythonpath", [".:", "{}"])
+def test_exec_works_whatever_they_hold_and_the_command_has_its_own_pythonpath(
+    command: Path, repository: Path, api_server: ApiServer, pythonpath: str
+) -> None:
+    env = job_environment(repository.parent, api_server) | {"PYTHONPATH": pythonpath.format(repository)}
+    script = 'echo "<$PYTHONPATH>"; "$@" inner'
+    done = run_in(repository, env, command, "exec", "--", "sh", "-c", script, "sh", command, *EMIT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"<{env['PYTHONPATH']}>\n", "")
+    assert hashes(api_server) == ["inner"]
+
+
+def test_run_and_status_work_whatever_they_hold(command: Path, repository: Path, api_server: ApiServer) -> None:
+    daemon = Daemon(repository.parent / "d", api_server.url)  # for its configuration
+    env = environment({"PYTHONPATH": ".:", "ARTIFACTS_AGENT_CONFIG": str(daemon.config)})
+    with subprocess.Popen([command, "run"], env=env, cwd=repository, stderr=subprocess.DEVNULL) as run:
+        try:
+            eventually(daemon.control.exists, bool)
+            asked = run_in(repository, env, command, "status", "--json")
+        finally:
+            run.terminate()
+        assert (run.wait(20), json.loads(asked.stdout)["pid"], asked.stderr) == (0, run.pid, "")
+
+
+def test_demo_works_whatever_they_hold(command: Path, repository: Path) -> None:
+    done = run_in(repository, environment({"PYTHONPATH": ".:"}), command, "demo", "--fast")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+
+
+def test_an_installation_that_pythonpath_alone_finds_works(wheels: Path, repository: Path) -> None:
+    """Its dependencies are found by PYTHONPATH, too."""
+    target = repository.parent / "target"
+    pip_install(wheels, target=target)
+    bare = repository.parent / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
+    script = target / "bin/artifacts-agent"
+    script.write_text(script.read_text().replace(sys.executable, str(bare / "bin/python")))
+    path = os.pathsep.join(("sub", "../target", sysconfig.get_path("purelib"), "."))
+    done = run_in(repository, environment({"PYTHONPATH": path}), script, "--version")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def run_in(directory: Path, env: Mapping[str, str], *words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end with `directory` as its working directory."""
+    return subprocess.run(words, env=env, cwd=directory, capture_output=True, text=True, timeout=50)
+
+
+def job_environment(directory: Path, server: ApiServer) -> dict[str, str]:
+    """Return the environment of a job that has no agent yet."""
+    config = directory / "config.toml"
+    config.write_text(f'[listen]\ncontrol = "{directory / "c"}"\nstream = "{directory / "s"}"\ndatagram = ""\n')
+    state = {"STATE_DIRECTORY": str(directory / "state"), "ARTIFACTS_AGENT_CONFIG": str(config)}
+    return environment({**state, "TURBO_API": server.url, "TURBO_TOKEN": TOKEN})
+
+
+def hashes(server: ApiServer) -> list[str]:
+    """Return the hashes of the events that the server has accepted."""
+    return [json.loads(event)["hash"] for event in received(server.accepted()).elements()]
