@@ -31,6 +31,7 @@ _COMMANDS = {
     "dead-letters": "agent.cli.commands.dead_letters:dead_letters",
     "check": "agent.cli.commands.check:check",
     "demo": "agent.cli.commands.demo:demo",
+    "devserver": "agent.cli.commands.devserver:devserver",
     "completion": "agent.cli.commands.completion:completion",
 }
 

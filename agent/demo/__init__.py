@@ -1,16 +1,17 @@
 """The demo: the real daemon on temporary sockets, an API that misbehaves on cue, and builds that replay a recording.
 
-    run_demo          the one thing that others call
-    ├── script        what is shown, in its order: read this first
-    ├── stage         the running parts, and the ways to wait for them and to show them
-    ├── agent_process the daemon as a process, seen from outside: its files, its control socket, its end
-    ├── build         a build as a process: `python -m agent.demo.build`
-    ├── api           the API's server
-    ├── recording     what the builds replay
-    ├── report        what is proved at the end
-    └── view          a terminal's panel, or plain lines
+    run_demo              the `demo` command
+    ├── run               start and end: signals, the temporary directory, the API's server, the exit code
+    ├── scenario          what is shown, in its order: read this first
+    ├── harness           the running parts, and the ways to wait for them and to show them
+    ├── agent_process     the daemon as a process, seen from outside: its files, its control socket, its end
+    ├── build, recording  a build as a process, and the events that it sends
+    ├── api               the API's server
+    ├── report            what is proved at the end
+    └── view              a panel on a terminal, else plain lines
+    devserver             the `devserver` command: the API's server alone, which shows what it receives
 
-It imports nothing here, because every build is a process that passes through this module.
+Nothing is imported here, because every build is a process that passes through this module.
 """
 
 

@@ -1,7 +1,4 @@
-"""The daemon as a process, seen from outside: its configuration, its control socket, its end, and what it leaves on disk.
-
-It knows the command line, the control socket and the dead letters' files. It must never know why it is started or killed.
-"""
+"""The daemon as a process, seen from outside: its configuration, its control socket, its end, and what it leaves on disk."""
 
 import json
 import os
@@ -41,7 +38,7 @@ class DemoError(AgentError):
 
 
 @contextmanager
-def short_directory() -> Iterator[Path]:
+def temporary_directory() -> Iterator[Path]:
     """Make a temporary directory whose name leaves room for a socket's, and remove it with all that is in it."""
     parent = Path(tempfile.gettempdir())
     if len(os.fsencode(parent)) > SOCKET_PATH_LIMIT - len("/artifacts-demo-12345678/control.sock"):
@@ -100,7 +97,7 @@ class AgentProcess:
             report = await self._ask(self._control.status)
         except NotRunningError:
             if process is self._process and not self._ending and process.returncode is not None:
-                raise DemoError(f"the agent ended by itself: {self._last_words()}") from None
+                raise DemoError(f"the agent ended by itself: {self._last_log_line()}") from None
             return None
         return next(iter(report.destinations.values()))
 
@@ -117,7 +114,7 @@ class AgentProcess:
         with anyio.move_on_after(STOP_SECONDS) as scope:
             code = await self._end(signal.SIGTERM)
             if code != 0:
-                raise DemoError(f"the agent ended with exit code {code}: {self._last_words()}")
+                raise DemoError(f"the agent ended with exit code {code}: {self._last_log_line()}")
         if scope.cancelled_caught:
             raise DemoError(f"the agent did not stop within {STOP_SECONDS:g} s")
 
@@ -142,7 +139,7 @@ class AgentProcess:
         self._process = None
         return code
 
-    def _last_words(self) -> str:
+    def _last_log_line(self) -> str:
         lines = self._log.read_text(errors="replace").split("\n")
         return next((line.strip(" |") for line in reversed(lines) if any(map(str.isalpha, line))), "it said nothing")
 

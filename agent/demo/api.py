@@ -1,7 +1,6 @@
-"""A small server of the API, with moods: what it answers can be changed at any time, and it counts what it has recorded.
+"""A small server of the API: what it answers can be changed at any time, and it counts what it has recorded.
 
-It knows the API's two requests, its answers and the shape of its errors, as the OpenAPI description has them. It must never
-know the agent, or which mood is shown when.
+It has the API's two requests that are about events, its answers and the shape of its errors, as the OpenAPI description has them.
 """
 
 from collections import Counter
@@ -20,10 +19,10 @@ MAX_CI_CHARACTERS = 50
 _decode_events = msgspec.json.Decoder(list[Event]).decode
 
 
-class Mood(Enum):
-    """How the server feels: what every request gets, and what it says of the account's status."""
+class ApiState(Enum):
+    """What requests with events get, as status and message, and what the server says of the account."""
 
-    WELL = (200, "", "enabled")
+    HEALTHY = (200, "", "enabled")
     DOWN = (503, "Down for maintenance", "enabled")
     BLOCKED = (402, "The account is missing a payment", "paused")
 
@@ -34,10 +33,13 @@ class Mood(Enum):
 
 
 class DemoApi:
-    """The server's state; `handle` is for `http_server.serve`. `delay` and `retry_after` are in seconds."""
+    """The server's state; `handle` is for `agent.http.server.serve`. `delay` and `retry_after` are in seconds.
+
+    `recorded` counts the events; `accepted` and `refused` count requests. Events with the hash `poison` are refused.
+    """
 
     def __init__(self, token: str, *, delay: float = 0.0, retry_after: int = 1) -> None:
-        self.mood = Mood.WELL
+        self.state = ApiState.HEALTHY
         self.poison: str | None = None
         self.recorded: Counter[Event] = Counter()
         self.accepted = 0
@@ -51,7 +53,7 @@ class DemoApi:
         await anyio.sleep(self._delay)
         match request.method, request.path:
             case "GET", path if path == STATUS_PATH:
-                return self._refusal(request) or Response.json({"status": self.mood.account})
+                return self._refusal(request) or Response.json({"status": self.state.account})
             case "POST", path if path == EVENTS_PATH:
                 answer = self._refusal(request) or self._record(request)
             case _:
@@ -62,12 +64,12 @@ class DemoApi:
 
     def _refusal(self, request: Request) -> Response | None:
         """Return what stands against any request now: the outage, a wrong token, the block of the account."""
-        if self.mood is Mood.DOWN:
-            return _error(HTTPStatus(self.mood.status), self.mood.message, ("retry-after", str(self._retry_after)))
+        if self.state is ApiState.DOWN:
+            return _error(HTTPStatus(self.state.status), self.state.message, ("retry-after", str(self._retry_after)))
         if request.headers.get("authorization") != f"Bearer {self._token}":
             return _error(HTTPStatus.UNAUTHORIZED, "The request is not authorized")
-        if self.mood is Mood.BLOCKED and request.path == EVENTS_PATH:
-            return _error(HTTPStatus(self.mood.status), self.mood.message)
+        if self.state is ApiState.BLOCKED and request.path == EVENTS_PATH:
+            return _error(HTTPStatus(self.state.status), self.state.message)
         return None
 
     def _record(self, request: Request) -> Response:

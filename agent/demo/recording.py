@@ -1,7 +1,5 @@
 """What the builds replay: some runs of turbo 2.11.11, one session each, with the events as turbo sent them.
 
-It knows a file of the package. It must never know who emits the events, or when.
-
 `events.jsonl` is trimmed from the project's recording (tests/data): no event is changed, but only some sessions are kept, and
 of the largest only the beginning.
 """

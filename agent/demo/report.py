@@ -1,7 +1,4 @@
-"""What is proved at the end: the ledger's equation, and that the API has what the builds sent.
-
-It knows counts and events. It must never know processes, sockets or terminals.
-"""
+"""What is proved at the end: the ledger's equation, and that the API has what the builds sent."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence

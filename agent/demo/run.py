@@ -1,7 +1,4 @@
-"""The demo from start to end: signals, the temporary directory, the server, and whatever happens, an orderly end.
-
-It knows lifetimes and exit codes. It must never know what is shown.
-"""
+"""The demo from start to end: signals, the temporary directory, the server, and whatever happens, an orderly end."""
 
 import signal
 import socket
@@ -9,11 +6,11 @@ from pathlib import Path
 
 import anyio
 
-from agent.demo import report, script
-from agent.demo.agent_process import TOKEN, AgentProcess, short_directory
+from agent.demo import report, scenario
+from agent.demo.agent_process import TOKEN, AgentProcess, temporary_directory
 from agent.demo.api import DemoApi
+from agent.demo.harness import FAST, READABLE, Harness, Timing
 from agent.demo.report import Evidence
-from agent.demo.stage import FAST, FOR_PEOPLE, Pace, Stage
 from agent.demo.view import DemoView, PanelView, for_stdout
 from agent.errors import AgentError
 from agent.http.server import serve
@@ -27,14 +24,14 @@ NEXT_STEPS = (
 def run(*, fast: bool) -> int:
     """See `agent.demo.run_demo`."""
     view = for_stdout()
-    pace = FAST if fast or not isinstance(view, PanelView) else FOR_PEOPLE
+    timing = FAST if fast or not isinstance(view, PanelView) else READABLE
     try:
-        return anyio.run(_run, view, pace)
+        return anyio.run(_run, view, timing)
     except KeyboardInterrupt:  # before the signals were watched: nothing had been started
         return 128 + signal.SIGINT
 
 
-async def _run(view: DemoView, pace: Pace) -> int:
+async def _run(view: DemoView, timing: Timing) -> int:
     """Play until the end or a signal; return the exit code."""
     code = 1
     with anyio.open_signal_receiver(*_ending_signals()) as signals, view:
@@ -42,7 +39,7 @@ async def _run(view: DemoView, pace: Pace) -> int:
 
             async def play() -> None:
                 nonlocal code
-                code = await _play(view, pace)
+                code = await _play(view, timing)
                 tasks.cancel_scope.cancel()
 
             tasks.start_soon(play)
@@ -60,14 +57,14 @@ def _ending_signals() -> list[signal.Signals]:
     return [number for number in ending if signal.getsignal(number) is not signal.SIG_IGN]
 
 
-async def _play(view: DemoView, pace: Pace) -> int:
+async def _play(view: DemoView, timing: Timing) -> int:
     evidence = None
     try:
-        with short_directory() as directory:
-            evidence = await _perform(view, pace, directory)
+        with temporary_directory() as directory:
+            evidence = await _run_scenario(view, timing, directory)
     except* (AgentError, OSError) as errors:
         view.say(f"The demo failed: {_first(errors)}", "bold red")
-    return _conclude(view, evidence) if evidence is not None else 1
+    return _report(view, evidence) if evidence is not None else 1
 
 
 def _first(errors: ExceptionGroup) -> Exception:
@@ -76,17 +73,17 @@ def _first(errors: ExceptionGroup) -> Exception:
     return _first(error) if isinstance(error, ExceptionGroup) else error
 
 
-async def _perform(view: DemoView, pace: Pace, directory: Path) -> Evidence:
-    """Start the server, play the script, and leave no process behind."""
-    api = DemoApi(TOKEN, delay=pace.answer, retry_after=pace.retry_after)
+async def _run_scenario(view: DemoView, timing: Timing, directory: Path) -> Evidence:
+    """Start the server, play the scenario, and leave no process behind."""
+    api = DemoApi(TOKEN, delay=timing.answer, retry_after=timing.retry_after)
     listening = socket.create_server(("127.0.0.1", 0))
     agent = AgentProcess(directory, f"http://127.0.0.1:{listening.getsockname()[1]}")
-    stage = Stage(agent, api, view, pace, directory)
+    harness = Harness(agent, api, view, timing, directory)
     try:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(serve, listening, api.handle)
-            tasks.start_soon(stage.watch)
-            evidence = await script.play(stage)
+            tasks.start_soon(harness.watch)
+            evidence = await scenario.play(harness)
             tasks.cancel_scope.cancel()
     finally:
         listening.close()
@@ -95,14 +92,14 @@ async def _perform(view: DemoView, pace: Pace, directory: Path) -> Evidence:
     return evidence
 
 
-def _conclude(view: DemoView, evidence: Evidence) -> int:
-    view.act("end", "The ledger: every event is accounted for.")
+def _report(view: DemoView, evidence: Evidence) -> int:
+    view.heading("end", "The ledger: every event is accounted for.")
     for line in report.findings(evidence):
         view.say(line)
     problems = report.problems(evidence)
     for line in problems:
         view.say(f"Not as promised: {line}", "bold red")
     if not problems:
-        view.act("next", NEXT_STEPS[0])
+        view.heading("next", NEXT_STEPS[0])
         view.say(NEXT_STEPS[1])
     return 1 if problems else 0

@@ -1,7 +1,4 @@
-"""How the demo looks: on a terminal, lines that scroll above a live panel; elsewhere, the same lines, plain.
-
-It knows rich, and what is to be shown. It must never know where that comes from.
-"""
+"""How the demo looks: on a terminal, lines that scroll above a live panel; elsewhere, the same lines, plain."""
 
 import datetime as dt
 import os
@@ -29,8 +26,8 @@ _COLORS = {"running": "green", "backing_off": "yellow", "paused": "magenta"}
 
 
 @dataclass(frozen=True)
-class Glance:
-    """How everything is at one moment. `status` is None while the daemon is down; `api` describes the server."""
+class Snapshot:
+    """The state of everything at one moment. `status` is None while the daemon is down; `api` describes the server."""
 
     status: DestinationStatus | None
     api: str
@@ -45,13 +42,13 @@ class DemoView(Protocol):
     def __exit__(self, *_: object) -> None:
         """Leave the terminal as it was."""
 
-    def act(self, number: str, title: str) -> None:
+    def heading(self, number: str, title: str) -> None:
         """Announce what is shown next."""
 
     def say(self, text: str, style: str = "") -> None:
         """Say what just happened."""
 
-    def show(self, glance: Glance) -> None:
+    def show(self, snapshot: Snapshot) -> None:
         """Show how everything is now."""
 
 
@@ -70,7 +67,7 @@ class PlainView:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def act(self, number: str, title: str) -> None:
+    def heading(self, number: str, title: str) -> None:
         """See `DemoView`."""
         self._write(f"[{number}] {title}")
 
@@ -78,7 +75,7 @@ class PlainView:
         """See `DemoView`."""
         self._write(f"      {text}")
 
-    def show(self, glance: Glance) -> None:
+    def show(self, snapshot: Snapshot) -> None:
         """Show nothing: what matters is said."""
 
     def _write(self, line: str) -> None:
@@ -103,7 +100,7 @@ class PanelView:
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def act(self, number: str, title: str) -> None:
+    def heading(self, number: str, title: str) -> None:
         """See `DemoView`."""
         row = Table.grid(padding=(0, 1, 0, 0))
         row.add_column(width=INDENT - 1)
@@ -114,24 +111,24 @@ class PanelView:
         """See `DemoView`."""
         self._print(Padding(Text(text, style), (0, 0, 0, INDENT)))
 
-    def show(self, glance: Glance) -> None:
+    def show(self, snapshot: Snapshot) -> None:
         """See `DemoView`."""
         # Two columns stay free for the ^C that a terminal writes: it must not begin a line that nobody erases.
-        self._live.update(_panel(glance, min(self._console.width - 2, MAX_WIDTH)), refresh=True)
+        self._live.update(_panel(snapshot, min(self._console.width - 2, MAX_WIDTH)), refresh=True)
 
     def _print(self, content: RenderableType) -> None:
         self._console.print(content, width=min(self._console.width, MAX_WIDTH))
 
 
-def _panel(glance: Glance, width: int) -> Panel:
-    status = glance.status
+def _panel(snapshot: Snapshot, width: int) -> Panel:
+    status = snapshot.status
     facts = Table.grid(padding=(0, 2, 0, 0), expand=True)
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
     facts.add_row("state", _state(status))
     facts.add_row("reason", Text(status.reason or "-" if status else "-"))
     facts.add_row("queue", _queue(status.ledger.queued if status else None))
-    facts.add_row("API", Text(glance.api))
+    facts.add_row("API", Text(snapshot.api))
     content = Group(facts, Text(), _ledger(status.ledger if status else None))
     return Panel(
         content, title="artifacts-agent", title_align="left", box=box.ROUNDED, width=width, border_style="cyan"

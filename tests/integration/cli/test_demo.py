@@ -24,8 +24,8 @@ import httpx
 import msgspec
 import pytest
 
-from agent.demo import recording, report, script
-from agent.demo.api import DemoApi, Mood
+from agent.demo import recording, report, scenario
+from agent.demo.api import ApiState, DemoApi
 from agent.demo.report import Evidence
 from agent.events import Context, Event, encode_events
 from agent.http.server import serve
@@ -106,8 +106,8 @@ def test_every_event_is_accounted_for_and_no_control_character_reaches_a_pipe(ho
         "backing_off: 503 Service Unavailable: Down for maintenance",
         "paused: blocked: 402 Payment Required: The account is missing a payment",
         "Back, and still paused: 116 events waiting, 0 lost.",
-        f"Dead letter: LOCAL MISS {script.POISON}",
-        f"the API: 400 Bad Request: The hash {script.POISON} is not valid",
+        f"Dead letter: LOCAL MISS {scenario.POISON}",
+        f"the API: 400 Bad Request: The hash {scenario.POISON} is not valid",
     ):
         assert said in lines
     assert [line[:5] for line in lines if re.match(r"\[\d/6\]", line)] == [f"[{n}/6]" for n in range(1, 7)]
@@ -204,9 +204,9 @@ def test_the_shipped_recording_holds_what_turbo_sent(recorded_requests: list[Rec
 
 def test_each_run_is_played_once_and_one_event_is_poison() -> None:
     runs = recording.load()
-    played = [*script.ALL_IS_WELL, *script.IN_THE_OUTAGE, *script.WHILE_BLOCKED, *script.WITH_POISON]
+    played = [*scenario.ALL_IS_WELL, *scenario.IN_THE_OUTAGE, *scenario.WHILE_BLOCKED, *scenario.WITH_POISON]
     assert sorted(played) == sorted(runs)
-    assert [e.hash for name in script.WITH_POISON for e in runs[name].events].count(script.POISON) == 1
+    assert [e.hash for name in scenario.WITH_POISON for e in runs[name].events].count(scenario.POISON) == 1
 
 
 # The API
@@ -246,12 +246,18 @@ async def test_the_api_records_what_is_valid_and_answers_errors_in_the_api_s_sha
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
-    ("mood", "status", "retry_after", "account"),
-    [(Mood.WELL, 200, None, "enabled"), (Mood.DOWN, 503, "3", None), (Mood.BLOCKED, 402, None, "paused")],
+    ("state", "status", "retry_after", "account"),
+    [
+        (ApiState.HEALTHY, 200, None, "enabled"),
+        (ApiState.DOWN, 503, "3", None),
+        (ApiState.BLOCKED, 402, None, "paused"),
+    ],
 )
-async def test_the_api_s_mood_decides(mood: Mood, status: int, retry_after: str | None, account: str | None) -> None:
+async def test_the_api_s_state_decides(
+    state: ApiState, status: int, retry_after: str | None, account: str | None
+) -> None:
     api = DemoApi(TOKEN, retry_after=3)
-    api.mood = mood
+    api.state = state
     answer = await ask(api, lambda client: client.post(EVENTS, json=[msgspec.to_builtins(HIT)], headers=AUTHORIZED))
     assert answer.status_code == status
     assert answer.headers.get("retry-after") == retry_after

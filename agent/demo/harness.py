@@ -1,7 +1,4 @@
-"""The running parts together, and the ways to wait for them and to show them.
-
-It knows how to start builds, read the status and draw it. It must never know the order in which things are shown.
-"""
+"""The running parts together, and the ways to wait for them and to show them."""
 
 import statistics
 import sys
@@ -17,19 +14,19 @@ import msgspec
 from agent.control.schema import DestinationStatus
 from agent.demo import recording, report
 from agent.demo.agent_process import AgentProcess, DemoError, environment
-from agent.demo.api import DemoApi, Mood
+from agent.demo.api import ApiState, DemoApi
 from agent.demo.build import BuildOutcome
-from agent.demo.view import DemoView, Glance
+from agent.demo.view import DemoView, Snapshot
 from agent.events import Event
 from agent.queue.cursor import Ledger
 
-PATIENCE = 20.0
-SHOW_SECONDS = 0.1
-ASK_SECONDS = 0.02
+WAIT_SECONDS = 20.0
+REFRESH_SECONDS = 0.1
+POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
-class Pace:
+class Timing:
     """How long things take, in seconds: a build, a pause for the reader, an answer of the API, its Retry-After."""
 
     build: float
@@ -38,17 +35,17 @@ class Pace:
     retry_after: int
 
 
-FOR_PEOPLE = Pace(build=1.0, read=0.7, answer=0.1, retry_after=2)
-FAST = Pace(build=0.2, read=0.0, answer=0.0, retry_after=1)
+READABLE = Timing(build=1.0, read=0.7, answer=0.1, retry_after=2)
+FAST = Timing(build=0.2, read=0.0, answer=0.0, retry_after=1)
 
 
-class Stage:
-    """What the script plays on."""
+class Harness:
+    """The agent, the API and the builds, for a scenario. `say` shows a line."""
 
-    def __init__(self, agent: AgentProcess, api: DemoApi, view: DemoView, pace: Pace, directory: Path) -> None:
+    def __init__(self, agent: AgentProcess, api: DemoApi, view: DemoView, timing: Timing, directory: Path) -> None:
         self.agent = agent
         self.api = api
-        self.pace = pace
+        self.timing = timing
         self.say = view.say
         self.emitted: Counter[Event] = Counter()
         self.readings = 0
@@ -57,63 +54,63 @@ class Stage:
         self._directory = directory
         self._recording = recording.load()
 
-    async def act(self, number: str, title: str) -> None:
-        """Announce an act, and let it be read."""
-        self._view.act(number, title)
-        await self.let_read()
+    async def heading(self, number: str, title: str) -> None:
+        """Announce a step, and let it be read."""
+        self._view.heading(number, title)
+        await self.pause_for_reader()
 
-    async def let_read(self) -> None:
-        """Leave the reader time."""
-        await anyio.sleep(self.pace.read)
+    async def pause_for_reader(self) -> None:
+        """Give the reader time."""
+        await anyio.sleep(self.timing.read)
 
     # The agent
 
     async def watch(self) -> None:
-        """Show how everything is, again and again."""
+        """Keep what is shown up to date, until cancelled."""
         while True:
-            await self._look()
-            await anyio.sleep(SHOW_SECONDS)
+            await self._refresh()
+            await anyio.sleep(REFRESH_SECONDS)
 
-    async def until(self, what: str, holds: Callable[[DestinationStatus], bool]) -> DestinationStatus:
+    async def wait_for(self, what: str, holds: Callable[[DestinationStatus], bool]) -> DestinationStatus:
         """Return the first status that is so. Raises DemoError if it takes too long, or events are dropped."""
         status = None
-        with anyio.move_on_after(PATIENCE):
-            while (status := await self._look()) is None or not holds(status):
+        with anyio.move_on_after(WAIT_SECONDS):
+            while (status := await self._refresh()) is None or not holds(status):
                 if status is not None and status.ledger.dropped:
                     raise DemoError(
                         f"the agent dropped events, which nothing here should make it do: {status.ledger.dropped}"
                     )
-                await anyio.sleep(ASK_SECONDS)
+                await anyio.sleep(POLL_SECONDS)
             return status
         last = "no answer" if status is None else f"{status.state}, {report.equation(status.ledger)}"
-        raise DemoError(f"the agent is not {what} after {PATIENCE:g} s: {last}")
+        raise DemoError(f"the agent is not {what} after {WAIT_SECONDS:g} s: {last}")
 
     async def all_accepted(self) -> Ledger:
         """Wait until the agent has everything that was emitted on disk."""
         total = self.emitted.total()
-        return (await self.until("done with accepting", lambda status: status.ledger.accepted == total)).ledger
+        return (await self.wait_for("done with accepting", lambda status: status.ledger.accepted == total)).ledger
 
     async def drained(self) -> Ledger:
         """Wait until everything that was emitted has left the queue, and delivery is well."""
         await self.all_accepted()
-        status = await self.until("drained", lambda status: status.state == "running" and status.ledger.queued == 0)
+        status = await self.wait_for("drained", lambda status: status.state == "running" and status.ledger.queued == 0)
         return status.ledger
 
-    async def _look(self) -> DestinationStatus | None:
+    async def _refresh(self) -> DestinationStatus | None:
         status = await self.agent.status()
         if status is not None:
             self.readings += 1
             self.unbalanced += not report.balances(status.ledger)
-        self._view.show(Glance(status, self._describe_api()))
+        self._view.show(Snapshot(status, self._describe_api()))
         return status
 
     def _describe_api(self) -> str:
-        mood = {
-            Mood.WELL: "answers 200" if self.api.poison is None else "answers 200, or 400 to the poison",
-            Mood.DOWN: f"answers 503, Retry-After: {self.pace.retry_after}",
-            Mood.BLOCKED: "answers 402",
-        }[self.api.mood]
-        return f"{mood}; has {self.api.recorded.total()} events from {self.api.accepted} requests"
+        answers = {
+            ApiState.HEALTHY: "answers 200" if self.api.poison is None else "answers 200, or 400 to the poison",
+            ApiState.DOWN: f"answers 503, Retry-After: {self.timing.retry_after}",
+            ApiState.BLOCKED: "answers 402",
+        }[self.api.state]
+        return f"{answers}; has {self.api.recorded.total()} events from {self.api.accepted} requests"
 
     # The builds
 
@@ -122,7 +119,7 @@ class Stage:
         outcomes: list[BuildOutcome] = []
         async with anyio.create_task_group() as tasks:
             for name in names:
-                tasks.start_soon(self._build, name, self.pace.build if seconds is None else seconds, outcomes)
+                tasks.start_soon(self._build, name, self.timing.build if seconds is None else seconds, outcomes)
         unsent = sum(outcome.unsent for outcome in outcomes)
         if unsent or len(outcomes) < len(names):
             failed = len(names) - len(outcomes)
