@@ -89,8 +89,8 @@ class PlainView:
 class PanelView:
     """Lines that scroll, and below them a panel that is drawn anew; it vanishes at the end, the lines stay."""
 
-    def __init__(self) -> None:
-        self._console = Console(highlight=False, markup=False, emoji=False)
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False, markup=False, emoji=False)
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> Self:
@@ -114,18 +114,21 @@ class PanelView:
     def show(self, snapshot: Snapshot) -> None:
         """See `DemoView`."""
         # Two columns stay free for the ^C that a terminal writes: it must not begin a line that nobody erases.
-        self._live.update(_panel(snapshot, min(self._console.width - 2, MAX_WIDTH)), refresh=True)
+        self._live.update(
+            panel(snapshot, dt.datetime.now(dt.UTC), min(self._console.width - 2, MAX_WIDTH)), refresh=True
+        )
 
     def _print(self, content: RenderableType) -> None:
         self._console.print(content, width=min(self._console.width, MAX_WIDTH))
 
 
-def _panel(snapshot: Snapshot, width: int) -> Panel:
+def panel(snapshot: Snapshot, now: dt.datetime, width: int = MAX_WIDTH) -> Panel:
+    """Return the panel, `width` columns wide."""
     status = snapshot.status
     facts = Table.grid(padding=(0, 2, 0, 0), expand=True)
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
-    facts.add_row("state", _state(status))
+    facts.add_row("state", _state(status, now))
     facts.add_row("reason", Text(status.reason or "-" if status else "-"))
     facts.add_row("queue", _queue(status.ledger.queued if status else None))
     facts.add_row("API", Text(snapshot.api))
@@ -135,12 +138,12 @@ def _panel(snapshot: Snapshot, width: int) -> Panel:
     )
 
 
-def _state(status: DestinationStatus | None) -> Text:
+def _state(status: DestinationStatus | None, now: dt.datetime) -> Text:
     if status is None:
         return Text("not running", "bold red")
     text = Text(status.state, f"bold {_COLORS.get(status.state, '')}")
     if status.until is not None:
-        seconds = (dt.datetime.fromisoformat(status.until) - dt.datetime.now(dt.UTC)).total_seconds()
+        seconds = (dt.datetime.fromisoformat(status.until) - now).total_seconds()
         text.append(f"   asks again in {max(seconds, 0):.1f} s", "not bold")
     return text
 
