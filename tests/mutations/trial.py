@@ -69,7 +69,7 @@ FIRST = {
     "agent/queue/committer.py": ("tests/unit/queue/test_committer.py",),
     "agent/queue/maintenance/repair.py": ("tests/contract/queue/test_maintenance_crashes.py",),
     "agent/queue/maintenance/retry.py": ("tests/contract/queue/test_maintenance_crashes.py",),
-    "agent/cli/export.py": ("tests/unit/cli/test_export.py",),
+    "agent/cli/queue/export.py": ("tests/unit/cli/test_export.py",),
     "agent/delivery/pipeline.py": (
         "tests/unit/delivery/test_pipeline.py",
         "tests/unit/delivery/test_worker_storage.py",

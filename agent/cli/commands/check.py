@@ -11,7 +11,7 @@ from agent.cli.options import config_option, find_config, json_option
 from agent.cli.views.output import has_colours, say
 
 if TYPE_CHECKING:
-    from agent.cli.checks import CheckResult
+    from agent.cli.checks.local import CheckResult
 
 
 @click.command()
@@ -28,10 +28,10 @@ def check(path: Path | None, online: bool, as_json: bool) -> int:
     --online asks GET /v8/artifacts/status. The answer "enabled" shows that the server is there and that the account is not
     blocked, but it is no proof of the token: some servers say it to anybody.
     """
-    from agent.cli import checks
+    from agent.cli.checks import local
 
     findings = []
-    for finding in checks.examine(find_config(path), os.environ, online=online):
+    for finding in local.examine(find_config(path), os.environ, online=online):
         findings.append(finding)
         if not as_json:
             say(_line(finding))

@@ -1,6 +1,6 @@
 """`dead-letters`: look at the events that the API refused, give them another try, copy them, remove them.
 
-It knows options and what is printed. It must never know whether a daemon runs: `agent.cli.queue_access` finds the way.
+It knows options and what is printed. It must never know whether a daemon runs: `agent.cli.queue.access` finds the way.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from agent.cli.views.words import PROGRAM, amount
 from agent.errors import AgentError
 
 if TYPE_CHECKING:
-    from agent.cli.queue_access import Access, DeadLetterPages
+    from agent.cli.queue.access import Access, DeadLetterPages
     from agent.queue.maintenance.browse_dead_letters import DeadLetterFilter
     from agent.queue.maintenance.purge import DeadLettersPurged
     from agent.queue.maintenance.retry import Retried
@@ -48,7 +48,7 @@ def ls(path: Path | None, as_json: bool, limit: int | None, **options: object) -
     With --json, one object a line: seq, rejected_at, status, message, context, event. Exit code 1: some letters cannot be read,
     which `queue verify` explains.
     """
-    from agent.cli.queue_access import DeadLetterPages, access
+    from agent.cli.queue.access import DeadLetterPages, access
 
     with access(load_config(path)) as way:
         found = DeadLetterPages(way, letter_selection(options), limit)
@@ -68,7 +68,7 @@ def show_letter(path: Path | None, as_json: bool, seq: int) -> None:
 
     There is one, unless the queue's cursor was lost meanwhile and numbers began anew: then all of them are printed.
     """
-    from agent.cli.queue_access import DeadLetterPages, access
+    from agent.cli.queue.access import DeadLetterPages, access
 
     with access(load_config(path)) as way:
         letters = DeadLetterPages(way, letter_selection({}, (seq,)))
@@ -97,7 +97,7 @@ def retry(path: Path | None, as_json: bool, numbers: tuple[int, ...], **options:
     both. What the API refuses again becomes a letter again, with a new number. Exit code 1: some could not be put back, or cannot
     be read.
     """
-    from agent.cli.queue_access import access
+    from agent.cli.queue.access import access
     from agent.control.queue_client import QueueClient
 
     meant = letter_selection(options, numbers)
@@ -133,8 +133,8 @@ def export(path: Path | None, target: str, force: bool, as_json: bool, limit: in
     FILE is protocol 1: events, and a context line wherever the context changes. With --json the lines are those of
     `dead-letters ls --json`, with the reasons. The letters stay. Exit code 1: some cannot be read, and are not in FILE.
     """
-    from agent.cli.export import writer
-    from agent.cli.queue_access import DeadLetterPages, access
+    from agent.cli.queue.access import DeadLetterPages, access
+    from agent.cli.queue.export import writer
 
     settings = load_config(path)
     with writer(target, force=force, whole=as_json, noun="dead letter") as out, access(settings) as way:
@@ -156,7 +156,7 @@ def purge(path: Path | None, as_json: bool, yes: bool, numbers: tuple[int, ...],
     It asks first. The ledger still counts their events as dead-lettered. Exit code 1: the answer was no, or some letters
     cannot be read, and stay.
     """
-    from agent.cli.queue_access import access
+    from agent.cli.queue.access import access
 
     meant = letter_selection(options, numbers)
     with access(load_config(path)) as way:
@@ -172,7 +172,7 @@ def purge(path: Path | None, as_json: bool, yes: bool, numbers: tuple[int, ...],
 
 
 def _print_lines(found: "DeadLetterPages") -> None:
-    from agent.cli.export import encode, standard_output
+    from agent.cli.queue.export import encode, standard_output
 
     with standard_output() as out:
         for letter in found:
@@ -202,7 +202,7 @@ def _all_there(way: "Access", numbers: tuple[int, ...]) -> None:
     """Raise AgentError for a number that no letter has: it is likely a mistake, and then nothing should happen."""
     if not numbers:
         return
-    from agent.cli.queue_access import DeadLetterPages
+    from agent.cli.queue.access import DeadLetterPages
 
     letters = DeadLetterPages(way, letter_selection({}, numbers))
     there = {letter.seq for letter in letters}
@@ -213,7 +213,7 @@ def _all_there(way: "Access", numbers: tuple[int, ...]) -> None:
 
 
 def _agrees(way: "Access", meant: "DeadLetterFilter") -> bool:
-    from agent.cli.queue_access import DeadLetterPages
+    from agent.cli.queue.access import DeadLetterPages
 
     count = sum(1 for _ in DeadLetterPages(way, meant))
     what = amount(count, "dead letter")

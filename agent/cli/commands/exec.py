@@ -14,7 +14,7 @@ from agent.cli.views.words import PROGRAM
 from agent.errors import AgentError
 
 if TYPE_CHECKING:
-    from agent.cli.job_agent import JobAgent
+    from agent.cli.job.agent import JobAgent
 
 SYSTEM_RUNTIME_DIRECTORY = "/run/artifacts-agent"
 
@@ -47,7 +47,7 @@ def exec_(path: Path | None, deadline: float, command: tuple[str, ...]) -> int:
     At the end its events are flushed. What is not delivered by the deadline waits: in the queue of the agent that runs, or in
     a spool directory below queue.adopt, or else below the state directory, from which the next agent takes it.
     """
-    from agent.cli import job_command
+    from agent.cli.job import command as job_command
 
     agent = _agent(path)
     environ = os.environ | (agent.variables if agent is not None else {})
@@ -62,7 +62,7 @@ def exec_(path: Path | None, deadline: float, command: tuple[str, ...]) -> int:
 def _agent(path: Path | None) -> "JobAgent | None":
     """Return the agent for the job; None if there is none, which costs a line."""
     from agent import config
-    from agent.cli import job_agent
+    from agent.cli.job import agent as job_agent
 
     try:
         found = find_config(path)

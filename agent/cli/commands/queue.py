@@ -1,6 +1,6 @@
 """`queue`: look into the queue, check it, mend it, copy it, empty it.
 
-It knows options and what is printed. It must never know whether a daemon runs: `agent.cli.queue_access` finds the way.
+It knows options and what is printed. It must never know whether a daemon runs: `agent.cli.queue.access` finds the way.
 """
 
 from pathlib import Path
@@ -15,8 +15,8 @@ from agent.cli.views.output import say, say_json, show
 from agent.cli.views.words import PROGRAM
 
 if TYPE_CHECKING:
-    from agent.cli.export import Writer
-    from agent.cli.queue_access import Access
+    from agent.cli.queue.access import Access
+    from agent.cli.queue.export import Writer
     from agent.queue.maintenance.browse import EventFilter
     from agent.queue.maintenance.purge import Purged
 
@@ -41,7 +41,7 @@ def ls(path: Path | None, as_json: bool) -> None:
     """List the queue's segments: what they hold, how much of it still waits, how old it is, and what is damaged."""
     import time
 
-    from agent.cli.queue_access import access
+    from agent.cli.queue.access import access
 
     with access(load_config(path)) as way:
         listing = way.listing()
@@ -64,8 +64,8 @@ def cat(path: Path | None, as_json: bool, limit: int | None, **options: object) 
     With --json a line also has the event's number, when it was accepted, and the context: seq, enqueued_at, context, event.
     Exit code 1: some events cannot be read, which `queue verify` explains.
     """
-    from agent.cli.export import encode, standard_output
-    from agent.cli.queue_access import access, events
+    from agent.cli.queue.access import access, events
+    from agent.cli.queue.export import encode, standard_output
 
     unreadable = 0
     with access(load_config(path)) as way, standard_output() as out:
@@ -86,7 +86,7 @@ def verify(path: Path | None, as_json: bool) -> int:
     Each problem is named with its file and offset, what it costs, and what to do. Notes ask for nothing: such as damage that is
     accounted for already. It changes nothing. Exit code 0: no problem; 1: there are some.
     """
-    from agent.cli.queue_access import access
+    from agent.cli.queue.access import access
 
     with access(load_config(path)) as way:
         found = way.audit()
@@ -109,7 +109,7 @@ def repair(path: Path | None, as_json: bool) -> int:
     written anew, leftovers of interrupted writes are removed, permissions are restored. What can be read stays as it is.
     Then it verifies. Exit code 1: some problem is left.
     """
-    from agent.cli.queue_access import access
+    from agent.cli.queue.access import access
 
     with access(load_config(path)) as way:
         done = way.repair()
@@ -140,8 +140,8 @@ def export(path: Path | None, target: str, force: bool, as_json: bool, limit: in
     FILE is protocol 1: events, and a context line wherever the context changes. It has mode 0600 and is whole or not there. With
     --json the lines are those of `queue cat --json`, which can not be sent. The queue stays as it is.
     """
-    from agent.cli.export import writer
-    from agent.cli.queue_access import access
+    from agent.cli.queue.access import access
+    from agent.cli.queue.export import writer
 
     settings = load_config(path)
     with writer(target, force=force, whole=as_json, noun="event") as out, access(settings) as way:
@@ -160,7 +160,7 @@ def purge(path: Path | None, as_json: bool, yes: bool) -> int:
     before, and what the API takes of them counts as delivered. Exit code 1: the answer was no; 3: requests were under way for too
     long.
     """
-    from agent.cli.queue_access import access
+    from agent.cli.queue.access import access
 
     with access(load_config(path)) as way:
         done = way.purge() if yes else _purge_if_told(way)
@@ -193,7 +193,7 @@ def _purge_if_told(way: "Access") -> "Purged | None":
 
 
 def _copy(way: "Access", meant: "EventFilter", limit: int | None, writer: "Writer") -> int:
-    from agent.cli.queue_access import events
+    from agent.cli.queue.access import events
 
     unreadable = 0
     for item in events(way, meant, limit):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from agent.cli.export import Export, Writer, writer
+from agent.cli.queue.export import Export, Writer, writer
 from agent.errors import AgentError
 from agent.events import Event
 from agent.queue.maintenance.browse import Origin

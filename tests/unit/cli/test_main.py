@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent import errors
-from agent.cli.checks import examine
+from agent.cli.checks.local import examine
 from agent.cli.commands.flush import LONGEST
 from agent.cli.main import cli
 from agent.cli.options import SYSTEM_CONFIG, find_config

@@ -1,6 +1,6 @@
 """The way to a queue: the daemon, where one runs; the queue's own files, under its lock, where none does.
 
-It knows the control socket's requests; `agent.cli.queue_offline`, which is imported only where it is needed, knows the functions
+It knows the control socket's requests; `agent.cli.queue.offline`, which is imported only where it is needed, knows the functions
 behind them. So both ways give the same answers. It must never know arguments or output.
 """
 
@@ -64,7 +64,7 @@ def access(settings: Config) -> Iterator[Access]:
     else:
         yield QueueClient(control, settings.api.timeout + PURGE_GRACE_SECONDS)
         return
-    from agent.cli.queue_offline import offline
+    from agent.cli.queue.offline import offline
 
     with offline(settings, reason) as way:
         yield way

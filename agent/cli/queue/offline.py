@@ -46,7 +46,7 @@ def offline(settings: Config, reason: str) -> Iterator["Offline"]:
 
 
 class Offline:
-    """The queue, for whoever holds its lock: see `agent.cli.queue_access.Access`.
+    """The queue, for whoever holds its lock: see `agent.cli.queue.access.Access`.
 
     What is done to files is done as their owner, and nothing else is: a module might be readable for root alone.
     """

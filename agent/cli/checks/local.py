@@ -47,7 +47,7 @@ def examine(path: Path | None, environ: Mapping[str, str], *, online: bool) -> I
     yield from _sockets(settings, daemon)
     yield from _queue(settings)
     if online:
-        from agent.cli.online_check import ask_server
+        from agent.cli.checks.online import ask_server
 
         yield CheckResult("server", *ask_server(settings, environ))
 

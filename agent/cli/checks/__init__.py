@@ -1,0 +1,1 @@
+"""The checks of `check`: of this machine, and of the server."""

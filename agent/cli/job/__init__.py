@@ -1,0 +1,1 @@
+"""`exec`: the agent of a job, and the command that is run beside it."""
