@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 
 from agent.cli.views.status import screen
-from agent.demo.agent_process import DemoStatus
+from agent.control.schema import DestinationStatus, HttpStatus, QueueStatus, StatusReport
 from agent.demo.view import PanelView, Snapshot, panel
 from agent.queue.cursor import Ledger
 
@@ -79,11 +79,11 @@ def demo() -> str:
     view.heading("4/6", "kill -9, with all of these undelivered. Then the agent is started again.")
     view.say("Killed.", "red")
     view.say("Back, and still paused: 116 events waiting, 0 lost.")
-    status = DemoStatus(
-        "paused",
-        "blocked: 402 Payment Required: The account is missing a payment",
-        "2026-03-02T09:41:54.000Z",
-        Ledger(266, 150, 0, {}, 116),
+    status = DestinationStatus(
+        state="paused",
+        reason="blocked: 402 Payment Required: The account is missing a payment",
+        until="2026-03-02T09:41:54.000Z",
+        ledger=Ledger(266, 150, 0, {}, 116),
     )
     console.print()
     console.print(panel(Snapshot(status, "answers 402; has 150 events from 10 requests"), NOW, 96))
@@ -92,29 +92,26 @@ def demo() -> str:
 
 def status() -> str:
     """Draw the screen of `status` while the API is away."""
-    ledger = {"accepted": 48_210, "delivered": 46_887, "dead_lettered": 1, "dropped": {}, "queued": 1_322, "retried": 0}
-    destination = {
-        "state": "backing_off",
-        "reason": "503 Service Unavailable: Down for maintenance",
-        "since": "2026-03-02T09:37:45.000Z",
-        "until": "2026-03-02T09:41:31.000Z",
-        "ledger": ledger,
-        "oldest_event_age": 202.0,
-        "last_delivery_at": "2026-03-02T09:37:44.000Z",
-        "requests": 61,
-        "queue": {"bytes": 178_000, "segments": 1, "quarantined": 0},
-        "dead_letters": 1,
-        "storage_error": None,
-    }
-    report = {
-        "version": "0.1.0",
-        "pid": 812,
-        "uptime": 187_440.0,
-        "connections": 14,
-        "rejected": 0,
-        "http": {"listen": "127.0.0.1:9900", "socket": None, "events": {}},
-        "destinations": {"default": destination},
-    }
+    destination = DestinationStatus(
+        state="backing_off",
+        reason="503 Service Unavailable: Down for maintenance",
+        since="2026-03-02T09:37:45.000Z",
+        until="2026-03-02T09:41:31.000Z",
+        ledger=Ledger(48_210, 46_887, 1, {}, 1_322),
+        oldest_event_age=202.0,
+        last_delivery_at="2026-03-02T09:37:44.000Z",
+        requests=61,
+        queue=QueueStatus(bytes=178_000, segments=1),
+        dead_letters=1,
+    )
+    report = StatusReport(
+        version="0.1.0",
+        pid=812,
+        uptime=187_440.0,
+        connections=14,
+        http=HttpStatus(listen="127.0.0.1:9900"),
+        destinations={"default": destination},
+    )
     console = _console(100)
     console.print(screen(report, NOW.timestamp()))
     return _svg(console, "artifacts-agent status", "status")

@@ -19,13 +19,12 @@ def status(path: Path | None, as_json: bool) -> None:
     """
     from agent.control.client import ControlClient
 
-    _, text = ControlClient(load_config(path).listen.control).status_and_json()
+    report, text = ControlClient(load_config(path).listen.control).status_and_json()
     if as_json:
         say(text)
         return
-    import json
     import time
 
     from agent.cli.views.status import screen
 
-    show(screen(json.loads(text), time.time()))
+    show(screen(report, time.time()))

@@ -3,11 +3,13 @@
 import io
 from typing import Any
 
+import msgspec
 import pytest
 from rich.console import Console
 
 from agent.cli.views.status import DROPS, screen
 from agent.cli.views.words import amount, duration, size
+from agent.control.schema import decode_status
 from agent.queue.cursor import Outcome
 
 NOW = 1_700_000_000.0  # 2023-11-14 22:13:20 UTC
@@ -33,7 +35,7 @@ def status(**changes: Any) -> dict[str, Any]:
 
 def shown(report: dict[str, Any], width: int = 120) -> str:
     file = io.StringIO()
-    Console(file=file, width=width, force_terminal=False).print(screen(report, NOW))
+    Console(file=file, width=width, force_terminal=False).print(screen(decode_status(msgspec.json.encode(report)), NOW))
     return "".join(f"{line.rstrip()}\n" for line in file.getvalue().splitlines())
 
 
