@@ -1,6 +1,6 @@
-"""Every error that the agent raises on purpose, and the exit code that the command line gives it.
+"""The errors that the agent raises on purpose, each with the exit code of the command that it ends.
 
-    AgentError                    1   something this package can name went wrong
+    AgentError                    1   any other error
     ├── DeadlineError             3   a deadline passed before the work was done
     ├── NotRunningError           4   no daemon answers on the control socket
     ├── QueueLockedError          5   another daemon owns the queue directory
@@ -9,18 +9,18 @@
     ├── UndeliveredError          8   events were dead-lettered or dropped
     └── ConfigError              78   configuration or token is wrong (EX_CONFIG of sysexits.h)
 
-Messages are for people: they say what is wrong, where, and what would be right, in one line, and never carry a secret.
+A message says in one line what is wrong, where, and what to do about it. It never contains a secret.
 """
 
 
 class AgentError(Exception):
-    """The root: everything below has a message fit for an operator and an `exit_code`."""
+    """The base class. Each error has a message for the operator and an `exit_code`."""
 
     exit_code = 1
 
 
 class DeadlineError(AgentError):
-    """A deadline passed before the work was done; nothing is lost by it."""
+    """A deadline passed before the work was done. Nothing is lost."""
 
     exit_code = 3
 
@@ -44,13 +44,13 @@ class ListenError(AgentError):
 
 
 class StorageError(AgentError):
-    """A queue file could not be read or written; the operating system's error is the cause."""
+    """A queue file could not be read or written; `__cause__` is the operating system's error."""
 
     exit_code = 7
 
 
 class UndeliveredError(AgentError):
-    """Events that were waited for have been dead-lettered or dropped."""
+    """Some of the events that a command waited for were dead-lettered or dropped."""
 
     exit_code = 8
 

@@ -1,4 +1,4 @@
-"""The command line: arguments, output and exit codes. It must never know an algorithm."""
+"""The command line: arguments, output and exit codes."""
 
 from agent.cli.main import main
 

@@ -1,7 +1,4 @@
-"""The lines of standard input, validated as the daemon would and sent as they come.
-
-It knows the wire protocol through `agent.events`, and `agent.client`. It must never know options or what is printed.
-"""
+"""The lines of standard input, validated as the daemon does it, and sent as they come."""
 
 import os
 from collections import Counter
@@ -16,8 +13,8 @@ from agent.errors import AgentError
 from agent.events import MAX_LINE_BYTES, Context, Event, Session, decode_events, decode_lines
 from agent.ingest.framing import LineFramer, Lines
 
-# How long, in all, to wait for a daemon that does not keep up, before events count as not sent: a pipe can wait, a build
-# that hangs on it cannot for long. Who wants every event sent waits as long as some are taken.
+# How long to wait in all for a daemon that does not keep up, before events count as not sent: a build may hang on the other end
+# of the pipe. With `strict`, the wait begins anew whenever the daemon has read something.
 PATIENCE_SECONDS = 2.0
 _RETRY_SECONDS = 0.002
 

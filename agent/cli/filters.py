@@ -1,7 +1,4 @@
-"""The options that say which events or letters are meant, and what they make: a selection.
-
-It knows option names. It must never know what is done with what is selected.
-"""
+"""The options that select events or dead letters, and the filters that they make."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -21,16 +18,20 @@ _EVENT_OPTIONS = (
     click.option("--session", metavar="ID", help="Only events of this session."),
     click.option("--source", type=click.Choice(["LOCAL", "REMOTE"]), help="Only events with this source."),
     click.option("--event", type=click.Choice(["HIT", "MISS"]), help="Only hits, or only misses."),
-    click.option("--older-than", type=Duration(), metavar="AGE", help='Only what is older than that: "2h", "7d".'),
-    click.option("--newer-than", type=Duration(), metavar="AGE", help='Only what is newer than that: "10m".'),
+    click.option("--older-than", type=Duration(), metavar="AGE", help='Only events older than this: "2h", "7d".'),
+    click.option("--newer-than", type=Duration(), metavar="AGE", help='Only events newer than this: "10m".'),
 )
 _LETTER_OPTIONS = (
-    click.option("--status", type=int, metavar="CODE", help="Only letters refused with this HTTP status."),
-    click.option("--message", metavar="TEXT", help="Only letters whose message has this in it, in any case."),
+    click.option("--status", type=int, metavar="CODE", help="Only dead letters refused with this HTTP status."),
+    click.option(
+        "--message",
+        metavar="TEXT",
+        help="Only dead letters whose message contains this; upper and lower case are the same.",
+    ),
 )
-limit_option = click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most that many.")
+limit_option = click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N of them.")
 numbers_argument = click.argument("numbers", nargs=-1, type=click.IntRange(min=0), metavar="[SEQ]...")
-yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask first.")
 
 
 def event_options(command: F) -> F:

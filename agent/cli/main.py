@@ -1,7 +1,6 @@
 """The group of commands, and the one place where an error becomes lines on standard error and an exit code.
 
-It knows the commands' names and modules. It must never know what a command does, nor import one that is not asked for:
-`emit` runs in builds, and has to be quick.
+A command's module is imported only when the command is called: `emit` runs in builds, and has to start quickly.
 """
 
 import os
@@ -38,21 +37,21 @@ _COMMANDS = {
 _EPILOG = """
 \b
 Exit codes:
-    0  fine
+    0  success
     1  a problem was found
     2  usage: the command line is wrong
     3  a deadline passed before the work was done
-    4  no daemon is running, or none that this user may ask
+    4  no daemon is running, or this user is not allowed to ask it
     5  another daemon uses the queue directory
     6  a socket cannot be opened
     7  the queue directory cannot be read or written
     8  events were dead-lettered or dropped
    78  the configuration or the token is wrong
   130  interrupted (Ctrl-C)
-  141  whoever read the output has gone
+  141  broken pipe: the program that read the output has ended
 
-The configuration is --config FILE, else the file that ARTIFACTS_AGENT_CONFIG names, else
-/etc/artifacts-agent/config.toml if there is one, else variables and defaults alone.
+The configuration file is --config FILE, else the one that ARTIFACTS_AGENT_CONFIG names, else
+/etc/artifacts-agent/config.toml if it exists. Without a file, environment variables and defaults apply.
 """
 
 
@@ -79,7 +78,8 @@ class _LazyGroup(click.Group):
 def cli() -> None:
     """Keep Remote Cache usage events safe on disk, and deliver them, so that builds never wait.
 
-    `run` is the daemon; `emit` sends it events; the other commands ask it or look after it.
+    `run` is the daemon and `emit` sends it events. `exec` runs a build with a daemon beside it. The other commands inspect and
+    control a daemon or its queue. To see it at work: `demo`.
     """
 
 
@@ -88,8 +88,8 @@ def main() -> int:
 
     A command returns its exit code, None for 0. What it raises on purpose is an AgentError.
     """
-    _open_what_is_closed()
-    _write_what_the_encoding_lacks_as_question_marks()
+    _open_closed_streams()
+    _replace_unencodable_characters()
     try:
         code: Any = cli.main(prog_name=PROGRAM, standalone_mode=False)
     except click.ClickException as error:
@@ -102,7 +102,7 @@ def main() -> int:
     return int(code or 0)
 
 
-def _open_what_is_closed() -> None:
+def _open_closed_streams() -> None:
     """Give each standard stream that was closed the null device, or the next file to be opened would take its number."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -126,6 +126,6 @@ def _leaves(error: Exception) -> list[Exception]:
     return [error]
 
 
-def _write_what_the_encoding_lacks_as_question_marks() -> None:
+def _replace_unencodable_characters() -> None:
     if isinstance(sys.stdout, TextIOWrapper):  # None if it is closed
         sys.stdout.reconfigure(errors="replace")

@@ -1,7 +1,4 @@
-"""What several commands share: the options that say where the configuration is and what to print.
-
-It knows how the configuration file is found. It must never know what is in it.
-"""
+"""What several commands share: the options for the configuration file and for JSON, and how the file is found."""
 
 import os
 from pathlib import Path
@@ -21,7 +18,7 @@ config_option = click.option(
     envvar="ARTIFACTS_AGENT_CONFIG",
     show_envvar=True,
     metavar="FILE",
-    help=f"The configuration file.  [default: {SYSTEM_CONFIG} if there is one]",
+    help=f"The configuration file.  [default: {SYSTEM_CONFIG} if it exists]",
 )
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")

@@ -14,4 +14,4 @@ def confirmed(question: str) -> bool:
 def require_somebody() -> None:
     """Raise UsageError where nobody can be asked."""
     if sys.stdin is None or not sys.stdin.isatty():
-        raise click.UsageError("this asks before it does anything, and there is no terminal to ask on: add --yes.")
+        raise click.UsageError("there is no terminal on which to ask for confirmation: add --yes.")

@@ -1,7 +1,6 @@
 """Fire-and-forget usage events for build tools: `emit("HIT", "LOCAL", "115c7929ab9c479c", duration=514)`.
 
-It knows the daemon's stream socket and the lines it reads. It must never know the rest of `agent`, nor anything outside
-the standard library: a build tool may copy this directory. What it promises:
+It needs nothing but the standard library, and nothing else of `agent`: a build tool may copy this directory. Its promises:
 
 - **Nothing is raised.** A bad value, a missing daemon, a full buffer: the event counts as unsent and the call returns
   False. (Only a call that does not match the signature is a TypeError, as everywhere in Python.)
@@ -12,10 +11,10 @@ the standard library: a build tool may copy this directory. What it promises:
   no tail to keep, and it is rare: up to about 36 KiB, Linux takes a write to a Unix stream whole or not at all.
 - **Threads, forks, event loops.** Use it from any of them, also while the interpreter ends. A forked child gets a connection
   of its own and counts from zero, but keeps the session: workers belong to the run that forked them.
-- **Descriptors of others are let alone**, also where a program closes all of its own and uses their numbers again.
+- **Other descriptors are never touched**, even if a program closes all descriptors and their numbers are used again.
 
-True means that the kernel holds the line for the daemon, not that it is on disk: a daemon killed before it reads the
-line loses it. So there is nothing to flush at exit; the connection is just closed.
+True means that the kernel holds the line for the daemon, not that it is on disk: if the daemon is killed before it reads the
+line, the event is lost. So there is nothing to flush at exit; the connection is just closed.
 
 It runs in processes that live for milliseconds and so imports little: not `typing`, `json`, `uuid`, `weakref` or
 `threading`, and of `socket` only the C half.
@@ -112,7 +111,8 @@ class EventClient:
 
         `event`: "HIT" if the artifact was in the cache, else "MISS". `source`: "LOCAL", the file system's cache, or
         "REMOTE". `hash`: the artifact's hash. `session_id`: a UUID for the run of the build, by default the client's.
-        `duration`: integer milliseconds that building the artifact took, sent with a HIT; left out if None.
+        `duration`: the milliseconds that a hit saved, which is how long building the artifact took; 0 on a miss. An integer;
+        left out if None.
         """
         line = self._line(event, source, hash, session_id, duration)
         return line is not None and self._channel.put(line, 1) == 1
@@ -155,12 +155,12 @@ class EventClient:
 
     @property
     def unsent(self) -> int:
-        """How many events of this process went nowhere, for whatever reason."""
+        """How many events of this process were not sent, for whatever reason."""
         return sum(self._channel.unsent.values())
 
     @property
     def unsent_by_reason(self) -> dict[Reason, int]:
-        """How many events went nowhere, for each reason that there was.
+        """How many events were not sent, for each reason that occurred.
 
         "invalid": a value that the API does not allow. "too_large": a line above `MAX_LINE_BYTES`. "disabled": the path
         of the socket is empty. "closed": after `close`. "absent": no socket, or nobody listening. "denied": permission.

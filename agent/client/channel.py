@@ -1,7 +1,4 @@
-"""One connection at a time, made when it is needed, and the counts of what it took and what it did not.
-
-It knows when to connect, and what became of each line. It must never know what is in one.
-"""
+"""One connection at a time, made when it is needed, and the counts of what was sent and what was not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which CI system this is, told from the environment, by turbo's rules and names. It must never know what is done with it."""
+"""Which CI system this is, told from the environment, by turbo's rules and names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A connection to the daemon's stream socket that never blocks. It must never know what is sent, counted or tried again."""
+"""A connection to the daemon's stream socket that never blocks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def find_socket(environ: Mapping[str, str]) -> str:
 
 
 class Connection:
-    """A connected socket. For as long as it is ours: a program that closes all descriptors may use its number again."""
+    """A connected socket, until a program that closes all descriptors uses its number again."""
 
     __slots__ = ("_identity", "_number", "_socket")
 

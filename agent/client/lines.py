@@ -1,4 +1,4 @@
-"""The lines of wire protocol 1: an event, and the context of a connection. It must never know sockets."""
+"""The lines of wire protocol 1: an event, and the context of a connection."""
 
 from __future__ import annotations
 

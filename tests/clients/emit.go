@@ -16,7 +16,7 @@ type Event struct {
 	Source    string `json:"source"`
 	Event     string `json:"event"`
 	Hash      string `json:"hash"`
-	Duration  int    `json:"duration"`
+	Duration  int    `json:"duration"` // the milliseconds that a hit saved, 0 on a miss
 }
 
 var (

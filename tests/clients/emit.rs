@@ -17,6 +17,7 @@ impl Events {
     }
 
     /// Reports one use of the cache. Never fails, never waits: what the daemon does not take at once is lost.
+    /// `milliseconds` is the time that a hit saved, 0 on a miss.
     fn emit(&mut self, session: &str, event: &str, source: &str, hash: &str, milliseconds: u64) {
         let line = format!(
             r#"{{"sessionId":"{session}","source":"{source}","event":"{event}","hash":"{hash}","duration":{milliseconds}}}"#

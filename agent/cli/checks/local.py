@@ -1,7 +1,7 @@
 """The checks of `check`: each looks at one thing, changes nothing, and says what it found and what to do about it.
 
-It knows what the daemon needs to start: sockets, directories, a token. It must never open a socket of events, take a lock or
-create a file: a daemon may be running, and systemd may be waiting for the first connection to start one.
+None connects to an event socket, takes a lock or creates a file: a daemon may be running, and systemd may wait for the first
+connection to start one.
 """
 
 import grp
@@ -39,7 +39,9 @@ def examine(path: Path | None, environ: Mapping[str, str], *, online: bool) -> I
         for line in str(error).splitlines():
             yield CheckResult("configuration", False, line)
         return
-    yield CheckResult("configuration", True, "variables and defaults, no file" if path is None else str(path))
+    yield CheckResult(
+        "configuration", True, "no file: environment variables and defaults" if path is None else str(path)
+    )
     yield _token(settings, environ)
     yield from _clients_token(settings, environ)
     daemon = _daemon(settings.listen.control)
@@ -59,7 +61,7 @@ def _token(settings: Config, environ: Mapping[str, str]) -> CheckResult:
         return CheckResult("token", False, str(error))
     if token is None:
         ways = f"set api.token_file, or {' or '.join(config.TOKEN_VARIABLES)}"
-        return CheckResult("token", False, f"there is none: {ways} (a systemd credential is seen by the service alone)")
+        return CheckResult("token", False, f"none found: {ways} (a systemd credential is visible to the service only)")
     source = config.token_source(settings, environ)
     return CheckResult("token", True, f"from {source}" if isinstance(source, Path) else f"from the variable {source}")
 
@@ -115,7 +117,7 @@ def _sockets(settings: Config, daemon: CheckResult) -> Iterator[CheckResult]:
     if settings.http.listen is not None:
         yield _port(settings.http.listen, running=daemon.message.startswith("running"))
     if settings.front.enabled:
-        yield CheckResult("front", True, f"passes other requests on to {settings.api.url}")
+        yield CheckResult("front", True, f"forwards all other requests to {settings.api.url}")
     if listen.group is not None:
         yield _group(listen.group)
 
@@ -125,15 +127,15 @@ def _socket_problem(path: Path) -> str | None:
         mode = path.lstat().st_mode
     except OSError:  # what is wrong with the way to it, the directory shows
         return None
-    return None if stat.S_ISSOCK(mode) else f"{path}: exists and is no socket: move it away, or choose another path"
+    return None if stat.S_ISSOCK(mode) else f"{path}: exists and is not a socket: move it away, or choose another path"
 
 
 def _socket_state(path: Path, bound: set[str], *, running: bool) -> str:
     if running:
         return str(path)
     if str(path) in bound:
-        return f"{path}: another process listens there: fine if that is systemd, for artifacts-agent.socket"
-    return f"{path}: a stale file, which the daemon will replace" if path.exists() else str(path)
+        return f"{path}: another process listens here: fine if it is systemd, for artifacts-agent.socket"
+    return f"{path}: left by a daemon that has ended; the next one replaces it" if path.exists() else str(path)
 
 
 def _port(address: str, *, running: bool) -> CheckResult:
@@ -162,10 +164,10 @@ def _queue(settings: Config) -> Iterator[CheckResult]:
     try:
         free = OsFilesystem().free_bytes(place)
     except OSError as error:
-        yield CheckResult("free space", False, f"{place}: cannot find out: {error.strerror}")
+        yield CheckResult("free space", False, f"{place}: cannot read the free space: {error.strerror}")
         return
     facts = f"{size(free)} at {place}, queue.min_free_bytes is {size(floor)}"
-    advice = ": events would be dropped: make room, or lower it"
+    advice = ": events would be dropped: free some space, or lower it"
     yield CheckResult("free space", free >= floor, facts if free >= floor else facts + advice)
 
 
@@ -180,7 +182,7 @@ def _directory_problem(directory: Path, parent: Path, key: str) -> str | None:
     if not os.path.lexists(place):
         return f"{place}: does not exist: create it, or set {key}"
     if not place.is_dir():
-        return f"{place}: is no directory: move it away, or set {key}"
+        return f"{place}: not a directory: move it away, or set {key}"
     if not os.access(place, os.W_OK | os.X_OK):
         return f"{place}: this user cannot write there: change its permissions, or set {key}"
     return None

@@ -1,7 +1,4 @@
-"""The question of `check --online`: what the server says about the account.
-
-It knows the delivery's own transport, so that what it finds is what delivery will find. It must never send an event.
-"""
+"""`check --online`: what the server says about the account. It asks with delivery's own transport, and sends no event."""
 
 import time
 from collections.abc import Mapping
@@ -32,12 +29,15 @@ def ask_server(settings: Config, environ: Mapping[str, str]) -> tuple[bool, str]
     except ConfigError as error:  # of the variables that say which certificates and which proxy to use
         return False, str(error)
     if verdict is None:
-        return True, f"{url}: it answers, but knows no {STATUS_PATH}: only a delivery shows whether it takes the token"
+        return True, f"{url}: it answers, but has no {STATUS_PATH}: only a delivery shows whether it accepts the token"
     if verdict.kind is not Kind.ACCEPTED:
         return False, f"{url}: {verdict.message}: {_ADVICE[verdict.kind]}"
     if verdict.message != "enabled":
         return False, f"{url}: {verdict.message}: check api.url"
-    return True, f'{url}: it says "enabled", which is no proof of the token: some servers say it to anybody'
+    return (
+        True,
+        f'{url}: it says "enabled", which does not prove that the token is right: some servers say so to everybody',
+    )
 
 
 async def _probe(endpoint: Endpoint) -> Verdict | None:

@@ -1,4 +1,4 @@
-"""`check`: is everything in order, without starting anything."""
+"""`check`: whether everything is in order, without starting anything."""
 
 import json
 import os
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 @config_option
 @json_option
 def check(path: Path | None, online: bool, as_json: bool) -> int:
-    """Look at configuration, token, sockets and queue directory.
+    """Check the configuration, the token, the sockets and the queue directory.
 
-    One line for each check, with what to do about a problem; all problems, not only the first. Exit code 0: everything is
-    in order; 1: something is not. It creates nothing and does not disturb a running daemon. Permissions are those of the
-    user who runs it, so run it as the daemon's user.
+    It prints one line for each check, with what to do about a problem. It creates nothing and does not disturb a running daemon.
+    Permissions are checked for the user who runs it: run it as the daemon's user. Exit code 0: everything is in order; 1: there
+    are problems.
 
     --online asks GET /v8/artifacts/status. The answer "enabled" shows that the server is there and that the account is not
-    blocked, but it is no proof of the token: some servers say it to anybody.
+    blocked. It does not prove that the token is right: some servers give this answer to everybody.
     """
     from agent.cli.checks import local
 

@@ -1,4 +1,4 @@
-"""`completion`: the script that makes a shell complete this command."""
+"""`completion`: the script with which a shell completes this command."""
 
 import click
 
@@ -13,7 +13,7 @@ VARIABLE = "_ARTIFACTS_AGENT_COMPLETE"
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print the completion script of a shell.
+    """Print the completion script for a shell.
 
     \b
     bash: artifacts-agent completion bash > ~/.local/share/bash-completion/completions/artifacts-agent

@@ -1,6 +1,5 @@
-"""`dead-letters`: look at the events that the API refused, give them another try, copy them, remove them.
-
-It knows options and what is printed. It must never know whether a daemon runs: `agent.cli.queue.access` finds the way.
+"""`dead-letters`: inspect, retry, export and purge the events that the API refused, with a daemon or without: see
+`agent.cli.queue.access`.
 """
 
 from pathlib import Path
@@ -26,12 +25,12 @@ DECLINED = 1
 UNREADABLE = 1
 
 
-@click.group("dead-letters", short_help="Look at refused events: ls, show, retry, export, purge.")
+@click.group("dead-letters", short_help="Inspect and retry refused events: ls, show, retry, export, purge.")
 def dead_letters() -> None:
-    """Look at the events that the API refused one by one, give them another try, copy them, remove them.
+    """Inspect the events that the API refused individually, retry them, export them, purge them.
 
-    Where the daemon runs, these commands ask it; where none does, they read and write the files themselves. A letter goes by the
-    number that its event had in the queue, as `ls` shows it.
+    If the daemon is running, these commands ask it. If not, they lock the queue and use its files. SEQ is the number that the
+    event had in the queue, as `ls` shows it.
     """
 
 
@@ -43,10 +42,10 @@ def dead_letters() -> None:
 def ls(path: Path | None, as_json: bool, limit: int | None, **options: object) -> int:
     """List dead letters: number, when it was refused, status, session, hash, and the API's message.
 
-    They come in the order in which they were kept; letters beside one that was removed may have moved to the end.
+    The oldest come first. (When one is removed, others that were stored beside it may move to the end.)
 
-    With --json, one object a line: seq, rejected_at, status, message, context, event. Exit code 1: some letters cannot be read,
-    which `queue verify` explains.
+    With --json, one object a line: seq, rejected_at, status, message, context, event. Exit code 1: some dead letters cannot be
+    read; `queue verify` says why.
     """
     from agent.cli.queue.access import DeadLetterPages, access
 
@@ -64,9 +63,9 @@ def ls(path: Path | None, as_json: bool, limit: int | None, **options: object) -
 @config_option
 @json_option
 def show_letter(path: Path | None, as_json: bool, seq: int) -> None:
-    """Print everything of the letter with the number SEQ.
+    """Print all that is known of the dead letter SEQ.
 
-    There is one, unless the queue's cursor was lost meanwhile and numbers began anew: then all of them are printed.
+    If the queue's cursor was lost, and numbering began again, several can have this number: then all of them are printed.
     """
     from agent.cli.queue.access import DeadLetterPages, access
 
@@ -91,11 +90,11 @@ def show_letter(path: Path | None, as_json: bool, seq: int) -> None:
 @config_option
 @json_option
 def retry(path: Path | None, as_json: bool, numbers: tuple[int, ...], **options: object) -> int:
-    """Put the events of dead letters back into the queue: all, those with the numbers SEQ, or those that the options select.
+    """Queue the events of dead letters again: all, those with the numbers SEQ, or those that the options select.
 
-    Each is accepted as a new event, with its context. Its letter is removed once the event is on disk: a crash in between leaves
-    both. What the API refuses again becomes a letter again, with a new number. Exit code 1: some could not be put back, or cannot
-    be read.
+    Each is accepted as a new event, with its context. The dead letter is removed when the event is on disk; a crash in between
+    leaves both. If the API refuses the event again, it becomes a dead letter with a new number. Exit code 1: some could not be
+    queued or read.
     """
     from agent.cli.queue.access import access
     from agent.control.queue_client import QueueClient
@@ -122,16 +121,17 @@ def retry(path: Path | None, as_json: bool, numbers: tuple[int, ...], **options:
 
 @dead_letters.command()
 @click.argument("target", metavar="FILE")
-@click.option("--force", is_flag=True, help="Replace FILE if it is there.")
+@click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @letter_options
 @limit_option
 @config_option
 @json_option
 def export(path: Path | None, target: str, force: bool, as_json: bool, limit: int | None, **options: object) -> int:
-    """Copy the events of dead letters to FILE, or to standard output for "-", so that they can be sent again.
+    """Copy the events of dead letters to FILE, or to standard output for "-", in a form that can be sent again.
 
-    FILE is protocol 1: events, and a context line wherever the context changes. With --json the lines are those of
-    `dead-letters ls --json`, with the reasons. The letters stay. Exit code 1: some cannot be read, and are not in FILE.
+    FILE is in the format of the stream socket (protocol 1): events, and a context line where the context changes. With --json,
+    the lines are those of `dead-letters ls --json`, with the reasons. The dead letters stay. Exit code 1: some cannot be read,
+    and are not in FILE.
     """
     from agent.cli.queue.access import DeadLetterPages, access
     from agent.cli.queue.export import writer
@@ -153,8 +153,8 @@ def export(path: Path | None, target: str, force: bool, as_json: bool, limit: in
 def purge(path: Path | None, as_json: bool, yes: bool, numbers: tuple[int, ...], **options: object) -> int:
     """Remove dead letters: all, those with the numbers SEQ, or those that the options select.
 
-    It asks first. The ledger still counts their events as dead-lettered. Exit code 1: the answer was no, or some letters
-    cannot be read, and stay.
+    It asks first. The ledger still counts their events as dead-lettered. Exit code 1: the answer was no, or some dead letters
+    cannot be read and were not removed.
     """
     from agent.cli.queue.access import access
 

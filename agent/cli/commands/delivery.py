@@ -13,23 +13,23 @@ from agent.cli.views.output import say
 def pause(path: Path | None) -> None:
     """Stop delivering until `resume`.
 
-    Events are taken and kept meanwhile. The pause survives a restart of the daemon.
+    Events are still accepted and queued. The pause survives a restart of the daemon.
     """
     from agent.control.client import ControlClient
 
     ControlClient(load_config(path).listen.control).pause()
-    say("Delivery is paused; events are taken and kept. To go on: artifacts-agent resume")
+    say("Delivery is paused; events are still accepted and queued. To resume: artifacts-agent resume")
 
 
 @click.command()
 @config_option
 def resume(path: Path | None) -> None:
-    """Deliver again, at once.
+    """Resume delivery at once.
 
-    It ends any pause: an operator's, and one that the daemon made because the account is blocked. If that is still so, the
-    next answer of the server pauses delivery again.
+    This ends any pause: one by `pause`, and one that the daemon began because the account is blocked. If the account is still
+    blocked, the next answer of the server pauses delivery again.
     """
     from agent.control.client import ControlClient
 
     ControlClient(load_config(path).listen.control).resume()
-    say("Delivery goes on. How it fares: artifacts-agent status")
+    say("Delivery is resumed. To see how it goes: artifacts-agent status")

@@ -11,7 +11,7 @@ def _no_space(_ctx: click.Context, _param: click.Parameter, token: str) -> str:
     return token
 
 
-@click.command(short_help="Serve the API on this machine, and show the events that it receives.")
+@click.command(short_help="Serve the API locally and show what it receives.")
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),

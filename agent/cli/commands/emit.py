@@ -1,7 +1,7 @@
 """`emit`: one event from options, or many from standard input, to the daemon's stream socket.
 
-It knows `agent.client`, and what a shell wants: never to wait long, never to fail, whatever values a build computes. It must
-never import what a build would feel: no configuration is read.
+It never waits long, and never fails unless asked to, whatever values a build computes. It reads no
+configuration, so that it starts quickly.
 """
 
 import os
@@ -18,9 +18,9 @@ _REASONS = {
     "absent": "no daemon listens on {path}: start it with `artifacts-agent run`, or name its socket with --socket",
     "denied": "{path}: Permission denied: this user needs the group of the socket (listen.group, listen.mode)",
     "disabled": "sending is turned off by an empty ARTIFACTS_AGENT_SOCKET",
-    "full": "{path}: the daemon does not keep up, or is stopped",
-    "invalid": "a value is none that the API allows",
-    "too_large": "a line may have 64 KiB",
+    "full": "{path}: the daemon does not read: it is overloaded or stopped",
+    "invalid": "a value is invalid",
+    "too_large": "the event is too large: a line may have at most 64 KiB",
     "failed": "{path}: the socket cannot be used: is the path right?",
 }
 
@@ -59,11 +59,23 @@ class _Milliseconds(click.ParamType[float]):
 
 @click.command()
 @click.argument("source_of_lines", metavar="[-]", required=False, type=click.Choice(["-"]))
-@click.option("--event", cls=_Computed, type=click.Choice(["HIT", "MISS"]), help="Was it in the cache?")
-@click.option("--source", cls=_Computed, type=click.Choice(["LOCAL", "REMOTE"]), help="In which cache?")
+@click.option(
+    "--event", cls=_Computed, type=click.Choice(["HIT", "MISS"]), help="Whether the artifact was in the cache."
+)
+@click.option("--source", cls=_Computed, type=click.Choice(["LOCAL", "REMOTE"]), help="Which cache was asked.")
 @click.option("--hash", cls=_Computed, type=_Hash(), metavar="HASH", help="The artifact's hash.")
-@click.option("--duration", cls=_Computed, type=_Milliseconds(), metavar="MS", help="Milliseconds that a HIT saved.")
-@click.option("--session-id", metavar="UUID", help="The run of the build.  [default, also if it is empty: a new one]")
+@click.option(
+    "--duration",
+    cls=_Computed,
+    type=_Milliseconds(),
+    metavar="MS",
+    help="The milliseconds that a hit saved; 0 on a miss.",
+)
+@click.option(
+    "--session-id",
+    metavar="UUID",
+    help="The run of the build that the event belongs to.  [default, also if empty: a new UUID]",
+)
 @click.option(
     "--socket",
     "path",
@@ -75,7 +87,7 @@ class _Milliseconds(click.ParamType[float]):
 @click.option(
     "--strict",
     is_flag=True,
-    help="Exit with 2 (not a valid value), 4 (no daemon) or 1 if something was not sent; wait as long as lines are taken.",
+    help="Fail if an event was not sent: 2 for an invalid value, 4 without a daemon, else 1. With '-', wait for a slow daemon.",
 )
 def emit(source_of_lines: str | None, path: str | None, strict: bool, **values: object) -> int:
     """Send one usage event, or the lines of standard input.
@@ -84,13 +96,16 @@ def emit(source_of_lines: str | None, path: str | None, strict: bool, **values: 
     artifacts-agent emit --event HIT --source LOCAL --hash 115c7929ab9c479c --duration 514
     tool --events | artifacts-agent emit -
 
-    With "-", each line is an event object, an array of them, or a context line, as the stream socket takes them. What is
-    not valid is named by its line, and costs that line only.
+    --duration is the time in milliseconds that a hit saved: how long it took to build the artifact. On a miss it is 0.
 
-    It hands the events to the daemon and does not wait for them to be on disk. What cannot be sent, also
-    because a value is not valid, is said on standard error, and the exit code is 0 all the same, since telemetry must not
-    fail a build: see --strict. The configuration file is not read: a socket elsewhere than by default is named by --socket
-    or ARTIFACTS_AGENT_SOCKET.
+    With "-", each line of standard input is an event object, an array of them, or a context line, as on the stream socket. An
+    invalid line is skipped, and reported with its number.
+
+    The events are handed to the daemon; `emit` does not wait until they are on disk. What could not be sent is reported on
+    standard error, but the exit code is 0, because telemetry must not fail a build. To fail all the same: --strict.
+
+    The configuration file is not read. If the socket is not in its default place, name it by --socket or
+    ARTIFACTS_AGENT_SOCKET.
     """
     fields: dict[str, Any] = {**values, "session_id": values["session_id"] or None}
     report = EmitReport()
@@ -148,8 +163,7 @@ def _say(report: EmitReport, path: str | None) -> None:
     for line, reason in report.rejects:
         click.echo(f"{PROGRAM}: line {line}: {reason}", err=True)
     if more := report.rejected - len(report.rejects):
-        noun = "line that is" if more == 1 else "lines that are"
-        click.echo(f"{PROGRAM}: and {more:,} more {noun} not valid", err=True)
+        click.echo(f"{PROGRAM}: and {more:,} more invalid {'line' if more == 1 else 'lines'}", err=True)
     where = find_socket(os.environ) if path is None else path
     for reason, count in report.unsent.items():
         noun = "1 event was" if count == 1 else f"{count:,} events were"

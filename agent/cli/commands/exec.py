@@ -1,4 +1,4 @@
-"""`exec`: run a command with an agent at its side, and flush at the end."""
+"""`exec`: run a command with an agent beside it, and flush at the end."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ SYSTEM_RUNTIME_DIRECTORY = "/run/artifacts-agent"
 
 @click.command(
     "exec",
-    short_help="Run a command with an agent at its side.",
+    short_help="Run a build with a daemon beside it.",
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 @click.option(
@@ -30,22 +30,26 @@ SYSTEM_RUNTIME_DIRECTORY = "/run/artifacts-agent"
     default="15s",
     show_default=True,
     metavar="DURATION",
-    help="How long to wait at the end, at most, until what the command has sent is delivered.",
+    help="How long to wait after the command's end, at most, for its events to be delivered.",
 )
 @config_option
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
 def exec_(path: Path | None, deadline: float, command: tuple[str, ...]) -> int:
-    """Run COMMAND so that its usage events go to the agent: the one that runs, or one that is started for this job.
+    """Run COMMAND and deliver its usage events: through the daemon that is running, or through one that is started for this job.
 
-    COMMAND finds the agent's socket in ARTIFACTS_AGENT_SOCKET, and in TURBO_API the address of its front, which passes everything
-    but events on to the real API. For that TURBO_TOKEN has to be set, and the agent needs `[front]`, which one that is started
-    here has.
+    \b
+    artifacts-agent exec -- turbo run build
 
-    COMMAND has its standard streams, its signals and its exit code to itself; if a signal ends it, this command dies of the same.
-    Whatever is wrong with the agent costs a line on standard error, not the command: 127 and 126 are its own, as in a shell.
+    COMMAND gets two variables. ARTIFACTS_AGENT_SOCKET is the daemon's socket. TURBO_API is the address of the daemon's front,
+    which passes every request that is not about events on to the real API; it is set if TURBO_TOKEN is set and the daemon has
+    `[front]` enabled. A daemon that is started here has.
 
-    At the end its events are flushed. What is not delivered by the deadline waits: in the queue of the agent that runs, or in
-    a spool directory below queue.adopt, or else below the state directory, from which the next agent takes it.
+    COMMAND keeps its standard streams, signals and exit code; if a signal ends it, `exec` ends by the same signal. As in a shell,
+    127 means that COMMAND was not found, 126 that it cannot be executed. A problem with the daemon is one line on standard error,
+    and COMMAND runs all the same.
+
+    At the end its events are flushed. What is not delivered by the deadline stays in the running daemon's queue, or in a spool
+    directory below queue.adopt, or else below the state directory. The next daemon there delivers it.
     """
     from agent.cli.job import command as job_command
 
@@ -98,7 +102,7 @@ def _end(agent: "JobAgent", deadline: float) -> None:
         with _interruptible():
             left = agent.end(deadline)
     except _InterruptedError:
-        left = f"interrupted: what is not delivered waits in {agent.place}"
+        left = f"interrupted: what is not delivered yet stays in {agent.place}"
     except AgentError as error:
         left = f"not flushed: {error}"
     if left is not None:

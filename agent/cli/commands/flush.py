@@ -1,4 +1,4 @@
-"""`flush`: wait until what was written has left the queue."""
+"""`flush`: wait until everything that was sent before has left the queue."""
 
 import sys
 import threading
@@ -34,15 +34,15 @@ class _Deadline(Duration):
 
 def _sendable(_ctx: click.Context, _param: click.Parameter, session: str | None) -> str | None:
     if session == "":
-        raise click.BadParameter("it is empty: is a variable not set?")
+        raise click.BadParameter("the session is empty: is a variable not set?")
     try:
         (session or "").encode()
     except UnicodeEncodeError as error:
-        raise click.BadParameter("it is not UTF-8") from error
+        raise click.BadParameter("the session is not UTF-8") from error
     return session
 
 
-@click.command(short_help="Wait until what was written has left the queue.")
+@click.command(short_help="Wait until everything that was sent before is delivered.")
 @click.option(
     "--deadline",
     type=_Deadline(),
@@ -52,29 +52,31 @@ def _sendable(_ctx: click.Context, _param: click.Parameter, session: str | None)
     help='How long to wait at most: "500ms", "10s", "5m", or a number of seconds.',
 )
 @click.option(
-    "--session", metavar="ID", callback=_sendable, help="Wait for, and report of, one session's events alone."
+    "--session",
+    metavar="ID",
+    callback=_sendable,
+    help="Wait for the events of this session only, and report on them only.",
 )
 @config_option
 @json_option
 def flush(path: Path | None, deadline: float, session: str | None, as_json: bool) -> None:
-    """Wait until everything written before the call has left the queue, and report what became of it.
+    """Wait until every event that was sent before the call has left the queue, and report what became of them.
 
-    Delivery does not wait for batches to fill meanwhile. --json prints one line, of every event accepted before the call, since
-    the queue began: {"delivered": N, "queued": N, "dead_lettered": N, "dropped": {REASON: N}}. Events that are accepted after
-    the call never count.
+    Meanwhile delivery does not wait for batches to fill. --json prints one line with the counts of all events that were accepted
+    before the call, since the queue began: {"delivered": N, "queued": N, "dead_lettered": N, "dropped": {REASON: N}}. Events that
+    are accepted later are not counted.
 
-    With --session the report is of the session's events that were queued at the call, and of those that the daemon has delivered
-    or dead-lettered since it started, as long as it remembers the session: it does the 4,096 latest. What was dropped of a
-    session before the call it does not know.
+    With --session, the counts are of that session: its events that were queued at the call, and those delivered or dead-lettered
+    since the daemon started. The daemon remembers the 4,096 latest sessions, and not what was dropped of them before the call.
 
     \b
     Exit codes:
-        0  all that was queued at the call has been delivered, or nothing was
-        3  the deadline passed first: what is left stays in the queue, and delivery goes on
+        0  everything that was queued has been delivered, or nothing was queued
+        3  the deadline passed first: the rest stays in the queue, and delivery goes on
         4  no daemon is running
-        8  some of it, or of all events of the session, was dead-lettered or dropped
+        8  some of these events, or of the session's, were dead-lettered or dropped
 
-    8 comes before 3. While delivery is paused nothing leaves the queue: see `resume`.
+    If both 3 and 8 apply, it is 8. While delivery is paused, nothing leaves the queue: see `resume`.
     """
     from agent.control.client import ControlClient
 
@@ -98,8 +100,8 @@ def flush(path: Path | None, deadline: float, session: str | None, as_json: bool
 
 def _what_has_left(session: str | None, report: "FlushReport") -> str:
     if session is not None and not report.delivered:
-        return f"Nothing is known of session {session!r}: nothing of it is queued."
-    what = "Everything that was written before" if session is None else f"Everything of session {session!r}"
+        return f"Session {session!r} has no queued events, and none that the daemon remembers."
+    what = "Everything that was sent before" if session is None else f"Everything of session {session!r}"
     return f"{what} has left the queue: {_delivered(report) if report.delivered else 'nothing was waiting'}."
 
 
@@ -120,7 +122,7 @@ def _what_is_lost(report: "FlushReport") -> str:
 def _what_is_left(report: "FlushReport", deadline: float) -> str:
     queued = report.queued
     if not queued:
-        return f"the deadline of {deadline:g} s passed before all that was written had been taken into the queue"
+        return f"the deadline of {deadline:g} s passed before everything that was sent had been read from the sockets"
     what = "1 event in the queue, where it stays" if queued == 1 else f"{queued:,} events in the queue, where they stay"
     return f"the deadline of {deadline:g} s passed with {what}: `artifacts-agent status` says why"
 

@@ -10,7 +10,7 @@ FILES = {"github": "github.sh", "gitlab": "gitlab.sh", "buildkite": "buildkite.s
 @click.command(short_help="Print a script that flushes at the end of a CI job.")
 @click.argument("system", type=click.Choice([*FILES]))
 def hook(system: str) -> None:
-    """Print what makes a CI system wait, at the end of a job, until its events have been delivered.
+    """Print a script that makes a CI system wait, at the end of a job, until its events have been delivered.
 
     \b
     github      a self-hosted runner's job-completed hook
@@ -18,7 +18,7 @@ def hook(system: str) -> None:
     buildkite   an agent's pre-exit hook
     kubernetes  a preStop hook, as part of a pod's spec
 
-    Each begins with how to install it. None of them changes a job's result: they end with exit code 0 whatever happens.
+    Each begins with how to install it. None of them changes a job's result: the exit code is always 0.
     """
     from importlib.resources import files
 

@@ -1,7 +1,4 @@
-"""`queue`: look into the queue, check it, mend it, copy it, empty it.
-
-It knows options and what is printed. It must never know whether a daemon runs: `agent.cli.queue.access` finds the way.
-"""
+"""`queue`: inspect, check, repair, export and purge the queue, with a daemon or without: see `agent.cli.queue.access`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,12 +22,12 @@ FOUND_PROBLEMS = 1
 DECLINED = 1
 
 
-@click.group(short_help="Look into the queue: ls, cat, verify, repair, export, purge.")
+@click.group(short_help="Inspect and repair the queue: ls, cat, verify, repair, export, purge.")
 def queue() -> None:
-    """Look into the queue on disk, check it, mend it, copy it, empty it.
+    """Inspect the queue on disk, check it, repair it, export it, purge it.
 
-    Where the daemon runs, these commands ask it. Where none does, they read and write the queue's files themselves, under the
-    lock that keeps a daemon out meanwhile. Both give the same answers. ls, cat, verify and export change nothing.
+    If the daemon is running, these commands ask it. If not, they lock the queue, so that no daemon can start meanwhile, and use
+    its files. The answers are the same. ls, cat, verify and export change nothing.
     """
 
 
@@ -38,7 +35,7 @@ def queue() -> None:
 @config_option
 @json_option
 def ls(path: Path | None, as_json: bool) -> None:
-    """List the queue's segments: what they hold, how much of it still waits, how old it is, and what is damaged."""
+    """List the queue's segments: records, events, how many of them are still queued, their age, and damage."""
     import time
 
     from agent.cli.queue.access import access
@@ -59,10 +56,10 @@ def ls(path: Path | None, as_json: bool) -> None:
 @config_option
 @json_option
 def cat(path: Path | None, as_json: bool, limit: int | None, **options: object) -> int:
-    """Print the events that wait, oldest first, one JSON object a line, as they will be delivered.
+    """Print the queued events, oldest first, one JSON object a line, as they will be delivered.
 
-    With --json a line also has the event's number, when it was accepted, and the context: seq, enqueued_at, context, event.
-    Exit code 1: some events cannot be read, which `queue verify` explains.
+    With --json, each line has the event's number, the time when it was accepted, its context and the event: seq, enqueued_at,
+    context, event. Exit code 1: some events cannot be read; `queue verify` says why.
     """
     from agent.cli.queue.access import access, events
     from agent.cli.queue.export import encode, standard_output
@@ -83,8 +80,8 @@ def cat(path: Path | None, as_json: bool, limit: int | None, **options: object) 
 def verify(path: Path | None, as_json: bool) -> int:
     """Check everything: headers, CRCs, numbers, records, both slots of the cursor, the ledger, permissions, dead letters.
 
-    Each problem is named with its file and offset, what it costs, and what to do. Notes ask for nothing: such as damage that is
-    accounted for already. It changes nothing. Exit code 0: no problem; 1: there are some.
+    For each problem it prints file and offset, how many events are affected, and what to do. A note needs no action, such as
+    damage that is accounted for already. Nothing is changed. Exit code 0: no problem; 1: there are problems.
     """
     from agent.cli.queue.access import access
 
@@ -103,11 +100,11 @@ def verify(path: Path | None, as_json: bool) -> int:
 @config_option
 @json_option
 def repair(path: Path | None, as_json: bool) -> int:
-    """Account for all damage, now.
+    """Account for all damage now.
 
-    Damaged bytes are copied to quarantine/, and the events that were in them are counted as dropped: corrupt. The cursor is
-    written anew, leftovers of interrupted writes are removed, permissions are restored. What can be read stays as it is.
-    Then it verifies. Exit code 1: some problem is left.
+    Damaged bytes are copied to quarantine/, and their events are counted as dropped: corrupt. The cursor is written anew, files
+    of interrupted writes are removed, and permissions are restored. What can be read stays as it is. At the end the queue is
+    verified. Exit code 1: there are still problems.
     """
     from agent.cli.queue.access import access
 
@@ -125,20 +122,21 @@ def repair(path: Path | None, as_json: bool) -> int:
 
 @queue.command()
 @click.argument("target", metavar="FILE")
-@click.option("--force", is_flag=True, help="Replace FILE if it is there.")
+@click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @event_options
 @limit_option
 @config_option
 @json_option
 def export(path: Path | None, target: str, force: bool, as_json: bool, limit: int | None, **options: object) -> int:
-    """Copy the events that wait to FILE, or to standard output for "-", so that they can be sent again.
+    """Copy the queued events to FILE, or to standard output for "-", in a form that can be sent again.
 
     \b
     artifacts-agent queue export backlog.ndjson
     artifacts-agent emit --strict - < backlog.ndjson          (on another machine, say)
 
-    FILE is protocol 1: events, and a context line wherever the context changes. It has mode 0600 and is whole or not there. With
-    --json the lines are those of `queue cat --json`, which can not be sent. The queue stays as it is.
+    FILE is in the format of the stream socket (protocol 1): events, and a context line where the context changes. It has mode
+    0600, and appears only when it is complete. With --json, the lines are those of `queue cat --json`, which cannot be sent.
+    The queue stays as it is.
     """
     from agent.cli.queue.access import access
     from agent.cli.queue.export import writer
@@ -154,11 +152,10 @@ def export(path: Path | None, target: str, force: bool, as_json: bool, limit: in
 @config_option
 @json_option
 def purge(path: Path | None, as_json: bool, yes: bool) -> int:
-    """Drop every event that waits. They will not be delivered, and are counted as dropped: purged.
+    """Drop all queued events. They will not be delivered, and are counted as dropped: purged.
 
-    It asks first if something waits. `queue export` makes a copy. A running daemon finishes the requests that are under way
-    before, and what the API takes of them counts as delivered. Exit code 1: the answer was no; 3: requests were under way for too
-    long.
+    It asks first. `queue export` makes a copy. A running daemon first finishes the requests that are in flight; what the API
+    accepts of them counts as delivered. Exit code 1: the answer was no; 3: the requests in flight took too long.
     """
     from agent.cli.queue.access import access
 

@@ -20,10 +20,10 @@ from agent.cli.options import config_option, find_config
 def run(path: Path | None, job: Path | None) -> None:
     """Run the daemon in the foreground.
 
-    It takes events on its sockets, keeps them in the queue directory and delivers them. Logs go to standard error.
+    It accepts events on its sockets, stores them in the queue directory and delivers them to the API. Logs go to standard error.
 
-    SIGTERM and SIGINT stop it when what is queued has been delivered, or after shutdown.deadline: the rest waits on disk
-    for the next start. A second one stops it at once. SIGHUP makes it read configuration and token again.
+    SIGTERM or SIGINT: deliver what is queued, for at most shutdown.deadline, and stop; the rest stays on disk for the next start.
+    A second one: stop at once. SIGHUP: read the configuration and the token again.
     """
     _start_lean(os.environ)
     from agent import config

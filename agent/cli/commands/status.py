@@ -14,8 +14,8 @@ from agent.cli.views.output import say, show
 def status(path: Path | None, as_json: bool) -> None:
     """Show how the daemon is doing, on one screen.
 
-    Is it delivering; if not, why and until when; what is queued and how old; what was dropped and why; when a delivery
-    last succeeded; and the ledger: accepted = delivered + dead-lettered + dropped + queued.
+    Whether it delivers, and if not, why and until when; how many events are queued, and how old; what was dropped, and why; the
+    last delivery; and the ledger: accepted = delivered + dead-lettered + dropped + queued.
     """
     from agent.control.client import ControlClient
 

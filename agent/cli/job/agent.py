@@ -40,7 +40,7 @@ _LONGEST_NAME = "artifacts-agent-12345678/control.sock"
 class JobAgent:
     """An agent that runs, behind the control socket at `control`; `variables` are for the command."""
 
-    without_front = "the agent has no front on a port: see http.listen and front.enabled"
+    without_front = "the agent has no front on a port: set http.listen and front.enabled"
 
     def __init__(self, control: Path, stream: Path | None) -> None:
         self.control = control
@@ -68,7 +68,7 @@ class JobAgent:
     def end(self, seconds: float) -> str | None:
         """Flush; return what to say of what is left. Raises AgentError."""
         queued = self.flush(seconds)
-        return f"{amount(queued, 'event')} not delivered yet, in {self.place}, which goes on" if queued else None
+        return f"{amount(queued, 'event')} not delivered yet: still in {self.place}, which goes on" if queued else None
 
     def use_proxy(self, environ: Mapping[str, str]) -> None:
         """Add the address of the front to `variables`. Raises AgentError if clients would fare worse with it than without."""
@@ -77,7 +77,7 @@ class JobAgent:
             raise AgentError(self.without_front)
         wanted = environ.get("TURBO_API", "").rstrip("/")
         if wanted and wanted not in {front.url, f"http://{front.address}"}:
-            raise AgentError(f"the agent is for {front.url}, and TURBO_API is another server")
+            raise AgentError(f"the agent delivers to {front.url}, but TURBO_API names another server")
         _try_as_client(front.address, environ)
         self.variables["TURBO_API"] = f"http://{front.address}"
 
@@ -127,7 +127,7 @@ def find(settings: Config) -> JobAgent | None:
 class StartedAgent(JobAgent):
     """An agent of this job's own. Its spool outlives it if there is something left in it."""
 
-    without_front = "a front takes a token from its clients, and there is none: set TURBO_TOKEN"
+    without_front = "clients of a front have to send a token, and there is none: set TURBO_TOKEN"
 
     def __init__(self, spool: Path, runtime: Path, process: subprocess.Popen[bytes], lifeline: int) -> None:
         super().__init__(runtime / "control.sock", runtime / "events.sock")
@@ -148,7 +148,7 @@ class StartedAgent(JobAgent):
             self.flush(seconds)
         self.stop(max(until - time.monotonic(), HURRY_SECONDS))
         if self._process.returncode is None:
-            return f"the agent does not end; what it has not delivered is in {self.spool}"
+            return f"the agent does not stop; what it has not delivered is in {self.spool}"
         try:
             return _tidy(self.spool)
         except (OSError, StorageError) as error:
@@ -178,7 +178,7 @@ def start(settings: Config, path: Path | None, environ: Mapping[str, str]) -> St
     state = config.state_directory(environ, os.geteuid())
     parent = settings.queue.adopt or (state and state / "spools")
     if parent is None:
-        raise AgentError("there is no place for its spool: set HOME, or queue.adopt")
+        raise AgentError("no directory for its spool: set HOME, or queue.adopt")
     spool, runtime = parent / secrets.token_hex(8), _runtime_directory(environ)
     try:
         OsFilesystem().make_directory(spool)
@@ -275,7 +275,7 @@ def _runtime_directory(environ: Mapping[str, str]) -> Path:
     parents = [parent for parent in candidates if parent.startswith("/") and os.access(parent, os.W_OK | os.X_OK)]
     short = [parent for parent in parents if len(os.fsencode(parent)) + len(_LONGEST_NAME) < SOCKET_PATH_LIMIT]
     if not short:
-        raise AgentError("there is no directory for its sockets: set XDG_RUNTIME_DIR or TMPDIR")
+        raise AgentError("no directory for its sockets: set XDG_RUNTIME_DIR or TMPDIR")
     return Path(tempfile.mkdtemp(prefix="artifacts-agent-", dir=short[0]))
 
 
@@ -296,7 +296,7 @@ def _tidy(directory: Path) -> str | None:
     try:
         ledger = read_queue(fs, directory / spool.DESTINATION).cursor.ledger()
         if ledger.queued:
-            taker = f"an agent with queue.adopt = {str(directory.parent)!r} delivers what is there"
+            taker = f"an agent with queue.adopt = {str(directory.parent)!r} will deliver them"
             return f"{amount(ledger.queued, 'event')} not delivered yet, in {directory}: {taker}"
         if (kept := spool.kept_in(fs, directory)) is not None:
             return f"{directory} stays because of {kept}"
@@ -321,14 +321,14 @@ def _try_as_client(address: str, environ: Mapping[str, str]) -> None:
     query = urlencode({key: environ[name] for name, key in names.items() if environ.get(name)})
     headers = {"authorization": f"Bearer {environ.get('TURBO_TOKEN', '')}", "content-type": "application/json"}
     if not environ.get("TURBO_TOKEN"):
-        raise AgentError("TURBO_TOKEN is not set, which clients of the front need")
+        raise AgentError("TURBO_TOKEN is not set, and clients of the front have to send it")
     connection = http.client.HTTPConnection(address, timeout=ASK_SECONDS)
     try:
         connection.request("POST", f"/v8/artifacts/events?{query}", b"[]", headers)
         answer = connection.getresponse()
         body = answer.read()
         if answer.status == http.client.UNAUTHORIZED:
-            raise AgentError("TURBO_TOKEN is not the token that the agent takes from clients")
+            raise AgentError("TURBO_TOKEN is not the token that the agent expects of its clients")
         if answer.status != http.client.OK:
             raise AgentError(f"the agent would refuse this job's events: {json.loads(body)['error']['message']}")
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:

@@ -1,6 +1,4 @@
-"""The command that `exec` runs: started as if by the shell itself, given the signals that are for it, and its end.
-
-It knows processes and signals. It must never know why the command is run, or an agent.
+"""The command that `exec` runs: started as by a shell, given the signals that are sent to `exec`, and waited for.
 
 The command is in the same process group as `exec`, so that a terminal treats both as one job: Ctrl-C, Ctrl-Z and `fg` reach the
 command from the terminal itself. What a process sends to `exec` alone is passed on.
@@ -77,7 +75,7 @@ def _wait(pid: int) -> int:
 
 
 def end_as(code: int) -> int:
-    """Return an exit code, or die of the signal -code: whoever looks sees what became of the command itself.
+    """Return an exit code, or end by the signal -code, so that the parent sees how the command itself ended.
 
     Returns 128 + N for signal N where that is not possible, as for the first process of a container.
     """

@@ -1,7 +1,4 @@
-"""Events as lines that can be sent again, into a file that is whole or not there.
-
-It knows the wire protocol's context lines, and files. It must never know where events come from.
-"""
+"""Events as lines that can be sent again, in a file that appears only when it is complete."""
 
 import secrets
 from collections.abc import Iterator
@@ -160,7 +157,7 @@ class Export:
 
     def _refuse_to_overwrite(self) -> None:
         if not self._force and self._target.name in self._names():
-            raise AgentError(f"{self._target}: exists already: choose another name, or add --force to replace it")
+            raise AgentError(f"{self._target}: already exists: choose another name, or add --force to replace it")
 
     def _names(self) -> list[str]:
         try:

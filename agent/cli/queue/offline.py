@@ -1,6 +1,6 @@
-"""The queue of a daemon that does not run: read, mended and emptied by the command itself, under the lock.
+"""The queue while no daemon is running: read and changed by the command itself, under the queue's lock.
 
-It knows locks, users, and the functions behind the control socket's requests. It must never know arguments or output.
+The functions are those behind the control socket's requests.
 """
 
 import errno
@@ -104,7 +104,7 @@ def _as_owner(directory: Path) -> Iterator[None]:
     try:
         owner = directory.stat()
     except FileNotFoundError as error:
-        reason = "there is no queue: no daemon has run with this configuration; or correct queue.directory"
+        reason = "there is no queue here: no daemon has run with this configuration yet, or queue.directory is wrong"
         raise StorageError(f"{directory}: {reason}") from error
     except OSError as error:
         raise _denied(directory, error) from error
@@ -127,8 +127,8 @@ def _lock(directory: Path, reason: str) -> Lock | None:
         return lock_queue(OsFilesystem(), directory)
     except QueueLockedError as error:
         raise QueueLockedError(
-            f"{directory}: a daemon holds this queue, but does not answer on its control socket ({reason}): "
-            "if listen.control is right, look at the daemon's process and its logs; stop it to do this without it"
+            f"{directory}: a daemon has locked this queue, but does not answer on its control socket ({reason}): "
+            "check listen.control, the daemon's process and its logs; or stop the daemon, and try again"
         ) from error
     except StorageError as error:
         cause = error.__cause__

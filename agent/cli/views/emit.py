@@ -1,4 +1,4 @@
-"""What became of the events that `emit` was given, and the exit code that it is worth. Standard library only."""
+"""What became of the events that `emit` was given, and the exit code for it. Standard library only."""
 
 from collections import Counter
 
@@ -17,14 +17,14 @@ class EmitReport:
         self.rejects: list[tuple[int, str]] = []
 
     def reject(self, line: int, reason: str) -> None:
-        """Count a line that is not valid; lines are numbered from 1."""
+        """Count an invalid line; lines are numbered from 1."""
         self.rejected += 1
         if len(self.rejects) < NAMED_REJECTS:
             self.rejects.append((line, reason))
 
     @property
     def exit_code(self) -> int:
-        """What --strict exits with."""
+        """The exit code with --strict."""
         if not self.unsent.keys().isdisjoint(_NO_DAEMON):
             return NotRunningError.exit_code
         return AgentError.exit_code if self.unsent or self.rejected else 0

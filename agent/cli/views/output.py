@@ -1,7 +1,4 @@
-"""Writing to standard output: text that a terminal shows in colour, and the end of whoever reads it.
-
-It knows streams and terminals. It must never know what the text says.
-"""
+"""Writing to standard output: in colour on a terminal, and what happens when the pipe is broken or the disk full."""
 
 import os
 import sys
@@ -14,11 +11,11 @@ if TYPE_CHECKING:
 
 _UNWRAPPED = 100_000  # columns: more than any line has
 
-READER_GONE = 141  # 128 + SIGPIPE, as a shell reports it
+BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell reports it
 
 
 def say(text: str) -> None:
-    """Write a line, or lines, and flush them. A reader that has gone ends the command; raises AgentError for a full disk."""
+    """Write a line, or lines, and flush them. Raises SystemExit for a broken pipe, and AgentError for a full disk."""
     if sys.stdout is None:
         return
     try:
@@ -26,7 +23,7 @@ def say(text: str) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         _abandon_stdout()
-        raise SystemExit(READER_GONE) from None
+        raise SystemExit(BROKEN_PIPE) from None
     except OSError as error:
         _abandon_stdout()
         raise AgentError(f"standard output: cannot write: {error.strerror}") from error

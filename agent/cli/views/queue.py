@@ -84,20 +84,20 @@ def _finding(word: str, finding: Finding) -> Iterator[str]:
 def repair_lines(done: Repaired) -> Iterator[str]:
     """Yield what a repair did, and only that; it writes the cursor anew whether or not that was damaged."""
     if not any(msgspec.structs.astuple(done)):
-        yield "there was nothing to repair, but perhaps in the cursor, which is always written anew"
+        yield "no damage was found outside the cursor, which is always written anew"
         return
     if done.restored:
         yield f"restored the permissions of {_files(done.restored)}"
     if done.quarantined:
-        yield f"kept {amount(done.quarantined, 'damaged piece')} in quarantine"
+        yield f"copied {amount(done.quarantined, 'damaged piece')} to quarantine"
     if done.not_kept:
-        yield f"could not keep {amount(done.not_kept, 'damaged piece')} in quarantine: it is full, or the disk refused"
+        yield f"could not copy {amount(done.not_kept, 'damaged piece')} to quarantine: it is full, or the disk refused the write"
     if done.corrupt:
         yield f"counted {amount(done.corrupt, 'event')} as dropped: corrupt"
     if done.dead_letters:
         yield f"removed {amount(done.dead_letters, 'damaged dead letter')}"
     if done.removed:
-        yield f"removed {_files(done.removed)}, left of interrupted writes"
+        yield f"removed {_files(done.removed)}, left by interrupted writes"
     yield "wrote the cursor anew"
 
 
@@ -116,4 +116,4 @@ def purge_lines(done: Purged) -> Iterator[str]:
     """Yield what a purge did."""
     yield f"{amount(done.purged, 'event')} dropped: purged; {size(done.freed_bytes)} freed"
     if done.problem is not None:
-        yield f"more room comes back later: {done.problem}"
+        yield f"more space is freed later: {done.problem}"

@@ -151,7 +151,7 @@ def test_flush_shows_its_progress_on_a_terminal(daemon: Daemon, api_server: ApiS
         api_server.default = Answer()
         assert terminal.finish() == 0
     assert "7/7 events" in terminal.text
-    assert terminal.text.endswith("Everything that was written before has left the queue: 7 events delivered.\r\n")
+    assert terminal.text.endswith("Everything that was sent before has left the queue: 7 events delivered.\r\n")
     assert terminal.output.count("\x1b[?25l") == terminal.output.count("\x1b[?25h") == 1  # the cursor is back
     assert ledger_of(daemon.status()) == ledger(7, delivered=7)
 
@@ -367,7 +367,7 @@ def test_emit_waits_only_so_long_for_a_daemon_that_hangs(tmp_path: Path) -> None
     assert (strict.returncode, lenient.returncode) == (1, 0)
     for done in (strict, lenient):
         (problem,) = problems(done.stderr)
-        counted = re.match(r"([\d,]+) events were not sent: .*: the daemon does not keep up", problem)
+        counted = re.match(r"([\d,]+) events were not sent: .*: the daemon does not read", problem)
         assert counted is not None, problem
         assert 0 < int(counted[1].replace(",", "")) < count
 
@@ -399,7 +399,7 @@ def test_emit_is_strict_about_lines_that_are_not_valid(daemon: Daemon) -> None:
     done = run_command("emit", "-", "--strict", "--socket", daemon.stream, stdin=b"\n" + b"{}\n" * 15)
     assert done.returncode == 1
     assert len(named := problems(done.stderr)) == 11
-    assert (named[0].partition(":")[0], named[-1]) == ("line 2", "and 5 more lines that are not valid")
+    assert (named[0].partition(":")[0], named[-1]) == ("line 2", "and 5 more invalid lines")
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_a_command_uses_the_agent_that_runs_and_what_it_sent_is_delivered_when_i
 NO_USE = [
     ({"TURBO_TOKEN": "another"}, "TURBO_TOKEN is not the token"),
     ({"TURBO_TOKEN": ""}, "TURBO_TOKEN is not set"),
-    ({"TURBO_API": "https://elsewhere"}, "TURBO_API is another server"),
+    ({"TURBO_API": "https://elsewhere"}, "TURBO_API names another server"),
     ({"TURBO_TEAM": "theirs"}, "delivers to another team"),
 ]
 
@@ -412,7 +412,7 @@ def is_done(status: dict[str, Any]) -> bool:
 
 def not_delivered(events: int, spool: Path) -> str:
     """What is said of a spool that stays."""
-    taker = f"an agent with queue.adopt = '{spool.parent}' delivers what is there"
+    taker = f"an agent with queue.adopt = '{spool.parent}' will deliver them"
     return f"artifacts-agent: {events} events not delivered yet, in {spool}: {taker}\n"
 
 
@@ -542,7 +542,7 @@ def test_a_signal_ends_the_wait_at_the_end_and_leaves_the_commands_exit_code(job
         process.send_signal(signal.SIGTERM)
         assert process.wait(HUNG_AFTER) == 9
         (spool,) = job.spools
-        interrupted = f"artifacts-agent: interrupted: what is not delivered waits in {spool}\n"
+        interrupted = f"artifacts-agent: interrupted: what is not delivered yet stays in {spool}\n"
         assert process.stderr.read() == interrupted
     ended = os.pidfd_open(agent) if Path(f"/proc/{agent}").exists() else None
     if ended is not None:

@@ -139,7 +139,7 @@ def test_a_hook_delivers_what_the_job_has_sent_and_says_so(
     sent(daemon, 7)
     done = system(tmp_path, daemon)
     assert done.returncode == 0, done.stderr
-    assert "Everything that was written before has left the queue: 7 events delivered." in done.stdout
+    assert "Everything that was sent before has left the queue: 7 events delivered." in done.stdout
     assert len(api.accepted_events()) == before + 7
 
 

@@ -31,6 +31,7 @@ COMMANDS = (
     "dead-letters",
     "check",
     "demo",
+    "devserver",
     "completion",
 )
 NOWHERE = "http://127.0.0.1:1"
@@ -58,7 +59,7 @@ def test_a_file_in_a_sockets_place_is_left_alone(tmp_path: Path) -> None:
     daemon.stream.write_text("precious")
     code, said = run_daemon(daemon)
     assert code == 6
-    assert said == [f"{daemon.stream}: exists and is no socket: move it away, or choose another path"]
+    assert said == [f"{daemon.stream}: exists and is not a socket: move it away, or choose another path"]
     assert daemon.stream.read_text() == "precious"
 
 
@@ -143,7 +144,7 @@ def test_a_check_tells_a_stale_socket_from_one_that_is_held_open(tmp_path: Path)
         held.bind(str(daemon.datagram))
         done = run_command("check", "--config", daemon.config)
     assert done.returncode == 0
-    assert f"stream socket: {daemon.stream}: a stale file, which the daemon will replace" in done.stdout
+    assert f"stream socket: {daemon.stream}: left by a daemon that has ended; the next one replaces it" in done.stdout
     assert f"datagram socket: {daemon.datagram}: another process listens there" in done.stdout
 
 
@@ -167,7 +168,7 @@ def test_a_check_says_what_is_missing_turned_off_or_does_not_answer(tmp_path: Pa
     findings = {each["check"]: each for each in json.loads(done.stdout)["checks"]}
     assert done.returncode == 1
     assert {name for name, finding in findings.items() if not finding["ok"]} == {"token", "daemon"}
-    assert "there is none: set api.token_file" in findings["token"]["message"]
+    assert "none found: set api.token_file" in findings["token"]["message"]
     assert "no daemon answers there (Connection refused)" in findings["daemon"]["message"]
     assert findings["datagram socket"]["message"] == "turned off"
     assert findings["group"]["message"] == group
@@ -186,9 +187,9 @@ def check_online(daemon: Daemon) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("account", "answer", "code", "said"),
     [
-        ("enabled", None, 0, "which is no proof of the token"),
+        ("enabled", None, 0, "which does not prove that the token is right"),
         ("over_limit", None, 1, "'over_limit'"),
-        (None, None, 0, "it answers, but knows no /v8/artifacts/status"),
+        (None, None, 0, "it answers, but has no /v8/artifacts/status"),
         (
             None,
             error(401, "unauthorized", f"Bad token {TOKEN}"),

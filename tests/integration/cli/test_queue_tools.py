@@ -264,7 +264,7 @@ def test_a_damaged_queue_is_verified_repaired_verified_and_delivered(waiting: Fi
     repaired = ok(daemon, "queue", "repair")
     assert "counted 3 events as dropped: corrupt\n" in repaired
     assert f"restored the permissions of segments/{segment.name}\n" in repaired
-    assert "removed cursor.new, left of interrupted writes\n" in repaired
+    assert "removed cursor.new, left by interrupted writes\n" in repaired
     verified = ok(daemon, "queue", "verify")
     assert "note" in verified
     assert "all of them are settled already" in verified
@@ -285,7 +285,7 @@ def test_an_export_replays_byte_for_byte_in_its_contexts(waiting: Filled, tmp_pa
     assert stat.S_IMODE(copy.stat().st_mode) == 0o600
     assert {path.name for path in tmp_path.iterdir()} == {"copy.ndjson", "d"}
     code, _, err = run(daemon, "queue", "export", copy)
-    assert (code, problems(err)) == (1, [f"{copy}: exists already: choose another name, or add --force to replace it"])
+    assert (code, problems(err)) == (1, [f"{copy}: already exists: choose another name, or add --force to replace it"])
     ok(daemon, "queue", "export", copy, "--force")
     daemon.request("POST", "/queue/purge")
     replayed = run_command(
@@ -469,7 +469,7 @@ def test_a_request_that_says_twice_what_is_meant_changes_nothing(waiting: Filled
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [
-        (("queue", "purge"), 2, "there is no terminal to ask on: add --yes"),
+        (("queue", "purge"), 2, "there is no terminal on which to ask for confirmation: add --yes"),
         (("queue", "cat", "--older-than", "soon"), 2, "'soon' is not a duration"),
         (("queue", "cat", "--limit", "0"), 2, "--limit"),
         (("queue", "export", "/nowhere/at/all"), 1, "/nowhere/at/all: cannot write there: No such file or directory"),
@@ -493,7 +493,7 @@ def tuple_of(done: Any) -> tuple[int, str, str]:
 def test_where_there_is_no_queue_nothing_is_created(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path, NOWHERE)
     code, _, err = run(daemon, "queue", "ls")
-    reason = "there is no queue: no daemon has run with this configuration; or correct queue.directory"
+    reason = "there is no queue here: no daemon has run with this configuration yet, or queue.directory is wrong"
     assert (code, problems(err)) == (7, [f"{daemon.queue}: {reason}"])
     assert not daemon.queue.exists()
 
@@ -504,9 +504,11 @@ def test_a_daemon_that_holds_the_queue_and_does_not_answer_is_named_with_what_to
         code, _, err = run(daemon, "queue", "ls")
     (said,) = problems(err)
     assert code == 5
-    held = f"{daemon.queue}: a daemon holds this queue, but does not answer on its control socket ({daemon.control}: "
+    held = (
+        f"{daemon.queue}: a daemon has locked this queue, but does not answer on its control socket ({daemon.control}: "
+    )
     assert said.startswith(held)
-    assert said.endswith("look at the daemon's process and its logs; stop it to do this without it")
+    assert said.endswith("check listen.control, the daemon's process and its logs; or stop the daemon, and try again")
 
 
 def test_root_leaves_nothing_in_a_daemons_queue_that_the_daemon_could_not_open(api_server: ApiServer) -> None:

@@ -106,13 +106,13 @@ LOST = "not everything was delivered: 1 event delivered, 1 dead-lettered (see `a
 def test_an_empty_session_is_no_session() -> None:
     done = run_command("flush", "--session", "")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "it is empty: is a variable not set?" in done.stderr
+    assert "the session is empty: is a variable not set?" in done.stderr
 
 
 def test_each_case_has_its_exit_code_and_one_line(tmp_path: Path, api_server: ApiServer) -> None:
     with Daemon(tmp_path, api_server.url, UNHURRIED) as daemon:
         sent(daemon, "s", *numbered(3))
-        all_left = "Everything that was written before has left the queue: "
+        all_left = "Everything that was sent before has left the queue: "
         assert said(daemon) == (0, f"{all_left}3 events delivered.\n", [])
         api_server.reject_hashes = {"bad"}
         sent(daemon, "s", "good", "bad")
@@ -135,7 +135,10 @@ def test_a_sessions_exit_code_goes_by_all_that_is_known_of_it(tmp_path: Path, ap
         assert daemon.request("POST", "/flush?deadline=100").status_code == 200
         delivered = "Everything of session 'one' has left the queue: 3 events delivered.\n"
         assert said(daemon, "--session", "one") == (0, delivered, [])
-        assert said(daemon, "--session", "3")[:2] == (0, "Nothing is known of session '3': nothing of it is queued.\n")
+        assert said(daemon, "--session", "3")[:2] == (
+            0,
+            "Session '3' has no queued events, and none that the daemon remembers.\n",
+        )
         api_server.default = DOWN
         sent(daemon, "two", *numbered(2))
         both = LOST.replace(", 1", ", 2 still queued, 1")

@@ -110,7 +110,7 @@ def test_an_export_that_the_disk_refuses_is_an_error_and_leaves_nothing_unfinish
 def test_an_export_never_takes_a_name_that_is_taken_unless_it_may() -> None:
     fs = disk()
     export_to(fs, 3)
-    with pytest.raises(AgentError, match="exists already"):
+    with pytest.raises(AgentError, match="already exists"):
         export_to(fs, 4, force=False)
     assert fs.paths() == [TARGET]
     assert fs.read_bytes(TARGET).count(b'"hash"') == 3

@@ -166,10 +166,10 @@ def test_a_check_reports_a_systems_problems_all_at_once(tmp_path: Path) -> None:
         "queue directory",
         "free space",
     }
-    assert f"{in_the_way}: exists and is no socket" in problems["stream socket"]
-    assert f"{in_the_way}: is no directory" in problems["datagram socket"]
+    assert f"{in_the_way}: exists and is not a socket" in problems["stream socket"]
+    assert f"{in_the_way}: not a directory" in problems["datagram socket"]
     assert f"{tmp_path / 'absent'}: does not exist" in problems["control socket"]
-    assert f"{in_the_way}: is no directory" in problems["queue directory"]
+    assert f"{in_the_way}: not a directory" in problems["queue directory"]
     assert "events would be dropped" in problems["free space"]
     assert sorted(tmp_path.iterdir()) == before
 

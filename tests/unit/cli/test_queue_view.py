@@ -89,15 +89,15 @@ def test_problems_come_first_and_have_a_price_and_a_remedy() -> None:
 
 
 def test_a_repair_says_what_it_did_and_only_that() -> None:
-    nothing = "there was nothing to repair, but perhaps in the cursor, which is always written anew"
+    nothing = "no damage was found outside the cursor, which is always written anew"
     assert list(repair_lines(Repaired(0, 0, 0, 0, [], []))) == [nothing]
     assert list(repair_lines(Repaired(3, 1, 2, 1, ["cursor.new"], [".", "cursor"]))) == [
         "restored the permissions of the queue's directory, cursor",
-        "kept 1 damaged piece in quarantine",
-        "could not keep 2 damaged pieces in quarantine: it is full, or the disk refused",
+        "copied 1 damaged piece to quarantine",
+        "could not copy 2 damaged pieces to quarantine: it is full, or the disk refused the write",
         "counted 3 events as dropped: corrupt",
         "removed 1 damaged dead letter",
-        "removed cursor.new, left of interrupted writes",
+        "removed cursor.new, left by interrupted writes",
         "wrote the cursor anew",
     ]
 
@@ -108,7 +108,7 @@ def test_a_purge_asks_with_the_count_and_the_age_and_says_what_it_did() -> None:
     assert purge_question(listing(queued=1), NOW).startswith("Drop 1 queued event for good?")
     assert list(purge_lines(Purged(1, 512, "no room"))) == [
         "1 event dropped: purged; 512 B freed",
-        "more room comes back later: no room",
+        "more space is freed later: no room",
     ]
 
 
