@@ -209,7 +209,7 @@ def _environment(
     inherited = {name: value for name, value in environ.items() if name not in _NOT_INHERITED}
     special = {
         "NOTIFY_SOCKET": str(runtime / "notify.sock"),
-        # Its modules are the ones of this process, whatever the job's PYTHONPATH holds: see artifacts_agent.py.
+        # Its modules are the ones of this process, whatever the job's PYTHONPATH holds: see agent/cli/launcher.py.
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     return inherited | {f"{config.PREFIX}{name}": value for name, value in own.items()} | special

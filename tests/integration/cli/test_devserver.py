@@ -15,7 +15,7 @@ import pytest
 
 from agent.demo.devserver import EXAMPLE
 from tests.support import turbo
-from tests.support.command import COMMAND, environment, interruptible, run_command
+from tests.support.command import COMMAND, environment, run_command
 from tests.support.monorepo import Monorepo
 from tests.support.process import Child
 from tests.support.tools import missing
@@ -27,12 +27,9 @@ MISS = {"sessionId": "s", "source": "LOCAL", "event": "MISS", "hash": "abc", "du
 
 @pytest.fixture
 def server() -> Iterator[Child]:
-    with (
-        interruptible(),
-        subprocess.Popen(
-            [*COMMAND, "devserver"], env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        ) as process,
-    ):
+    with subprocess.Popen(
+        [*COMMAND, "devserver"], env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
         child = Child(process)
         try:
             child.wait_for_line("Ctrl-C ends the server")

@@ -1,8 +1,8 @@
 """Starts the `artifacts-agent` command so that the working directory and PYTHONPATH cannot replace one of its modules.
 
 The package's import name is `agent`, which many repositories have, too; and builds often run with PYTHONPATH=. in a directory
-that may well hold a `queue.py` or a `json.py`. So this module has a name that is ours alone, and imports nothing that the
-interpreter has not loaded before it.
+that may well hold a `queue.py` or a `json.py`. So this file is installed beside the package as the module `artifacts_agent`, a
+name that is ours alone, and imports nothing that the interpreter has not loaded before it.
 """
 
 import os
