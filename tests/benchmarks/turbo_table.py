@@ -1,4 +1,4 @@
-"""The comparison of turbo alone with turbo through the agent as README shows it: a line for each case, in Markdown.
+"""The comparison of turbo alone with turbo through the agent as tests/README.md shows it: a line for each case, in Markdown.
 
 It knows the medians and their names. It must never know how they came about.
 """
@@ -13,11 +13,11 @@ class TurboReport(Report):
     """A report that prints its table as Markdown, too."""
 
     def text(self) -> str:
-        """Return the table for people, and below it the one for README."""
+        """Return the table for people, and below it the one for tests/README.md."""
         return f"{super().text()}\n{self.markdown()}"
 
     def markdown(self) -> str:
-        """Return the table for README: for each figure turbo alone, and then through the agent."""
+        """Return the table for tests/README.md: for each figure turbo alone, and then through the agent."""
         medians = {(sample.case, sample.subject): sample.figures for sample in self.medians()}
         head = ["", "made", *(f"{name} → agent" for name in _FIGURES)]
         lines = [head, ["---", *["--:"] * (len(head) - 1)]]
