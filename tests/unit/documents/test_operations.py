@@ -1,0 +1,147 @@
+"""agent/OPERATIONS.md names every command, option, exit code, key, metric, log line and drop reason, and no other."""
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from typing import get_args, get_type_hints
+
+import click
+import msgspec
+import pytest
+
+from agent import errors
+from agent.cli.main import cli
+from agent.config import KEYS
+from agent.control.schema import StatusReport
+from agent.queue.cursor import DROP_REASONS
+from tests.support.documents import code, documents, read, rows, section
+from tests.support.source import logged_events, metric_names
+
+OPERATIONS = read("agent/OPERATIONS.md")
+EVERYWHERE = {"--config", "--help", "--version"}
+
+
+def first_cells(title: str) -> list[str]:
+    """Return what stands in backticks in the first cells of a section's tables."""
+    return [name for row in rows(section(OPERATIONS, title)) for name in code(row[0])]
+
+
+# --- commands ----------------------------------------------------------------------------------------------------
+
+
+def _commands(command: click.Command, name: str = "artifacts-agent") -> Iterator[tuple[str, set[str]]]:
+    if isinstance(command, click.Group):
+        for each in command.list_commands(click.Context(command)):
+            member = command.get_command(click.Context(command), each)
+            assert member is not None
+            yield from _commands(member, f"{name} {each}")
+    else:
+        options = (each for each in command.params if isinstance(each, click.Option) and not each.hidden)
+        yield name, {name for option in options for name in option.opts if name.startswith("--")}
+
+
+COMMANDS = dict(_commands(cli))
+
+
+def _command_in(line: str) -> str:
+    """Return the command that a command line begins with, as far as its words are those of one."""
+    words = line.split()
+    return next((name for end in (3, 2) if (name := " ".join(words[:end])) in COMMANDS), line)
+
+
+def test_every_command_is_documented_and_there_is_no_other() -> None:
+    assert {_command_in(line) for line in first_cells("Commands")} == set(COMMANDS)
+
+
+def test_every_option_is_documented_and_there_is_no_other() -> None:
+    options = {option for options in COMMANDS.values() for option in options}
+    named = {option for span in code(OPERATIONS) for option in re.findall(r"(?<!\S)--[a-z][a-z-]*", span)}
+    assert options - EVERYWHERE <= {name for span in code(section(OPERATIONS, "Commands")) for name in span.split()}
+    assert named - {"--unix-socket"} <= options | EVERYWHERE
+
+
+@pytest.mark.parametrize("row", [row for row in rows(section(OPERATIONS, "Commands")) if "artifacts-agent" in row[0]])
+def test_a_command_has_the_options_that_its_row_names(row: list[str]) -> None:
+    named = {span for span in code(row[1]) if span.startswith("--")}
+    assert all(named <= COMMANDS[_command_in(line)] for line in code(row[0]))
+
+
+@pytest.mark.parametrize("name", [str(path) for path in documents()])
+def test_every_command_line_in_a_document_is_one(name: str) -> None:
+    lines = "\n".join(code(read(name)))
+    # After --groups it is the name of a group; a line of output has a colon or a number.
+    for found in re.findall(r"(?<!--groups )(?<![/\w-])artifacts-agent [a-z][^\n|;<>`\"]*", lines):
+        command = _command_in(found)
+        assert command in COMMANDS or any(each.startswith(f"{found.strip()} ") for each in COMMANDS), found
+        own = found.partition(" -- ")[0]  # what follows is the command that `exec` runs
+        assert {*re.findall(r"(?<!\S)--[a-z][a-z-]*", own)} <= COMMANDS.get(command, set()) | EVERYWHERE, found
+
+
+def test_every_exit_code_is_documented_and_there_is_no_other() -> None:
+    codes = [int(row[0]) for row in rows(section(OPERATIONS, "Exit codes"))]
+    assert codes == [int(found) for found in re.findall(r"^ +(\d+)  ", cli.epilog or "", re.MULTILINE)]
+    raised = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.AgentError)]
+    assert {each.exit_code for each in raised} <= set(codes)
+
+
+# --- configuration -----------------------------------------------------------------------------------------------
+
+
+def test_every_key_is_documented_and_there_is_no_other() -> None:
+    assert tuple(name for name in first_cells("Configuration") if "." in name) == KEYS
+
+
+@pytest.mark.parametrize("name", [str(path) for path in documents() if path.name != "CHANGELOG.md"])
+def test_every_key_in_a_document_is_one(name: str) -> None:
+    sections = "|".join({key.partition(".")[0] for key in KEYS})
+    ends = "py|sock|md|seg|bin|json"  # what looks like a key and is a file
+    named = {span for span in code(read(name)) if re.fullmatch(rf"(?:{sections})\.(?!(?:{ends})$)[a-z_]+", span)}
+    assert named <= set(KEYS)
+
+
+def test_defaults_are_those_of_the_example() -> None:
+    example = tomllib.loads(read("config.example.toml"))
+    for row in rows(section(OPERATIONS, "Configuration")):
+        table, _, key = row[0].strip("`").partition(".")
+        if (default := example.get(table, {}).get(key)) is not None:
+            assert row[1] == f"`{str(default).lower() if isinstance(default, bool) else default}`", row[0]
+
+
+# --- monitoring --------------------------------------------------------------------------------------------------
+
+
+def _fields(kind: object) -> Iterator[str]:
+    """Yield the names of a struct's fields, and of those of the structs in them."""
+    for argument in get_args(kind):
+        yield from _fields(argument)
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        for name, nested in get_type_hints(kind).items():
+            yield name
+            yield from _fields(nested)
+
+
+def test_every_field_of_the_status_is_documented_and_there_is_no_other() -> None:
+    fields, table = set(_fields(StatusReport)), section(OPERATIONS, "Status fields")
+    assert fields - {name for span in code(table) for name in span.split(".")} == set()
+    assert {name.partition(".")[0] for name in first_cells("Status fields")} <= fields
+
+
+def test_every_metric_is_documented_and_there_is_no_other() -> None:
+    assert sorted(first_cells("Metrics")) == sorted(metric_names())
+
+
+def test_alerts_are_about_metrics_that_there_are() -> None:
+    named = {found for span in first_cells("Alerts") for found in re.findall(r"artifacts_agent_\w+", span)}
+    assert named
+    assert named <= set(metric_names())
+
+
+def test_every_log_event_is_documented_with_its_level_and_there_is_no_other() -> None:
+    documented: Mapping[str, str] = {row[0].strip("`"): row[1] for row in rows(section(OPERATIONS, "Logs"))}
+    logged = logged_events()
+    assert sorted(documented) == sorted(logged)
+    assert not {name: level for name, level in documented.items() if level not in logged[name]}
+
+
+def test_every_reason_for_a_drop_is_documented_and_there_is_no_other() -> None:
+    assert sorted(first_cells("Dropped")) == sorted(DROP_REASONS)
