@@ -12,9 +12,13 @@ _HEADING = re.compile(r"^(#+) (.+)$", re.MULTILINE)
 
 
 def documents() -> list[Path]:
-    """Return every Markdown file of the project: none of packages, and none in hidden directories."""
+    """Return every Markdown file of the project: none of packages, and of hidden directories those of .github alone."""
     found = (path.relative_to(ROOT) for path in ROOT.rglob("*.md"))
-    return sorted(path for path in found if not any(part[0] == "." or part == "node_modules" for part in path.parts))
+    return sorted(path for path in found if not any(map(_is_foreign, path.parts)))
+
+
+def _is_foreign(part: str) -> bool:
+    return part == "node_modules" or (part[0] == "." and part != ".github")
 
 
 @cache
