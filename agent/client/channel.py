@@ -8,7 +8,7 @@ from _thread import RLock
 from _weakref import ref  # what `weakref` has under the same name; that module costs a millisecond
 from time import monotonic
 
-from .connection import Connection, find_socket
+from .connection import DaemonConnection, find_socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Channel:
 
     def __init__(self, path: str | os.PathLike[str] | None, greeting: Callable[[], bytes]) -> None:
         self._path, self._greeting = path, greeting
-        self._connection: Connection | None = None
+        self._connection: DaemonConnection | None = None
         self._retry_at = 0.0
         self._reason: Reason = "absent"
         self.begin()
@@ -117,13 +117,13 @@ class Channel:
             self._back_off("full")
         return block.count(b"\n", 0, size + 1)
 
-    def _connect(self) -> Connection | None:
+    def _connect(self) -> DaemonConnection | None:
         if monotonic() < self._retry_at:
             return None
         try:
             path = find_socket(os.environ) if self._path is None else os.fspath(self._path)
             if path:
-                self._connection = Connection(path)
+                self._connection = DaemonConnection(path)
                 self._connection.send(self._greeting())
             else:
                 self._back_off("disabled")

@@ -30,7 +30,7 @@ def find_socket(environ: Mapping[str, str]) -> str:
     return own if runtime and os.access(own, os.F_OK) else "/run/artifacts-agent/events.sock"
 
 
-class Connection:
+class DaemonConnection:
     """A connected socket, until a program that closes all descriptors uses its number again."""
 
     __slots__ = ("_identity", "_number", "_socket")

@@ -28,7 +28,7 @@ DEFAULT_DEADLINE = 30.0
 MAX_DEADLINE = 86_400.0
 
 
-class Listener(Protocol):
+class CatchUp(Protocol):
     """What a flush needs of a listener."""
 
     async def catch_up(self) -> None:
@@ -38,7 +38,7 @@ class Listener(Protocol):
 class FlushRoute:
     """Answers requests for a flush of all pipelines."""
 
-    def __init__(self, pipelines: Mapping[str, Pipeline], listeners: Sequence[Listener]) -> None:
+    def __init__(self, pipelines: Mapping[str, Pipeline], listeners: Sequence[CatchUp]) -> None:
         self._pipelines = list(pipelines.values())
         self._listeners = listeners
 

@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 
 import anyio
 
-from agent.control.flush_routes import FlushRoute, Listener
+from agent.control.flush_routes import CatchUp, FlushRoute
 from agent.control.queue_routes import BadRequestError, QueueRoutes
 from agent.control.schema import StatusReport
 from agent.control.status import Describe, status_report
@@ -44,7 +44,7 @@ class Control:
     def __init__(
         self,
         pipelines: Mapping[str, Pipeline],
-        listeners: Sequence[Listener],
+        listeners: Sequence[CatchUp],
         wall_clock: Callable[[], float],
         *,
         describe: Sequence[Describe] = (),

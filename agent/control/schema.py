@@ -67,7 +67,7 @@ class DestinationStatus(msgspec.Struct, frozen=True):
     storage_error: str | None = None
 
 
-class OpenSpool(msgspec.Struct, frozen=True):
+class OpenSpoolStatus(msgspec.Struct, frozen=True):
     """A spool that is being delivered; `state` and `reason` as in `DestinationStatus`, or "settled" at its end."""
 
     directory: str
@@ -87,7 +87,7 @@ class AdoptionStatus(msgspec.Struct, frozen=True):
     """Adopted spools: how many events wait in those `under_way`, how many are `finished`, and the sum of their ledgers."""
 
     queued: int = 0
-    under_way: list[OpenSpool] = []
+    under_way: list[OpenSpoolStatus] = []
     finished: int = 0
     ledger: Ledger = NO_EVENTS
     left: list[LeftSpool] = []

@@ -9,7 +9,7 @@ from agent.control.schema import (
     DestinationStatus,
     HttpStatus,
     LeftSpool,
-    OpenSpool,
+    OpenSpoolStatus,
     QueueStatus,
     StatusReport,
 )
@@ -38,7 +38,9 @@ def adoption_status(found: AdoptionReport) -> AdoptionStatus:
     """Return what the status says of adopted spools."""
     return AdoptionStatus(
         queued=sum(each.ledger.queued for each in found.under_way),
-        under_way=[OpenSpool(str(each.directory), each.state, each.reason, each.ledger) for each in found.under_way],
+        under_way=[
+            OpenSpoolStatus(str(each.directory), each.state, each.reason, each.ledger) for each in found.under_way
+        ],
         finished=found.finished,
         ledger=found.ledger,
         left=[LeftSpool(str(directory), reason) for directory, reason in found.left],

@@ -17,7 +17,7 @@ from agent.http.server import serve
 
 NEXT_STEPS = (
     "Install: the units are in systemd/, every key is in config.example.toml.",
-    "Read on: README.md, for each step, containers, the protocol and operations.",
+    "Read on: README.md, which leads to installation, operations and the protocol.",
 )
 
 

@@ -156,7 +156,7 @@ def _remove_stale(path: Path, kind: socket.SocketKind) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise ListenError(f"{path}: exists and is no socket: move it away, or choose another path")
+        raise ListenError(f"{path}: exists and is not a socket: move it away, or choose another path")
     if _is_live(path, kind):
         raise ListenError(f"{path}: another process listens there: stop it, or choose another path")
     path.unlink()

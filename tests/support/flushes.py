@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import anyio
 
-from agent.control.flush_routes import FlushRoute, Listener
+from agent.control.flush_routes import CatchUp, FlushRoute
 from agent.control.schema import VERDICT_HEADER
 from agent.delivery.pipeline import Pipeline
 from agent.http.server import Request
@@ -32,7 +32,7 @@ def counts(delivered: int = 0, queued: int = 0, dead_lettered: int = 0, **droppe
 async def ask(
     pipeline: Pipeline,
     deadline: float = 60.0,
-    listeners: Sequence[Listener] = (),
+    listeners: Sequence[CatchUp] = (),
     hung_up: Callable[[], Awaitable[None]] = anyio.sleep_forever,
     session: str | None = None,
 ) -> Answered:

@@ -13,7 +13,7 @@ from agent.cli.views.words import PROGRAM
 
 if TYPE_CHECKING:
     from agent.cli.queue.access import Access
-    from agent.cli.queue.export import Writer
+    from agent.cli.queue.export import EventWriter
     from agent.queue.maintenance.browse import EventFilter
     from agent.queue.maintenance.purge import Purged
 
@@ -189,7 +189,7 @@ def _purge_if_told(way: "Access") -> "Purged | None":
     return None
 
 
-def _copy(way: "Access", meant: "EventFilter", limit: int | None, writer: "Writer") -> int:
+def _copy(way: "Access", meant: "EventFilter", limit: int | None, writer: "EventWriter") -> int:
     from agent.cli.queue.access import events
 
     unreadable = 0

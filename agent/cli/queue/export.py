@@ -36,7 +36,7 @@ class Exported(Protocol):
         """The event."""
 
 
-class Writer:
+class EventWriter:
     """Writes lines; `count` says how many events so far. With `whole` a line is all that is known of an event."""
 
     def __init__(self, sink: "Sink", *, whole: bool) -> None:
@@ -111,14 +111,14 @@ def standard_output() -> Iterator[Sink]:
 
 
 @contextmanager
-def writer(target: str, *, force: bool, whole: bool, noun: str) -> Iterator[Writer]:
+def writer(target: str, *, force: bool, whole: bool, noun: str) -> Iterator[EventWriter]:
     """Yield what writes to a file, or to standard output for "-"; a file is there, whole, after the block. Raises AgentError."""
     if target == "-":
         with standard_output() as out:
-            yield Writer(out, whole=whole)
+            yield EventWriter(out, whole=whole)
         return
     with Export(OsFilesystem(), Path(target), force=force) as export:
-        made = Writer(export.sink, whole=whole)
+        made = EventWriter(export.sink, whole=whole)
         yield made
         export.finish()
     say(f"{amount(made.count, noun)} exported to {target}")

@@ -145,7 +145,7 @@ def test_a_check_tells_a_stale_socket_from_one_that_is_held_open(tmp_path: Path)
         done = run_command("check", "--config", daemon.config)
     assert done.returncode == 0
     assert f"stream socket: {daemon.stream}: left by a daemon that has ended; the next one replaces it" in done.stdout
-    assert f"datagram socket: {daemon.datagram}: another process listens there" in done.stdout
+    assert f"datagram socket: {daemon.datagram}: another process listens here" in done.stdout
 
 
 def test_a_check_of_a_wrong_configuration_names_each_mistake(tmp_path: Path) -> None:

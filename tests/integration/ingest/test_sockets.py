@@ -139,7 +139,7 @@ def test_of_many_that_race_for_a_stale_socket_one_wins(path: Path, kind: socket.
 def test_a_file_that_is_no_socket_is_left_alone(path: Path, kind: socket.SocketKind) -> None:
     path.parent.mkdir()
     path.write_text("precious")
-    with pytest.raises(ListenError, match="exists and is no socket"):
+    with pytest.raises(ListenError, match="exists and is not a socket"):
         bind(path, kind, mode=0o600)
     assert path.read_text() == "precious"
 
@@ -148,7 +148,7 @@ def test_a_link_to_a_socket_is_left_alone(path: Path, tmp_path: Path) -> None:
     left_behind(tmp_path / "target", STREAM)
     path.parent.mkdir()
     path.symlink_to(tmp_path / "target")
-    with pytest.raises(ListenError, match="exists and is no socket"):
+    with pytest.raises(ListenError, match="exists and is not a socket"):
         bind(path, STREAM, mode=0o600)
     assert path.is_symlink()
 

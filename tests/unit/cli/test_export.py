@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from agent.cli.queue.export import Export, Writer, writer
+from agent.cli.queue.export import EventWriter, Export, writer
 from agent.errors import AgentError
 from agent.events import Event
 from agent.queue.maintenance.browse import Origin
@@ -69,7 +69,7 @@ def disk() -> FaultFilesystem:
 
 def export_to(fs: FaultFilesystem, events: int, *, force: bool = True) -> None:
     with Export(fs, TARGET, force=force) as made:
-        lines = Writer(made.sink, whole=False)
+        lines = EventWriter(made.sink, whole=False)
         for _ in range(events):
             lines.add(EVENT)
         made.finish()

@@ -12,7 +12,7 @@ from agent.control.schema import (
     DestinationStatus,
     HttpStatus,
     LeftSpool,
-    OpenSpool,
+    OpenSpoolStatus,
     QueueStatus,
     StatusReport,
     decode_status,
@@ -47,7 +47,9 @@ def test_the_keys_and_types_of_the_status_stay_as_they_are() -> None:
                 dead_letters_discarded=14,
             )
         },
-        adopted=AdoptionStatus(15, [OpenSpool("/a", "running", None, COUNTS)], 16, COUNTS, [LeftSpool("/b", "why")]),
+        adopted=AdoptionStatus(
+            15, [OpenSpoolStatus("/a", "running", None, COUNTS)], 16, COUNTS, [LeftSpool("/b", "why")]
+        ),
     )
     assert list(json.loads(Response.json(report).body).items()) == list(
         {
