@@ -115,7 +115,7 @@ class Unopened(QueueModel):
 
     def twin(self) -> Self:
         """Return an equal model without the process, which has died, and without the log of its calls."""
-        self.__dict__.pop("store", None)
+        self.__dict__.pop("queue", None)
         self.__dict__.pop("reader", None)
         self.disk.log.clear()
         return copy.deepcopy(self)

@@ -143,7 +143,7 @@ def test_a_sessions_exit_code_goes_by_all_that_is_known_of_it(tmp_path: Path, ap
         sent(daemon, "two", *numbered(2))
         both = LOST.replace(", 1", ", 2 still queued, 1")
         assert said(daemon, "--session", "two", "--deadline", "200ms") == (8, "", [both])
-        not_taken = "the deadline of 0 s passed before all that was written had been taken into the queue"
+        not_taken = "the deadline of 0 s passed before everything that was sent had been read from the sockets"
         assert said(daemon, "--session", "one", "--deadline", "0") == (3, "", [not_taken])
 
 
