@@ -23,7 +23,7 @@ from agent.ingest.http_events import HttpListener
 from agent.ingest.stream import StreamListener
 from agent.queue.filesystem import Filesystem
 from agent.runtime import Runtime
-from agent.spools import identity as spool
+from agent.spools import identity
 from agent.spools.adoption import Adoption
 
 READ_OUT_SECONDS = 5.0
@@ -196,7 +196,7 @@ class IdentityService(Service):
     def identify(self) -> None:
         """Write it down, or warn that it cannot be."""
         try:
-            spool.identify(self._fs, self._directory, self._account, secrets.token_hex(16))
+            identity.identify(self._fs, self._directory, self._account, secrets.token_hex(16))
         except StorageError as error:
             structlog.get_logger("agent.daemon").warning("identity_not_written", error=str(error))
 

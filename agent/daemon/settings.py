@@ -9,8 +9,7 @@ from typing import Self
 
 from pydantic import SecretStr
 
-from agent import config
-from agent.config import Config, TokenFiles, token_files
+from agent.config import Config, TokenFiles, read_http_token, read_token, token_files
 from agent.queue import segment
 from agent.queue.store import Limits
 from agent.spools.identity import Account
@@ -26,15 +25,15 @@ class Settings:
     token_files: TokenFiles
 
     @classmethod
-    def read(cls, settings: Config, environ: Mapping[str, str]) -> Self:
+    def read(cls, config: Config, environ: Mapping[str, str]) -> Self:
         """Read the tokens of a configuration. Raises ConfigError."""
-        files = token_files(settings, environ)  # first: a token that is replaced meanwhile is read again later
-        return cls(settings, config.read_token(settings, environ), config.read_http_token(settings, environ), files)
+        files = token_files(config, environ)  # first: a token that is replaced meanwhile is read again later
+        return cls(config, read_token(config, environ), read_http_token(config, environ), files)
 
 
-def limits_of(settings: Config) -> Limits:
+def limits_of(config: Config) -> Limits:
     """Return what bounds the queue of a configuration."""
-    queue = settings.queue
+    queue = config.queue
     return Limits(
         # Space is freed by whole segments; and a segment's length must tell it from a file that is no segment.
         segment_bytes=min(queue.segment_bytes, queue.max_bytes // 4, segment.MAX_BYTES // 2),
@@ -46,6 +45,6 @@ def limits_of(settings: Config) -> Limits:
     )
 
 
-def account_of(settings: Config) -> Account:
+def account_of(config: Config) -> Account:
     """Return where the events of a configuration go."""
-    return Account(settings.api.url, settings.api.team_id, settings.api.slug)
+    return Account(config.api.url, config.api.team_id, config.api.slug)

@@ -43,10 +43,10 @@ class Requests(NamedTuple):
     for_spools: int | None
 
 
-def requests_of(settings: Config) -> Requests:
+def requests_of(config: Config) -> Requests:
     """Share api.max_requests_per_minute out: a fifth is for spools, if there may be any."""
-    limit = settings.api.max_requests_per_minute
-    if limit is None or settings.queue.adopt is None:
+    limit = config.api.max_requests_per_minute
+    if limit is None or config.queue.adopt is None:
         return Requests(limit, limit)
     share = max(1, limit // 5)
     return Requests(max(1, limit - share), share)

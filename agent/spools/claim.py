@@ -10,7 +10,7 @@ from typing import NamedTuple
 from agent.errors import StorageError
 from agent.queue.filesystem import Filesystem, Lock
 from agent.queue.lock import LOCK
-from agent.spools import identity as spool
+from agent.spools import identity
 from agent.spools.identity import Account, Adopted, AdoptedList, Settled, SpoolIdentity
 
 IN_USE = "an agent uses it"
@@ -36,10 +36,10 @@ class Adopter:
         """`home` is this agent's own spool. Raises StorageError."""
         self._fs = fs
         self.adopted = AdoptedList(fs, home)
-        identity = spool.read_identity(fs, home)
-        if identity is None:
+        own = identity.read_identity(fs, home)
+        if own is None:
             raise StorageError(f"{home}: this agent could not write its own identity there")
-        self.id = identity.id
+        self.id = own.id
 
     def claim(self, directory: Path, account: Account) -> Claim | None:
         """Lock a spool whose events are for `account`; None for what is no directory, or empty.
@@ -64,41 +64,41 @@ class Adopter:
         Raises StorageError or OSError; then it can be done again.
         """
         if claim.mark is None:
-            spool.settle(self._fs, claim.directory, mark)
-        lines = spool.read_adopted(self._fs, claim.directory)
+            identity.settle(self._fs, claim.directory, mark)
+        lines = identity.read_adopted(self._fs, claim.directory)
         self.adopted.record({**lines, mark.id: Adopted(mark.id, str(claim.directory), mark.ledger)})
-        kept = spool.kept_in(self._fs, claim.directory)
+        kept = identity.kept_in(self._fs, claim.directory)
         if kept is None:
-            spool.remove(self._fs, claim.directory)
+            identity.remove(self._fs, claim.directory)
         return kept
 
     def _has_lost_its_lock(self, directory: Path, names: Sequence[str]) -> bool:
         """Tell whether the removal of a spool goes on here. Another agent's removal must not find a new lock in its way."""
         if LOCK in names:
             return False
-        mark = spool.read_settled(self._fs, directory)
+        mark = identity.read_settled(self._fs, directory)
         if mark is None:
             raise NotOursError("no agent has made it: it has no lock file")
         self._check_mark(directory, mark)
         return True
 
     def _examine(self, directory: Path, lock: Lock, account: Account) -> Claim:
-        mark = spool.read_settled(self._fs, directory)
+        mark = identity.read_settled(self._fs, directory)
         if mark is not None:
             self._check_mark(directory, mark)
             return Claim(directory, lock, None, mark)
-        identity = spool.read_identity(self._fs, directory)
-        if identity is None:
+        found = identity.read_identity(self._fs, directory)
+        if found is None:
             raise NotOursError("it does not say which account its events are for: run an agent on it, once")
-        if identity.account != account:
-            raise NotOursError(f"its events are for {identity.account}, this agent's for {account}")
-        link = spool.linked(self._fs, directory)
+        if found.account != account:
+            raise NotOursError(f"its events are for {found.account}, this agent's for {account}")
+        link = identity.linked(self._fs, directory)
         if link is not None:
             raise NotOursError(f"{link} is no directory")
-        return Claim(directory, lock, identity, None)
+        return Claim(directory, lock, found, None)
 
     def _check_mark(self, directory: Path, mark: Settled) -> None:
         if mark.by != self.id and mark.by not in self.adopted:
             raise NotOursError("it is delivered, and the agent that did it has yet to count and remove it")
-        if mark.id in self.adopted and (kept := spool.kept_in(self._fs, directory)) is not None:
+        if mark.id in self.adopted and (kept := identity.kept_in(self._fs, directory)) is not None:
             raise NotOursError(f"it is delivered and counted, and stays because of {kept}")

@@ -21,7 +21,7 @@ from agent.queue.lock import LOCK
 from agent.queue.log import Entry
 from agent.queue.record import Record, encode_record
 from agent.queue.store import Limits
-from agent.spools import identity as spool
+from agent.spools import identity
 from agent.spools.adoption import Adoption, AdoptionPolicy, AdoptionReport
 from agent.spools.identity import Account, Adopted, AdoptedList, add, read_adopted
 from tests.support import profiles, virtual_time
@@ -55,8 +55,8 @@ DELIVERED = {name for names in NAMES.values() for name in names} - {"r2"}
 def leave(fs: FaultFilesystem, directory: Path) -> None:
     """Leave a spool as a killed agent does."""
     fs.write_bytes(directory / LOCK, b"")
-    spool.identify(fs, directory, ACCOUNT, f"id-of-{directory.name}")
-    queue = OpenQueue(fs, directory / spool.DESTINATION, LIMITS)
+    identity.identify(fs, directory, ACCOUNT, f"id-of-{directory.name}")
+    queue = OpenQueue(fs, directory / identity.DESTINATION, LIMITS)
     names = NAMES[directory]
     for start in range(0, len(names), 3):
         some = events(*names[start : start + 3])
@@ -71,7 +71,7 @@ def disk() -> FaultFilesystem:
     AdoptedList(fs, HEIR).record({EARLIER.id: EARLIER})
     for home in (HOME, OTHER):
         fs.make_directory(home)
-        spool.identify(fs, home, ACCOUNT, f"id-of{home}")
+        identity.identify(fs, home, ACCOUNT, f"id-of{home}")
     fs.crash(KeepAll())
     return fs
 

@@ -19,7 +19,7 @@ from agent.queue.lock import lock_queue
 from agent.queue.log import Entry
 from agent.queue.record import Record, encode_record
 from agent.queue.store import Limits
-from agent.spools import identity as spool
+from agent.spools import identity
 from agent.spools.identity import Account, add
 from tests.support.accounts import Ledger, flushed, ledger, ledger_of, received
 from tests.support.api_server import Answer, ApiServer, error
@@ -51,10 +51,10 @@ def leave_spool(spools: Path, name: str, count: int, url: str, slug: str | None 
     """Leave what a killed agent leaves, without the time that one takes; return the spool."""
     fs, directory = OsFilesystem(), spools / name
     lock = lock_queue(fs, directory)
-    spool.identify(fs, directory, Account(url, None, slug), f"id-of-{name}")
+    identity.identify(fs, directory, Account(url, None, slug), f"id-of-{name}")
     now = time.time()
     entry = Entry(count, encode_record(Record(now, Context(), lines(name, count))))
-    OpenQueue(fs, directory / spool.DESTINATION, Limits()).commit([entry], now)
+    OpenQueue(fs, directory / identity.DESTINATION, Limits()).commit([entry], now)
     lock.release()
     return directory
 
