@@ -40,9 +40,12 @@ class BoundSocket:
     def release(self) -> None:
         """Close the socket, and remove its file if it is still this one's. What is closed already stays as it is."""
         if self.path is not None and self.socket.fileno() >= 0:
-            with contextlib.suppress(OSError), _locked(self.path.parent):  # a file that stays is stale, not in the way
-                if self.path.lstat().st_ino == self.inode:
-                    self.path.unlink()
+            with (
+                contextlib.suppress(OSError),
+                _locked(self.path) as directory,
+            ):  # a file that stays is stale, not in the way
+                if os.stat(self.path.name, dir_fd=directory, follow_symlinks=False).st_ino == self.inode:
+                    os.unlink(self.path.name, dir_fd=directory)
         self.socket.close()
 
 
@@ -52,9 +55,10 @@ def bind(path: Path, kind: socket.SocketKind, *, mode: int, group: str | None = 
         raise ListenError(f"{path}: a socket's path may have {MAX_PATH_BYTES} bytes: choose a shorter one")
     try:
         path.parent.mkdir(mode=0o755, exist_ok=True)
-        with _locked(path.parent):
-            _remove_stale(path, kind)
-            return BoundSocket(_bind(path, kind, mode, group), path, path.lstat().st_ino)
+        with _locked(path) as directory:
+            _refuse_shared(path.parent, os.fstat(directory).st_mode)
+            _remove_stale(path, kind, directory)
+            return _bind(path, kind, mode, group, directory)
     except OSError as error:
         reason = f"{path}: the socket cannot be opened: {error.strerror or error}"
         if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
@@ -126,40 +130,70 @@ CREDENTIALS_SPACE = socket.CMSG_SPACE(_CREDENTIALS.size)
 
 
 @contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Keep other daemons from opening sockets in `directory` meanwhile: a look at a socket and its removal are one step.
+def _locked(path: Path) -> Iterator[int]:
+    """Keep other daemons away from the socket at `path` meanwhile: a look at it and its removal are one step.
 
-    Raises OSError if somebody, who need not be a daemon, keeps the directory locked for LOCK_SECONDS.
+    Yields a descriptor of its directory. What is locked is a file that only this user can open, and that goes at the end: anybody
+    who may read a directory can lock it for ever. Raises OSError, also if it is still locked after LOCK_SECONDS.
     """
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    name = f".{path.name}.lock"
     try:
-        _lock(fd)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _lock(fd: int) -> None:
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
+        lock = _lock(name, directory)
         try:
-            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() >= deadline:
-                raise OSError(errno.EAGAIN, "another process keeps its directory locked") from error
+            yield directory
+        finally:
+            with contextlib.suppress(OSError):  # one that stays is in nobody's way
+                os.unlink(name, dir_fd=directory)
+            os.close(lock)
+    finally:
+        os.close(directory)
+
+
+def _lock(name: str, directory: int) -> int:
+    deadline = time.monotonic() + LOCK_SECONDS
+    while (fd := _try_lock(name, directory)) is None:
+        if time.monotonic() >= deadline:
+            raise OSError(errno.EAGAIN, "another daemon of this user keeps it locked")
         time.sleep(LOCK_RETRY_SECONDS)
+    return fd
 
 
-def _remove_stale(path: Path, kind: socket.SocketKind) -> None:
+def _try_lock(name: str, directory: int) -> int | None:
+    with contextlib.ExitStack() as on_failure:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(name, flags, 0o600, dir_fd=directory)
+        on_failure.callback(os.close, fd)
+        found = os.fstat(fd)
+        if found.st_uid != os.geteuid() or found.st_mode & 0o077 or not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EEXIST, f"others can open its lock, {name}")
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+        if not os.fstat(fd).st_nlink:  # its last owner has removed it between our opening and locking it
+            return None
+        on_failure.pop_all()
+        return fd
+
+
+def _refuse_shared(directory: Path, mode: int) -> None:
+    """Raise ListenError if other users may replace what this one puts into `directory`."""
+    if mode & 0o022 and not mode & stat.S_ISVTX:
+        advice = f"chmod go-w {directory}, or choose another one"
+        raise ListenError(f"{directory}: others can write there, and could take a socket's place: {advice}")
+
+
+def _remove_stale(path: Path, kind: socket.SocketKind, directory: int) -> None:
     try:
-        mode = path.lstat().st_mode
+        mode = os.stat(path.name, dir_fd=directory, follow_symlinks=False).st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
         raise ListenError(f"{path}: exists and is not a socket: move it away, or choose another path")
     if _is_live(path, kind):
         raise ListenError(f"{path}: another process listens there: stop it, or choose another path")
-    path.unlink()
+    os.unlink(path.name, dir_fd=directory)
 
 
 def _is_live(path: Path, kind: socket.SocketKind) -> bool:
@@ -173,32 +207,49 @@ def _is_live(path: Path, kind: socket.SocketKind) -> bool:
     return True
 
 
-def _bind(path: Path, kind: socket.SocketKind, mode: int, group: str | None) -> socket.socket:
+def _bind(path: Path, kind: socket.SocketKind, mode: int, group: str | None, directory: int) -> BoundSocket:
     bound = socket.socket(socket.AF_UNIX, kind)
     umask = os.umask(0o177)  # nobody else may connect before the mode and group are right
     try:
         bound.bind(os.fspath(path))
         try:
-            if group is not None:
-                _give_to_group(path, group)
-            path.chmod(mode)
+            inode = _set_access(path, mode, group, directory)
             if kind is socket.SOCK_STREAM:
                 bound.listen(BACKLOG)
             bound.setblocking(False)
         except (OSError, ListenError):
-            path.unlink()
+            os.unlink(path.name, dir_fd=directory)
             raise
     except (OSError, ListenError):
         bound.close()
         raise
     finally:
         os.umask(umask)
-    return bound
+    return BoundSocket(bound, path, inode)
 
 
-def _give_to_group(path: Path, group: str) -> None:
+def _set_access(path: Path, mode: int, group: str | None, directory: int) -> int:
+    """Set who may use the socket that was just made in `directory`; return its inode.
+
+    All is done to one descriptor: the name may by now be a link to any file of this user's.
+    """
+    fd = os.open(path.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     try:
-        os.chown(path, -1, grp.getgrnam(group).gr_gid)
+        found = os.fstat(fd)
+        if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
+            raise ListenError(f"{path}: somebody else has put something in its place: choose another directory")
+        made = f"/proc/self/fd/{fd}"  # fchmod(2) refuses a descriptor that is a path alone
+        if group is not None:
+            _give_to_group(path, made, group)
+        Path(made).chmod(mode)
+        return found.st_ino
+    finally:
+        os.close(fd)
+
+
+def _give_to_group(path: Path, made: str, group: str) -> None:
+    try:
+        os.chown(made, -1, grp.getgrnam(group).gr_gid)
     except KeyError:
         raise ListenError(f"{path}: there is no group {group!r}: create it, or correct listen.group") from None
     except PermissionError:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
@@ -204,15 +204,84 @@ def test_a_directory_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> No
         assert "\n" not in str(raised.value)
 
 
-def test_somebody_who_keeps_the_directory_locked_cannot_hang_the_daemon(path: Path) -> None:
+def test_whoever_locks_the_directory_keeps_no_daemon_from_starting_or_stopping(path: Path) -> None:
     path.parent.mkdir()
     fd = os.open(path.parent, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
     try:
-        with pytest.raises(ListenError, match="keeps its directory locked"):
+        bound = bind(path, STREAM, mode=0o600)
+        assert reachable(path, STREAM)
+        bound.release()
+        assert list(path.parent.iterdir()) == []
+    finally:
+        os.close(fd)
+
+
+def test_a_lock_that_others_can_open_is_refused(path: Path) -> None:
+    path.parent.mkdir()
+    lock = path.parent / f".{path.name}.lock"
+    lock.touch()
+    lock.chmod(0o644)
+    with pytest.raises(ListenError, match=r"others can open its lock, \.s\.sock\.lock"):
+        bind(path, STREAM, mode=0o600)
+
+
+def test_a_daemon_that_hangs_with_the_lock_cannot_hang_the_next_one(path: Path) -> None:
+    path.parent.mkdir()
+    fd = os.open(path.parent / f".{path.name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(ListenError, match="another daemon of this user keeps it locked"):
             bind(path, STREAM, mode=0o600)
     finally:
         os.close(fd)
+
+
+@pytest.mark.parametrize(("mode", "safe"), [(0o777, False), (0o775, False), (0o1777, True), (0o755, True)])
+def test_a_directory_in_which_others_can_replace_the_socket_is_refused(
+    path: Path, opened: ExitStack, mode: int, safe: bool
+) -> None:
+    path.parent.mkdir()
+    path.parent.chmod(mode)
+    if safe:
+        hold(opened, bind(path, STREAM, mode=0o600))
+        assert reachable(path, STREAM)
+        return
+    with pytest.raises(ListenError, match=r"others can write there.*chmod go-w"):
+        bind(path, STREAM, mode=0o600)
+    assert list(path.parent.iterdir()) == []
+
+
+REPLACE = """
+import itertools, os, sys
+path, target = sys.argv[1:]
+print("ready", flush=True)
+for number in itertools.count():
+    link = f"{path}.{number % 2}"
+    os.symlink(target, link)
+    while not os.path.exists(path):
+        pass
+    os.rename(link, path)
+    while os.path.lexists(path):
+        pass
+"""
+
+
+def test_a_link_in_the_sockets_place_changes_the_permissions_of_nothing_else(path: Path, tmp_path: Path) -> None:
+    path.parent.mkdir()
+    victim = tmp_path / "only-mine"
+    victim.touch(mode=0o600)
+    with subprocess.Popen([sys.executable, "-c", REPLACE, str(path), str(victim)], stdout=subprocess.PIPE) as replacing:
+        assert replacing.stdout is not None
+        replacing.stdout.readline()
+        try:
+            for _ in range(1000):
+                with suppress(ListenError):
+                    bind(path, STREAM, mode=0o666).socket.close()
+                path.unlink(missing_ok=True)
+                assert stat.S_IMODE(victim.stat().st_mode) == 0o600
+        finally:
+            replacing.kill()
 
 
 def test_the_peer_is_who_the_kernel_says(path: Path, opened: ExitStack) -> None:
