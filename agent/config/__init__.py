@@ -12,7 +12,15 @@ from agent.config.schema import (
     parse_duration,
     parse_size,
 )
-from agent.config.tokens import TOKEN_VARIABLES, TokenFiles, read_http_token, read_token, token_files, token_source
+from agent.config.tokens import (
+    TOKEN_VARIABLES,
+    TokenFiles,
+    exposed_token_files,
+    read_http_token,
+    read_token,
+    token_files,
+    token_source,
+)
 
 __all__ = [
     "KEYS",
@@ -25,6 +33,7 @@ __all__ = [
     "Config",
     "TokenFiles",
     "differences",
+    "exposed_token_files",
     "load",
     "needs_restart",
     "parse_duration",

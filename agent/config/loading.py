@@ -6,6 +6,7 @@ directory of the TOML file, or to the current directory when a variable holds th
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -28,7 +29,10 @@ _SOCKETS: Final = {
     "listen.datagram": "datagram.sock",
     "listen.control": "control.sock",
 }
-_PATHS: Final = {"api.token_file", "http.socket", "http.token_file", "queue.directory", "queue.adopt", *_SOCKETS}
+_TOKEN_FILES: Final = {"api.token_file", "http.token_file"}
+_PATHS: Final = {"http.socket", "queue.directory", "queue.adopt", *_TOKEN_FILES, *_SOCKETS}
+# A word of letters and digits that nobody would write by hand, or one of Vercel's own tokens.
+_LIKE_A_TOKEN: Final = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9_.~+=-]{20,}|vc[a-z]_.*", re.DOTALL)
 
 
 def load(path: Path | None, environ: Mapping[str, str], *, euid: int | None = None) -> Config:
@@ -151,7 +155,9 @@ class _Sources:
         import difflib  # for a mistake only: a daemon has no other use for it
 
         near = difflib.get_close_matches(word[:80], sorted(valid), n=1, cutoff=0.0)[0]
-        self.problems.append(f"{where}: unknown {'variable' if valid is VARIABLES else 'key'}; the nearest is {near}")
+        kind = "variable" if valid is VARIABLES else "key"
+        hint = ", the path of a file with the token alone" if VARIABLES.get(near, near) in _TOKEN_FILES else ""
+        self.problems.append(f"{where}: unknown {kind}; the nearest is {near}{hint}")
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -181,8 +187,9 @@ def _short(text: str) -> str:
 
 
 def _shown(key: str, value: object) -> str:
-    """The value on one line and not too long; a URL that may hold a password is not shown at all."""
-    if key == "api.url" and isinstance(value, str) and {"@", "?", "#"} & set(value):
+    """The value on one line and not too long; one that may be a token, or a URL with a password, is not shown at all."""
+    may_be_a_token = key in _TOKEN_FILES or (isinstance(value, str) and _LIKE_A_TOKEN.fullmatch(value.strip()))
+    if may_be_a_token or (key == "api.url" and isinstance(value, str) and {"@", "?", "#"} & set(value)):
         return "(not shown, it may hold a secret)"
     try:
         return _short(repr(value))

@@ -4,6 +4,7 @@ A token is no part of a `Config`, so that a `Config` can be logged.
 """
 
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -66,7 +67,17 @@ def _token_in(path: Path) -> SecretStr:
             return SecretStr(file.read(TOKEN_LIMIT + 1).decode("ascii", "replace").strip())
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise ConfigError(f"{path}: cannot read the token file: {reason}; let the daemon's user read it") from error
+        reason = f"{_as_far_as_it_exists(path)}: cannot read the token file: {reason}; let the daemon's user read it"
+    # Not from within the handler: the system's error has the whole path.
+    raise ConfigError(reason)
+
+
+def _as_far_as_it_exists(path: Path) -> str:
+    """Return a token file's path; of one that is not there only the directory, since the rest may be the token itself."""
+    if os.path.lexists(path):
+        return str(path)
+    parent = next(each for each in path.parents if os.path.lexists(each) or each == each.parent)
+    return f"{parent}/… (the rest is not shown: is it the token? that belongs into a file)"
 
 
 def _complaint(secret: SecretStr) -> str | None:
@@ -100,6 +111,19 @@ class TokenFiles(NamedTuple):
 def token_files(settings: Config, environ: Mapping[str, str]) -> TokenFiles:
     """Look at the files that a configuration names."""
     return TokenFiles(_fingerprint(token_source(settings, environ)), _fingerprint(settings.http.token_file))
+
+
+def exposed_token_files(settings: Config, environ: Mapping[str, str]) -> list[Path]:
+    """Return those of the files with tokens that every user of the machine may read, as far as their own mode goes."""
+    files = (token_source(settings, environ), settings.http.token_file if settings.http.listen else None)
+    return [path for path in dict.fromkeys(files) if isinstance(path, Path) and _readable_by_others(path)]
+
+
+def _readable_by_others(path: Path) -> bool:
+    try:
+        return bool(path.stat().st_mode & stat.S_IROTH)
+    except OSError:
+        return False
 
 
 def _fingerprint(path: Path | str | None) -> Fingerprint | None:

@@ -14,7 +14,7 @@ from agent import __version__, config
 from agent.config import Config
 from agent.daemon import logging
 from agent.daemon.assembly import assemble
-from agent.daemon.reload import Reloader, resume_if_token_is_newer
+from agent.daemon.reload import Reloader, resume_if_token_is_newer, warn_of_exposed_tokens
 from agent.daemon.service import Service
 from agent.daemon.settings import Settings
 from agent.daemon.signals import Signals
@@ -56,6 +56,7 @@ async def _run(load: Callable[[], Config], environ: Mapping[str, str], parent: i
             notifier.notify("READY=1", "STATUS=Taking events")
             if config.token_source(settings.config, environ) is None:
                 log.warning("no_token", hint="set api.token_file, or requests go out without one")
+            warn_of_exposed_tokens(settings, environ)
             log.info("started", version=__version__, pid=os.getpid(), api=settings.config.api.url)
 
             await signals.stop.wait()

@@ -68,6 +68,7 @@ class Reloader:
             new_token = (new.token, new.clients_token) != (old.token, old.clients_token)
             changed = [*config.differences(old.config, new.config), *(["token"] if new_token else [])]
             self._log.info("reloaded", changed=changed)
+            warn_of_exposed_tokens(new, self._environ)
             for take_over in prepared:
                 take_over()
         self._notifier.notify("READY=1")
@@ -86,3 +87,10 @@ def resume_if_token_is_newer(pipelines: Iterable[Pipeline], settings: Settings) 
         since = pipeline.paused_since
         if since is not None and token is not None and settings.config.api.token_file and token.changed_at > since:
             pipeline.resume()
+
+
+def warn_of_exposed_tokens(settings: Settings, environ: Mapping[str, str]) -> None:
+    """Say in the log which files with tokens every user of the machine may read."""
+    for path in config.exposed_token_files(settings.config, environ):
+        log = structlog.get_logger("agent.daemon")
+        log.warning("token_file_exposed", path=str(path), hint="others can read it: chmod o-r")

@@ -69,6 +69,7 @@ class AgentProcess:
         self._process: anyio.abc.Process | None = None
         self._ending = False
         self._control = ControlClient(directory / "control.sock", STATUS_SECONDS)
+        (directory / "token").touch(mode=0o600)
         (directory / "token").write_text(TOKEN)
         self._config.write_text(_toml(_settings(directory, api_url)))
 

@@ -79,6 +79,20 @@ def test_the_token_is_nowhere_to_be_read(tmp_path: Path, api_server: ApiServer) 
         assert [name for name, content in said.items() if SECRET.encode() in content] == []
 
 
+def test_a_token_file_that_others_can_read_is_a_warning_at_the_start_and_at_each_reload(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path / "d", NOWHERE, {"log": {"format": "json"}})
+    daemon.token_file.chmod(0o644)
+    with daemon:
+        daemon.signal(signal.SIGHUP)
+        found = wait_logged(daemon, "token_file_exposed", 2)
+        assert [(each["path"], each["level"]) for each in found] == [(str(daemon.token_file), "warning")] * 2
+        daemon.token_file.chmod(0o600)
+        daemon.signal(signal.SIGHUP)
+        wait_logged(daemon, "reloaded", 2)
+        assert daemon.terminate() == 0
+        assert len(wait_logged(daemon, "token_file_exposed", 2)) == 2
+
+
 def test_a_reader_of_the_log_that_leaves_does_not_end_the_daemon(tmp_path: Path, api_server: ApiServer) -> None:
     daemon = Daemon(tmp_path / "d", api_server.url)
     command = [sys.executable, "-m", "agent.cli", "run", "--config", str(daemon.config)]

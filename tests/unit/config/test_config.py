@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from agent.config import (
     VARIABLES,
     Config,
     differences,
+    exposed_token_files,
     load,
     needs_restart,
     parse_duration,
@@ -485,7 +487,7 @@ def test_tilde_without_a_home_is_refused(tmp_path: Path, text: str) -> None:
     [
         ("[queue]\nmax_byte = 1", "queue.max_byte", "queue.max_bytes"),
         ("[api]\nmax_age = 1", "api.max_age", "queue.max_age"),
-        (f'[api]\ntoken = "{SECRET}"', "api.token", "api.token_file"),
+        (f'[api]\ntoken = "{SECRET}"', "api.token", "api.token_file, the path of a file with the token alone"),
         ("[quue]\nmax_bytes = 1", "quue", "queue"),
         ('url = "https://a.example"', "url", "api.url"),
         ("[queue.max_bytez]\na = 1", "queue.max_bytez", "queue.max_bytes"),
@@ -642,6 +644,43 @@ def test_missing_token_file_is_an_error_even_when_a_variable_has_a_token(tmp_pat
     config = loaded(ARTIFACTS_AGENT_API_TOKEN_FILE=f"{tmp_path}/none")
     with pytest.raises(ConfigError, match="cannot read the token file: No such file"):
         read_token(config, {"TURBO_TOKEN": SECRET})
+
+
+@pytest.mark.parametrize(
+    "pasted", [SECRET, "vcp_2dhDyTsR5Jx0lsSw9qkD1v4C", "a/b+c/d==", "x" * 300, "eyJhbGciOiJIUzI1NiJ9.eyJz.Sfl"]
+)
+@pytest.mark.parametrize("key", ["api.token_file", "http.token_file"])
+def test_a_token_in_the_place_of_its_files_path_is_never_shown(tmp_path: Path, key: str, pasted: str) -> None:
+    port = {"ARTIFACTS_AGENT_HTTP_LISTEN": "127.0.0.1:0", "ARTIFACTS_AGENT_FRONT_ENABLED": "true"}
+    config = loaded(written(tmp_path, assigned(key, f'"{pasted}"')), **port)
+    with pytest.raises(ConfigError) as caught:
+        (read_token if key == "api.token_file" else read_http_token)(config, {"TURBO_TOKEN": "t"})
+    assert re.match(rf"{tmp_path}/… \(the rest is not shown: is it the token\?.*\): cannot read", str(caught.value))
+    assert pasted not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    "key", ["api.url", "api.timeout", "http.listen", "log.level", "listen.mode", "http.token_file"]
+)
+@pytest.mark.parametrize("pasted", ["vcp_" + SECRET, "2dhDyTsR5Jx0lsSw9qkD1v4C", "eyJhbGciOiJIUzI1NiJ9.eyJz.Sfl"])
+def test_a_value_that_looks_like_a_token_is_not_shown(tmp_path: Path, key: str, pasted: str) -> None:
+    value = f'"{pasted}\\u0000"' if key.endswith("file") else f'"{pasted}"'
+    (problem,) = problems(written(tmp_path, assigned(key, value)))
+    assert f"{key} = (not shown" in problem
+    assert pasted not in problem
+
+
+@pytest.mark.parametrize(("mode", "exposed"), [(0o600, False), (0o440, False), (0o644, True), (0o604, True)])
+def test_a_token_file_that_others_can_read_is_named(tmp_path: Path, mode: int, exposed: bool) -> None:
+    path = tmp_path / "token"
+    path.touch()
+    path.chmod(mode)
+    found = exposed_token_files(loaded(ARTIFACTS_AGENT_API_TOKEN_FILE=str(path)), {})
+    assert found == ([path] if exposed else [])
+    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    assert exposed_token_files(loaded(), environ) == found
+    assert exposed_token_files(loaded(), {}) == []
+    assert exposed_token_files(loaded(ARTIFACTS_AGENT_API_TOKEN_FILE=f"{tmp_path}/none"), {}) == []
 
 
 def test_config_never_holds_the_token() -> None:
