@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from agent.control.schema import VERDICT_HEADER, StatusReport, decode_status
+from agent.control.schema import VERDICT_HEADER, Readiness, StatusReport, decode_status
 from agent.errors import AgentError, DeadlineError, NotRunningError, StorageError
 from agent.queue.barrier import FlushReport
 
@@ -86,6 +86,14 @@ class ControlClient:
         if answer.status not in {200, 503}:
             raise self._unexpected("GET /healthz", answer)
         return answer.status == 200
+
+    def readiness(self) -> Readiness:
+        """Return whether events can be delivered now, and if not, why."""
+        answer = self._request("GET", "/readyz", self._seconds)
+        if answer.status in {200, 503}:
+            with contextlib.suppress(ValueError):
+                return msgspec.json.decode(answer.body, type=Readiness)
+        raise self._unexpected("GET /readyz", answer)
 
     def flush(self, seconds: float, session: str | None = None) -> Flushed | None:
         """Wait until everything written before, or all of a session, has left the queue; None if no answer comes in time."""

@@ -7,7 +7,8 @@ import anyio
 
 from agent.control.flush_routes import CatchUp, FlushRoute
 from agent.control.queue_routes import BadRequestError, QueueRoutes
-from agent.control.schema import StatusReport
+from agent.control.readiness import not_ready
+from agent.control.schema import NotReady, Readiness, StatusReport
 from agent.control.status import Describe, status_report
 from agent.delivery.pipeline import Pipeline
 from agent.errors import DeadlineError, StorageError
@@ -60,6 +61,9 @@ class Control:
             Route("GET", "/status", self._status, "How the daemon is doing: schema.StatusReport"),
             Route("GET", "/metrics", self._metrics, "The same as Prometheus text"),
             Route("GET", "/healthz", self._healthz, "200 only if events can be accepted and persisted, else 503"),
+            Route(
+                "GET", "/readyz", self._readyz, "200 only if they can be delivered as well, else 503: schema.Readiness"
+            ),
             Route("POST", "/flush", flush.flush, "Wait until what was written has left the queue: barrier.FlushReport"),
             Route("POST", "/pause", self._pause, "Stop delivery"),
             Route("POST", "/resume", self._resume, "Deliver again, whatever the reason for a pause was"),
@@ -111,6 +115,16 @@ class Control:
         with anyio.move_on_after(HEALTH_SECONDS):
             healthy = all([await pipeline.healthy() for pipeline in self._pipelines.values()])
         return Response.json({"healthy": healthy}, 200 if healthy else 503)
+
+    async def _readyz(self, _: Request) -> Response:
+        problems: list[NotReady] = []
+        for name, pipeline in self._pipelines.items():
+            healthy, status = False, None
+            with anyio.move_on_after(HEALTH_SECONDS):
+                healthy = await pipeline.healthy()
+                status = await pipeline.status()
+            problems += not_ready(name, status, healthy=healthy, now=self._wall_clock())
+        return Response.json(Readiness(not problems, problems), 503 if problems else 200)
 
     async def _pause(self, _: Request) -> Response:
         for each in self._deliveries:

@@ -67,6 +67,21 @@ class DestinationStatus(msgspec.Struct, frozen=True):
     storage_error: str | None = None
 
 
+class NotReady(msgspec.Struct, frozen=True):
+    """Why a destination cannot deliver now: `kind` is "storage", "paused" or "backing_off"."""
+
+    destination: str
+    kind: str
+    message: str = ""
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    """What `GET /readyz` answers; `problems` is empty if it is `ready`."""
+
+    ready: bool
+    problems: list[NotReady] = []
+
+
 class OpenSpoolStatus(msgspec.Struct, frozen=True):
     """A spool that is being delivered; `state` and `reason` as in `DestinationStatus`, or "settled" at its end."""
 

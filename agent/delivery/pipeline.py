@@ -129,6 +129,8 @@ class Pipeline:
             oldest = await self._runtime.run_blocking(read)
         now, steady = self._runtime.wall_clock(), anyio.current_time()
         state, pause = policy.describe(self._worker.state, steady), self.store.cursor.pause
+        since = None if state.since is None else now + state.since - steady
+        since = pause.since if pause is not None else since
         view, copies, dead_letters = self.store.view, self.writer.published, self.dead_letters.published
         storage_error = "the disk does not answer" if self._committer.stalled else None
         storage_error = storage_error or self._health.error or self._backlog.storage_error
@@ -136,7 +138,7 @@ class Pipeline:
             state=state.name,
             reason=state.reason or storage_error,
             until=None if state.until is None else now + state.until - steady,
-            since=pause.since if pause is not None else None,
+            since=since,
             ledger=self.ledger(),
             oldest_event_at=oldest,
             last_delivery_at=self._worker.last_delivery_at,

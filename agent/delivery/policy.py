@@ -72,6 +72,7 @@ class DeliveryState:
     """How delivery is doing. Nothing is sent before `retry_at`; `not_before` is the part of it that the server asked for."""
 
     failures: int = 0
+    failing_since: float | None = None  # since the first of these failures
     retry_at: float = float("-inf")
     not_before: float = float("-inf")
     last_failure: str = ""
@@ -192,8 +193,10 @@ def back_off(
     state = _honor_retry_after(replace(state, last_failure=verdict.message, slots=1), verdict, now)
     if now < state.retry_at:  # batches that fail together are one failure
         return replace(state, retry_at=max(state.retry_at, state.not_before))
+    since = state.failing_since if state.failures else now
     delay = jitter * min(settings.initial_delay * 2.0 ** min(state.failures, 60), settings.max_delay)
-    return replace(state, failures=state.failures + 1, retry_at=max(now + delay, state.not_before))
+    retry_at = max(now + delay, state.not_before)
+    return replace(state, failures=state.failures + 1, failing_since=since, retry_at=retry_at)
 
 
 def skip_backoff(state: DeliveryState) -> DeliveryState:
@@ -202,22 +205,25 @@ def skip_backoff(state: DeliveryState) -> DeliveryState:
 
 
 class Description(NamedTuple):
-    """What people are told of a state: its name, the reason for it, and until when it lasts where that is known."""
+    """What people are told of a state: its name, the reason for it, until when it lasts and since when, where that is known."""
 
     name: Literal["running", "backing_off", "paused"]
     reason: str | None = None
     until: float | None = None
+    since: float | None = None
 
 
 def describe(state: DeliveryState, now: float) -> Description:
-    """Describe a state; `until` is on the steady clock."""
+    """Describe a state; `until` and `since` are on the steady clock. Since when it is paused is not part of the state."""
     if state.paused is not None:
         until = state.paused.until
         return Description(
             "paused", f"{state.paused.reason}: {state.paused.message}", until if until < _NEVER else None
         )
     if state.failures or state.retry_at > now:
-        return Description("backing_off", state.last_failure or "the server asked to wait", max(state.retry_at, now))
+        since = state.failing_since if state.failures else None
+        reason = state.last_failure or "the server asked to wait"
+        return Description("backing_off", reason, max(state.retry_at, now), since)
     return Description("running")
 
 

@@ -3,7 +3,7 @@
 import copy
 import errno
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from agent.control import metrics
 from agent.control.routes import Control
 from agent.control.schema import StatusReport
 from agent.delivery.pipeline import Pipeline
+from agent.delivery.transport import Kind, Verdict
 from agent.http.server import Request, Response
 from tests.support import virtual_time
 from tests.support.accounts import ledger
@@ -222,10 +223,100 @@ def test_a_hung_disk_is_unhealthy_and_the_status_says_so(backend: str) -> None:
             control = Control({"default": pipeline}, [], host.wall_clock)
             host.gate.close()
             assert (await control.handle(Request("GET", "/healthz", {}, {}))).status == 503
+            ready = json.loads((await control.handle(Request("GET", "/readyz", {}, {}))).body)
+            assert ready["problems"] == [
+                {"destination": "default", "kind": "storage", "message": "the disk does not answer"}
+            ]
             status = json.loads((await control.handle(Request("GET", "/status", {}, {}))).body)
             assert status["destinations"]["default"]["storage_error"] == "the disk does not answer"
             host.gate.open()
             assert (await control.handle(Request("GET", "/healthz", {}, {}))).status == 200
+            tasks.cancel_scope.cancel()
+
+    virtual_time.run(backend, main)
+
+
+Make = Callable[[Host, Pipeline], Awaitable[None]]
+
+
+async def nothing(host: Host, pipeline: Pipeline) -> None:
+    pass
+
+
+async def an_hours_wait(host: Host, pipeline: Pipeline) -> None:
+    fake_of(host).rule = lambda *_: Verdict(Kind.TRANSIENT, "429", 429, retry_after=3600.0)
+    await submit(pipeline, ["a"]).wait()
+    await anyio.sleep(3)
+
+
+async def outage(host: Host, pipeline: Pipeline) -> None:
+    fake_of(host).rule = lambda *_: Verdict(Kind.TRANSIENT, "503 Service Unavailable", 503)
+    await submit(pipeline, ["a"]).wait()
+    await anyio.sleep(30)
+    assert (await pipeline.status()).state == "backing_off"
+
+
+async def long_outage(host: Host, pipeline: Pipeline) -> None:
+    await outage(host, pipeline)
+    await anyio.sleep(40)
+
+
+async def blocked_account(host: Host, pipeline: Pipeline) -> None:
+    fake_of(host).rule = lambda *_: Verdict(Kind.BLOCKED, "402 Payment Required", 402)
+    await submit(pipeline, ["a"]).wait()
+    await anyio.sleep(3)
+
+
+async def operators_pause(host: Host, pipeline: Pipeline) -> None:
+    pipeline.pause()
+
+
+async def broken_disk(host: Host, pipeline: Pipeline) -> None:
+    host.fs.errors = failing("pwrite", errno.EIO)
+
+
+async def broken_disk_and_pause(host: Host, pipeline: Pipeline) -> None:
+    await operators_pause(host, pipeline)
+    await broken_disk(host, pipeline)
+
+
+def fake_of(host: Host) -> FakeTransport:
+    assert isinstance(host.transport, FakeTransport)
+    return host.transport
+
+
+@pytest.mark.parametrize(
+    ("make", "problems"),
+    [
+        (nothing, []),
+        (outage, []),
+        (long_outage, [("backing_off", "503 Service Unavailable")]),
+        (an_hours_wait, [("backing_off", "429")]),
+        (blocked_account, [("paused", "blocked: 402 Payment Required")]),
+        (operators_pause, [("paused", "operator: paused by an operator")]),
+        (broken_disk, [("storage", "Input/output error")]),
+        (broken_disk_and_pause, [("storage", "Input/output error"), ("paused", "operator: paused by an operator")]),
+    ],
+)
+@pytest.mark.parametrize("backend", virtual_time.NAMES)
+def test_ready_means_that_events_can_be_delivered_now(
+    backend: str, make: Make, problems: list[tuple[str, str]]
+) -> None:
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            host = Host(tasks)
+            pipeline = host.start()
+            await pipeline.commit_once()
+            control = Control({"default": pipeline}, [], host.wall_clock)
+            await make(host, pipeline)
+            response = await control.handle(Request("GET", "/readyz", {}, {}))
+            answer = json.loads(response.body)
+            assert response.status == (503 if problems else 200)
+            assert answer["ready"] is not bool(problems)
+            assert [each["kind"] for each in answer["problems"]] == [kind for kind, _ in problems]
+            for each, (_, message) in zip(answer["problems"], problems, strict=True):
+                assert each["destination"] == "default"
+                assert message in each["message"]
             tasks.cancel_scope.cancel()
 
     virtual_time.run(backend, main)

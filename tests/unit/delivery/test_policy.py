@@ -55,7 +55,7 @@ SUCCESS: dict[str, Any] = {
     "failures": 0,
     "last_failure": "",
 }
-FAILURE: dict[str, Any] = {"failures": 1, "retry_at": NOW + 0.5, "slots": 1}
+FAILURE: dict[str, Any] = {"failures": 1, "failing_since": NOW, "retry_at": NOW + 0.5, "slots": 1}
 FOURTH_FAILURE: dict[str, Any] = {"failures": 4, "retry_at": NOW + 4, "slots": 1}
 REACHED: dict[str, Any] = {"failures": 0, "retry_at": NEVER, "last_failure": ""}
 PAUSE: dict[str, Any] = {"probes": 3, "slots": 1, "failures": 0}
