@@ -48,17 +48,19 @@ _text: Final = str.__str__
 
 def _quote(value: str) -> str:
     text = _text(value)
+    if not text:
+        raise ValueError("empty")
     if text.isprintable() and '"' not in text and "\\" not in text:
         return f'"{text}"'
     return f'"{text.translate(_ESCAPES)}"'
 
 
 def _number(value: object) -> str:
-    if type(value) is not bool and _is_a(value, int) and -(2**63) <= int.__int__(value) < 2**63:
+    if type(value) is not bool and _is_a(value, int) and 0 <= int.__int__(value) < 2**63:
         return int.__repr__(value)
-    if _is_a(value, float) and abs(float.__float__(value)) < _INFINITY:
+    if _is_a(value, float) and 0 <= float.__float__(value) < _INFINITY:
         return float.__repr__(value)
-    raise ValueError("not a number that JSON and the daemon know")
+    raise ValueError("not a number that JSON and the daemon know, or negative")
 
 
 def _is_a(value: object, kind: type[Kind]) -> TypeGuard[Kind]:

@@ -30,7 +30,7 @@ TURNS = 2000
 
 def line(name: str = "h", padding: int = 0) -> bytes:
     """Return an event as a line; its hash is the name, its session `padding` long."""
-    event = {"sessionId": "s" * padding, "source": "LOCAL", "event": "HIT", "hash": name, "duration": 7}
+    event = {"sessionId": "s" * (padding + 1), "source": "LOCAL", "event": "HIT", "hash": name, "duration": 7}
     return json.dumps(event, separators=(",", ":")).encode() + b"\n"
 
 

@@ -39,13 +39,13 @@ leaves = (
 any_json = st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(keys, inner), max_leaves=20)
 valid_events = st.fixed_dictionaries(
     {
-        "sessionId": st.text(),
+        "sessionId": st.text(min_size=1),
         "source": st.sampled_from(["LOCAL", "REMOTE"]),
         "event": st.sampled_from(["HIT", "MISS"]),
-        "hash": st.text(),
+        "hash": st.text(min_size=1),
     },
     optional={
-        "duration": st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False),
+        "duration": st.integers(0, 2**63 - 1) | st.floats(min_value=0, allow_nan=False, allow_infinity=False),
     },
 )
 contexts = st.fixed_dictionaries(

@@ -1,6 +1,7 @@
 """What the client decides without a socket: which CI, which path, and what is no event."""
 
 import enum
+import json
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from agent.client import CI_VENDORS, DETECT, EventClient, detect_ci, detect_interactive, find_socket
+from agent.events import Session, decode_lines
 
 ROOT = Path(__file__).parents[3]
 VENDORS = ROOT / "tests/data/ci-vendors.txt"
@@ -117,7 +119,7 @@ GOOD: dict[str, Any] = {"event": "HIT", "source": "LOCAL", "hash": "ab", "durati
 @pytest.mark.parametrize("key", ["event", "source", "hash", "session_id", "duration"])
 @pytest.mark.parametrize(
     "value",
-    [b"HIT", "\ud800", ["HIT"], {}, object(), True, float("nan"), float("-inf"), 2**63, 10**5000, 1j],
+    [b"HIT", "\ud800", ["HIT"], {}, object(), True, float("nan"), float("-inf"), -7, 2**63, 10**5000, 1j],
     ids=lambda value: type(value).__name__,
 )
 def test_a_value_that_the_api_does_not_allow_is_counted_and_never_raised(key: str, value: Any) -> None:
@@ -125,6 +127,27 @@ def test_a_value_that_the_api_does_not_allow_is_counted_and_never_raised(key: st
     assert not client.emit(**{**GOOD, key: value})
     assert client.emit_many([{**GOOD, key: value}]) == 0  # type: ignore[typeddict-item]  # what a wrong caller does
     assert client.unsent_by_reason == {"invalid": 2}
+
+
+TEXTS = ["", " ", "ab", "\0", '"', "\\", "é", "\u2028", "HIT", "LOCAL"]
+NUMBERS = [0, -0.0, 1, 0.5, 5e-324, 1e300, 2**63 - 1, -1, -7, -0.5, -(2**63), 2**63]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, text) for key in ("sessionId", "source", "event", "hash") for text in TEXTS),
+        *(("duration", number) for number in NUMBERS),
+    ],
+)
+def test_the_client_and_the_daemon_refuse_the_same_values(key: str, value: Any) -> None:
+    event: dict[str, Any] = {"sessionId": "s", "source": "LOCAL", "event": "HIT", "hash": "h", "duration": 1} | {
+        key: value
+    }
+    refused = bool(decode_lines(json.dumps(event).encode() + b"\n", Session()).rejects)
+    client = EventClient(NOWHERE)
+    client.emit(event["event"], event["source"], event["hash"], event["sessionId"], event["duration"])
+    assert client.unsent_by_reason == {"invalid" if refused else "absent": 1}
 
 
 @pytest.mark.parametrize("key", ["event", "source", "hash", "session_id", "duration"])
