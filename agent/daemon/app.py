@@ -50,6 +50,7 @@ async def _run(load: Callable[[], Config], environ: Mapping[str, str], parent: i
             await tasks.start(signals.watch, reloader.reload)
             tasks.start_soon(signals.watch_parent)
             tasks.start_soon(reloader.watch_tokens)
+            tasks.start_soon(logging.report_held_back)
             tasks.start_soon(notifier.feed_watchdog, [each.commit_once for each in parts.pipelines.values()])
             for service in parts.services:
                 service.start(tasks)
@@ -68,6 +69,7 @@ async def _run(load: Callable[[], Config], environ: Mapping[str, str], parent: i
             with signals.patience:
                 await _drain(parts.deliveries, deadline - anyio.current_time())
             tasks.cancel_scope.cancel()
+    logging.say_held_back()
     log.info("stopped", ledger=msgspec.to_builtins(add(each.ledger() for each in parts.pipelines.values())))
 
 

@@ -6,7 +6,14 @@ import logging
 import sys
 from typing import Literal, TextIO, cast
 
+import anyio
 import structlog
+
+from agent.throttle import held_back
+
+# What was held back is said so many seconds later at the latest, and looked for so often.
+REPORT_SECONDS = 60.0
+LOOK_SECONDS = 5.0
 
 
 class _StandardError(io.TextIOBase):
@@ -45,3 +52,17 @@ def configure(level: str, form: Literal["console", "json"]) -> None:
         logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _StandardError())),
         cache_logger_on_first_use=False,
     )
+
+
+async def report_held_back() -> None:
+    """Say regularly how many lines were held back, until cancelled."""
+    while True:
+        await anyio.sleep(LOOK_SECONDS)
+        say_held_back(REPORT_SECONDS - LOOK_SECONDS)
+
+
+def say_held_back(seconds: float = 0.0) -> None:
+    """Say how many lines were held back, and not said since, for at least so many seconds."""
+    for each in held_back(anyio.current_time(), seconds):
+        facts = {"of": each.event, "lines": each.lines, "about": each.about, "most": each.most}
+        structlog.get_logger("agent.daemon").warning("log_lines_held_back", **facts)

@@ -154,10 +154,11 @@ class HttpListener:
 
     def _log_refusal(self, refusal: RefusedError) -> None:
         """Log once in a while what is refused: build tools do not tell their users."""
-        held_back = self._throttle.allow(str(refusal.response.status), anyio.current_time())
+        status = refusal.response.status
+        held_back = self._throttle.allow("request_refused", anyio.current_time(), status=status)
         if held_back is not None:
             reason = str(refusal)[:MAX_REASON_CHARACTERS]
-            self._log.warning("request_refused", status=refusal.response.status, reason=reason, suppressed=held_back)
+            self._log.warning("request_refused", status=status, reason=reason, suppressed=held_back)
 
     def _check_team(self, head: Head) -> None:
         for name, ours, key in (("teamId", self._policy.team_id, "team_id"), ("slug", self._policy.slug, "slug")):

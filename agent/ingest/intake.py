@@ -136,7 +136,8 @@ class Intake:
         client.rejected += len(rejects)
         for line, reason in rejects[: NAMED_REJECTS - len(client.errors)]:
             client.errors.append(Reject(first + line, reason[:MAX_REASON_CHARACTERS]))
-        held_back = self._throttle.allow("rejected", anyio.current_time())
+        sender = {"uid": client.peer.uid, "pid": client.peer.pid}
+        held_back = self._throttle.allow("lines_rejected", anyio.current_time(), **sender)
         if held_back is not None:
-            facts = {"lines": len(rejects), "uid": client.peer.uid, "pid": client.peer.pid, "suppressed": held_back}
+            facts = {"lines": len(rejects), **sender, "suppressed": held_back}
             self._log.warning("lines_rejected", reason=rejects[0].reason[:MAX_REASON_CHARACTERS], **facts)

@@ -79,6 +79,36 @@ def test_the_token_is_nowhere_to_be_read(tmp_path: Path, api_server: ApiServer) 
         assert [name for name, content in said.items() if SECRET.encode() in content] == []
 
 
+def test_the_first_bad_line_of_each_sender_is_logged_and_what_was_held_back_is_said_at_the_end(tmp_path: Path) -> None:
+    with Daemon(tmp_path / "d", NOWHERE, {"log": {"format": "json"}}) as daemon:
+        senders = [send_bad_lines(daemon, 3) for _ in range(2)]
+        assert daemon.terminate() == 0
+        first = [each["pid"] for each in logged(daemon) if each["event"] == "lines_rejected"]
+        assert first == senders
+        [said] = [each for each in logged(daemon) if each["event"] == "log_lines_held_back"]
+        assert (said["of"], said["lines"], said["about"]) == ("lines_rejected", 4, 2)
+        assert said["most"]["pid"] in senders
+        assert logged(daemon)[-1]["event"] == "stopped"
+
+
+BAD_LINES = """
+import socket, sys
+client = socket.socket(socket.AF_UNIX)
+client.connect(sys.argv[1])
+client.sendall(b'{"context":{"ack":"durable"}}\\n')
+for _ in range(int(sys.argv[2])):
+    client.sendall(b"bad\\n")
+    client.recv(1000)
+"""
+
+
+def send_bad_lines(daemon: Daemon, count: int) -> int:
+    """Send bad lines, one after the other, from a process of its own; return its pid."""
+    with subprocess.Popen([sys.executable, "-c", BAD_LINES, str(daemon.stream), str(count)]) as sender:
+        assert sender.wait(20) == 0
+        return sender.pid
+
+
 def test_a_token_file_that_others_can_read_is_a_warning_at_the_start_and_at_each_reload(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path / "d", NOWHERE, {"log": {"format": "json"}})
     daemon.token_file.chmod(0o644)

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-from agent.throttle import Throttle
+from agent.throttle import MAX_KEYS, HeldBack, Throttle, held_back
 from tests.support.waiting import HUNG_AFTER
 
 PROGRAM = """
@@ -37,6 +37,40 @@ def test_a_throttle_lets_one_line_through_each_interval_and_counts_the_rest() ->
     throttle = Throttle(10.0)
     assert [throttle.allow("a", now) for now in (0.0, 1.0, 9.9, 10.0, 10.1, 25.0)] == [0, None, None, 2, None, 1]
     assert throttle.allow("b", 0.0) == 0
+
+
+def test_the_first_line_about_each_sender_is_let_through_but_only_so_many_of_all_together() -> None:
+    throttle = Throttle(10.0, burst=3)
+    assert [throttle.allow("a", 0.0, uid=uid) for uid in (1, 1, 2, 3, 4, 5)] == [0, None, 0, 0, None, None]
+    assert [throttle.allow("a", 10.0, uid=uid) for uid in (1, 4, 6, 7)] == [1, 1, 0, None]
+
+
+def test_what_was_held_back_is_given_once_in_numbers_with_the_loudest_sender() -> None:
+    throttle = Throttle(10.0)
+    for _ in range(3):
+        throttle.allow("a", 0.0, uid=1)
+    for now in (0.0, 1.0, 2.0, 3.0):
+        throttle.allow("a", now, uid=2)
+    throttle.allow("b", 0.0)
+    assert held_back(59.0, 60.0) == []
+    assert held_back(60.5, 60.0) == [HeldBack("a", 2, 1, {"uid": 1}, 2)]
+    assert throttle.allow("a", 60.5, uid=2) == 3
+    throttle.allow("a", 60.5, uid=2)
+    throttle.allow("a", 60.5, uid=1)
+    throttle.allow("a", 60.5, uid=1)
+    assert held_back(60.5) == [HeldBack("a", 2, 2, {"uid": 1}, 1)]
+    assert held_back(1000.0) == []
+
+
+def test_however_many_senders_there_are_little_is_remembered_and_every_line_counted() -> None:
+    throttle = Throttle(10.0, burst=1)
+    for uid in range(3 * MAX_KEYS):
+        throttle.allow("a", 0.0, uid=uid)
+    [found] = held_back(0.0)
+    assert (found.event, found.lines, found.about) == ("a", 3 * MAX_KEYS - 1, MAX_KEYS)
+    assert (found.most, found.lines_of_most) == ({}, 2 * MAX_KEYS)
+    assert [throttle.allow("a", 20.0, uid=uid) for uid in (-1, -2)] == [0, None]
+    assert held_back(20.0) == [HeldBack("a", 1, 1, {"uid": -2}, 1)]
 
 
 def test_what_others_wrote_cannot_command_the_terminal_of_who_reads_the_log() -> None:
