@@ -46,6 +46,8 @@ Exit codes:
     6  a socket cannot be opened
     7  the queue directory cannot be read or written
     8  events were dead-lettered or dropped
+    9  delivery is paused (status --check)
+   10  delivery has been backing off for more than a minute, or is going to (status --check)
    78  the configuration or the token is wrong
   130  interrupted (Ctrl-C)
   141  broken pipe: the program that read the output has ended

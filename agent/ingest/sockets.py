@@ -56,7 +56,8 @@ def bind(path: Path, kind: socket.SocketKind, *, mode: int, group: str | None = 
     try:
         path.parent.mkdir(mode=0o755, exist_ok=True)
         with _locked(path) as directory:
-            _refuse_shared(path.parent, os.fstat(directory).st_mode)
+            if problem := _shared(path.parent, os.fstat(directory).st_mode):
+                raise ListenError(problem)
             _remove_stale(path, kind, directory)
             return _bind(path, kind, mode, group, directory)
     except OSError as error:
@@ -64,6 +65,14 @@ def bind(path: Path, kind: socket.SocketKind, *, mode: int, group: str | None = 
         if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
             reason += ": make its directory writable for this user, or choose another path"
         raise ListenError(reason) from error
+
+
+def shared_directory(directory: Path) -> str | None:
+    """Say why `bind` refuses a directory in which other users may replace what this one puts there; None if they cannot."""
+    try:
+        return _shared(directory, directory.stat().st_mode)
+    except OSError:
+        return None
 
 
 def bind_tcp(address: str, *, listening: bool = True) -> BoundSocket:
@@ -177,11 +186,11 @@ def _try_lock(name: str, directory: int) -> int | None:
         return fd
 
 
-def _refuse_shared(directory: Path, mode: int) -> None:
-    """Raise ListenError if other users may replace what this one puts into `directory`."""
+def _shared(directory: Path, mode: int) -> str | None:
     if mode & 0o022 and not mode & stat.S_ISVTX:
         advice = f"chmod go-w {directory}, or choose another one"
-        raise ListenError(f"{directory}: others can write there, and could take a socket's place: {advice}")
+        return f"{directory}: others can write there, and could take a socket's place: {advice}"
+    return None
 
 
 def _remove_stale(path: Path, kind: socket.SocketKind, directory: int) -> None:

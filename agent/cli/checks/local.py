@@ -24,11 +24,12 @@ _BOUND_SOCKETS = Path("/proc/net/unix")
 
 
 class CheckResult(NamedTuple):
-    """What a check found; a problem's message says what to do."""
+    """What a check found; the message of a problem, or of a `warning`, with which all works, says what to do."""
 
     check: str
     ok: bool
     message: str
+    warning: bool = False
 
 
 def examine(path: Path | None, environ: Mapping[str, str], *, online: bool) -> Iterator[CheckResult]:
@@ -44,6 +45,8 @@ def examine(path: Path | None, environ: Mapping[str, str], *, online: bool) -> I
     )
     yield _token(settings, environ)
     yield from _clients_token(settings, environ)
+    for exposed in config.exposed_token_files(settings, environ):
+        yield CheckResult("token file", True, f"{exposed}: every user can read it: chmod o-r", warning=True)
     daemon = _daemon(settings.listen.control)
     yield daemon
     yield from _sockets(settings, daemon)
@@ -112,6 +115,7 @@ def _sockets(settings: Config, daemon: CheckResult) -> Iterator[CheckResult]:
             yield CheckResult(f"{role} socket", True, "turned off")
         else:
             problem = _socket_problem(path) or _directory_problem(path.parent, path.parent.parent, key)
+            problem = problem or sockets.shared_directory(path.parent)
             running = daemon.message.startswith("running")
             yield CheckResult(f"{role} socket", problem is None, problem or _socket_state(path, bound, running=running))
     if settings.http.listen is not None:

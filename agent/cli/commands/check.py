@@ -22,8 +22,8 @@ def check(path: Path | None, online: bool, as_json: bool) -> int:
     """Check the configuration, the token, the sockets and the queue directory.
 
     It prints one line for each check, with what to do about a problem. It creates nothing and does not disturb a running daemon.
-    Permissions are checked for the user who runs it: run it as the daemon's user. Exit code 0: everything is in order; 1: there
-    are problems.
+    Permissions are checked for the user who runs it: run it as the daemon's user. Exit code 0: everything is in order, but for
+    warnings; 1: there are problems.
 
     --online asks GET /v8/artifacts/status. The answer "enabled" shows that the server is there and that the account is not
     blocked. It does not prove that the token is right: some servers give this answer to everybody.
@@ -37,12 +37,18 @@ def check(path: Path | None, online: bool, as_json: bool) -> int:
             say(_line(finding))
     ok = all(finding.ok for finding in findings)
     if as_json:
-        say(json.dumps({"ok": ok, "checks": [finding._asdict() for finding in findings]}))
+        say(json.dumps({"ok": ok, "checks": [_facts(finding) for finding in findings]}))
     return 0 if ok else 1
 
 
+def _facts(finding: "CheckResult") -> dict[str, object]:
+    return {name: value for name, value in finding._asdict().items() if name != "warning" or value}
+
+
 def _line(finding: "CheckResult") -> str:
-    word = "ok     " if finding.ok else "problem"
+    word, colour = ("ok     ", "green") if finding.ok else ("problem", "red")
+    if finding.ok and finding.warning:
+        word, colour = "warning", "yellow"
     if has_colours():
-        word = click.style(word, fg="green" if finding.ok else "red")
+        word = click.style(word, fg=colour)
     return f"{word}  {finding.check}: {finding.message}"

@@ -111,6 +111,25 @@ def test_status_in_a_pipe_neither_wraps_lines_nor_pads_them(daemon: Daemon, api_
     assert [line for line in done.stdout.splitlines() if line != line.rstrip()] == []
 
 
+def test_status_check_has_an_exit_code_for_each_thing_that_keeps_events_from_being_delivered(
+    daemon: Daemon, api_server: ApiServer
+) -> None:
+    ready = run_command("status", "--check", "--config", daemon.config)
+    assert (ready.returncode, ready.stdout, ready.stderr) == (0, "ready\n", "")
+    api_server.default = error(429, "rate_limited", "slowly", {"Retry-After": "3600"})
+    daemon.send_lines(lines(1))
+    daemon.wait_status(lambda status: delivery_of(status)[0] == "backing_off")
+    waits = run_command("status", "--check", "--config", daemon.config)
+    assert waits.returncode == 10
+    assert waits.stdout.startswith("default: backing_off: 429 ")
+    assert run_command("pause", "--config", daemon.config).returncode == 0
+    paused = run_command("status", "--check", "--json", "--config", daemon.config)
+    problem = {"destination": "default", "kind": "paused", "message": "operator: paused by an operator"}
+    assert (paused.returncode, json.loads(paused.stdout)) == (9, {"ready": False, "problems": [problem]})
+    daemon.kill()
+    assert run_command("status", "--check", "--config", daemon.config).returncode == 4
+
+
 # flush
 
 

@@ -156,6 +156,22 @@ def test_a_check_of_a_wrong_configuration_names_each_mistake(tmp_path: Path) -> 
     assert [(each["check"], each["ok"]) for each in report["checks"]] == [("configuration", False)] * 2
 
 
+def test_a_check_warns_of_a_token_that_others_can_read_and_names_a_directory_that_others_can_write_to(
+    tmp_path: Path,
+) -> None:
+    daemon = Daemon(tmp_path / "d", NOWHERE)
+    daemon.token_file.chmod(0o644)
+    done = run_command("check", "--config", daemon.config)
+    assert done.returncode == 0
+    assert f"warning  token file: {daemon.token_file}: every user can read it: chmod o-r\n" in done.stdout
+    daemon.token_file.chmod(0o600)
+    daemon.directory.chmod(0o777)
+    done = run_command("check", "--config", daemon.config)
+    assert done.returncode == 1
+    assert "warning" not in done.stdout
+    assert f"problem  stream socket: {daemon.directory}: others can write there" in done.stdout
+
+
 def test_a_check_says_what_is_missing_turned_off_or_does_not_answer(tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     group = grp.getgrgid(os.getegid()).gr_name

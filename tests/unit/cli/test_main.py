@@ -63,7 +63,7 @@ def agent_errors(root: type[AgentError] = AgentError) -> set[type[AgentError]]:
 def test_the_help_documents_every_exit_code() -> None:
     epilog = cli.epilog or ""
     documented = {int(words[0]) for line in epilog.splitlines() if (words := line.split()) and words[0].isdigit()}
-    assert documented == {0, 2, 130, 141} | {error.exit_code for error in agent_errors()}
+    assert documented == {0, 2, 9, 10, 130, 141} | {error.exit_code for error in agent_errors()}
 
 
 def test_the_longest_deadline_is_the_control_sockets() -> None:
