@@ -96,7 +96,8 @@ class Adoption:
             under_way.append(OpenSpool(directory, "settled", None, EMPTY_LEDGER if is_counted else mark.ledger))
         left = tuple((path, reason) for path, reason in sorted(self._left.items()) if reason != IN_USE)
         total = add(line.ledger for line in counted.values())
-        return AdoptionReport(tuple(sorted(under_way)), len(counted), total, left)
+        finished = sum(line.spools for line in counted.values())
+        return AdoptionReport(tuple(sorted(under_way)), finished, total, left)
 
     # Commands
 

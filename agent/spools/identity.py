@@ -36,7 +36,9 @@ _ADOPTED = "adopted.ndjson"
 _BELOW = ("segments", "quarantine", "dead-letters", "dead-letters/quarantine")
 _PARTS = (Path(), Path(DESTINATION), *(Path(DESTINATION, name) for name in _BELOW))  # each after the one that it is in
 _FILES = frozenset(map(Path, [LOCK, LOG, _IDENTITY, _SETTLED, _ADOPTED, "default/cursor"]))
-_MAX_BYTES = 64 * 1024 * 1024
+_MAX_JSON_BYTES = 64 * 1024
+_MAX_LIST_BYTES = 64 * 1024 * 1024
+MAX_LINES = 4000  # from here on the older half of an agent's list is folded into one line
 EMPTY_LEDGER = Ledger(0, 0, 0, {}, 0)
 
 
@@ -67,12 +69,13 @@ class Settled(msgspec.Struct, frozen=True):
     ledger: Ledger
 
 
-class Adopted(msgspec.Struct, frozen=True):
-    """A line of `adopted.ndjson`: a spool that was adopted, and its final ledger."""
+class Adopted(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A line of `adopted.ndjson`: a spool that was adopted, and its final ledger; or the sum of several `spools`."""
 
     id: str
     directory: str
     ledger: Ledger
+    spools: int = 1
 
 
 def add(ledgers: Iterable[Ledger]) -> Ledger:
@@ -148,24 +151,67 @@ class AdoptedList:
         return spool_id in self.lines
 
     def record(self, lines: Mapping[str, Adopted]) -> None:
-        """Write these lines to the list, durably; of the same spool the later one counts. Raises StorageError."""
+        """Write these lines to the list, durably; of the same spool the later one counts. Raises StorageError or OSError."""
         new = {**self.lines}
         for spool_id, line in lines.items():
             if spool_id not in new or new[spool_id].ledger.accepted < line.ledger.accepted:
                 new[spool_id] = line
-        if new != self.lines:
-            _write(self._fs, self._path, b"".join(msgspec.json.encode(line) + b"\n" for line in new.values()))
-            self.lines = new
+        if new == self.lines:
+            return
+        if len(new) > MAX_LINES:
+            new = self._fold(new)
+        text = b"".join(msgspec.json.encode(line) + b"\n" for line in new.values())
+        if len(text) > _MAX_LIST_BYTES:  # it could not be read again
+            raise StorageError(
+                f"{self._path}: would be longer than {_MAX_LIST_BYTES:,} bytes: remove spools that are done"
+            )
+        _write(self._fs, self._path, text)
+        self.lines = new
+
+    def _fold(self, lines: Mapping[str, Adopted]) -> dict[str, Adopted]:
+        """Return the list with the older half as one line, but for what a spool that is still there may be compared with.
+
+        An agent whose own spool has been counted by another one folds nothing: that one has its lines one by one.
+        """
+        home = self._path.parent
+        identity = read_identity(self._fs, home)
+        if identity is None or _SETTLED in self._fs.names(home):
+            return {**lines}
+        name = f"folded-{identity.id}"
+        needed = _named_beside(self._fs, lines, identity.id)
+        old = [line for line in [*lines.values()][: len(lines) // 2] if line.id not in needed or line.id == name]
+        total = Adopted(name, "", add(line.ledger for line in old), sum(line.spools for line in old))
+        gone = {line.id for line in old}
+        return {name: total} | {each: line for each, line in lines.items() if each not in gone}
 
 
 def read_adopted(fs: Filesystem, directory: Path) -> dict[str, Adopted]:
     """Return what a spool's agent has adopted itself, by id. Raises StorageError."""
     lines = {}
-    for text in (_read(fs, directory / _ADOPTED) or b"").splitlines():
+    for text in (_read(fs, directory / _ADOPTED, _MAX_LIST_BYTES) or b"").splitlines():
         with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
             line = msgspec.json.decode(text, type=Adopted)
             lines[line.id] = line
     return lines
+
+
+def _named_beside(fs: Filesystem, lines: Mapping[str, Adopted], own: str) -> set[str]:
+    """Return the ids that spools name which are where those of the lines were: their own, who counts them, what they adopted."""
+    found: set[str] = set()
+    for parent in {Path(line.directory).parent for line in lines.values() if line.directory}:
+        with contextlib.suppress(FileNotFoundError):
+            for directory in [parent / name for name in fs.names(parent)]:
+                with contextlib.suppress(OSError, StorageError):  # nobody can adopt it
+                    found |= _names_of(fs, directory, own)
+    return found
+
+
+def _names_of(fs: Filesystem, directory: Path, own: str) -> set[str]:
+    identity, mark = read_identity(fs, directory), _read_json(fs, directory / _SETTLED, Settled)
+    if identity is not None and identity.id == own:
+        return set()
+    ids = {identity.id} if identity is not None else set()
+    return ids | ({mark.id, mark.by} if mark is not None else set()) | read_adopted(fs, directory).keys()
 
 
 # The end
@@ -241,7 +287,7 @@ def _empty(fs: Filesystem, directory: Path, but: Collection[str]) -> None:
 
 
 def _read_json(fs: Filesystem, path: Path, kind: type[T]) -> T | None:
-    data = _read(fs, path)
+    data = _read(fs, path, _MAX_JSON_BYTES)
     try:
         return None if data is None else msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -252,11 +298,13 @@ def _write_json(fs: Filesystem, path: Path, value: object) -> None:
     _write(fs, path, msgspec.json.encode(value) + b"\n")
 
 
-def _read(fs: Filesystem, path: Path) -> bytes | None:
+def _read(fs: Filesystem, path: Path, limit: int) -> bytes | None:
     try:
         file = fs.open(path)
         try:
-            return file.pread(_MAX_BYTES, 0)
+            if file.size() > limit:
+                raise StorageError(f"{path}: is longer than {limit:,} bytes: no agent has written it")
+            return file.pread(limit, 0)
         finally:
             file.close()
     except FileNotFoundError:

@@ -12,7 +12,7 @@ from agent.cli.views.output import say
 from agent.cli.views.words import amount
 from agent.errors import AgentError
 from agent.queue.atomic import Replacement
-from agent.queue.filesystem import UNFINISHED, File, Filesystem, OsFilesystem
+from agent.queue.filesystem import UNFINISHED, File, Filesystem, OsFilesystem, is_file
 
 if TYPE_CHECKING:
     from agent.events import Event
@@ -128,7 +128,7 @@ class Export:
     """A file that gets its name when it is whole. For `with`: leaving it with an error leaves nothing behind."""
 
     def __init__(self, fs: Filesystem, target: Path, *, force: bool) -> None:
-        """Raises AgentError if there is such a file already, unless `force`, or if none can be made there."""
+        """Raises AgentError if there is such a file already, unless `force`, or something else, or if none can be made there."""
         self._fs = fs
         self._target = target
         self._force = force
@@ -156,8 +156,14 @@ class Export:
         self._replacement.discard()  # which leaves it alone once it has its name
 
     def _refuse_to_overwrite(self) -> None:
-        if not self._force and self._target.name in self._names():
+        if self._target.name not in self._names():
+            return
+        if not self._force:
             raise AgentError(f"{self._target}: already exists: choose another name, or add --force to replace it")
+        if not is_file(self._fs, self._target):
+            raise AgentError(
+                f"{self._target}: is not a regular file, so --force does not replace it: choose another name"
+            )
 
     def _names(self) -> list[str]:
         try:

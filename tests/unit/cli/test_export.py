@@ -2,8 +2,10 @@
 
 import copy
 import errno
+import os
 import resource
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -114,3 +116,24 @@ def test_an_export_never_takes_a_name_that_is_taken_unless_it_may() -> None:
         export_to(fs, 4, force=False)
     assert fs.paths() == [TARGET]
     assert fs.read_bytes(TARGET).count(b'"hash"') == 3
+
+
+def make_link(path: Path) -> None:
+    (path.parent / "elsewhere").write_text("precious")
+    path.symlink_to("elsewhere")
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(path))
+
+
+@pytest.mark.parametrize("make", [make_link, make_socket, os.mkfifo, Path.mkdir])
+def test_only_a_regular_file_is_replaced(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    target = tmp_path / "copy.ndjson"
+    make(target)
+    before = target.lstat()
+    with pytest.raises(AgentError, match="is not a regular file, so --force does not replace it"):
+        export(target, 1)
+    assert target.lstat() == before
+    assert not [path for path in tmp_path.iterdir() if path.suffix == ".new"]
