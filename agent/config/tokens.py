@@ -48,11 +48,11 @@ def _usable(secret: SecretStr, source: Path | str) -> SecretStr:
 
 
 def read_http_token(config: Config, environ: Mapping[str, str]) -> SecretStr | None:
-    """What clients have to send over TCP: the token in http.token_file, or else the API's; None where nobody listens.
+    """What clients are to send: the token in http.token_file, or else the API's; None where neither front nor port is.
 
     Raises ConfigError as `read_token` does, and where there is none.
     """
-    if config.http.listen is None:
+    if config.http.listen is None and not (config.front.enabled and config.http.token_file):
         return None
     if config.http.token_file is None:
         if (token := read_token(config, environ)) is None:

@@ -17,7 +17,8 @@ from agent.spools.adoption import MAX_OPEN, AdoptionPolicy
 def access_policy(settings: Settings) -> AccessPolicy:
     """Return who may send events over HTTP."""
     api = settings.config.api
-    return AccessPolicy(settings.clients_token, api.team_id, api.slug)
+    api_token = settings.token if settings.config.front.enabled else None
+    return AccessPolicy(settings.clients_token, api.team_id, api.slug, api_token)
 
 
 def delivery_config(settings: Settings, runtime: Runtime) -> DeliveryConfig:

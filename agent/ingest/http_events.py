@@ -5,7 +5,7 @@ import re
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anyio
 import msgspec
@@ -42,11 +42,45 @@ Forward = Callable[[Exchange], Awaitable[None]]
 
 @dataclass(frozen=True)
 class AccessPolicy:
-    """Who may send, and for which team: what can change while the sockets stay open. Where `token` is None nobody may use TCP."""
+    """Who may send, and for which team: what can change while the sockets stay open. Without a token nobody may use TCP.
+
+    `token` is what clients are given. `api_token` is the agent's own, where other requests are passed on: who has that may use
+    it here, too, and the API gets it in the place of `token`.
+    """
 
     token: SecretStr | None = None
     team_id: str | None = None
     slug: str | None = None
+    api_token: SecretStr | None = None
+
+    def admits(self, authorization: str) -> bool:
+        """Tell whether the value of this header has one of the tokens."""
+        return _is_bearer(authorization, self.token) or _is_bearer(authorization, self.api_token)
+
+    def for_api(self, head: Head) -> Head:
+        """Return a request's head as the API is to get it. Raises RefusedError if there is no token for the API."""
+        headers = [
+            (name, self._authorization_for_api(value) if name.lower() == b"authorization" else value)
+            for name, value in head.raw_headers
+        ]
+        return replace(head, raw_headers=headers)
+
+    def _authorization_for_api(self, value: bytes) -> bytes:
+        own = self.api_token
+        given = value.decode("latin-1")
+        if not _is_bearer(given, self.token) or _is_bearer(given, own):
+            return value
+        if own is None:
+            message = "The agent has no token for the API, and its clients' is none: set api.token_file"
+            raise RefusedError(401, "unauthorized", message)
+        return b"Bearer " + own.get_secret_value().encode()
+
+
+def _is_bearer(authorization: str, token: SecretStr | None) -> bool:
+    given = _bearer(authorization)
+    if given is None or token is None:
+        return False
+    return hmac.compare_digest(given[1].encode(), token.get_secret_value().encode())
 
 
 class RefusedError(Exception):
@@ -116,10 +150,7 @@ class HttpListener:
         return await exchange.answer(refusal.response)
 
     def _has_token(self, head: Head) -> bool:
-        given, token = _bearer(head.headers.get("authorization", "")), self._policy.token
-        if given is None or token is None:
-            return False
-        return hmac.compare_digest(given[1].encode(), token.get_secret_value().encode())
+        return self._policy.admits(head.headers.get("authorization", ""))
 
     async def _handle(self, exchange: Exchange) -> None:
         head = exchange.head
@@ -128,6 +159,11 @@ class HttpListener:
             self.answered[answer.status] += head.method == "POST"
             return await exchange.answer(answer)
         if self._forward is not None:
+            try:
+                exchange.head = self._policy.for_api(head)
+            except RefusedError as refusal:
+                self._log_refusal(refusal)
+                return await exchange.answer(refusal.response)
             exchange.begin_stream()
             return await self._forward(exchange)
         return await exchange.answer(_no_route(head))

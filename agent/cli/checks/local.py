@@ -77,9 +77,9 @@ def _clients_token(settings: Config, environ: Mapping[str, str]) -> Iterator[Che
     except ConfigError as error:
         yield CheckResult("clients' token", False, str(error))
     else:
-        yield CheckResult(
-            "clients' token", True, f"from {settings.http.token_file}" if settings.http.token_file else "the API's"
-        )
+        own = settings.http.token_file
+        also = ", or the API's own; the API always gets its own" if settings.front.enabled else ""
+        yield CheckResult("clients' token", True, f"from {own}{also}" if own else "the API's")
 
 
 def _daemon(control: Path) -> CheckResult:

@@ -182,7 +182,7 @@ def start(settings: Config, path: Path | None, environ: Mapping[str, str]) -> St
     spool, runtime = parent / secrets.token_hex(8), _runtime_directory(environ)
     try:
         OsFilesystem().make_directory(spool)
-        has_token = settings.http.token_file is not None or config.read_token(settings, environ) is not None
+        has_token = config.read_token(settings, environ) is not None
         return _launch(spool, runtime, path, _environment(settings, environ, spool, runtime, with_front=has_token))
     except (OSError, AgentError):
         _remove_all(runtime)

@@ -6,7 +6,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import httpx
@@ -385,6 +385,7 @@ def test_a_new_token_and_address_are_taken_over_on_reload(tmp_path: Path, upstre
         Daemon(tmp_path / "agent", other.url, {**HTTP, "http": http}) as daemon,
         closing(client_of(daemon)) as client,
     ):
+        client.headers["authorization"] = "Bearer another"
         assert client.get("/sized/1").status_code == 401
         client.headers["authorization"] = "Bearer first"
         assert client.get("/sized/1").status_code == 200
@@ -399,6 +400,50 @@ def test_a_new_token_and_address_are_taken_over_on_reload(tmp_path: Path, upstre
         eventually(daemon.stderr_text, lambda text: "reload_refused" in text)
         assert client.get("/sized/1").status_code == 200
         assert "third" not in daemon.stderr_text()
+
+
+def authorizations(upstream: Upstream) -> list[bytes]:
+    """What the API was sent as a token with what was passed on, request by request."""
+    passed_on = [seen for seen in upstream.seen if seen.method == "GET"]
+    return [value for seen in passed_on for name, value in seen.headers if name.lower() == b"authorization"]
+
+
+@contextmanager
+def with_a_token_for_clients(directory: Path, upstream: Upstream, **api: object) -> Iterator[Daemon]:
+    """A daemon whose clients are given "local" as their token, on a port and on h.sock."""
+    upstream.seen.clear()
+    (directory / "local").write_text("local")
+    http = {"listen": "127.0.0.1:0", "socket": str(directory / "h.sock"), "token_file": str(directory / "local")}
+    with Daemon(directory / "agent", upstream.url, {**HTTP, "http": http, "api": api}) as daemon:
+        yield daemon
+
+
+def test_the_api_gets_its_own_token_in_the_place_of_the_clients(tmp_path: Path, upstream: Upstream) -> None:
+    with (
+        with_a_token_for_clients(tmp_path, upstream) as daemon,
+        client_of(daemon) as on_port,
+        httpx.Client(base_url="http://agent", transport=httpx.HTTPTransport(uds=str(tmp_path / "h.sock"))) as on_socket,
+    ):
+        for client in (on_port, on_socket):
+            for given in ("Bearer local", "bearer  local", f"Bearer {TOKEN}"):
+                client.headers["authorization"] = given
+                assert client.get("/sized/1").status_code == 200
+                assert client.post("/v8/artifacts/events", json=[EVENT]).status_code == 200
+        assert authorizations(upstream) == [f"Bearer {TOKEN}".encode()] * 6
+        assert on_port.get("/sized/1", headers={"authorization": "Bearer another"}).status_code == 401
+        assert on_socket.get("/sized/1", headers={"authorization": "Bearer another"}).status_code == 200
+        assert authorizations(upstream)[6:] == [b"Bearer another"]
+
+
+def test_a_token_of_the_clients_own_never_goes_to_the_api(tmp_path: Path, upstream: Upstream) -> None:
+    with with_a_token_for_clients(tmp_path, upstream, token_file="") as daemon, client_of(daemon) as client:
+        client.headers["authorization"] = "Bearer local"
+        refused = client.get("/sized/1")
+        assert refused.status_code == 401
+        assert "The agent has no token for the API" in refused.json()["error"]["message"]
+        assert client.post("/v8/artifacts/events", json=[EVENT]).status_code == 200
+    assert not any(value == b"Bearer local" for seen in upstream.seen for _, value in seen.headers)
+    assert authorizations(upstream) == []
 
 
 def test_the_front_works_on_a_socket_without_a_port(tmp_path: Path, upstream: Upstream) -> None:
