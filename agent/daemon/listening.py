@@ -24,13 +24,14 @@ def open_sockets(settings: Config, environ: Mapping[str, str]) -> dict[str, Boun
     passed = sockets.passed_by_systemd(environ, os.getpid())
     bound = {role: BoundSocket(each, None) for role, each in passed.items()}
     try:
+        _check_passed_port(bound.get("http_tcp"), http.listen)
         if listen.stream is not None and "stream" not in bound:
             bound["stream"] = sockets.bind(listen.stream, sockets.STREAM, mode=listen.mode, group=listen.group)
         if listen.datagram is not None and "datagram" not in bound:
             bound["datagram"] = sockets.bind(listen.datagram, sockets.DATAGRAM, mode=listen.mode, group=listen.group)
         if http.socket is not None:
             bound["http"] = sockets.bind(http.socket, sockets.STREAM, mode=listen.mode, group=listen.group)
-        if http.listen is not None:
+        if http.listen is not None and "http_tcp" not in bound:
             bound["http_tcp"] = sockets.bind_tcp(http.listen)
         if "control" not in bound:
             bound["control"] = sockets.bind(listen.control, sockets.STREAM, mode=CONTROL_MODE)
@@ -39,6 +40,12 @@ def open_sockets(settings: Config, environ: Mapping[str, str]) -> dict[str, Boun
             each.release()
         raise
     return bound
+
+
+def _check_passed_port(passed: BoundSocket | None, configured: str | None) -> None:
+    if passed is not None and (address := sockets.tcp_address(passed)) != configured:
+        found = f"here it is {configured}" if configured else "here it is off"
+        raise ListenError(f"systemd passed a socket at {address}: set http.listen to the same, {found}")
 
 
 class ConnectionLimits(NamedTuple):

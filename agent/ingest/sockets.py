@@ -4,10 +4,12 @@ import contextlib
 import errno
 import fcntl
 import grp
+import ipaddress
 import os
 import socket
 import stat
 import struct
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +25,8 @@ FIRST_PASSED_FD = 3
 LOCK_SECONDS = 3.0
 LOCK_RETRY_SECONDS = 0.01
 
+_LISTENING = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+_LISTEN_STATE = "0A"
 _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid: struct ucred of unix(7)
 
 
@@ -102,8 +106,34 @@ def tcp_address(bound: BoundSocket) -> str:
     return f"[{host}]:{port}" if bound.socket.family == socket.AF_INET6 else f"{host}:{port}"
 
 
+def listening_uids(address: str) -> set[int]:
+    """Return the users whose sockets accept connections to `HOST:PORT` on this machine; empty if the system does not say.
+
+    A socket that listens at all addresses counts: it accepts them where no other one does.
+    """
+    host, _, port = address.rpartition(":")
+    ip = ipaddress.ip_address(host.strip("[]"))
+    mapped = ipaddress.ip_address(f"::ffff:{ip}") if ip.version == 4 else ip
+    any_v4, any_v6 = ipaddress.ip_address("0.0.0.0"), ipaddress.ip_address("::")  # noqa: S104 - to be found, not to be bound
+    wanted = {
+        f"{_as_in_proc(each)}:{int(port):04X}" for each in (ip, mapped, any_v6, *([any_v4] if ip.version == 4 else []))
+    }
+    found: set[int] = set()
+    for table in _LISTENING:
+        with contextlib.suppress(OSError):
+            rows = [line.split() for line in table.read_text().splitlines()[1:]]
+            found |= {int(row[7]) for row in rows if row[3] == _LISTEN_STATE and row[1] in wanted}
+    return found
+
+
+def _as_in_proc(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    """Write an address as the kernel does: words of 32 bits, each in the machine's order."""
+    words = [ip.packed[start : start + 4] for start in range(0, len(ip.packed), 4)]
+    return "".join(f"{int.from_bytes(word, sys.byteorder):08X}" for word in words)
+
+
 def passed_by_systemd(environ: Mapping[str, str], pid: int) -> dict[str, socket.socket]:
-    """Return the sockets that systemd passed, by role: "control" by its name, "stream" and "datagram" by their type.
+    """Return the sockets that systemd passed, by role: "control" by its name, "http_tcp", "stream" and "datagram" by their type.
 
     The protocol is that of sd_listen_fds(3). Raises ListenError for a descriptor that is none of them.
     """
@@ -273,10 +303,13 @@ def _adopt(fd: int, name: str) -> tuple[str, socket.socket]:
         raise ListenError(f"descriptor {fd} from systemd is no socket: {error.strerror}") from error
     os.set_inheritable(fd, False)
     passed.setblocking(False)
-    if passed.family != socket.AF_UNIX:
-        raise ListenError(f"descriptor {fd} from systemd is no Unix socket")
-    if passed.type == socket.SOCK_DGRAM:
+    is_tcp = passed.family in {socket.AF_INET, socket.AF_INET6}
+    if passed.family != socket.AF_UNIX and not is_tcp:
+        raise ListenError(f"descriptor {fd} from systemd is neither a Unix nor a TCP socket")
+    if passed.type == socket.SOCK_DGRAM and not is_tcp:
         return "datagram", passed
     if passed.type != socket.SOCK_STREAM or not passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         raise ListenError(f"descriptor {fd} from systemd is no listening socket: use ListenStream= without Accept=")
+    if is_tcp:
+        return "http_tcp", passed
     return ("control" if name == "control" else "stream"), passed

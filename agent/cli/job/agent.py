@@ -27,6 +27,7 @@ from agent.cli.views.words import amount
 from agent.config import SOCKET_PATH_LIMIT, Config
 from agent.control.client import ControlClient, DeniedError, UnansweredError
 from agent.errors import AgentError, NotRunningError, StorageError
+from agent.ingest import sockets
 
 ASK_SECONDS = 5.0
 GRACE_SECONDS = 2.0
@@ -107,6 +108,21 @@ class GuestAgent(JobAgent):
         return None
 
     def _front(self) -> _Front:
+        """Return where the front is said to be, if that is the agent's: anybody may have taken a port that it has left.
+
+        Raises AgentError. An agent that can be asked vouches for its port itself.
+        """
+        address = self._known.address
+        if address is not None:
+            try:
+                trusted = {0, self.control.stat().st_uid}  # the port may be systemd's
+            except OSError as error:
+                raise AgentError(f"{self.control}: whose agent it is cannot be seen: {error.strerror}") from error
+            uids = sockets.listening_uids(address)
+            if not uids:
+                raise AgentError(f"the front does not answer: nobody listens at {address}")
+            if not uids <= trusted:
+                raise AgentError(f"the agent's port {address} is taken by another user, {max(uids - trusted)}")
         return self._known
 
 

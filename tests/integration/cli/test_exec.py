@@ -195,6 +195,45 @@ def test_a_user_who_may_not_ask_the_agent_sends_to_it_all_the_same(api_server: A
             assert done.stdout.split() == [f"http://{address}", str(daemon.stream)]
 
 
+TAKE_THE_PORT = """
+import os, socket, sys
+os.setuid(65533)
+server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+print("listening", flush=True)
+server.accept()
+print("asked", flush=True)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user: run as root")
+def test_a_port_that_another_user_has_taken_is_given_no_token(api_server: ApiServer) -> None:
+    """The agent of the machine is another user's, was killed, and somebody else listens on its port."""
+    open_to_all: Sections = {**FRONT, "listen": {"mode": "0666"}}
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        Path(directory).chmod(0o755)
+        with Daemon(Path(directory), api_server.url, open_to_all) as daemon:
+            address = daemon.status()["http"]["listen"]
+            daemon.configure(api_server.url, {**open_to_all, "http": {"listen": address}})
+            daemon.control.chmod(0)
+            daemon.kill()
+            take = [sys.executable, "-c", TAKE_THE_PORT, address.rpartition(":")[2]]
+            with subprocess.Popen(take, stdout=subprocess.PIPE) as other:
+                assert other.stdout is not None
+                try:
+                    assert other.stdout.readline() == b"listening\n"
+                    command = [sys.executable, "-c", AS_GUEST, "exec", "--config", str(daemon.config), "--"]
+                    command += ["sh", "-c", "echo ${TURBO_API-unset}"]
+                    env = {name: value for name, value in environment().items() if not name.startswith("COV")}
+                    done = subprocess.run(
+                        command, env=env | {"TURBO_TOKEN": TOKEN}, capture_output=True, text=True, timeout=HUNG_AFTER
+                    )
+                finally:
+                    other.kill()
+                assert other.stdout.read() == b""
+            assert (done.returncode, done.stdout) == (0, "unset\n")
+            assert f"the agent's port {address} is taken by another user, 65533" in done.stderr
+
+
 def test_another_exec_and_flush_in_the_job_use_its_agent(job: Job, api_server: ApiServer) -> None:
     command = " ".join(COMMAND)
     done = job.exec("sh", "-c", f"echo $TURBO_API; {command} exec -- sh -c 'echo $TURBO_API; exit 3'; echo $?")

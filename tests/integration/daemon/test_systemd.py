@@ -22,6 +22,7 @@ from agent.errors import ConfigError, ListenError
 from agent.ingest import sockets
 from tests.support import seccomp, units
 from tests.support.api_server import ApiServer
+from tests.support.daemon import TOKEN
 from tests.support.recordings import encode
 from tests.support.service_manager import ManagedDaemon, Notifications
 from tests.support.tools import missing, require_tool
@@ -165,11 +166,43 @@ def test_sockets_for_another_process_are_ignored(
     assert not daemon.stream.exists()  # its own, so it is gone with it
 
 
-def test_a_passed_descriptor_that_is_no_unix_socket_is_refused_by_name(daemon: ManagedDaemon) -> None:
+def test_the_port_can_be_systemds_so_that_it_is_never_free(
+    daemon: ManagedDaemon, notifications: Notifications, api_server: ApiServer
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as kept:
+        address = f"127.0.0.1:{kept.getsockname()[1]}"
+        daemon.configure(api_server.url, {"http": {"listen": address, "token_file": str(daemon.token_file)}})
+        events = [an_event(), an_event()]
+        for event in events:
+            with socket.create_connection(kept.getsockname(), timeout=HUNG_AFTER) as client:  # before there is a daemon
+                client.sendall(posting(event, address))
+                daemon.launch_with_sockets([kept])
+                notifications.wait_for("READY=1")
+                assert client.recv(100).startswith(b"HTTP/1.1 200")
+            assert daemon.status()["http"]["listen"] == address
+            assert daemon.terminate() == 0
+        assert delivered(api_server, 2) == hashes(*events)
+
+
+def posting(event: dict[str, Any], address: str) -> bytes:
+    body = json.dumps([event]).encode()
+    head = f"POST /v8/artifacts/events HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {TOKEN}\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def test_a_port_of_systemds_that_is_not_the_configured_one_is_refused(daemon: ManagedDaemon) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as kept:
+        daemon.launch_with_sockets([kept])
+        assert daemon.wait() == ListenError.exit_code
+        address = f"127.0.0.1:{kept.getsockname()[1]}"
+    assert f"systemd passed a socket at {address}: set http.listen to the same" in daemon.errors.read_text()
+
+
+def test_a_passed_descriptor_that_does_not_listen_is_refused_by_name(daemon: ManagedDaemon) -> None:
     with socket.socket(socket.AF_INET) as inet:
         daemon.launch_with_sockets([inet])
         assert daemon.wait() == ListenError.exit_code
-    assert "descriptor 3 from systemd is no Unix socket" in daemon.errors.read_text()
+    assert "descriptor 3 from systemd is no listening socket" in daemon.errors.read_text()
 
 
 def test_systemd_hears_of_start_reload_and_stop(daemon: ManagedDaemon, notifications: Notifications) -> None:

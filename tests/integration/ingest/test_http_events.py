@@ -113,7 +113,7 @@ def test_check_reports_a_port_in_use_unless_the_daemon_has_it(tmp_path: Path, ap
     with daemon:
         result = run_command("check", "--config", daemon.config)
     assert f"HTTP port: {address}\n" in result.stdout
-    assert f"front: passes other requests on to {api_server.url}" in result.stdout
+    assert f"front: forwards all other requests to {api_server.url}" in result.stdout
 
 
 def test_refused_requests_are_counted_and_logged(tmp_path: Path, api_server: ApiServer) -> None:

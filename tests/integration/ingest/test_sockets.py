@@ -334,7 +334,17 @@ U, S, D = socket.AF_UNIX, socket.SOCK_STREAM, socket.SOCK_DGRAM
             "descriptor 3 from systemd is no listening socket: use ListenStream= without Accept=",
         ),
         ("[make(D), make(D)]", "a:b", "systemd passed more than one datagram socket (descriptor 4): give one of each"),
-        ("[make(S, family=socket.AF_INET)]", "", "descriptor 3 from systemd is no Unix socket"),
+        ("[make(S, listen=True, family=socket.AF_INET), make(D)]", "http:b", "['datagram', 'http_tcp']"),
+        (
+            "[make(D, family=socket.AF_INET)]",
+            "",
+            "descriptor 3 from systemd is no listening socket: use ListenStream= without Accept=",
+        ),
+        (
+            "[socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)]",
+            "",
+            "descriptor 3 from systemd is neither a Unix nor a TCP socket",
+        ),
         ("[open('/dev/null')]", "", "descriptor 3 from systemd is no socket: Socket operation on non-socket"),
     ],
 )
@@ -342,6 +352,28 @@ def test_passed_descriptors_are_told_apart_and_odd_ones_refused_by_name(made: st
     program = [sys.executable, "-c", ADOPT, f"{MAKE}\nmade = {made}", names]
     done = subprocess.run(program, capture_output=True, text=True, timeout=HUNG_AFTER)
     assert (done.stdout.strip(), done.stderr) == (said, "")
+
+
+@pytest.mark.parametrize(
+    ("family", "at", "asked"),
+    [
+        (socket.AF_INET, "127.0.0.1", "127.0.0.1"),
+        (socket.AF_INET, "127.8.9.10", "127.8.9.10"),
+        (socket.AF_INET, "0.0.0.0", "127.0.0.1"),
+        (socket.AF_INET6, "::1", "[::1]"),
+        (socket.AF_INET6, "::", "[::1]"),
+        (socket.AF_INET6, "::", "127.0.0.1"),
+        (socket.AF_INET6, "::ffff:127.0.0.1", "127.0.0.1"),
+    ],
+)
+def test_whose_socket_accepts_connections_to_an_address(family: socket.AddressFamily, at: str, asked: str) -> None:
+    with socket.socket(family) as listening:
+        listening.bind((at, 0))
+        address = f"{asked}:{listening.getsockname()[1]}"
+        assert sockets.listening_uids(address) == set()
+        listening.listen()
+        assert sockets.listening_uids(address) == {os.getuid()}
+        assert sockets.listening_uids(f"127.1.1.1:{listening.getsockname()[1]}") in ({os.getuid()}, set())
 
 
 def test_a_count_of_passed_sockets_that_is_no_number_is_refused() -> None:
