@@ -1,0 +1,1 @@
+"""Hostile neighbours and their victims: `python -m tests.neighbours`."""
