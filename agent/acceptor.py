@@ -9,8 +9,8 @@ import fcntl
 import socket
 import termios
 from abc import ABC, abstractmethod
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -19,6 +19,7 @@ import anyio.abc
 import anyio.lowlevel
 import structlog
 
+from agent.peers import STRANGERS, group_of, peer_of
 from agent.runtime import Broadcast
 from agent.throttle import Throttle
 
@@ -32,29 +33,37 @@ _NOBODY_WAITS = frozenset({errno.EAGAIN, errno.EINVAL})  # EINVAL: the socket is
 
 
 class Connection(ABC):
-    """One client: its socket, and how many bytes have been received from it and then taken, which means dealt with."""
+    """One client: its socket, and how many bytes have been received from it and then taken, which means dealt with.
 
-    __slots__ = ("_progress", "open", "received", "socket", "taken")
+    `group` is what counts together when connections become too many: see `agent.peers`.
+    """
+
+    __slots__ = ("_progress", "group", "open", "peer", "received", "socket", "taken")
 
     def __init__(self, accepted: socket.socket) -> None:
         accepted.setblocking(False)
         self.socket = accepted
+        self.peer = peer_of(accepted)
+        self.group = group_of(self.peer)
         self.received = 0
         self.taken = 0
         self.open = True
         self._progress = Broadcast()
 
+    def join(self, group: Hashable) -> None:
+        """Belong to another group from now on. It is `Acceptor.regroup` that says so."""
+        self.group = group
+
     @abstractmethod
-    def evict(self) -> bool:
-        """Begin to end the connection, which another one needs the place of; False if it cannot end now, or ends already."""
+    def evict(self, *, hard: bool = False) -> bool:
+        """Begin to end the connection, which another one needs the place of; False if it cannot end now, or ends already.
+
+        If it is `hard`, it may end even in the middle of what the client sends.
+        """
 
     @abstractmethod
     def end(self) -> None:
         """End the connection after what the client has written."""
-
-    def describe(self) -> dict[str, object]:
-        """Return what the log says of the client."""
-        return {}
 
     @property
     def written(self) -> int:
@@ -98,9 +107,9 @@ class _Listening(Generic[C]):
 class Acceptor(Generic[C]):
     """Accepts clients on any number of listening sockets, and keeps at most `max_connections` of their connections together.
 
-    When there are more, or no more files can be opened, the connection that was idle longest has to go. If none can, a new one
-    is closed with `refuse_when_full`; otherwise nobody is accepted until there is room. `wait_for_capacity` is awaited before
-    each turn. `evicted` counts the connections that had to go.
+    When there are more, or no more files can be opened, the group that has most of them has to give one up, the one that was idle
+    longest; strangers go before all others. If none can go, a new one is closed with `refuse_when_full`; otherwise nobody is
+    accepted until there is room. `wait_for_capacity` is awaited before each turn. `evicted` counts those that had to go.
     """
 
     def __init__(
@@ -116,6 +125,7 @@ class Acceptor(Generic[C]):
         self._refuse_when_full = refuse_when_full
         self._wait_for_capacity = wait_for_capacity
         self._connections: OrderedDict[C, None] = OrderedDict()  # those that were used last are last
+        self._groups: Counter[Hashable] = Counter()  # how many of them each has
         self._listening: list[_Listening[C]] = []
         self._closing = False
         self._left = Broadcast()
@@ -175,6 +185,17 @@ class Acceptor(Generic[C]):
         """Say that a connection was used."""
         self._connections.move_to_end(connection)
 
+    def regroup(self, connection: C, group: Hashable) -> None:
+        """Say that a connection belongs to another group."""
+        self._leave_group(connection)
+        connection.join(group)
+        self._groups[group] += 1
+
+    def _leave_group(self, connection: C) -> None:
+        self._groups[connection.group] -= 1
+        if not self._groups[connection.group]:
+            del self._groups[connection.group]
+
     async def _accept_ready(self, entry: _Listening[C]) -> None:
         """Accept everyone who waits. What is accepted is served, even if this is cancelled."""
         while True:
@@ -208,10 +229,11 @@ class Acceptor(Generic[C]):
             problem = error
         for connection in entry.admit(accepted) if accepted else ():
             full = self._refuse_when_full and len(self._connections) >= self._max_connections
-            if full and not self._evict():
+            if full and not self._evict(newcomer=connection.group):
                 connection.close()
                 continue
             self._connections[connection] = None
+            self._groups[connection.group] += 1
             entry.tasks.start_soon(self._serve, entry, connection)
         return problem
 
@@ -220,18 +242,33 @@ class Acceptor(Generic[C]):
             await entry.serve(connection)
         finally:
             del self._connections[connection]
+            self._leave_group(connection)
             connection.close()
             self._left.notify_all()
 
-    def _evict(self, reason: str = "") -> bool:
-        """Have the connection that was idle longest end; False if none can."""
-        evicted = next((connection for connection in self._connections if connection.evict()), None)
+    def _evict(self, reason: str = "", newcomer: Hashable = None) -> bool:
+        """Have a connection end; False if none can."""
+        evicted = self._find_evictable(newcomer)
         if evicted is None:
             return False
         self.evicted += 1
         reason = reason or f"there are more than {self._max_connections} connections"
-        self._warn("connection_evicted", reason=reason, **evicted.describe())
+        self._warn("connection_evicted", reason=reason, **evicted.peer.facts)
         return True
+
+    def _find_evictable(self, newcomer: Hashable) -> C | None:
+        """Return a connection that has begun to end: one that is idle, or else, for another group's newcomer, any that waits.
+
+        A newcomer over TCP is a stranger at first, even if it has the token.
+        """
+        groups = sorted(self._groups, key=lambda group: (group == STRANGERS, self._groups[group]), reverse=True)
+        for group in groups:
+            may_interrupt = group == STRANGERS or newcomer not in {None, group}
+            for hard in (False, True) if may_interrupt else (False,):
+                for connection in self._connections:
+                    if connection.group == group and connection.evict(hard=hard):
+                        return connection
+        return None
 
     def _warn(self, event: str, **facts: object) -> None:
         held_back = self._throttle.allow(event, anyio.current_time())

@@ -49,7 +49,7 @@ def _check_passed_port(passed: BoundSocket | None, configured: str | None) -> No
 
 
 class ConnectionLimits(NamedTuple):
-    """How many connections may be open, on the stream socket and over HTTP."""
+    """How many connections may be open, on the stream socket and over HTTP on each of its sockets."""
 
     stream: int
     http: int
@@ -62,10 +62,10 @@ def connection_limits(settings: Config) -> ConnectionLimits:
     """
     files = _raise_file_limit()
     free = max(files - RESERVED_FILES, 4)
-    has_http = settings.http.socket is not None or settings.http.listen is not None
-    wanted = ConnectionLimits(settings.listen.max_connections, settings.http.max_connections if has_http else 0)
-    http = min(wanted.http, free // 4)
-    limits = ConnectionLimits(min(wanted.stream, free - 2 * http), http)
+    over_http = (settings.http.socket is not None) + (settings.http.listen is not None)
+    wanted = ConnectionLimits(settings.listen.max_connections, settings.http.max_connections if over_http else 0)
+    http = min(wanted.http, free // (4 * over_http)) if over_http else 0
+    limits = ConnectionLimits(min(wanted.stream, free - 2 * over_http * http), http)
     reason = f"the process may open {files} files; raise LimitNOFILE= or ulimit -n"
     keys = ("listen.max_connections", "http.max_connections")
     for key, limit, configured in zip(keys, limits, wanted, strict=True):

@@ -8,7 +8,7 @@ import contextlib
 import select
 import socket
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -17,9 +17,17 @@ import anyio.lowlevel
 import h11
 
 from agent.acceptor import Connection
+from agent.peers import Turns
 
 HEAD_READ_BYTES = 16 * 1024
 READ_BYTES = 64 * 1024
+# How slowly a body may come, a second.
+SLOWEST_BYTES = 1024
+# After so many pieces of a body others have their turn.
+TURN_PIECES = 32
+# What many pieces of a body have at least, on average: a chunk costs as much as 1,000 bytes.
+SMALLEST_PIECE_BYTES = 16
+MANY_PIECES = 1000
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, for zero seconds: close() sends RST
 
@@ -27,14 +35,16 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, for zero seconds: clo
 class Timeouts(NamedTuple):
     """How long to wait, in seconds.
 
-    `idle`: for a request to begin. `head`: for its whole head. `body`: for its whole body. `stall`: for more of a body, or until
-    the client takes more of an answer. `linger`: for a client to see that it was refused before it had sent everything.
+    `idle`: for a request to begin. `head`: for its whole head. `body`: for its whole body, where it is wanted whole. `stall`: for
+    more of a body, or until the client takes more of an answer. `grace`: for a body in all, beyond the time that it takes at
+    SLOWEST_BYTES. `linger`: for a client to see that it was refused before it had sent everything.
     """
 
     idle: float = 60.0
-    head: float = 10.0
+    head: float = 5.0
     body: float = 30.0
     stall: float = 60.0
+    grace: float = 5.0
     linger: float = 2.0
 
 
@@ -98,7 +108,7 @@ class Http1Connection(Connection):
     What a client has written before it hung up is still read, request by request; only its answers are lost.
     """
 
-    def __init__(self, accepted: socket.socket, timeouts: Timeouts, hang_ups: HangUps) -> None:
+    def __init__(self, accepted: socket.socket, timeouts: Timeouts, hang_ups: HangUps, turns: Turns) -> None:
         super().__init__(accepted)
         if accepted.family != socket.AF_UNIX:
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -110,6 +120,17 @@ class Http1Connection(Connection):
         self._gone = False
         self._muted = False
         self._idle: anyio.CancelScope | None = None
+        self._reading: anyio.CancelScope | None = None
+        self._turns = turns
+        self.turn = turns.of(self.group)
+        self._pieces = 0
+        self._body_bytes = 0
+        self._body_seconds = 0.0
+
+    def join(self, group: Hashable) -> None:
+        """See `Connection`; it takes turns with that group, too."""
+        super().join(group)
+        self.turn = self._turns.of(group)
 
     # Reading
 
@@ -118,11 +139,17 @@ class Http1Connection(Connection):
 
         Raises h11.RemoteProtocolError for what is no request, or does not come to its end.
         """
-        event = self.http.next_event()
-        if event is h11.NEED_DATA:
+        self._pieces, self._body_bytes, self._body_seconds = 0, 0, 0.0
+        if not self.http.trailing_data[0]:
             self.advance()
             self.http.receive_data(await self._first_bytes())
-            event = self.http.next_event()
+        with anyio.CancelScope() as waiting:
+            self._reading = waiting
+            await self.turn.wait()
+        self._reading = None
+        if waiting.cancel_called:
+            return None
+        event = self.http.next_event()
         if event is h11.NEED_DATA:
             event = await self._event_within(self.timeouts.head, HEAD_READ_BYTES, "the whole head of a request")
         if not isinstance(event, h11.Request):
@@ -139,17 +166,41 @@ class Http1Connection(Connection):
         if self.http.their_state is not h11.SEND_BODY:
             return b""
         event = self.http.next_event()
-        if event is h11.NEED_DATA:
-            return None
-        return event.data if isinstance(event, h11.Data) else b""
+        return None if event is h11.NEED_DATA else self._piece(event)
 
     async def read(self) -> bytes:
-        """Return the next piece of a request's body; b"" at its end. Raises h11.RemoteProtocolError, and so if none comes."""
+        """Return the next piece of a request's body; b"" at its end.
+
+        Raises h11.RemoteProtocolError, and so if none comes, or if they have come too slowly.
+        """
+        if self._pieces % TURN_PIECES == 0:
+            await self.turn.wait()
         piece = self.read_received()
         if piece is not None:
             return piece
-        event = await self._event_within(self.timeouts.stall, READ_BYTES, "more of the body")
-        return event.data if isinstance(event, h11.Data) else b""
+        event = await self._more_of_the_body()
+        return self._piece(event)
+
+    def _piece(self, event: h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]) -> bytes:
+        piece = bytes(event.data) if isinstance(event, h11.Data) else b""
+        self._body_bytes += len(piece)
+        self._pieces += 1
+        if self._pieces > MANY_PIECES and self._body_bytes < self._pieces * SMALLEST_PIECE_BYTES:
+            message = f"the body comes in chunks of less than {SMALLEST_PIECE_BYTES} bytes: send larger ones"
+            raise h11.RemoteProtocolError(message, error_status_hint=400)
+        return piece
+
+    async def _more_of_the_body(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        """Wait for the next piece. Only time that is spent waiting for the client counts against it."""
+        timeouts, begun = self.timeouts, anyio.current_time()
+        left = timeouts.grace + self._body_bytes / SLOWEST_BYTES - self._body_seconds
+        if left < timeouts.stall:
+            slow = f"a body of more than {SLOWEST_BYTES} bytes/s"
+            event = await self._event_within(max(left, 0.0), READ_BYTES, slow, timeouts.grace)
+        else:
+            event = await self._event_within(timeouts.stall, READ_BYTES, "more of the body")
+        self._body_seconds += anyio.current_time() - begun
+        return event
 
     def next_cycle(self) -> bool:
         """Get ready for the next request; False if there is to be none."""
@@ -173,12 +224,18 @@ class Http1Connection(Connection):
         """Whether another request may follow the one that is under way."""
         return self.http.their_state is h11.DONE and not self._is_last
 
-    def evict(self) -> bool:
-        """End the connection if it waits for a request of which nothing has come; tell whether it did."""
+    def evict(self, *, hard: bool = False) -> bool:
+        """End the connection if it waits for a request of which nothing has come; tell whether it did.
+
+        If it is `hard`, also if it waits for more of a request.
+        """
         idle, self._idle = self._idle, None
-        if idle is not None:
-            idle.cancel()
-        return idle is not None
+        reading, self._reading = (self._reading, None) if hard else (None, self._reading)
+        waiting = idle or reading
+        if waiting is None:
+            return False
+        waiting.cancel()
+        return True
 
     def end(self) -> None:
         """Let the request that is under way be the last one, be it none."""
@@ -199,10 +256,11 @@ class Http1Connection(Connection):
         """Before the end, read what the client still sends: it might not see its answer otherwise, which a reset overtakes."""
         if self.http.our_state is h11.SEND_BODY or self.http.their_state not in {h11.SEND_BODY, h11.ERROR}:
             return
-        with contextlib.suppress(OSError), anyio.move_on_after(self.timeouts.linger):
+        with contextlib.suppress(OSError), anyio.move_on_after(self.timeouts.linger) as self._reading:
             self.socket.shutdown(socket.SHUT_WR)
+            self.begin_stream()  # nobody is to wait for what is thrown away
             while await self._receive(READ_BYTES):
-                await anyio.lowlevel.checkpoint()
+                await self.turn.wait()
 
     @contextlib.contextmanager
     def on_hang_up(self, callback: Callable[[], object]) -> Iterator[None]:
@@ -216,15 +274,22 @@ class Http1Connection(Connection):
             yield
 
     async def _event_within(
-        self, seconds: float, size: int, what: str
+        self, seconds: float, size: int, what: str, told_seconds: float | None = None
     ) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        with anyio.move_on_after(seconds):
-            while True:
-                event = self.http.next_event()
-                if event is not h11.NEED_DATA:
-                    return event
-                await self._more(size)
-        raise timed_out(what, seconds)
+        """Return the next event; if it does not come in time, `told_seconds` are what the client is told of that."""
+        deadline = anyio.current_time() + seconds
+        try:
+            with anyio.move_on_at(deadline) as self._reading:
+                while True:
+                    event = self.http.next_event()
+                    if event is not h11.NEED_DATA:
+                        return event
+                    await self._more(size)
+        finally:
+            self._reading = None
+        if anyio.current_time() < deadline:
+            raise h11.RemoteProtocolError("the connection is needed for other clients", error_status_hint=503)
+        raise timed_out(what, seconds if told_seconds is None else told_seconds)
 
     async def _more(self, size: int) -> None:
         self.advance()
@@ -232,8 +297,8 @@ class Http1Connection(Connection):
             go_on = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
             with contextlib.suppress(ClientGoneError):  # it may have sent the body all the same
                 await self.send(self.http.send(go_on))
-        await anyio.lowlevel.checkpoint()
         self.http.receive_data(await self._receive(size))
+        await self.turn.wait()
 
     async def _first_bytes(self) -> bytes:
         with anyio.move_on_after(0 if self._is_last else self.timeouts.idle) as self._idle:

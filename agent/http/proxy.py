@@ -31,7 +31,7 @@ _TIMEOUT = {"connect": CONNECT_SECONDS, "read": STALL_SECONDS, "write": STALL_SE
 _HOP_BY_HOP = {b"connection", b"proxy-connection", b"keep-alive", b"te", b"transfer-encoding", b"upgrade"}
 _CHUNKED = (b"transfer-encoding", b"chunked")
 _TURBO = "turbo "
-_METHODS = "GET, HEAD, PUT, POST, OPTIONS, PATCH, DELETE"
+METHODS = "GET, HEAD, PUT, POST, OPTIONS, PATCH, DELETE"
 _WANT_ONLY_AN_ANSWER = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _Headers = list[tuple[bytes, bytes]]
@@ -96,8 +96,8 @@ class Proxy:
                 self.answered[exchange.status] += 1
 
     async def _relay(self, exchange: Exchange) -> None:
-        if exchange.head.method not in _METHODS.split(", ") or not exchange.head.target.startswith(b"/"):
-            message = f"Only {_METHODS} of a path are passed on"
+        if exchange.head.method not in METHODS.split(", ") or not exchange.head.target.startswith(b"/"):
+            message = f"Only {METHODS} of a path are passed on"
             return await exchange.answer(Response.error(405, "method_not_allowed", message))
         upstream = self._upstream
         connection = upstream.connections.acquire()

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
+from http import HTTPStatus
 from urllib.parse import parse_qs, urlsplit
 
 import anyio
@@ -19,13 +20,24 @@ import msgspec
 import structlog
 
 from agent.acceptor import Acceptor
-from agent.http.connection import ClientGoneError, HangUps, Http1Connection, Timeouts, timed_out
+from agent.http.body_memory import BodyMemory
+from agent.http.connection import TURN_PIECES, ClientGoneError, HangUps, Http1Connection, Timeouts, timed_out
+from agent.peers import TOKEN_HOLDERS, Peer, Turns
+from agent.throttle import Throttle
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_CONNECTIONS = 64
 TIMEOUTS = Timeouts()
 
-_CODES = {408: "request_timeout", 413: "payload_too_large", 501: "not_implemented"}
+LOG_INTERVAL = 10.0
+MAX_REASON_CHARACTERS = 200
+
+_CODES = {
+    408: "request_timeout",
+    413: "payload_too_large",
+    501: "not_implemented",
+    503: "service_unavailable",
+}
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -91,25 +103,50 @@ class Exchange:
     `status` is the answer's, once it has begun.
     """
 
-    def __init__(self, head: Head, connection: Http1Connection) -> None:
+    def __init__(self, head: Head, connection: Http1Connection, acceptor: Acceptor[Http1Connection]) -> None:
         self.head = head
         self.status: int | None = None
         self._connection = connection
+        self._acceptor = acceptor
 
-    async def body(self, limit: int = MAX_BODY_BYTES) -> bytes:
+    @property
+    def peer(self) -> Peer:
+        """Who sends the request."""
+        return self._connection.peer
+
+    def trust(self) -> None:
+        """Say that the client has shown the token: it takes turns with others who have, not with strangers."""
+        if self._connection.group != TOKEN_HOLDERS:
+            self._acceptor.regroup(self._connection, TOKEN_HOLDERS)
+
+    def end_after_answer(self) -> None:
+        """Let the connection end with the answer; what is left of the request's body is not read."""
+        self._connection.end()
+
+    async def take_turn(self) -> None:
+        """Let others have their turn: see `agent.peers`."""
+        await self._connection.turn.wait()
+
+    async def body(self, limit: int = MAX_BODY_BYTES, memory: BodyMemory | None = None) -> bytes:
         """Read the whole body; one that is larger is refused before it is read, where its length is known."""
         too_large = h11.RemoteProtocolError(f"a body may have {limit} bytes", error_status_hint=413)
         if (self.head.length or 0) > limit:
             raise too_large
         body, seconds = bytearray(), self._connection.timeouts.body
-        while piece := self._connection.read_received():  # as a rule, all of it has come with the head
+        for _ in range(TURN_PIECES):  # as a rule, all of it has come with the head
+            piece = self._connection.read_received()
+            if piece == b"":
+                return bytes(body)
+            if piece is None:
+                break
             body += piece
-        if piece is None:
-            with anyio.move_on_after(seconds) as waiting:
-                while len(body) <= limit and (piece := await self.read()):
-                    body += piece
-            if waiting.cancelled_caught:
-                raise timed_out("the whole body", seconds)
+        memory = memory or BodyMemory(limit)
+        with memory.hold(self._connection.group) as held, anyio.move_on_after(seconds) as waiting:
+            while len(body) <= limit and (piece := await self.read()):
+                await held.grow(len(body) + len(piece))
+                body += piece
+        if waiting.cancelled_caught:
+            raise timed_out("the whole body", seconds)
         if len(body) > limit:
             raise too_large
         return bytes(body)
@@ -125,7 +162,7 @@ class Exchange:
         raw = [(name.encode(), value.encode("latin-1")) for name, value in headers]
         self.status = response.status
         send = self._connection.http.send
-        head = send(self._response(response.status, raw))
+        head = send(self._response(response.status, raw, _phrase(response.status)))
         body = None if self.head.method == "HEAD" else send(h11.Data(response.body))
         await self._connection.send(head, body, send(h11.EndOfMessage()))
 
@@ -161,6 +198,14 @@ class Exchange:
         return h11.Response(status_code=status, headers=[*headers, *closing], reason=reason)
 
 
+def _phrase(status: int) -> bytes:
+    """Return the reason phrase of a status."""
+    try:
+        return HTTPStatus(status).phrase.encode()
+    except ValueError:
+        return b""
+
+
 Handler = Callable[[Request], Awaitable[Response]]
 StreamHandler = Callable[[Exchange], Awaitable[None]]
 
@@ -187,8 +232,12 @@ class Server:
     When one more comes, the one that has waited longest for a request has to go; if none waits, the new one is closed.
     """
 
-    def __init__(self, max_connections: int, timeouts: Timeouts = TIMEOUTS) -> None:
+    def __init__(self, max_connections: int, timeouts: Timeouts = TIMEOUTS, turns: Turns | None = None) -> None:
+        """`turns` are those of the clients' groups, if they have some already."""
         self._timeouts = timeouts
+        self._turns = turns or Turns()
+        self._log = structlog.get_logger("agent.http")
+        self._throttle = Throttle(LOG_INTERVAL)
         self._acceptor: Acceptor[Http1Connection] = Acceptor(max_connections, "agent.http", refuse_when_full=True)
 
     @property
@@ -206,7 +255,9 @@ class Server:
                 tasks.start_soon(hang_ups.run)
                 await self._acceptor.serve(
                     listening,
-                    lambda accepted: [Http1Connection(each, self._timeouts, hang_ups) for each in accepted],
+                    lambda accepted: [
+                        Http1Connection(each, self._timeouts, hang_ups, self._turns) for each in accepted
+                    ],
                     partial(self._serve_connection, handler),
                     release,
                 )
@@ -222,31 +273,40 @@ class Server:
 
     async def _serve_connection(self, handler: StreamHandler, connection: Http1Connection) -> None:
         """Answer request after request, while both sides want to."""
-        while await _answer_next(connection, handler) and connection.next_cycle():
+        while await self._answer_next(connection, handler) and connection.next_cycle():
             self._acceptor.touch(connection)
         await connection.linger()
 
+    async def _answer_next(self, connection: Http1Connection, handler: StreamHandler) -> bool:
+        """Have the next request answered; False if none came. What is no request is answered here."""
+        exchange = Exchange(_NO_HEAD, connection, self._acceptor)
+        try:
+            found = await connection.next_head()
+            if found is None:
+                return False
+            exchange.head = _head(found)
+            await handler(exchange)
+        except h11.RemoteProtocolError as error:
+            connection.end()
+            if not connection.http.trailing_data[1]:  # it has not just gone away
+                self._log_refusal(error, connection.peer)
+            code = _CODES.get(error.error_status_hint, "bad_request")
+            await _fail(exchange, Response.error(error.error_status_hint, code, str(error)))
+        except ClientGoneError:
+            pass
+        except Exception:  # whatever it is: a fault in a handler must not stop the daemon
+            log = structlog.get_logger("agent.http")
+            log.exception("request_failed", method=exchange.head.method, path=exchange.head.path)
+            await _fail(
+                exchange, Response.error(500, "internal_error", "the request failed: the daemon's log says how")
+            )
+        return True
 
-async def _answer_next(connection: Http1Connection, handler: StreamHandler) -> bool:
-    """Have the next request answered; False if none came. What is no request is answered here."""
-    exchange = Exchange(_NO_HEAD, connection)
-    try:
-        found = await connection.next_head()
-        if found is None:
-            return False
-        exchange.head = _head(found)
-        await handler(exchange)
-    except h11.RemoteProtocolError as error:
-        connection.end()
-        code = _CODES.get(error.error_status_hint, "bad_request")
-        await _fail(exchange, Response.error(error.error_status_hint, code, str(error)))
-    except ClientGoneError:
-        pass
-    except Exception:  # whatever it is: a fault in a handler must not stop the daemon
-        log = structlog.get_logger("agent.http")
-        log.exception("request_failed", method=exchange.head.method, path=exchange.head.path)
-        await _fail(exchange, Response.error(500, "internal_error", "the request failed: the daemon's log says how"))
-    return True
+    def _log_refusal(self, error: h11.RemoteProtocolError, peer: Peer) -> None:
+        status, reason = error.error_status_hint, str(error)[:MAX_REASON_CHARACTERS]
+        held_back = self._throttle.allow(str(status), anyio.current_time())
+        if held_back is not None:
+            self._log.warning("request_broken", status=status, reason=reason, **peer.facts, suppressed=held_back)
 
 
 async def _fail(exchange: Exchange, response: Response) -> None:

@@ -11,8 +11,9 @@ import anyio.lowlevel
 
 from agent.events import MAX_LINE_BYTES
 from agent.ingest.framing import LineFramer, Lines, as_lines
-from agent.ingest.intake import ClientState, Intake, Peer
-from agent.ingest.sockets import CREDENTIALS_SPACE, BoundSocket, read_credentials
+from agent.ingest.intake import ClientState, Intake
+from agent.ingest.sockets import BoundSocket
+from agent.peers import CREDENTIALS_SPACE, UNKNOWN, Peer, read_credentials
 from agent.runtime import Broadcast
 
 # More than net.core.wmem_default lets a client send at once.
@@ -22,7 +23,6 @@ MAX_WAITING = 4096
 # What is received in one turn, before others have theirs.
 TURN_DATAGRAMS = 256
 TURN_BYTES = 256 * 1024
-_NOBODY = Peer(pid=0, uid=0xFFFF_FFFF)
 
 
 # As an int: to test a flag of an enum takes longer than to receive a datagram.
@@ -120,4 +120,4 @@ class DatagramListener:
 def _sender(ancillary: list[tuple[int, int, bytes]]) -> Peer:
     """Return who sent it, as the kernel says."""
     found = (Peer(*read_credentials(data)) for _, kind, data in ancillary if kind == socket.SCM_CREDENTIALS)
-    return next(found, _NOBODY)
+    return next(found, UNKNOWN)

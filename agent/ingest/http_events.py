@@ -15,25 +15,24 @@ from pydantic import SecretStr
 from agent.delivery.http_transport import EVENTS_PATH
 from agent.events import Ci, Context, decode_array
 from agent.http import server as http_server
+from agent.http.body_memory import BodyMemory
 from agent.http.connection import Timeouts
+from agent.http.proxy import METHODS as FORWARDED_METHODS
 from agent.http.server import Exchange, Head, Response, Server
 from agent.ingest.intake import LOG_INTERVAL, MAX_REASON_CHARACTERS, Intake
 from agent.ingest.sockets import BoundSocket
+from agent.peers import Peer
 from agent.throttle import Throttle
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
-SMALL_BODY_BYTES = 64 * 1024
-LARGE_BODIES = 8
+# Of bodies that are not yet whole, but for small ones.
+BODY_MEMORY_BYTES = 32 * 1024 * 1024
 RETRY_SECONDS = 5
 CI_HEADER = "x-artifact-client-ci"
 INTERACTIVE_HEADER = "x-artifact-client-interactive"
 
 _METHODS = "POST, OPTIONS"
-_PREFLIGHT = [
-    ("allow", _METHODS),
-    ("access-control-allow-methods", _METHODS),
-    ("access-control-allow-headers", f"Authorization, Content-Type, User-Agent, {CI_HEADER}, {INTERACTIVE_HEADER}"),
-]
+_ALLOWED_HEADERS = f"Authorization, Content-Type, User-Agent, {CI_HEADER}, {INTERACTIVE_HEADER}"
 _bearer = re.compile(r"bearer +(\S+)", re.IGNORECASE).fullmatch
 _decode_ci = msgspec.json.Decoder(Ci).decode
 
@@ -92,9 +91,9 @@ class RefusedError(Exception):
 
 
 class HttpListener:
-    """Serves the sockets in `bound`, with at most `max_connections` together; `forward` takes what is no request with events.
+    """Serves the sockets in `bound`, with at most `max_connections` over TCP, and as many on Unix sockets.
 
-    `answered` counts the answers to requests with events, by status.
+    `forward` takes what is no request with events. `answered` counts the answers to requests with events, by status.
     """
 
     def __init__(
@@ -113,8 +112,9 @@ class HttpListener:
         self._intake = intake
         self._log = structlog.get_logger("agent.listeners")
         self._throttle = Throttle(LOG_INTERVAL)
-        self._server = Server(max_connections, timeouts)
-        self._large = anyio.CapacityLimiter(LARGE_BODIES)
+        # Two servers, so that who is connected over TCP takes no place from processes of this machine.
+        self._unix, self._tcp = (Server(max_connections, timeouts, intake.turns) for _ in range(2))
+        self._memory = BodyMemory(BODY_MEMORY_BYTES)
 
     def reconfigure(self, policy: AccessPolicy) -> None:
         """Treat later requests by another policy."""
@@ -124,28 +124,37 @@ class HttpListener:
         """Serve until `close`; then return when what had come is answered."""
         async with anyio.create_task_group() as tasks:
             for each in self._bound:
-                handler = self._handle if each.socket.family == socket.AF_UNIX else self._handle_with_token
-                tasks.start_soon(self._server.serve, each.socket, handler, each.release)
+                is_unix = each.socket.family == socket.AF_UNIX
+                server, handler = (self._unix, self._handle) if is_unix else (self._tcp, self._handle_with_token)
+                tasks.start_soon(server.serve, each.socket, handler, each.release)
 
     async def close(self) -> None:
         """Take no more requests."""
-        self._server.close()
+        self._unix.close()
+        self._tcp.close()
 
     async def catch_up(self) -> None:
         """Return when all events that clients had written before the call have been taken."""
-        await self._server.catch_up()
+        await self._unix.catch_up()
+        await self._tcp.catch_up()
 
     @property
     def connections(self) -> int:
         """How many connections are open."""
-        return self._server.connections
+        return self._unix.connections + self._tcp.connections
 
     async def _handle_with_token(self, exchange: Exchange) -> None:
-        if exchange.head.method == "OPTIONS" or self._has_token(exchange.head):
+        """Handle a request of who has the token; others are answered from its head alone, and disconnected."""
+        if self._has_token(exchange.head):
+            exchange.trust()
             return await self._handle(exchange)
+        exchange.end_after_answer()
+        if exchange.head.method == "OPTIONS":  # browsers ask without it; the API is not asked
+            is_forwarded = self._forward is not None and exchange.head.path != EVENTS_PATH
+            return await exchange.answer(_preflight(FORWARDED_METHODS if is_forwarded else _METHODS))
         message = "The request is not authorized: Authorization should be `Bearer` and the agent's token"
         refusal = RefusedError(401, "unauthorized", message, ("www-authenticate", "Bearer"))
-        self._log_refusal(refusal)
+        self._log_refusal(refusal, exchange.peer)
         self.answered[refusal.response.status] += exchange.head.path == EVENTS_PATH
         return await exchange.answer(refusal.response)
 
@@ -174,13 +183,9 @@ class HttpListener:
         try:
             context = _context(head)
             self._check_team(head)
-            if head.length is not None and (head.length <= SMALL_BODY_BYTES or head.length > MAX_BODY_BYTES):
-                chunks = _decode(await exchange.body(MAX_BODY_BYTES))
-            else:
-                async with self._large:  # a few at a time, so that memory is bounded
-                    chunks = _decode(await exchange.body(MAX_BODY_BYTES))
+            chunks = _decode(await exchange.body(MAX_BODY_BYTES, self._memory))
         except RefusedError as refusal:
-            self._log_refusal(refusal)
+            self._log_refusal(refusal, exchange.peer)
             return refusal.response
         refused = await self._intake.submit_all_or_none(chunks, context)
         if refused is None:
@@ -188,13 +193,13 @@ class HttpListener:
         message = f"The events cannot be kept: {refused}. Send them again later"
         return RefusedError(503, "service_unavailable", message, ("retry-after", str(RETRY_SECONDS))).response
 
-    def _log_refusal(self, refusal: RefusedError) -> None:
+    def _log_refusal(self, refusal: RefusedError, peer: Peer) -> None:
         """Log once in a while what is refused: build tools do not tell their users."""
         status = refusal.response.status
         held_back = self._throttle.allow("request_refused", anyio.current_time(), status=status)
         if held_back is not None:
             reason = str(refusal)[:MAX_REASON_CHARACTERS]
-            self._log.warning("request_refused", status=status, reason=reason, suppressed=held_back)
+            self._log.warning("request_refused", status=status, reason=reason, **peer.facts, suppressed=held_back)
 
     def _check_team(self, head: Head) -> None:
         for name, ours, key in (("teamId", self._policy.team_id, "team_id"), ("slug", self._policy.slug, "slug")):
@@ -223,8 +228,9 @@ def _context(head: Head) -> Context:
     return Context(found, None if interactive is None else 1 if interactive == "1" else 0)
 
 
-def _preflight() -> Response:
-    return Response(200, b"{}", headers=_PREFLIGHT)
+def _preflight(methods: str = _METHODS) -> Response:
+    allowed = [("access-control-allow-methods", methods), ("access-control-allow-headers", _ALLOWED_HEADERS)]
+    return Response(200, b"{}", headers=[("allow", methods), *allowed])
 
 
 def _no_route(head: Head) -> Response:

@@ -10,6 +10,7 @@ import structlog
 from agent.delivery.pipeline import Pipeline
 from agent.events import MAX_LINE_BYTES, Block, Context, Reject, Session, decode_lines, decode_messages
 from agent.ingest.framing import Lines
+from agent.peers import Peer, Turns
 from agent.queue.committer import CommitGroup
 from agent.queue.cursor import Outcome
 from agent.throttle import Throttle
@@ -17,14 +18,6 @@ from agent.throttle import Throttle
 NAMED_REJECTS = 5
 MAX_REASON_CHARACTERS = 200
 LOG_INTERVAL = 10.0
-
-
-@dataclass(frozen=True)
-class Peer:
-    """Who is at the other end of a socket, as the kernel says."""
-
-    pid: int
-    uid: int
 
 
 @dataclass
@@ -76,6 +69,7 @@ class Intake:
         self._log = structlog.get_logger("agent.intake")
         self._throttle = Throttle(LOG_INTERVAL)
         self.rejected = 0
+        self.turns = Turns()
 
     async def submit(self, lines: Lines, client: ClientState) -> None:
         """Validate and queue what a read brought; with durable acks, return when it is durable or dropped.
@@ -139,5 +133,5 @@ class Intake:
         sender = {"uid": client.peer.uid, "pid": client.peer.pid}
         held_back = self._throttle.allow("lines_rejected", anyio.current_time(), **sender)
         if held_back is not None:
-            facts = {"lines": len(rejects), **sender, "suppressed": held_back}
+            facts = {"lines": len(rejects), **client.peer.facts, "suppressed": held_back}
             self._log.warning("lines_rejected", reason=rejects[0].reason[:MAX_REASON_CHARACTERS], **facts)

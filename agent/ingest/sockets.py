@@ -8,7 +8,6 @@ import ipaddress
 import os
 import socket
 import stat
-import struct
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -27,7 +26,6 @@ LOCK_RETRY_SECONDS = 0.01
 
 _LISTENING = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _LISTEN_STATE = "0A"
-_CREDENTIALS = struct.Struct("iII")  # pid, uid, gid: struct ucred of unix(7)
 
 
 @dataclass(frozen=True)
@@ -152,20 +150,6 @@ def passed_by_systemd(environ: Mapping[str, str], pid: int) -> dict[str, socket.
             raise ListenError(f"systemd passed more than one {role} socket (descriptor {fd}): give one of each")
         found[role] = passed
     return found
-
-
-def peer_of(connection: socket.socket) -> tuple[int, int]:
-    """Return the (pid, uid) of the process that connected."""
-    return read_credentials(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-
-
-def read_credentials(data: bytes) -> tuple[int, int]:
-    """Return (pid, uid) out of a `struct ucred`."""
-    pid, uid, _ = _CREDENTIALS.unpack_from(data)
-    return pid, uid
-
-
-CREDENTIALS_SPACE = socket.CMSG_SPACE(_CREDENTIALS.size)
 
 
 @contextlib.contextmanager

@@ -14,8 +14,8 @@ import anyio.lowlevel
 from agent.acceptor import Acceptor, Connection
 from agent.events import MAX_LINE_BYTES
 from agent.ingest.framing import LineFramer, Lines, as_lines
-from agent.ingest.intake import ClientState, Intake, Peer
-from agent.ingest.sockets import BoundSocket, peer_of
+from agent.ingest.intake import ClientState, Intake
+from agent.ingest.sockets import BoundSocket
 
 READ_BYTES = MAX_LINE_BYTES
 # Refusing a line costs much more than taking one: who sends bad lines has to share the daemon in smaller turns.
@@ -35,7 +35,7 @@ class StreamConnection(Connection):
         super().__init__(accepted)
         self.first = first
         self.received = len(first)
-        self.client = ClientState(Peer(*peer_of(accepted)))
+        self.client = ClientState(self.peer)
         self.framer = LineFramer(MAX_LINE_BYTES)
         self._ends = False
         self._sending: anyio.CancelScope | None = None
@@ -61,7 +61,7 @@ class StreamConnection(Connection):
         except ConnectionError:
             return b""
 
-    def evict(self) -> bool:
+    def evict(self, *, hard: bool = False) -> bool:
         """Have the connection end; nothing that the client has written is lost by it. False if that has been said before."""
         if self._ends:
             return False
@@ -75,10 +75,6 @@ class StreamConnection(Connection):
             self._sending.cancel()
         with contextlib.suppress(OSError):  # ENOTCONN: the client has gone already
             self.socket.shutdown(socket.SHUT_RD)
-
-    def describe(self) -> dict[str, object]:
-        """Return who the client is."""
-        return {"uid": self.client.peer.uid, "pid": self.client.peer.pid}
 
 
 class StreamListener:

@@ -30,7 +30,8 @@ from agent.delivery.http_transport import Endpoint, HttpTransport
 from agent.delivery.pipeline import DeliveryConfig, Pipeline
 from agent.events import MAX_LINE_BYTES
 from agent.ingest.framing import LineFramer
-from agent.ingest.intake import ClientState, Intake, Peer
+from agent.ingest.intake import ClientState, Intake
+from agent.peers import Peer
 from agent.queue.filesystem import OsFilesystem
 from agent.queue.store import Limits
 from agent.runtime import Runtime

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import socket
+import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -13,15 +15,16 @@ import anyio
 import anyio.lowlevel
 import pytest
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
 from agent.delivery.http_transport import EVENTS_PATH
 from agent.delivery.pipeline import Pipeline
 from agent.errors import ListenError
 from agent.events import MAX_LINE_BYTES, Context
 from agent.http.connection import Timeouts
-from agent.http.server import TIMEOUTS
+from agent.http.server import TIMEOUTS, Exchange
 from agent.ingest import sockets
-from agent.ingest.http_events import LARGE_BODIES, MAX_BODY_BYTES, AccessPolicy, HttpListener
+from agent.ingest.http_events import MAX_BODY_BYTES, AccessPolicy, Forward, HttpListener
 from agent.ingest.intake import Intake
 from agent.queue.record import Frame, record_in
 from agent.queue.store import Limits
@@ -34,6 +37,7 @@ pytestmark = pytest.mark.anyio
 TOKEN = "a-clients-token"
 POLICY = AccessPolicy(SecretStr(TOKEN))
 EVENT = {"sessionId": "s", "source": "LOCAL", "event": "HIT", "hash": "h", "duration": 7}
+CHUNKED = b"POST %b HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" % EVENTS_PATH.encode()
 SHORT = Timeouts(idle=0.2, head=0.2, body=0.3, stall=0.2, linger=0.2)
 """For tests that wait for their end."""
 
@@ -83,6 +87,7 @@ async def site(
     policy: AccessPolicy = POLICY,
     max_connections: int = 64,
     timeouts: Timeouts = TIMEOUTS,
+    forward: Forward | None = None,
     **limits: Any,
 ) -> AsyncIterator[Site]:
     """Yield a site whose listener has ended, with nothing left open, when the block has."""
@@ -92,7 +97,7 @@ async def site(
         pipeline.pause()
         bound = [sockets.bind(directory / "h.sock", sockets.STREAM, mode=0o600), sockets.bind_tcp("127.0.0.1:0")]
         port = bound[1].socket.getsockname()[1]
-        listener = HttpListener(bound, Intake(pipeline), policy, max_connections, timeouts=timeouts)
+        listener = HttpListener(bound, Intake(pipeline), policy, max_connections, forward, timeouts)
         made = Site(host, pipeline, listener, str(directory / "h.sock"), port, anyio.Event())
 
         async def serve() -> None:
@@ -265,9 +270,7 @@ async def test_a_body_that_is_declared_too_large_is_refused_before_it_is_read(tm
 async def test_a_body_that_turns_out_too_large_is_refused(tmp_path: Path) -> None:
     async with site(tmp_path) as at:
         with at.client() as client:
-            await client.send(
-                b"POST %b HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" % EVENTS_PATH.encode()
-            )
+            await client.send(CHUNKED)
             for _ in range(MAX_BODY_BYTES // 65536 + 1):
                 await client.send(b"10000\r\n" + b" " * 65536 + b"\r\n")
             assert (await client.answer()).status == 413
@@ -284,26 +287,17 @@ async def test_a_length_beside_chunks_does_not_count(tmp_path: Path) -> None:
         assert at.counts == (1, 1)
 
 
-async def test_large_bodies_are_taken_a_few_at_a_time_and_small_ones_pass_them(tmp_path: Path) -> None:
+async def test_large_and_chunked_bodies_that_drip_keep_no_other_waiting(tmp_path: Path) -> None:
     body = json.dumps([EVENT] * 1000).encode()
-    asking = post(b"", {"Content-Length": str(len(body)), "Expect": "100-continue"})
     async with site(tmp_path) as at:
-        with contextlib.ExitStack() as open_clients:
-            clients = [open_clients.enter_context(at.client()) for _ in range(LARGE_BODIES + 1)]
-            for client in clients[:LARGE_BODIES]:
-                await client.send(asking)
-                assert (await client.head())[0] == 100
-            await clients[-1].send(asking)
-            await anyio.wait_all_tasks_blocked()
-            with pytest.raises(BlockingIOError):
-                clients[-1].socket.recv(1)
-            assert (await at.ask(post([EVENT]))).status == 200
-            await clients[0].send(body)
-            assert (await clients[-1].head())[0] == 100
-            for client in clients[1:]:
-                await client.send(body)
-            assert [(await client.answer()).status for client in clients] == [200] * len(clients)
-        assert at.counts == (9001, 9001)
+        with contextlib.ExitStack() as dripping:
+            for number in range(40):
+                client = dripping.enter_context(at.client())
+                await client.send(CHUNKED + b"5\r\n[    \r\n" if number % 2 else post(body)[:-1])
+            assert (await at.ask(post(body))).status == 200
+            assert (await at.ask(CHUNKED + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))).status == 200
+            await at.listener.catch_up()
+        assert at.counts == (2000, 2000)
 
 
 # What cannot be kept
@@ -472,6 +466,77 @@ async def test_catch_up_waits_for_whole_requests_only(tmp_path: Path) -> None:
 # The slow and the hostile
 
 
+async def test_who_pipelines_requests_takes_turns_with_others(tmp_path: Path) -> None:
+    async with site(tmp_path) as at:
+        with at.client() as pipelining, at.client() as client:
+            await pipelining.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 500)
+            await client.send(post([EVENT]))
+            assert (await client.answer()).status == 200
+            assert (await pipelining.more()).count(b"HTTP/1.1 404 Not Found\r\n") < 500
+
+
+async def test_chunks_of_a_byte_take_turns_with_others(tmp_path: Path) -> None:
+    async with site(tmp_path) as at:
+        with at.client() as dripping, at.client() as client:
+            await dripping.send(CHUNKED + b"1\r\n \r\n" * 10_000)
+            await client.send(post([EVENT]))
+            assert (await client.answer()).status == 200
+            with pytest.raises(BlockingIOError):
+                dripping.socket.recv(1)
+            answer = await dripping.answer()
+            message = "the body comes in chunks of less than 16 bytes: send larger ones"
+            assert (answer.status, answer.error["message"]) == (400, message)
+
+
+@pytest.mark.parametrize("method", [b"OPTIONS", b"POST", b"GET"])
+async def test_a_stranger_is_answered_from_the_head_and_gets_nothing_from_the_api(
+    tmp_path: Path, method: bytes
+) -> None:
+    forwarded: list[Exchange] = []
+
+    async def forward(exchange: Exchange) -> None:
+        forwarded.append(exchange)
+
+    async with site(tmp_path, forward=forward) as at:
+        with Client(at.port) as stranger:
+            await stranger.send(method + b" /v8/artifacts/x HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n")
+            answer = await stranger.answer()
+            assert answer.status == (200 if method == b"OPTIONS" else 401)
+            assert answer.headers["connection"] == "close"
+            assert await stranger.ended()
+        assert forwarded == []
+
+
+async def test_strangers_make_room_for_who_has_the_token_and_take_none_from_the_unix_socket(tmp_path: Path) -> None:
+    mine = post([EVENT], {"Authorization": f"Bearer {TOKEN}"})
+    async with site(tmp_path, max_connections=2) as at:
+        with Client(at.port) as kept, contextlib.ExitStack() as strangers:
+            await kept.send(mine)
+            assert (await kept.answer()).status == 200
+            for _ in range(5):
+                stranger = strangers.enter_context(Client(at.port))
+                await stranger.send(b"GET / HTTP/1.1\r\n")
+                await anyio.wait_all_tasks_blocked()
+            assert (await at.ask(post([EVENT]))).status == 200
+            await kept.send(mine)
+            assert (await kept.answer()).status == 200
+
+
+async def test_a_process_that_holds_every_place_makes_room_for_another(tmp_path: Path) -> None:
+    async with site(tmp_path, max_connections=2) as at:
+        with capture_logs() as logged, at.client() as first, at.client() as second:
+            for client in (first, second):
+                await client.send(post([EVENT])[:-1])
+            await anyio.wait_all_tasks_blocked()
+            program = (
+                f"import socket; s=socket.socket(1); s.connect({at.path!r}); s.sendall({post([EVENT])!r}); s.recv(99)"
+            )
+            await anyio.run_process([sys.executable, "-c", program])
+        assert at.counts == (1, 1)
+        (eviction,) = [each for each in logged if each["event"] == "connection_evicted"]
+        assert (eviction["uid"], eviction["pid"]) == (os.getuid(), os.getpid())
+
+
 @pytest.mark.parametrize(
     ("sent", "message"),
     [
@@ -508,6 +573,22 @@ async def test_a_dripping_body_times_out(tmp_path: Path) -> None:
                 answer = await slow.answer()
                 dripping.cancel_scope.cancel()
             assert (answer.status, answer.error["message"]) == (408, "the whole body did not come within 0.3 s")
+
+
+async def test_a_body_that_is_passed_on_has_to_come_at_some_speed(tmp_path: Path) -> None:
+    async def forward(exchange: Exchange) -> None:
+        while await exchange.read():
+            pass
+
+    timeouts = SHORT._replace(stall=10.0, grace=0.2)
+    async with site(tmp_path, timeouts=timeouts, forward=forward) as at:
+        with capture_logs() as logged, at.client() as slow:
+            await slow.send(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n12345")
+            answer = await slow.answer()
+            message = "a body of more than 1024 bytes/s did not come within 0.2 s"
+            assert (answer.status, answer.error["message"]) == (408, message)
+        (broken,) = [each for each in logged if each["event"] == "request_broken"]
+        assert (broken["status"], broken["pid"]) == (408, os.getpid())
 
 
 async def test_a_silent_client_times_out(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 from agent.errors import ListenError
 from agent.ingest import sockets
 from agent.ingest.sockets import DATAGRAM, STREAM, BoundSocket, bind
+from agent.peers import Peer, peer_of
 from tests.support.tools import require_root
 from tests.support.waiting import HUNG_AFTER
 
@@ -291,7 +292,7 @@ def test_the_peer_is_who_the_kernel_says(path: Path, opened: ExitStack) -> None:
         listener.settimeout(HUNG_AFTER)
         connection, _ = listener.accept()
         with connection:
-            assert sockets.peer_of(connection) == (process.pid, os.getuid())
+            assert peer_of(connection) == Peer(process.pid, os.getuid())
 
 
 # Passed sockets: the real systemd is in test_systemd.py; here is what it would not do, in a process of its own.

@@ -11,7 +11,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from agent.ingest.framing import Lines
-from agent.ingest.intake import NAMED_REJECTS, ClientState, Intake, Peer
+from agent.ingest.intake import NAMED_REJECTS, ClientState, Intake
+from agent.peers import Peer
 from agent.queue.committer import MAX_PENDING_BYTES, STALL_SECONDS
 from tests.support import virtual_time
 from tests.support.edge import ACKS, GatedHost, line

@@ -1,0 +1,88 @@
+"""Who is at the other end of a socket, and turns at the event loop, which are fair by peer.
+
+A process is a peer, as the kernel names it. Over TCP the kernel does not say: there all who have shown the token are one peer,
+and all who have not are another.
+"""
+
+import socket
+import struct
+from collections.abc import Hashable
+from typing import NamedTuple
+from weakref import WeakValueDictionary
+
+import anyio
+import anyio.lowlevel
+
+STRANGERS = "tcp"
+"""The group of those who are connected over TCP and have not shown the token."""
+TOKEN_HOLDERS = "tcp with the token"  # noqa: S105
+
+_NO_UID = 0xFFFF_FFFF
+_CREDENTIALS = struct.Struct("iII")  # pid, uid, gid: struct ucred of unix(7)
+CREDENTIALS_SPACE = socket.CMSG_SPACE(_CREDENTIALS.size)
+
+
+class Peer(NamedTuple):
+    """A process, or a client's address over TCP."""
+
+    pid: int
+    uid: int
+    address: str | None = None
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """Return what the log says of it."""
+        return {"uid": self.uid, "pid": self.pid} if self.address is None else {"peer": self.address}
+
+
+UNKNOWN = Peer(0, _NO_UID)
+
+
+def peer_of(connection: socket.socket) -> Peer:
+    """Return who has connected."""
+    if connection.family == socket.AF_UNIX:
+        return Peer(*read_credentials(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)))
+    try:
+        host, port = connection.getpeername()[:2]
+    except OSError:  # it has gone already
+        return Peer(0, _NO_UID, "unknown")
+    return Peer(0, _NO_UID, f"[{host}]:{port}" if connection.family == socket.AF_INET6 else f"{host}:{port}")
+
+
+def group_of(peer: Peer) -> Hashable:
+    """Return what shares turns with the peer: itself, or over TCP all who have not shown the token."""
+    return peer if peer.address is None else STRANGERS
+
+
+def read_credentials(data: bytes) -> tuple[int, int]:
+    """Return (pid, uid) out of a `struct ucred`."""
+    pid, uid, _ = _CREDENTIALS.unpack_from(data)
+    return pid, uid
+
+
+class Turn:
+    """The turns of one group. However many tasks work for it, each pass of the event loop lets one of them through."""
+
+    __slots__ = ("__weakref__", "_lock")
+
+    def __init__(self) -> None:
+        self._lock = anyio.Lock(fast_acquire=True)
+
+    async def wait(self) -> None:
+        """Return when it is the caller's turn. What it does before it waits again should take no longer than some ms."""
+        async with self._lock:
+            await anyio.lowlevel.checkpoint()
+
+
+class Turns:
+    """The turns of all groups, of which those are remembered that somebody holds."""
+
+    def __init__(self) -> None:
+        self._turns: WeakValueDictionary[Hashable, Turn] = WeakValueDictionary()
+
+    def of(self, group: Hashable) -> Turn:
+        """Return the turns of a group."""
+        found = self._turns.get(group)
+        if found is None:
+            found = self._turns[group] = Turn()
+        return found
