@@ -11,7 +11,7 @@ block, one `encode_lines`, one comparison. Only a block that is not that simple 
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Annotated, Literal, NamedTuple
 
@@ -118,14 +118,15 @@ _decode_context = msgspec.json.Decoder(_ContextLine).decode
 _is_context_line = re.compile(rb'\s*\{\s*"context"\s*:').match
 
 
-def decode_lines(text: bytes, session: Session) -> Decoded:
+def decode_lines(text: bytes, session: Session, max_rejects: int | None = None) -> Decoded:
     """Validate complete lines: events, arrays of events, or context lines; blank lines are skipped.
 
-    Never raises for what a client sent: a line that is not valid becomes a Reject and costs that line only.
+    Never raises for what a client sent: a line that is not valid becomes a Reject and costs that line only. After `max_rejects`
+    the rest is not looked at.
     """
-    block = _decode_bare_events(text, session.context)
+    block = decode_bare_events(text, session.context)
     if block is None:
-        return _decode_line_by_line(text, session)
+        return _decode_line_by_line(text, session, max_rejects)
     return Decoded([block], [], session, block.event_count)
 
 
@@ -161,13 +162,13 @@ def decode_messages(messages: Sequence[bytes]) -> tuple[list[Block], list[int]]:
     Returns the events, one block for each context, and the indexes of the messages that take more than that, and of which
     nothing is in the blocks: those with something to reject, and those that want acks.
     """
-    block = _decode_bare_events(b"".join(messages), Context())
+    block = decode_bare_events(b"".join(messages), Context())
     if block is not None:
         return [block], []
     found: dict[Context, list[Block]] = {}
     others: list[int] = []
     for index, message in enumerate(messages):
-        decoded = decode_lines(message, Session())
+        decoded = decode_lines(message, Session(), max_rejects=1)
         if decoded.rejects or decoded.session.durable_acks:
             others.append(index)
             continue
@@ -180,7 +181,7 @@ def _join(context: Context, blocks: list[Block]) -> Block:
     return Block(context, sum(block.event_count for block in blocks), b"".join(block.lines for block in blocks))
 
 
-def _decode_bare_events(text: bytes, context: Context) -> Block | None:
+def decode_bare_events(text: bytes, context: Context) -> Block | None:
     """Validate lines that hold one event each and nothing else; None if they do not, or if one of them is not valid."""
     try:
         events = _decode_incoming(text)
@@ -198,6 +199,15 @@ ARRAY_OVERHEAD = 1
 def to_json_array(lines: bytes) -> bytes:
     """Return lines of events as a JSON array. Their line ends are the only ones: in JSON's strings they are escaped."""
     return b"".join((b"[", memoryview(lines.replace(b"\n", b","))[:-1], b"]"))
+
+
+def cut_lines(text: bytes, size: int) -> Iterator[bytes]:
+    """Cut lines into pieces of about `size` bytes, each of whole lines."""
+    start = 0
+    while start < len(text):
+        end = text.find(b"\n", start + size) + 1 or len(text)
+        yield text[start:end]
+        start = end
 
 
 def split_lines(lines: bytes, count: int) -> tuple[bytes, bytes]:
@@ -247,10 +257,10 @@ def _is_one_a_line(text: bytes, events: Sequence[Event]) -> bool:
     JSON's strings hold no line ends, so a brace before a line end is always the end of an event.
     """
     last_braces = text.count(b"}\n") + text.endswith(b"}")
-    return _line_count(text) == last_braces == len(events)
+    return line_count(text) == last_braces == len(events)
 
 
-def _line_count(text: bytes) -> int:
+def line_count(text: bytes) -> int:
     return text.count(b"\n") + (bool(text) and not text.endswith(b"\n"))
 
 
@@ -262,7 +272,7 @@ def _may_repeat_a_key(text: bytes, events: Sequence[Event]) -> bool:
     return text.count(b":") != 5 * len(events) - [event.duration for event in events].count(UNSET)
 
 
-def _decode_line_by_line(text: bytes, session: Session) -> Decoded:
+def _decode_line_by_line(text: bytes, session: Session, max_rejects: int | None) -> Decoded:
     groups: list[tuple[Context, list[Event]]] = []
     rejects: list[Reject] = []
     for number, line in enumerate(text.split(b"\n"), 1):
@@ -276,13 +286,15 @@ def _decode_line_by_line(text: bytes, session: Session) -> Decoded:
             events = _decode_events_line(line)
         except ValueError as error:
             rejects.append(Reject(number, _reason_of(error)))
+            if len(rejects) == max_rejects:
+                break
             continue
         if groups and groups[-1][0] is session.context:
             groups[-1][1].extend(events)
         elif events:
             groups.append((session.context, [*events]))
     blocks = [Block(context, len(events), encode_events(events)) for context, events in groups]
-    return Decoded(blocks, rejects, session, _line_count(text))
+    return Decoded(blocks, rejects, session, line_count(text))
 
 
 def _decode_events_line(line: bytes) -> Sequence[Event]:

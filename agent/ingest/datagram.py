@@ -5,6 +5,7 @@ A datagram that was received is always taken: nothing cancels that but the end o
 
 import contextlib
 import socket
+from pathlib import Path
 
 import anyio
 import anyio.lowlevel
@@ -18,8 +19,9 @@ from agent.runtime import Broadcast
 
 # More than net.core.wmem_default lets a client send at once.
 MAX_DATAGRAM_BYTES = 256 * 1024
-# More than net.unix.max_dgram_qlen lets wait in a socket: 10 by default, 512 under systemd.
-MAX_WAITING = 4096
+# How many datagrams may wait in a socket: as the kernel says, and not fewer than it may have said when the socket was made.
+_QUEUE_LENGTH = Path("/proc/sys/net/unix/max_dgram_qlen")
+_USUAL_QUEUE_LENGTH = 512  # systemd's; the kernel's own default is 10
 # What is received in one turn, before others have theirs.
 TURN_DATAGRAMS = 256
 TURN_BYTES = 256 * 1024
@@ -45,6 +47,7 @@ class DatagramListener:
         self._taking = False
         self._taken = 0
         self._progress = Broadcast()
+        self._most_waiting = _most_waiting()
         bound.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
 
     async def serve(self) -> None:
@@ -69,7 +72,7 @@ class DatagramListener:
 
     async def catch_up(self) -> None:
         """Return when every datagram that had been sent before the call has been taken."""
-        enough = self._taken + MAX_WAITING
+        enough = self._taken + self._most_waiting
         while (self._taking or self._has_more()) and self._taken < enough:
             await self._progress.wait()
 
@@ -87,7 +90,9 @@ class DatagramListener:
         self._taking = bool(whole or odd)
         others = self._intake.submit_messages([as_lines(data) for data, _, _ in whole]) if whole else []
         for datagram in [whole[index] for index in others] + odd:
-            await self._take(datagram)
+            client = ClientState(_sender(datagram[1]), answerable=False)
+            if not self._intake.dismiss(as_lines(datagram[0]), client):
+                await self._take(datagram, client)
         self._taking = False
         self._taken += len(whole) + len(odd)
         self._progress.notify_all()
@@ -107,14 +112,21 @@ class DatagramListener:
                 size += length
         return whole, odd
 
-    async def _take(self, datagram: _Datagram) -> None:
-        data, ancillary, flags = datagram
-        framer, client = LineFramer(MAX_LINE_BYTES), ClientState(_sender(ancillary), answerable=False)
+    async def _take(self, datagram: _Datagram, client: ClientState) -> None:
+        data, _, flags = datagram
+        framer = LineFramer(MAX_LINE_BYTES)
         found = [framer.feed(data[start : start + MAX_LINE_BYTES]) for start in range(0, len(data), MAX_LINE_BYTES)]
         found.append(Lines(b"", 1) if flags & _TRUNCATED else framer.end())
         for lines in found:
             if lines.block or lines.oversized:
                 await self._intake.submit(lines, client)
+
+
+def _most_waiting() -> int:
+    try:
+        return max(int(_QUEUE_LENGTH.read_text()), _USUAL_QUEUE_LENGTH) + 1
+    except (OSError, ValueError):  # /proc may be hidden
+        return 8 * _USUAL_QUEUE_LENGTH
 
 
 def _sender(ancillary: list[tuple[int, int, bytes]]) -> Peer:

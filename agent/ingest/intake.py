@@ -8,7 +8,18 @@ import msgspec
 import structlog
 
 from agent.delivery.pipeline import Pipeline
-from agent.events import MAX_LINE_BYTES, Block, Context, Reject, Session, decode_lines, decode_messages
+from agent.events import (
+    MAX_LINE_BYTES,
+    Block,
+    Context,
+    Reject,
+    Session,
+    cut_lines,
+    decode_bare_events,
+    decode_lines,
+    decode_messages,
+    line_count,
+)
 from agent.ingest.framing import Lines
 from agent.peers import Peer, Turns
 from agent.queue.committer import CommitGroup
@@ -18,6 +29,14 @@ from agent.throttle import Throttle
 NAMED_REJECTS = 5
 MAX_REASON_CHARACTERS = 200
 LOG_INTERVAL = 10.0
+
+# Of lines with bad ones among them so many bytes are looked at in one turn: to refuse a line costs more than to take one.
+TURN_BYTES = 1024
+# After so many bad lines in a row from one process its lines are looked at only where they do not begin with bad ones again.
+PATIENCE = 1000
+GLANCE_BYTES = 256
+# Of so many processes it is remembered how many bad lines they have sent in a row.
+REMEMBERED_PEERS = 1024
 
 
 @dataclass
@@ -70,19 +89,24 @@ class Intake:
         self._throttle = Throttle(LOG_INTERVAL)
         self.rejected = 0
         self.turns = Turns()
+        self._bad_in_a_row: dict[Peer, int] = {}
 
     async def submit(self, lines: Lines, client: ClientState) -> None:
         """Validate and queue what a read brought; with durable acks, return when it is durable or dropped.
 
         Waits for room before it queues anything, so that a client is slowed down rather than memory filled.
         """
+        if lines.oversized:
+            client.lines += lines.oversized
+            self._reject([Reject(0, f"Line is longer than {MAX_LINE_BYTES:,} bytes")] * lines.oversized, client)
         waiting: list[tuple[int, CommitGroup]] = []
-        for block in self._validate(lines, client):
-            if await self._pipeline.wait_for_capacity():
-                waiting.append((block.event_count, self._pipeline.submit(block)))
-            else:
-                self._pipeline.shed(block.event_count)
-                client.dropped += block.event_count
+        block = decode_bare_events(lines.block, client.session.context)
+        if block is not None:
+            client.lines += block.event_count
+            self._bad_in_a_row.pop(client.peer, None)
+            await self._queue(block, client, waiting)
+        else:
+            await self._submit_in_pieces(lines.block, client, waiting)
         if client.wants_acks:
             for count, group in waiting:
                 refused = (await group.wait()).refused
@@ -113,25 +137,63 @@ class Intake:
         groups = [self._pipeline.submit(block) for block in blocks]  # the same one: nothing waits in between
         return (await groups[-1].wait()).refused
 
-    def _validate(self, lines: Lines, client: ClientState) -> list[Block]:
-        """Return the events, and count the rest; the rejects, which may be many, are not kept while somebody waits."""
-        decoded = decode_lines(lines.block, client.session)
-        client.session = decoded.session
-        first = client.lines + lines.oversized
-        client.lines = first + decoded.line_count
-        if decoded.rejects or lines.oversized:
-            too_long = Reject(0, f"Line is longer than {MAX_LINE_BYTES:,} bytes")
-            self._reject([too_long] * lines.oversized + decoded.rejects, first, client)
-        return decoded.blocks
+    def dismiss(self, message: bytes, client: ClientState) -> bool:
+        """Reject a whole message if its sender has been sending bad lines, and it begins with such again; tell whether it was."""
+        if not self._is_rubbish(client):
+            return False
+        glance = next(cut_lines(message, GLANCE_BYTES), b"")
+        decoded = decode_lines(glance, client.session)
+        if decoded.blocks or not decoded.rejects:
+            return False
+        self._reject(decoded.rejects, client, more=line_count(message[len(glance) :]))
+        return True
 
-    def _reject(self, rejects: list[Reject], first: int, client: ClientState) -> None:
-        """Count rejects, name the first few to the client, and log one now and then. `first` is how many lines came before."""
-        self.rejected += len(rejects)
-        client.rejected += len(rejects)
+    async def _submit_in_pieces(self, text: bytes, client: ClientState, waiting: list[tuple[int, CommitGroup]]) -> None:
+        """Queue the events, and reject the rest. Others have their turns in between if there is something to reject."""
+        turn, left = self.turns.of(client.peer), len(text)
+        for piece in cut_lines(text, GLANCE_BYTES if self._is_rubbish(client) else TURN_BYTES):
+            left -= len(piece)
+            decoded = decode_lines(piece, client.session)
+            client.session = decoded.session
+            if decoded.blocks:
+                self._bad_in_a_row.pop(client.peer, None)
+            is_last = bool(decoded.rejects) and not decoded.blocks and self._is_rubbish(client)
+            rest = line_count(text[len(text) - left :]) if is_last else 0
+            if decoded.rejects:
+                self._reject(decoded.rejects, client, more=rest)
+            client.lines += decoded.line_count + rest
+            for block in decoded.blocks:
+                await self._queue(block, client, waiting)
+            if is_last:
+                return
+            if decoded.rejects:
+                await turn.wait()
+
+    async def _queue(self, block: Block, client: ClientState, waiting: list[tuple[int, CommitGroup]]) -> None:
+        if await self._pipeline.wait_for_capacity():
+            waiting.append((block.event_count, self._pipeline.submit(block)))
+        else:
+            self._pipeline.shed(block.event_count)
+            client.dropped += block.event_count
+
+    def _is_rubbish(self, client: ClientState) -> bool:
+        """Tell whether nothing but bad lines is to be expected of a client: what it sends is not looked at line by line."""
+        in_a_row = self._bad_in_a_row.get(client.peer, 0)
+        return in_a_row >= PATIENCE or (not client.answerable and client.rejected >= PATIENCE)
+
+    def _reject(self, rejects: list[Reject], client: ClientState, more: int = 0) -> None:
+        """Count rejects, and `more` lines; name the first few to the client, and log one now and then."""
+        count = len(rejects) + more
+        self.rejected += count
+        client.rejected += count
         for line, reason in rejects[: NAMED_REJECTS - len(client.errors)]:
-            client.errors.append(Reject(first + line, reason[:MAX_REASON_CHARACTERS]))
+            client.errors.append(Reject(client.lines + line, reason[:MAX_REASON_CHARACTERS]))
+        in_a_row = self._bad_in_a_row.pop(client.peer, 0) + count
+        self._bad_in_a_row[client.peer] = in_a_row  # the last one is the one that did it last
+        if len(self._bad_in_a_row) > REMEMBERED_PEERS:
+            del self._bad_in_a_row[next(iter(self._bad_in_a_row))]
         sender = {"uid": client.peer.uid, "pid": client.peer.pid}
         held_back = self._throttle.allow("lines_rejected", anyio.current_time(), **sender)
         if held_back is not None:
-            facts = {"lines": len(rejects), **client.peer.facts, "suppressed": held_back}
+            facts = {"lines": count, **client.peer.facts, "suppressed": held_back}
             self._log.warning("lines_rejected", reason=rejects[0].reason[:MAX_REASON_CHARACTERS], **facts)

@@ -9,17 +9,15 @@ import contextlib
 import socket
 
 import anyio
-import anyio.lowlevel
 
 from agent.acceptor import Acceptor, Connection
 from agent.events import MAX_LINE_BYTES
 from agent.ingest.framing import LineFramer, Lines, as_lines
 from agent.ingest.intake import ClientState, Intake
 from agent.ingest.sockets import BoundSocket
+from agent.peers import peer_of
 
 READ_BYTES = MAX_LINE_BYTES
-# Refusing a line costs much more than taking one: who sends bad lines has to share the daemon in smaller turns.
-READ_BYTES_AFTER_REJECTS = 4 * 1024
 # How many bytes of clients that have hung up already are taken in one turn, before others have theirs.
 TURN_BYTES = 256 * 1024
 ACK_SECONDS = 10.0
@@ -130,35 +128,38 @@ class StreamListener:
         if not ended:
             return connections
         others = self._intake.submit_messages([as_lines(data) for _, data in ended])
-        for index, (each, data) in enumerate(ended):
-            if index in others:
-                connections.append(StreamConnection(each, data))
+        served = set(others)
+        for index in others:
+            each, data = ended[index]
+            if self._intake.dismiss(as_lines(data), ClientState(peer_of(each))):
+                served.remove(index)
             else:
+                connections.append(StreamConnection(each, data))
+        for index, (each, _) in enumerate(ended):
+            if index not in served:
                 each.close()
         return connections
 
     async def _read(self, connection: StreamConnection) -> None:
         """Read a connection to its end."""
-        client, framer, size = connection.client, connection.framer, READ_BYTES
+        framer, turn = connection.framer, self._intake.turns.of(connection.peer)
         chunk, connection.first = connection.first, b""
-        while chunk := chunk or await self._receive(connection, size):
+        while chunk := chunk or await self._receive(connection):
             self._acceptor.touch(connection)
-            rejected = client.rejected
             await self._take(framer.feed(chunk), connection)
-            size = READ_BYTES if client.rejected == rejected else READ_BYTES_AFTER_REJECTS
             chunk = b""
+            await turn.wait()
         await self._take(framer.end(), connection)
 
-    async def _receive(self, connection: StreamConnection, size: int) -> bytes:
-        """Return what can be read, b"" at the end of the stream; lets other tasks run first.
+    async def _receive(self, connection: StreamConnection) -> bytes:
+        """Return what can be read, b"" at the end of the stream.
 
         Reads only when there is room: however many clients there are, what they write waits in their sockets.
         """
-        await anyio.lowlevel.checkpoint()
         while True:
             await self._intake.wait_for_capacity()
             try:
-                data = connection.socket.recv(size)
+                data = connection.socket.recv(READ_BYTES)
             except BlockingIOError:
                 await anyio.wait_readable(connection.socket)
             except ConnectionResetError:  # it went away without reading its acks; what it had written was read before

@@ -121,6 +121,31 @@ async def test_a_bad_line_is_logged_with_its_sender(tmp_path: Path) -> None:
         assert [(each["uid"], each["pid"]) for each in rejects] == [(os.getuid(), os.getpid())]
 
 
+async def test_datagrams_of_rubbish_take_turns_with_others(tmp_path: Path) -> None:
+    block = b"{}\n" * 900 + line()
+    async with edge(tmp_path) as made:
+        with made.sender() as sender, made.client() as client:
+            for _ in range(10):
+                await sender.send(block)
+            await client.send(ACKS + line())
+            await client.settled(1)
+            assert made.intake.rejected < 9000
+            await made.settle()
+        assert (made.intake.rejected, queued(made)) == (9000, 11)
+
+
+async def test_a_datagram_of_nothing_but_rubbish_is_counted_without_a_look_at_each_line(tmp_path: Path) -> None:
+    async with edge(tmp_path) as made:
+        with made.sender() as sender:
+            await sender.send(b"a\n" * 100_000)
+            await sender.send(b"a\n" * 10_000 + line())
+            await sender.send(line())
+            await made.settle()
+            await sender.send(b"a\n" + line())  # it has sent a good one since
+            await made.settle()
+        assert (made.intake.rejected, queued(made)) == (110_002, 2)
+
+
 async def test_catch_up_ends_although_a_sender_never_stops(tmp_path: Path) -> None:
     async with edge(tmp_path) as made:
 

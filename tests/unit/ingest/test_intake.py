@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from agent.ingest.framing import Lines
-from agent.ingest.intake import NAMED_REJECTS, ClientState, Intake
+from agent.ingest.intake import NAMED_REJECTS, PATIENCE, ClientState, Intake
 from agent.peers import Peer
 from agent.queue.committer import MAX_PENDING_BYTES, STALL_SECONDS
 from tests.support import virtual_time
@@ -204,6 +204,22 @@ async def test_a_reason_is_cut_to_a_length_that_fits_a_log_line() -> None:
             client = await taken(intake, [lines(ACKS + b'{"' + b"k" * 9000 + b'":1}\n')])
         assert [len(each["reason"]) for each in logged if each["event"] == "lines_rejected"] == [200]
         assert [len(error.reason) for error in client.errors] == [200]
+        tasks.cancel_scope.cancel()
+
+
+async def test_after_many_bad_lines_in_a_row_a_process_is_listened_to_where_it_begins_with_good_ones() -> None:
+    async with anyio.create_task_group() as tasks:
+        host = GatedHost(tasks)
+        pipeline = host.start()
+        intake, other = Intake(pipeline), ClientState(Peer(pid=1, uid=1234))
+        await taken(intake, [lines(BAD * PATIENCE)])
+        assert intake.dismiss(BAD * 50 + line(), ClientState(PEER))
+        assert not intake.dismiss(BAD * 50 + line(), other)
+        client = await taken(intake, [lines(BAD * 50 + line()), lines(line()), lines(BAD * 50 + line())])
+        assert (client.rejected, client.lines) == (101, 103)
+        assert not intake.dismiss(BAD * 50 + line(), client)
+        await pipeline.commit_once()
+        assert (intake.rejected, pipeline.ledger().accepted) == (PATIENCE + 152, 2)
         tasks.cancel_scope.cancel()
 
 
