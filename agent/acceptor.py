@@ -6,6 +6,7 @@ The stream listener and the HTTP server use it. It decides who gets in and who h
 import array
 import errno
 import fcntl
+import itertools
 import socket
 import termios
 from abc import ABC, abstractmethod
@@ -25,6 +26,10 @@ from agent.throttle import Throttle
 
 # How many clients are accepted in one turn, before others have theirs.
 TURN_CLIENTS = 32
+# After so many turns without an end to those who wait, the log says who they are.
+MANY_TURNS = 8
+# No more can wait to be accepted than what a socket is opened with, here or by systemd.
+BACKLOG = 4096
 RETRY_SECONDS = 0.1
 EVICTION_SECONDS = 0.1
 LOG_INTERVAL = 60.0
@@ -102,6 +107,7 @@ class _Listening(Generic[C]):
     tasks: anyio.abc.TaskGroup
     accepting: anyio.CancelScope
     open: bool = True
+    accepted: int = 0
 
 
 class Acceptor(Generic[C]):
@@ -197,19 +203,22 @@ class Acceptor(Generic[C]):
             del self._groups[connection.group]
 
     async def _accept_ready(self, entry: _Listening[C]) -> None:
-        """Accept everyone who waits. What is accepted is served, even if this is cancelled."""
-        while True:
+        """Accept everyone who waits now. What is accepted is served, even if this is cancelled."""
+        most = entry.accepted + BACKLOG
+        for turn in itertools.count(1):
             if self._wait_for_capacity is not None:
                 await self._wait_for_capacity()
             if not entry.open:
                 return
-            error = self._accept_some(entry)
+            error = self._accept_some(entry, name_one=turn > MANY_TURNS)
             while len(self._connections) > self._max_connections and not self._refuse_when_full:
                 self._evict()
                 with anyio.move_on_after(EVICTION_SECONDS):  # one that waits for the disk must not hold up the others
                     await self._left.wait()
             if error is None:
                 await anyio.lowlevel.checkpoint()
+                if entry.accepted > most:
+                    return
             elif error.errno in _NOBODY_WAITS:
                 return
             else:  # such as too many open files
@@ -217,8 +226,11 @@ class Acceptor(Generic[C]):
                 self._evict(f"a new connection cannot be accepted: {error.strerror}")
                 await anyio.sleep(RETRY_SECONDS)
 
-    def _accept_some(self, entry: _Listening[C]) -> OSError | None:
-        """Accept some of those who wait; return why no more could be, None if there may be more."""
+    def _accept_some(self, entry: _Listening[C], *, name_one: bool) -> OSError | None:
+        """Accept some of those who wait; return why no more could be, None if there may be more.
+
+        With `name_one`, log who is the last of them: of a crowd that comes from one process, it is most likely that.
+        """
         accepted: list[socket.socket] = []
         problem = None
         most = max(1, min(TURN_CLIENTS, self._max_connections + 1 - len(self._connections)))
@@ -227,6 +239,10 @@ class Acceptor(Generic[C]):
                 accepted.append(entry.listening.accept()[0])
         except OSError as error:
             problem = error
+        entry.accepted += len(accepted)
+        if name_one and accepted:
+            reason = f"more than {MANY_TURNS * TURN_CLIENTS} connections have waited to be accepted"
+            self._warn("many_connections", reason=reason, **peer_of(accepted[-1]).facts)
         for connection in entry.admit(accepted) if accepted else ():
             full = self._refuse_when_full and len(self._connections) >= self._max_connections
             if full and not self._evict(newcomer=connection.group):

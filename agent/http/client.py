@@ -7,12 +7,13 @@ request's time.
 import contextlib
 import ipaddress
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import anyio
+import anyio.lowlevel
 import httpcore
 import httpx
 
@@ -31,24 +32,109 @@ _HTTPX_ERRORS: Sequence[tuple[type[Exception], type[httpx.TransportError]]] = [
 ]
 
 
+# How much of the head of an answer is looked at in one turn, and how long it may be: any number of informational answers may come
+# before it (RFC 9110, 15.2).
+HEAD_READ_BYTES = 1024
+MAX_HEAD_BYTES = 128 * 1024
+
+TAKE_TURN = "agent.take_turn"
+"""The extension of a request that lets others run while the head of its answer comes in many pieces."""
+
+
+class _HeadLimit(httpcore.AsyncNetworkBackend):
+    """Makes connections that bound how much is read before an answer's body begins."""
+
+    def __init__(self) -> None:
+        self._backend = httpcore.AnyIOBackend()
+        self._left: int | None = None
+        self._take_turn: Callable[[], Awaitable[None]] = anyio.lowlevel.checkpoint
+
+    def begin_head(self, take_turn: Callable[[], Awaitable[None]]) -> None:
+        """Say that an answer is to come."""
+        self._left, self._take_turn = MAX_HEAD_BYTES, take_turn
+
+    def end_head(self) -> None:
+        """Say that its head has come."""
+        self._left = None
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        return _Stream(await self._backend.connect_tcp(host, port, timeout, local_address, socket_options), self)
+
+    async def sleep(self, seconds: float) -> None:
+        await self._backend.sleep(seconds)
+
+    async def read(self, stream: httpcore.AsyncNetworkStream, max_bytes: int, timeout: float | None) -> bytes:  # noqa: ASYNC109
+        """Read from a stream. Raises httpcore.RemoteProtocolError if the head is too long."""
+        if self._left is None:
+            return await stream.read(max_bytes, timeout)
+        if self._left <= 0:
+            raise httpcore.RemoteProtocolError(
+                f"the head of its answer, with those that go before it, is longer than {MAX_HEAD_BYTES:,} bytes"
+            )
+        if self._left < MAX_HEAD_BYTES:
+            await self._take_turn()
+        data = await stream.read(min(max_bytes, HEAD_READ_BYTES), timeout)
+        if self._left is not None:
+            self._left -= len(data)
+        return data
+
+
+class _Stream(httpcore.AsyncNetworkStream):
+    """A connection that is read by way of a `_HeadLimit`."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream, limit: _HeadLimit) -> None:
+        self._stream = stream
+        self._limit = limit
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
+        return await self._limit.read(self._stream, max_bytes, timeout)
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> httpcore.AsyncNetworkStream:
+        return _Stream(await self._stream.start_tls(ssl_context, server_hostname, timeout), self._limit)
+
+    def get_extra_info(self, info: str) -> object:
+        return self._stream.get_extra_info(info)
+
+
 class SingleConnectionTransport(httpx.AsyncBaseTransport):
     """Makes one request at a time on a connection that it keeps for `keep_seconds`, and replaces when it is no longer good."""
 
     def __init__(
         self, url: httpx.URL, ssl_context: ssl.SSLContext | None, keep_seconds: float, options: Sequence[SocketOption]
     ) -> None:
+        self._limit = _HeadLimit()
         self._connect = partial(
             httpcore.AsyncHTTPConnection,
             origin=_url(url).origin,
             ssl_context=ssl_context,
             keepalive_expiry=keep_seconds,
             socket_options=options,
+            network_backend=self._limit,
         )
         self._connection: httpcore.AsyncHTTPConnection | None = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Make a request. Raises httpx.TransportError."""
         connection = await self._usable_connection()
+        self._limit.begin_head(request.extensions.get(TAKE_TURN, anyio.lowlevel.checkpoint))
         with _httpx_errors():
             response = await connection.handle_async_request(
                 httpcore.Request(
@@ -59,6 +145,7 @@ class SingleConnectionTransport(httpx.AsyncBaseTransport):
                     extensions=request.extensions,
                 )
             )
+        self._limit.end_head()
         return httpx.Response(
             response.status, headers=response.headers, stream=_ResponseStream(response), extensions=response.extensions
         )

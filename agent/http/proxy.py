@@ -13,16 +13,19 @@ from typing import NamedTuple, cast
 
 import anyio
 import httpx
+import structlog
 
-from agent.http.client import ConnectionPool, transport_factory
-from agent.http.connection import ClientGoneError
+from agent.http.client import TAKE_TURN, ConnectionPool, transport_factory
+from agent.http.connection import TURN_PIECES, ClientGoneError
 from agent.http.server import Exchange, Response
 from agent.runtime import Wakeup
+from agent.throttle import Throttle
 
 CONNECT_SECONDS = 10.0
 STALL_SECONDS = 300.0
 KEEP_SECONDS = 4.0  # a connection that is not used; servers of Node.js close theirs after 5 s
 IDLE_CONNECTIONS = 32
+LOG_INTERVAL = 60.0
 
 # Without it the event loop reads as much in one turn as the socket holds, several MB, and events wait for that. Elsewhere the
 # network is slower than a turn, and a small buffer would make it slower still.
@@ -55,6 +58,8 @@ class Proxy:
         self._upstream = _open(url)
         self._former: list[_Upstream] = []
         self._idle = Wakeup()
+        self._log = structlog.get_logger("agent.front")
+        self._throttle = Throttle(LOG_INTERVAL)
 
     def prepare(self, url: str) -> Callable[[], None]:
         """Return what has later requests passed on to `url`. Raises ConfigError."""
@@ -102,34 +107,45 @@ class Proxy:
         upstream = self._upstream
         connection = upstream.connections.acquire()
         try:
-            return await _relay(exchange, upstream.url, connection)
+            return await self._exchange(exchange, upstream.url, connection)
         finally:
             await upstream.connections.release(connection)
             self._idle.set()
 
+    async def _exchange(self, exchange: Exchange, url: httpx.URL, connection: httpx.AsyncBaseTransport) -> None:
+        try:
+            response = await connection.handle_async_request(_request(exchange, url))
+        except httpx.ConnectTimeout as error:
+            return await _no_answer(exchange, url, error)
+        except httpx.TimeoutException:
+            message = f"{url} has not answered within {STALL_SECONDS:g} s"
+            return await exchange.answer(Response.error(504, "gateway_timeout", message))
+        except (httpx.TransportError, httpx.InvalidURL, UnicodeError) as error:
+            if isinstance(error, httpx.RemoteProtocolError):
+                self._warn_invalid(exchange, error)
+            return await _no_answer(exchange, url, error)
+        try:
+            return await _pass_back(exchange, response)
+        finally:
+            await response.aclose()
 
-async def _relay(exchange: Exchange, url: httpx.URL, connection: httpx.AsyncBaseTransport) -> None:
-    try:
-        response = await connection.handle_async_request(_request(exchange, url))
-    except httpx.ConnectTimeout as error:
-        return await _no_answer(exchange, url, error)
-    except httpx.TimeoutException:
-        message = f"{url} has not answered within {STALL_SECONDS:g} s"
-        return await exchange.answer(Response.error(504, "gateway_timeout", message))
-    except (httpx.TransportError, httpx.InvalidURL, UnicodeError) as error:
-        return await _no_answer(exchange, url, error)
-    try:
-        return await _pass_back(exchange, response)
-    finally:
-        await response.aclose()
+    def _warn_invalid(self, exchange: Exchange, error: httpx.RemoteProtocolError) -> None:
+        held_back = self._throttle.allow("answer_invalid", anyio.current_time())
+        if held_back is not None:
+            facts = {"path": exchange.head.path, **exchange.peer.facts, "suppressed": held_back}
+            self._log.warning("answer_invalid", reason=str(error), **facts)
 
 
 async def _pass_back(exchange: Exchange, response: httpx.Response) -> None:
     headers, stream = _end_to_end(response.headers.raw), cast(httpx.AsyncByteStream, response.stream)
     await exchange.start(response.status_code, headers, response.extensions.get("reason_phrase", b""))
     with contextlib.suppress(httpx.TransportError):  # an answer without its end is cut off
+        pieces = 0
         async for piece in stream:
             await exchange.write(piece)
+            pieces += 1
+            if pieces % TURN_PIECES == 0:
+                await exchange.take_turn()
         await exchange.finish()
 
 
@@ -159,7 +175,7 @@ def _request(exchange: Exchange, url: httpx.URL) -> httpx.Request:
     chunked = [_CHUNKED] if head.length is None else []
     headers = [(b"Host", url.netloc), *_end_to_end(head.raw_headers, b"host"), *chunked]
     target = url.raw_path.rstrip(b"/") + head.target
-    extensions = {"timeout": _TIMEOUT, "target": target}
+    extensions = {"timeout": _TIMEOUT, "target": target, TAKE_TURN: exchange.take_turn}
     return httpx.Request(head.method, url, headers=headers, stream=_Body(exchange), extensions=extensions)
 
 

@@ -35,6 +35,7 @@ TURN_BYTES = 1024
 # After so many bad lines in a row from one process its lines are looked at only where they do not begin with bad ones again.
 PATIENCE = 1000
 GLANCE_BYTES = 256
+GLANCE_REJECTS = 2
 # Of so many processes it is remembered how many bad lines they have sent in a row.
 REMEMBERED_PEERS = 1024
 
@@ -137,35 +138,33 @@ class Intake:
         groups = [self._pipeline.submit(block) for block in blocks]  # the same one: nothing waits in between
         return (await groups[-1].wait()).refused
 
-    def dismiss(self, message: bytes, client: ClientState) -> bool:
-        """Reject a whole message if its sender has been sending bad lines, and it begins with such again; tell whether it was."""
+    def dismiss(self, text: bytes, client: ClientState) -> bool:
+        """Reject all lines if their sender has been sending bad ones, and they begin with such again; tell whether they were."""
         if not self._is_rubbish(client):
             return False
-        glance = next(cut_lines(message, GLANCE_BYTES), b"")
-        decoded = decode_lines(glance, client.session)
+        decoded = decode_lines(next(cut_lines(text, GLANCE_BYTES), b""), client.session, max_rejects=GLANCE_REJECTS)
         if decoded.blocks or not decoded.rejects:
             return False
-        self._reject(decoded.rejects, client, more=line_count(message[len(glance) :]))
+        self._reject(decoded.rejects, client, more=line_count(text) - len(decoded.rejects))
+        client.lines += line_count(text)
         return True
 
     async def _submit_in_pieces(self, text: bytes, client: ClientState, waiting: list[tuple[int, CommitGroup]]) -> None:
         """Queue the events, and reject the rest. Others have their turns in between if there is something to reject."""
-        turn, left = self.turns.of(client.peer), len(text)
-        for piece in cut_lines(text, GLANCE_BYTES if self._is_rubbish(client) else TURN_BYTES):
-            left -= len(piece)
+        turn, done = self.turns.of(client.peer), 0
+        for piece in cut_lines(text, TURN_BYTES):
+            if self._is_rubbish(client) and self.dismiss(text[done:], client):
+                return
+            done += len(piece)
             decoded = decode_lines(piece, client.session)
             client.session = decoded.session
             if decoded.blocks:
                 self._bad_in_a_row.pop(client.peer, None)
-            is_last = bool(decoded.rejects) and not decoded.blocks and self._is_rubbish(client)
-            rest = line_count(text[len(text) - left :]) if is_last else 0
             if decoded.rejects:
-                self._reject(decoded.rejects, client, more=rest)
-            client.lines += decoded.line_count + rest
+                self._reject(decoded.rejects, client)
+            client.lines += decoded.line_count
             for block in decoded.blocks:
                 await self._queue(block, client, waiting)
-            if is_last:
-                return
             if decoded.rejects:
                 await turn.wait()
 

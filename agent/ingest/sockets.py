@@ -14,11 +14,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.acceptor import BACKLOG
 from agent.errors import ListenError
 
 STREAM = socket.SOCK_STREAM
 DATAGRAM = socket.SOCK_DGRAM
-BACKLOG = 4096
 MAX_PATH_BYTES = 107
 FIRST_PASSED_FD = 3
 LOCK_SECONDS = 3.0

@@ -6,6 +6,7 @@ What it does:
     GET /sized/N       N bytes of `pattern`, with a content-length;  GET /chunked/N in chunks
     GET /endless       bytes without end
     GET /cut/N         N bytes of N + 1, and the end of the connection;  /cut-chunked/N the same in chunks
+    …   /informational   103 without end
     …   /hang          no answer
     …   /early         403 before the body is read, and then the body;  /early-end 403, and the end of the connection
     …   /status/N      an answer with that status, a location, two cookies and a gzip encoding that is none
@@ -93,6 +94,9 @@ class Upstream(TcpServer):
             size += len(event.data)
             digest.update(event.data)
         match kind:
+            case "informational":
+                while True:
+                    await connection.send(h11.InformationalResponse(status_code=103, headers=[("link", "</a>")]))
             case "hang":
                 await connection.reader.read()
                 raise ConnectionResetError

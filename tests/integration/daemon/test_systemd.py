@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from agent import client, config
+from agent.acceptor import BACKLOG
 from agent.daemon.systemd import Notifier
 from agent.errors import ConfigError, ListenError
 from agent.ingest import sockets
@@ -55,7 +56,7 @@ def test_the_units_agree_with_the_package() -> None:
     assert float(service["TimeoutStopSec"][0].removesuffix("s")) > 2 * defaults.shutdown.deadline
     assert listening["ListenStream"] == [client.find_socket({})] == [str(defaults.listen.stream)]
     assert listening["ListenDatagram"] == [str(defaults.listen.datagram)]
-    assert listening["Backlog"] == [str(sockets.BACKLOG)]
+    assert listening["Backlog"] == [str(BACKLOG)]
     assert service["LoadCredential"][0].startswith("token:")
 
 

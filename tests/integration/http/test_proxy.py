@@ -214,6 +214,20 @@ def test_nothing_is_passed_on_without_the_token_and_a_preflight_is_answered_here
     assert upstream.seen == []
 
 
+# What has no end before it begins
+
+
+def test_informational_answers_without_an_end_are_a_502_and_named(front: Daemon) -> None:
+    with client_of(front) as client:
+        answer = client.get("/informational")
+        assert (answer.status_code, answer.reason_phrase) == (502, "Bad Gateway")
+        assert "the head of its answer, with those that go before it, is longer than 131,072 bytes" in answer.text
+        assert client.get("/sized/3").content == pattern(3)
+    complaint = front.stderr_text()
+    assert "answer_invalid" in complaint
+    assert "127.0.0.1" in complaint
+
+
 # Size
 
 

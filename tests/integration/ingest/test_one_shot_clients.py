@@ -1,5 +1,6 @@
 """Clients that write, hang up and are gone before they are accepted: they are taken many at a time, each as if it were alone."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,24 @@ async def test_a_bad_line_of_a_one_shot_client_costs_only_that_line(tmp_path: Pa
             assert sorted(name for _, name in await queued(made)) == ["a", "b", "c", "d"]
         assert made.intake.rejected == 1
         assert [entry["lines"] for entry in logs if entry["event"] == "lines_rejected"] == [1]
+
+
+async def test_a_process_whose_connections_keep_others_waiting_is_named(tmp_path: Path) -> None:
+    async with edge(tmp_path) as made:
+        with capture_logs() as logs:
+            await send_and_go(made, *([line()] * 700))
+            assert len(await queued(made)) == 700
+        (crowd,) = [entry for entry in logs if entry["event"] == "many_connections"]
+        assert (crowd["uid"], crowd["pid"]) == (os.getuid(), os.getpid())
+
+
+async def test_rubbish_of_short_connections_is_dismissed_without_a_task_each(tmp_path: Path) -> None:
+    async with edge(tmp_path) as made:
+        await send_and_go(made, BAD * 1000)
+        await made.settle()
+        await send_and_go(made, *([BAD * 1000 + line()] * 50), line("good"))
+        assert [name for _, name in await queued(made)] == ["good"]
+        assert made.intake.rejected == 1000 + 50 * 1001
 
 
 async def test_a_half_closed_client_gets_its_acks(tmp_path: Path) -> None:
