@@ -3,6 +3,7 @@
 import hmac
 import re
 import socket
+import zlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,12 +28,14 @@ from agent.throttle import Throttle
 MAX_BODY_BYTES = 4 * 1024 * 1024
 # Of bodies that are not yet whole, but for small ones.
 BODY_MEMORY_BYTES = 32 * 1024 * 1024
+UNPACKED_TURN_BYTES = 64 * 1024
 RETRY_SECONDS = 5
 CI_HEADER = "x-artifact-client-ci"
 INTERACTIVE_HEADER = "x-artifact-client-interactive"
 
 _METHODS = "POST, OPTIONS"
 _ALLOWED_HEADERS = f"Authorization, Content-Type, User-Agent, {CI_HEADER}, {INTERACTIVE_HEADER}"
+_GZIP = 16 + zlib.MAX_WBITS
 _bearer = re.compile(r"bearer +(\S+)", re.IGNORECASE).fullmatch
 _decode_ci = msgspec.json.Decoder(Ci).decode
 
@@ -183,7 +186,9 @@ class HttpListener:
         try:
             context = _context(head)
             self._check_team(head)
-            chunks = _decode(await exchange.body(MAX_BODY_BYTES, self._memory))
+            is_packed = _is_packed(head)
+            body = await exchange.body(MAX_BODY_BYTES, self._memory)
+            chunks = _decode(await _unpack(body, exchange) if is_packed else body)
         except RefusedError as refusal:
             self._log_refusal(refusal, exchange.peer)
             return refusal.response
@@ -207,6 +212,35 @@ class HttpListener:
             if ours and theirs and theirs != ours:
                 reason = f"The agent delivers to another team than the {name} of the request: it is api.{key} that says to which"
                 raise RefusedError(400, "bad_request", reason)
+
+
+def _is_packed(head: Head) -> bool:
+    """Tell whether the body is gzip's. Raises RefusedError for other encodings."""
+    encoding = head.headers.get("content-encoding", "").strip().lower()
+    if encoding not in {"", "identity", "gzip", "x-gzip"}:
+        reason = f"Content-Encoding is {encoding!r}: the agent takes gzip, or none"
+        raise RefusedError(415, "unsupported_media_type", reason, ("accept-encoding", "gzip"))
+    return encoding.endswith("gzip")
+
+
+async def _unpack(packed: bytes, exchange: Exchange) -> bytes:
+    """Unpack a body, which may have MAX_BODY_BYTES then, too, a piece in a turn. Raises RefusedError."""
+    unpacked, decompressor = bytearray(), zlib.decompressobj(_GZIP)
+    try:
+        while not decompressor.eof and (packed or unpacked) and len(unpacked) <= MAX_BODY_BYTES:
+            piece = decompressor.decompress(packed, UNPACKED_TURN_BYTES)
+            packed = decompressor.unconsumed_tail
+            unpacked += piece
+            if not piece and not packed:
+                break
+            await exchange.take_turn()
+    except zlib.error as error:
+        raise RefusedError(400, "bad_request", f"The body is not gzip: {error}") from error
+    if len(unpacked) > MAX_BODY_BYTES:
+        raise RefusedError(413, "payload_too_large", f"an unpacked body may have {MAX_BODY_BYTES} bytes")
+    if not decompressor.eof or decompressor.unused_data:
+        raise RefusedError(400, "bad_request", "The body is not gzip: it ends too early, or goes on behind its end")
+    return bytes(unpacked)
 
 
 def _decode(body: bytes) -> list[bytes]:

@@ -1,6 +1,7 @@
 """The HTTP listener over real sockets: the API's rules, durable before the answer, and clients that are slow or hostile."""
 
 import contextlib
+import gzip
 import json
 import os
 import socket
@@ -298,6 +299,40 @@ async def test_large_and_chunked_bodies_that_drip_keep_no_other_waiting(tmp_path
             assert (await at.ask(CHUNKED + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))).status == 200
             await at.listener.catch_up()
         assert at.counts == (2000, 2000)
+
+
+# Packed
+
+
+async def test_a_body_that_is_packed_with_gzip_is_taken(tmp_path: Path) -> None:
+    async with site(tmp_path) as at:
+        body = gzip.compress(json.dumps([EVENT] * 10_000).encode())
+        assert (await at.ask(post(body, {"Content-Encoding": "gzip"}))).status == 200
+        assert at.counts == (10_000, 10_000)
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "status", "message"),
+    [
+        (gzip.compress(b" " * (MAX_BODY_BYTES + 1)), "gzip", 413, "an unpacked body may have 4194304 bytes"),
+        (gzip.compress(b" " * (100 * MAX_BODY_BYTES)), "gzip", 413, "an unpacked body may have 4194304 bytes"),
+        (gzip.compress(b"[]")[:-1], "gzip", 400, "The body is not gzip: it ends too early"),
+        (gzip.compress(b"[]") + b"x", "gzip", 400, "The body is not gzip: it ends too early, or goes on"),
+        (b"", "gzip", 400, "The body is not gzip: it ends too early"),
+        (b"[]", "gzip", 400, "The body is not gzip: Error -3"),
+        (b"[]", "br", 415, "Content-Encoding is 'br': the agent takes gzip, or none"),
+        (b"[]", "gzip, gzip", 415, "Content-Encoding is 'gzip, gzip': the agent takes gzip, or none"),
+    ],
+)
+async def test_what_is_packed_too_well_or_otherwise_is_refused(
+    tmp_path: Path, body: bytes, encoding: str, status: int, message: str
+) -> None:
+    async with site(tmp_path) as at:
+        answer = await at.ask(post(body, {"Content-Encoding": encoding}))
+        assert answer.status == status
+        assert answer.error["message"].startswith(message)
+        assert answer.headers.get("accept-encoding") == ("gzip" if status == 415 else None)
+        assert at.counts == (0, 0)
 
 
 # What cannot be kept
