@@ -26,8 +26,10 @@ from agent.throttle import Throttle
 
 # How many clients are accepted in one turn, before others have theirs.
 TURN_CLIENTS = 32
-# After so many turns without an end to those who wait, the log says who they are.
+# After so many turns without an end to those who wait, the log says who they are, and turns are smaller.
 MANY_TURNS = 8
+# How many are accepted in a turn from then on.
+CROWD_TURN_CLIENTS = 8
 # No more can wait to be accepted than what a socket is opened with, here or by systemd.
 BACKLOG = 4096
 RETRY_SECONDS = 0.1
@@ -210,7 +212,7 @@ class Acceptor(Generic[C]):
                 await self._wait_for_capacity()
             if not entry.open:
                 return
-            error = self._accept_some(entry, name_one=turn > MANY_TURNS)
+            error = self._accept_some(entry, crowd=turn > MANY_TURNS)
             while len(self._connections) > self._max_connections and not self._refuse_when_full:
                 self._evict()
                 with anyio.move_on_after(EVICTION_SECONDS):  # one that waits for the disk must not hold up the others
@@ -226,21 +228,22 @@ class Acceptor(Generic[C]):
                 self._evict(f"a new connection cannot be accepted: {error.strerror}")
                 await anyio.sleep(RETRY_SECONDS)
 
-    def _accept_some(self, entry: _Listening[C], *, name_one: bool) -> OSError | None:
+    def _accept_some(self, entry: _Listening[C], *, crowd: bool) -> OSError | None:
         """Accept some of those who wait; return why no more could be, None if there may be more.
 
-        With `name_one`, log who is the last of them: of a crowd that comes from one process, it is most likely that.
+        If there is a `crowd`, log who is the last of these: if it is of one process, it is most likely that.
         """
         accepted: list[socket.socket] = []
         problem = None
-        most = max(1, min(TURN_CLIENTS, self._max_connections + 1 - len(self._connections)))
+        turn = CROWD_TURN_CLIENTS if crowd else TURN_CLIENTS
+        most = max(1, min(turn, self._max_connections + 1 - len(self._connections)))
         try:
             while len(accepted) < most:
                 accepted.append(entry.listening.accept()[0])
         except OSError as error:
             problem = error
         entry.accepted += len(accepted)
-        if name_one and accepted:
+        if crowd and accepted:
             reason = f"more than {MANY_TURNS * TURN_CLIENTS} connections have waited to be accepted"
             self._warn("many_connections", reason=reason, **peer_of(accepted[-1]).facts)
         for connection in entry.admit(accepted) if accepted else ():

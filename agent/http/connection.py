@@ -23,6 +23,9 @@ HEAD_READ_BYTES = 16 * 1024
 READ_BYTES = 64 * 1024
 # How slowly a body may come, a second.
 SLOWEST_BYTES = 1024
+# After so many bytes others have their turn, where a read costs as much as READ_COST bytes, be it of one.
+TURN_BYTES = 4096
+READ_COST = 512
 # After so many pieces of a body others have their turn.
 TURN_PIECES = 32
 # What many pieces of a body have at least, on average: a chunk costs as much as 1,000 bytes.
@@ -123,6 +126,7 @@ class Http1Connection(Connection):
         self._reading: anyio.CancelScope | None = None
         self._turns = turns
         self.turn = turns.of(self.group)
+        self._work = 0
         self._pieces = 0
         self._body_bytes = 0
         self._body_seconds = 0.0
@@ -297,8 +301,12 @@ class Http1Connection(Connection):
             go_on = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
             with contextlib.suppress(ClientGoneError):  # it may have sent the body all the same
                 await self.send(self.http.send(go_on))
-        self.http.receive_data(await self._receive(size))
-        await self.turn.wait()
+        data = await self._receive(size)
+        self.http.receive_data(data)
+        self._work += READ_COST + len(data)
+        if self._work >= TURN_BYTES:
+            self._work = 0
+            await self.turn.wait()
 
     async def _first_bytes(self) -> bytes:
         with anyio.move_on_after(0 if self._is_last else self.timeouts.idle) as self._idle:

@@ -288,6 +288,7 @@ class Server:
             await handler(exchange)
         except h11.RemoteProtocolError as error:
             connection.end()
+            await connection.turn.wait()  # of many that are too slow, all may notice at once
             if not connection.http.trailing_data[1]:  # it has not just gone away
                 self._log_refusal(error, connection.peer)
             code = _CODES.get(error.error_status_hint, "bad_request")

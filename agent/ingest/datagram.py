@@ -88,11 +88,12 @@ class DatagramListener:
         await self._intake.wait_for_capacity()
         whole, odd = self._receive_some()
         self._taking = bool(whole or odd)
-        others = self._intake.submit_messages([as_lines(data) for data, _, _ in whole]) if whole else []
+        others: list[int] = []
+        if whole:
+            messages = [as_lines(data) for data, _, _ in whole]
+            others = self._intake.submit_messages(messages, lambda index: _client(whole[index]))
         for datagram in [whole[index] for index in others] + odd:
-            client = ClientState(_sender(datagram[1]), answerable=False)
-            if not self._intake.dismiss(as_lines(datagram[0]), client):
-                await self._take(datagram, client)
+            await self._take(datagram)
         self._taking = False
         self._taken += len(whole) + len(odd)
         self._progress.notify_all()
@@ -112,9 +113,11 @@ class DatagramListener:
                 size += length
         return whole, odd
 
-    async def _take(self, datagram: _Datagram, client: ClientState) -> None:
+    async def _take(self, datagram: _Datagram) -> None:
         data, _, flags = datagram
-        framer = LineFramer(MAX_LINE_BYTES)
+        framer, client = LineFramer(MAX_LINE_BYTES), _client(datagram)
+        if len(data) > MAX_LINE_BYTES and self._intake.dismiss(as_lines(data), client):
+            return
         found = [framer.feed(data[start : start + MAX_LINE_BYTES]) for start in range(0, len(data), MAX_LINE_BYTES)]
         found.append(Lines(b"", 1) if flags & _TRUNCATED else framer.end())
         for lines in found:
@@ -129,7 +132,7 @@ def _most_waiting() -> int:
         return 8 * _USUAL_QUEUE_LENGTH
 
 
-def _sender(ancillary: list[tuple[int, int, bytes]]) -> Peer:
+def _client(datagram: _Datagram) -> ClientState:
     """Return who sent it, as the kernel says."""
-    found = (Peer(*read_credentials(data)) for _, kind, data in ancillary if kind == socket.SCM_CREDENTIALS)
-    return next(found, UNKNOWN)
+    found = (Peer(*read_credentials(data)) for _, kind, data in datagram[1] if kind == socket.SCM_CREDENTIALS)
+    return ClientState(next(found, UNKNOWN), answerable=False)

@@ -1,6 +1,6 @@
 """Intake: validates lines, queues the events in them, and says what became of them, whichever socket they came from."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import anyio
@@ -114,18 +114,25 @@ class Intake:
                 client.durable += 0 if refused else count
                 client.dropped += count if refused else 0
 
-    def submit_messages(self, messages: Sequence[bytes]) -> list[int]:
+    def submit_messages(self, messages: Sequence[bytes], client_of: Callable[[int], ClientState]) -> list[int]:
         """Queue the events of whole messages from different senders, whose lines are complete, without waiting for anything.
 
-        Returns the indexes of those that `submit` is for: nothing of them is queued. Call `wait_for_capacity` before.
+        `client_of` returns the sender of the message with an index. Returns the indexes of those that `submit` is for: nothing of
+        them is queued. Call `wait_for_capacity` before.
         """
-        blocks, others = decode_messages(messages)
+        block = decode_bare_events(b"".join(messages), Context())
+        kept = range(len(messages)) if block is not None else self._kept(messages, client_of)
+        blocks, others = ([block], []) if block is not None else decode_messages([messages[index] for index in kept])
         for block in blocks:
             if self._pipeline.should_drop:
                 self._pipeline.shed(block.event_count)
             else:
                 self._pipeline.submit(block)
-        return others
+        return [kept[index] for index in others]
+
+    def _kept(self, messages: Sequence[bytes], client_of: Callable[[int], ClientState]) -> Sequence[int]:
+        """Return the indexes of the messages that are not dismissed."""
+        return [index for index, message in enumerate(messages) if not self.dismiss(message, client_of(index))]
 
     async def submit_all_or_none(self, chunks: Sequence[bytes], context: Context) -> Outcome | None:
         """Queue what `decode_array` has returned; return None when all of it is durable, or why none is kept."""

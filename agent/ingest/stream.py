@@ -127,16 +127,13 @@ class StreamListener:
                 connections.append(StreamConnection(each, data))
         if not ended:
             return connections
-        others = self._intake.submit_messages([as_lines(data) for _, data in ended])
-        served = set(others)
-        for index in others:
-            each, data = ended[index]
-            if self._intake.dismiss(as_lines(data), ClientState(peer_of(each))):
-                served.remove(index)
-            else:
+        others = self._intake.submit_messages(
+            [as_lines(data) for _, data in ended], lambda index: ClientState(peer_of(ended[index][0]))
+        )
+        for index, (each, data) in enumerate(ended):
+            if index in others:
                 connections.append(StreamConnection(each, data))
-        for index, (each, _) in enumerate(ended):
-            if index not in served:
+            else:
                 each.close()
         return connections
 

@@ -42,6 +42,10 @@ def answered(client: ClientState) -> dict[str, Any] | None:
     return value
 
 
+def client_of(_: int) -> ClientState:
+    return ClientState(PEER)
+
+
 async def taken(intake: Intake, blocks: Iterable[Lines], *, answerable: bool = True) -> ClientState:
     client = ClientState(PEER, answerable)
     for block in blocks:
@@ -234,11 +238,11 @@ async def test_messages_are_dropped_and_counted_while_the_disk_hangs() -> None:
         message = line() * 500
         accepted = 0
         while not pipeline.should_drop and accepted < 2 * MAX_PENDING_BYTES:
-            assert intake.submit_messages([message]) == []
+            assert intake.submit_messages([message], client_of) == []
             accepted += len(message)
             await anyio.sleep(STALL_SECONDS / 10)
         assert accepted >= MAX_PENDING_BYTES
-        assert intake.submit_messages([line(), line()]) == []
+        assert intake.submit_messages([line(), line()], client_of) == []
         assert pipeline.ledger().dropped == {"stalled": 2}
         host.gate.open()
         await pipeline.commit_once()
