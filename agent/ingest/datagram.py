@@ -111,6 +111,8 @@ class DatagramListener:
                 into = odd if flags & _TRUNCATED or length > MAX_LINE_BYTES else whole
                 into.append((buffer[:length].tobytes(), ancillary, flags))
                 size += length
+                if into is odd:  # as large as a turn, or as bad
+                    break
         return whole, odd
 
     async def _take(self, datagram: _Datagram) -> None:

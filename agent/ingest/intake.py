@@ -152,8 +152,9 @@ class Intake:
         decoded = decode_lines(next(cut_lines(text, GLANCE_BYTES), b""), client.session, max_rejects=GLANCE_REJECTS)
         if decoded.blocks or not decoded.rejects:
             return False
-        self._reject(decoded.rejects, client, more=line_count(text) - len(decoded.rejects))
-        client.lines += line_count(text)
+        count = line_count(text)
+        self._reject(decoded.rejects, client, more=count - len(decoded.rejects))
+        client.lines += count
         return True
 
     async def _submit_in_pieces(self, text: bytes, client: ClientState, waiting: list[tuple[int, CommitGroup]]) -> None:
