@@ -210,6 +210,10 @@ def cut_lines(text: bytes, size: int) -> Iterator[bytes]:
         start = end
 
 
+may_hold_items = re.compile(rb"(?:\A|\n)\s*[\[{]").search
+"""Tells whether any line of a text begins as an event, an array or a context line does: no other line can be valid."""
+
+
 def split_lines(lines: bytes, count: int) -> tuple[bytes, bytes]:
     """Return the first `count` lines, and the rest."""
     rest = lines.split(b"\n", count)[count]

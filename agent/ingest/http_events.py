@@ -174,7 +174,7 @@ class HttpListener:
             try:
                 exchange.head = self._policy.for_api(head)
             except RefusedError as refusal:
-                self._log_refusal(refusal)
+                self._log_refusal(refusal, exchange.peer)
                 return await exchange.answer(refusal.response)
             exchange.begin_stream()
             return await self._forward(exchange)

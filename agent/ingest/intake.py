@@ -19,6 +19,7 @@ from agent.events import (
     decode_lines,
     decode_messages,
     line_count,
+    may_hold_items,
 )
 from agent.ingest.framing import Lines
 from agent.peers import Peer, Turns
@@ -146,8 +147,8 @@ class Intake:
         return (await groups[-1].wait()).refused
 
     def dismiss(self, text: bytes, client: ClientState) -> bool:
-        """Reject all lines if their sender has been sending bad ones, and they begin with such again; tell whether they were."""
-        if not self._is_rubbish(client):
+        """Reject all lines of a sender of many bad ones if none of them can be valid; tell whether they were."""
+        if not self._is_rubbish(client) or may_hold_items(text):
             return False
         decoded = decode_lines(next(cut_lines(text, GLANCE_BYTES), b""), client.session, max_rejects=GLANCE_REJECTS)
         if decoded.blocks or not decoded.rejects:
@@ -184,7 +185,7 @@ class Intake:
             client.dropped += block.event_count
 
     def _is_rubbish(self, client: ClientState) -> bool:
-        """Tell whether nothing but bad lines is to be expected of a client: what it sends is not looked at line by line."""
+        """Tell whether a client has sent so many bad lines that it is worth a look whether any of the next ones can be valid."""
         in_a_row = self._bad_in_a_row.get(client.peer, 0)
         return in_a_row >= PATIENCE or (not client.answerable and client.rejected >= PATIENCE)
 
