@@ -97,10 +97,10 @@ def quiet_listener(quiet_path: Path) -> Iterator[socket.socket]:
         yield listener
 
 
-numbers = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+numbers = st.integers(0, 2**63 - 1) | st.floats(min_value=0, allow_nan=False, allow_infinity=False)
 
 
-@given(session=st.text(), artifact=st.text(), duration=st.none() | numbers)
+@given(session=st.text(min_size=1), artifact=st.text(min_size=1), duration=st.none() | numbers)
 def test_any_text_and_number_arrives_as_it_was_given(
     quiet_path: Path, quiet_listener: socket.socket, session: str, artifact: str, duration: float | None
 ) -> None:
