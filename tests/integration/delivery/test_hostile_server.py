@@ -88,7 +88,7 @@ def it_outlasts_hangs_resets_and_size_limits(daemon: Daemon, server: ApiServer) 
     command(daemon, "flush", "--deadline", "100")
     assert "no whole answer within 3 s" in daemon.stderr_text()
     requests = server.posts()[before:]
-    assert requests[1].at - requests[0].at >= 3, "the hang was not waited out"
+    assert requests[1].at - requests[0].at >= 2.9, "the hang was not waited out"  # it is seen a little after it is sent
     assert [request.status for request in requests[:3]] == [None, None, 413]
     assert {request.status for request in requests[2:]} == {200, 413}
     assert max(map(events_in, requests[:2])) > 200

@@ -192,7 +192,7 @@ def test_an_api_that_is_gone_for_the_whole_build_costs_no_time_and_no_event(tmp_
 
 
 def test_fifty_builds_at_once_are_as_good_as_one_after_the_other(tmp_path: Path, api: ArtifactsApi) -> None:
-    with front(tmp_path / "agent", api.url) as agent:
+    with front(tmp_path / "agent", api.url, {"api": {"timeout": "60s"}}) as agent:
         runs = cold_builds(tmp_path, agent.handed.url, builds=50, packages=3, at_once=50)
         assert [run.code for run in runs] == [0] * 50
         handed = received(agent.handed.posts())
