@@ -47,10 +47,19 @@ class QueueStatus(msgspec.Struct, frozen=True):
     quarantine_lost: int = 0
 
 
+class BatchLimitStatus(msgspec.Struct, frozen=True):
+    """How large a request may be now; `reason` is what the server said of larger ones, None for the configured size."""
+
+    events: int
+    bytes: int
+    reason: str | None = None
+
+
 class DestinationStatus(msgspec.Struct, frozen=True):
     """One destination. `state` is "running", "backing_off" or "paused"; `since` and `until` are times, where they are known.
 
     `dead_letters` is how many are kept, None while that cannot be told; `dead_letters_discarded` made room for younger ones.
+    `batch_limit` is None where an older daemon does not say.
     """
 
     state: str = ""
@@ -65,6 +74,7 @@ class DestinationStatus(msgspec.Struct, frozen=True):
     dead_letters: int | None = None
     dead_letters_discarded: int = 0
     storage_error: str | None = None
+    batch_limit: BatchLimitStatus | None = None
 
 
 class NotReady(msgspec.Struct, frozen=True):

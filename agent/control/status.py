@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from agent import __version__
 from agent.control.schema import (
     AdoptionStatus,
+    BatchLimitStatus,
     DestinationStatus,
     HttpStatus,
     LeftSpool,
@@ -62,6 +63,7 @@ def _destination(status: PipelineStatus, now: float) -> DestinationStatus:
         dead_letters=status.dead_letters,
         dead_letters_discarded=status.dead_letters_discarded,
         storage_error=status.storage_error,
+        batch_limit=BatchLimitStatus(*status.batch_limit),
     )
 
 

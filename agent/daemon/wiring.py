@@ -67,6 +67,7 @@ def _delivery(settings: Settings, runtime: Runtime, *, concurrency: int, request
         transport=HttpTransport(endpoint, wall_clock=runtime.wall_clock),
         settings=policy.DeliverySettings(
             max_events=batch.max_events,
+            max_bytes=batch.max_bytes,
             concurrency=concurrency,
             initial_delay=config.retry.initial_delay,
             max_delay=config.retry.max_delay,
@@ -76,7 +77,6 @@ def _delivery(settings: Settings, runtime: Runtime, *, concurrency: int, request
             requests_per_minute=requests,
         ),
         options=BatchOptions(
-            max_bytes=batch.max_bytes,
             max_delay=batch.max_delay,
             max_age=config.queue.max_age,
             split_sessions=batch.split_sessions,

@@ -5,6 +5,7 @@
 
 from typing import Protocol
 
+from agent.delivery.batch_size import Size
 from agent.delivery.batching import Batch
 from agent.delivery.transport import Verdict
 from agent.queue.cursor import Outcome, Pause
@@ -32,8 +33,8 @@ class Backlog(Protocol):
     def remember(self, pause: Pause | None) -> None:
         """Remember a pause, or that there is none: soon, and durably."""
 
-    async def next_batch(self, max_events: int, *, at_once: bool) -> Batch | None:
-        """Take the next batch of at most `max_events`; `at_once` takes one that its timer would keep open.
+    async def next_batch(self, limit: Size, *, at_once: bool) -> Batch | None:
+        """Take the next batch: no larger than `limit`, or one event. `at_once` takes one that its timer would keep open.
 
         Returns None, after a bounded time, if there is none yet: `due_at` says when to ask again.
         """

@@ -57,31 +57,38 @@ class BatchSize:
 
 def limit(state: BatchSize, most: Size, now: float) -> Size:
     """Return how large the next batch may be; `most` is the configured size, `now` on the steady clock."""
-    wanted = (_wanted(good, bad, state, now) for good, bad in zip(state.good, state.bad, strict=True))
-    return Size(*(max(1, min(size, top)) for size, top in zip(wanted, most, strict=True)))
-
-
-def _wanted(good: int, bad: int, state: BatchSize, now: float) -> int:
-    if bad == _NONE:
-        return bad
-    if not good:
-        return bad // 2
-    if state.repeats and not _is_close(good, bad):
-        return (good + bad) // 2
-    asks = now >= state.ask_at if state.repeats else state.streak >= PATIENCE
-    # An eighth more, because events that differ in size do not fill a batch to the byte.
-    return bad + bad // _CLOSE if asks else good
-
-
-def _is_close(good: int, bad: int) -> bool:
-    return bad - good <= max(bad // _CLOSE, 1)
+    return Size(*(max(1, min(size, top)) for size, top in zip(_wanted(state, now), most, strict=True)))
 
 
 def is_exploring(state: BatchSize, now: float) -> bool:
     """Whether the limit is larger than what is known to be good, so that only one request at a time should find out."""
-    return any(
-        bad < _NONE and _wanted(good, bad, state, now) > good for good, bad in zip(state.good, state.bad, strict=True)
-    )
+    wanted = zip(state.good, state.bad, _wanted(state, now), strict=True)
+    return any(bad < _NONE and size > good for good, bad, size in wanted)
+
+
+def _wanted(state: BatchSize, now: float) -> Size:
+    """Return the limit before the configuration is looked at."""
+    asks = now >= state.ask_at if state.repeats else state.streak >= PATIENCE
+    wanted = []
+    for good, bad, step in zip(state.good, state.bad, _steps(state), strict=True):
+        if bad == _NONE:
+            wanted.append(bad)
+        elif not good:
+            wanted.append(bad // 2)
+        elif state.repeats and not _is_close(good, bad, step):
+            wanted.append((good + bad) // 2)
+        else:
+            wanted.append(bad + max(bad // _CLOSE, step - 1) if asks else good)
+    return Size(*wanted)
+
+
+def _steps(state: BatchSize) -> Size:
+    """Return the smallest differences that can be told: a batch is made of whole events, and does not fill its bytes."""
+    return Size(1, 2 * state.good.bytes // max(state.good.events, 1))
+
+
+def _is_close(good: int, bad: int, step: int) -> bool:
+    return bad - good <= max(bad // _CLOSE, step)
 
 
 def accepted(state: BatchSize, size: Size, most: Size, now: float) -> BatchSize:
@@ -103,7 +110,8 @@ def refused(state: BatchSize, size: Size, message: str, now: float) -> BatchSize
         return BatchSize(bad=size, message=message)
     bad = Size(*(min(got, old) if is_it else old for got, old, is_it in zip(size, state.bad, blamed, strict=True)))
     asked_again = any(got >= old for got, old in zip(size, state.bad, strict=True))
-    found = state.repeats and all(_is_close(*each) for each in zip(state.good, bad, strict=True) if each[1] < _NONE)
+    known = [each for each in zip(state.good, bad, _steps(state), strict=True) if each[1] < _NONE]
+    found = state.repeats and all(_is_close(*each) for each in known)
     if not asked_again and not found:
         return replace(state, bad=bad, streak=0, message=message)
     wait = min(FIRST_WAIT * _GROWTH**state.repeats, MAX_WAIT)

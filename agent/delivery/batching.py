@@ -1,36 +1,54 @@
 """Batches: events of one context, closed by count, bytes or age."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from agent import events
+from agent.delivery.batch_size import Size
 from agent.events import Context
 from agent.queue.cursor import Span
 
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """How batches are formed. Sizes in bytes, times in seconds; events older than `max_age` expire instead."""
+    """How batches are formed. Times are in seconds; events older than `max_age` expire instead."""
 
-    max_bytes: int = 960 * 1024
     max_delay: float = 2.0
     max_age: float = 7 * 86400
     split_sessions: bool = False
 
 
+@dataclass(slots=True)
+class Refused:
+    """A batch that was refused as a whole, in which words, and how many of its two halves have been accepted since."""
+
+    size: Size
+    message: str
+    accepted_halves: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Events to send in one request: `lines` as `events.Block` has them, and their numbers, in the same order."""
+    """Events to send in one request: `lines` as `events.Block` has them, and their numbers, in the same order.
+
+    `half_of` is the refused batch that this is a half of.
+    """
 
     context: Context
     lines: bytes
     spans: tuple[Span, ...]
+    half_of: Refused | None = field(default=None, compare=False)
 
     @property
     def event_count(self) -> int:
         """How many events it has."""
         return sum(span.length for span in self.spans)
+
+    @property
+    def size(self) -> Size:
+        """How large its request is."""
+        return Size(self.event_count, len(self.lines) + events.ARRAY_OVERHEAD)
 
     def lines_in(self, parts: Sequence[Span]) -> bytes:
         """Return the lines of those of its events whose numbers are in `parts`: as a rule, all of them."""
@@ -40,14 +58,23 @@ class Batch:
         lines = zip(numbers, self.lines.split(b"\n"), strict=False)
         return b"".join(line + b"\n" for number, line in lines if any(start <= number < stop for start, stop in parts))
 
-    def split(self) -> tuple["Batch", "Batch"]:
-        """Return two halves of a batch of at least two events."""
+    def split(self, refused: str | None = None) -> tuple["Batch", "Batch"]:
+        """Return two halves of a batch of at least two events; `refused` says why, if it was refused."""
+        whole = None if refused is None else Refused(self.size, refused)
+        return self._split_at((self.event_count + 1) // 2, whole)
+
+    def fit(self, limit: Size) -> tuple["Batch", "Batch | None"]:
+        """Return as much of its beginning as `limit` allows, but at least one event, and the rest if there is any."""
         count = self.event_count
-        middle = (count + 1) // 2
+        most = limit.bytes - events.ARRAY_OVERHEAD
+        fitting = max(events.count_fitting(self.lines, min(count, limit.events), most), 1)
+        return (self, None) if fitting >= count else self._split_at(fitting, None)
+
+    def _split_at(self, middle: int, whole: Refused | None) -> tuple["Batch", "Batch"]:
         head, tail = events.split_lines(self.lines, middle)
         return (
-            Batch(self.context, head, tuple(self._numbers(0, middle))),
-            Batch(self.context, tail, tuple(self._numbers(middle, count))),
+            Batch(self.context, head, tuple(self._numbers(0, middle)), whole),
+            Batch(self.context, tail, tuple(self._numbers(middle, self.event_count)), whole),
         )
 
     def _numbers(self, start: int, stop: int) -> Iterator[Span]:
@@ -91,25 +118,25 @@ class _Open:
 
 
 class Batcher:
-    """Collects pieces into batches whose bodies have at most `max_bytes`; the batches of a context keep its order.
+    """Collects pieces into batches; the batches of a context keep its order.
 
     `held_bytes` and `held_spans` is how much the open batches hold.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self) -> None:
         self.held_bytes = 0
         self.held_spans = 0
-        self._max_lines = max_bytes - events.ARRAY_OVERHEAD
         self._open: dict[tuple[Context, str | None], _Open] = {}
 
-    def add(self, piece: Piece, max_events: int, now: float) -> list[Batch]:
-        """Take a piece at `now` on the steady clock; return the batches that it fills, of at most `max_events`."""
+    def add(self, piece: Piece, limit: Size, now: float) -> list[Batch]:
+        """Take a piece at `now` on the steady clock; return the batches that it fills, which are no larger than `limit`."""
         full: list[Batch] = []
         key, span, lines = (piece.context, piece.session), piece.span, piece.lines
+        most = limit.bytes - events.ARRAY_OVERHEAD
         while span.length:
             batch = self._open.get(key) or self._open.setdefault(key, _Open(now))
-            room = max(max_events - batch.count, 0)
-            part = events.count_fitting(lines, min(span.length, room), self._max_lines - batch.size)
+            room = max(limit.events - batch.count, 0)
+            part = events.count_fitting(lines, min(span.length, room), most - batch.size)
             if not batch.count:
                 part = max(part, 1)  # an event that is too large goes alone, and the API says what it thinks of it
             head, lines = (lines, b"") if part == span.length else events.split_lines(lines, part)
@@ -119,13 +146,19 @@ class Batcher:
                 self.held_bytes += len(head)
                 self.held_spans += len(batch.spans) - before
             span = Span(span.start + part, span.stop)
-            if span.length or batch.count >= max_events:
+            if span.length or batch.count >= limit.events:
                 full.append(self._close(key))
         return full
 
     def due(self, opened_before: float) -> list[Batch]:
         """Close and return the batches that were opened before that time, on the steady clock."""
         return [self._close(key) for key, batch in list(self._open.items()) if batch.opened_at <= opened_before]
+
+    def filled(self, limit: Size) -> list[Batch]:
+        """Close and return the batches that fill a limit, which may be lower than the one that they began with."""
+        most = limit.bytes - events.ARRAY_OVERHEAD
+        open_batches = list(self._open.items())
+        return [self._close(key) for key, batch in open_batches if batch.count >= limit.events or batch.size >= most]
 
     @property
     def oldest(self) -> float:

@@ -15,6 +15,7 @@ import anyio
 import msgspec
 import structlog
 
+from agent.delivery.batch_size import Size
 from agent.delivery.batching import Batch, Batcher, BatchOptions, Piece
 from agent.delivery.sessions import Sessions
 from agent.delivery.transport import Verdict
@@ -77,7 +78,8 @@ class DiskBacklog:
         self._runtime = runtime
         self._log = structlog.get_logger("agent.delivery")
         self._throttle = Throttle(LOG_INTERVAL)
-        self._batcher = Batcher(options.max_bytes)
+        self._batcher = Batcher()
+        self._most = Size(0, 0)  # the largest limit so far: batches are formed for it, and cut when they are taken
         self._ready: deque[Batch] = deque()
         self._taken: dict[int, int] = {}  # the first number of each batch that is under way, and how many spans it has
         self._reader: Reader | None = None
@@ -109,21 +111,27 @@ class DiskBacklog:
 
     # Taking
 
-    async def next_batch(self, max_events: int, *, at_once: bool) -> Batch | None:
+    async def next_batch(self, limit: Size, *, at_once: bool) -> Batch | None:
         """See `Backlog`. Reads at most once."""
+        self._most = Size(*map(max, self._most, limit))
         if self._too_scattered:
             return None
         if not self._ready and self._has_unread:
-            await self._read(max_events)
+            await self._read()
         if not self._ready and not self._has_unread:
             self._failures, self._read_error = 0, None  # what could not be read may have been settled meanwhile
+            self._ready.extend(self._batcher.filled(limit))
             self._close_due(anyio.current_time(), at_once=at_once)
         while self._ready:
             batch = self._ready.popleft()
-            if batch.event_count <= max_events and len(batch.spans) <= MAX_HELD_SPANS:
-                self._taken[batch.spans[0].start] = len(batch.spans)
-                return batch
-            self.put_back(*batch.split())
+            if len(batch.spans) > MAX_HELD_SPANS:
+                self._ready.extendleft(reversed(batch.split()))
+                continue
+            batch, rest = batch.fit(limit)
+            if rest is not None:
+                self._ready.appendleft(rest)
+            self._taken[batch.spans[0].start] = len(batch.spans)
+            return batch
         return None
 
     @property
@@ -153,7 +161,7 @@ class DiskBacklog:
         """See `Backlog`: the next read begins at the cursor."""
         self._ready.clear()
         self._taken.clear()
-        self._batcher = Batcher(self._options.max_bytes)
+        self._batcher = Batcher()
         if self._reader is not None:
             self._reader.close()
             self._reader = None
@@ -205,8 +213,8 @@ class DiskBacklog:
 
     # Reading
 
-    async def _read(self, max_events: int) -> None:
-        """Read what comes next into batches of at most `max_events`."""
+    async def _read(self) -> None:
+        """Read what comes next into batches."""
         if self._reader is None:
             self._reader = self._store.reader()
         read = partial(self._read_and_decode, self._reader, self._store.view)
@@ -220,11 +228,11 @@ class DiskBacklog:
             await self._writer.run(partial(Writer.quarantine, pieces=damaged))
         now, settled = anyio.current_time(), 0
         for item in items:
-            settled += self._take(item, max_events, now)
+            settled += self._take(item, now)
         if settled:
             self._committer.request()
 
-    def _take(self, item: _Read | Gap, max_events: int, now: float) -> int:
+    def _take(self, item: _Read | Gap, now: float) -> int:
         """Put what is still to be delivered of it into batches; return how many events were settled instead."""
         if isinstance(item, Gap):
             return self._settle_gap(item.span)
@@ -237,7 +245,7 @@ class DiskBacklog:
                 lines = split_lines(split_lines(lines, span.start - whole.start)[1], span.length)[0]
             piece = Piece(record.context, None, span, lines)
             for part in _by_session(piece) if self._options.split_sessions else (piece,):
-                self._ready.extend(self._batcher.add(part, max_events, now))
+                self._ready.extend(self._batcher.add(part, self._most, now))
         if self._batcher.held_spans > MAX_HELD_SPANS or self._batcher.held_bytes > MAX_HELD_BYTES:
             self._close_due(now, at_once=True)
         return 0

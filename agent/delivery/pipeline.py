@@ -66,6 +66,7 @@ class PipelineStatus:
     dead_letters: int | None
     dead_letters_discarded: int
     storage_error: str | None
+    batch_limit: policy.BatchLimit
 
 
 class Pipeline:
@@ -150,6 +151,7 @@ class Pipeline:
             dead_letters=dead_letters.held,
             dead_letters_discarded=dead_letters.discarded,
             storage_error=storage_error,
+            batch_limit=self._worker.batch_limit,
         )
 
     async def commit_once(self) -> Committed:

@@ -1,25 +1,28 @@
-"""What to do about an answer: (state, verdict, events, now) → (action, state), all frozen values.
+"""What to do about an answer: (state, verdict, size, now) → (action, state), all frozen values.
 
 Times are in seconds: `now` is the steady clock's, delays are relative. The table, as code:
 
-    ACCEPTED       settle as delivered; the streak of rejections ends; concurrency steps up, a reduced size grows again
+    ACCEPTED       settle as delivered; the streak of rejections ends; concurrency steps up; so large a batch may be
     TRANSIENT      try the same batch again, after a full-jitter exponential delay, never sooner than the server said
     REJECTED       split; a single event is the one that earned it: dead letter. Too many in a row: pause
-    TOO_LARGE      as REJECTED, and send no more than half as many from now on; forget that when a single event is too large
-    CUT_OFF        as TRANSIENT, with half as many events for a while: a single event is never dropped for it
+    TOO_LARGE      as REJECTED, and remember the size, unless it was a single event
+    CUT_OFF        split, remember the size, and try again as after TRANSIENT: a single event is never dropped for it
     BLOCKED        pause, and probe until it is over
     MISCONFIGURED  pause, and probe: a wrong URL must not cost events
+
+How large batches may be follows from the remembered sizes: see `agent.delivery.batch_size`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal, NamedTuple
 
+from agent.delivery import batch_size
+from agent.delivery.batch_size import BatchSize, Size
 from agent.delivery.transport import Kind, Verdict
 
 MAX_RETRY_AFTER = 86_400.0
 _NEVER = float("inf")
-_UNBOUNDED = 1_000_000  # events: more than any configuration allows in a batch
 
 
 class Action(StrEnum):
@@ -46,9 +49,10 @@ _PAUSES = {Kind.BLOCKED: Reason.BLOCKED, Kind.MISCONFIGURED: Reason.MISCONFIGURE
 
 @dataclass(frozen=True, slots=True)
 class DeliverySettings:
-    """The configuration that decisions depend on. Delays are in seconds."""
+    """The configuration that decisions depend on. Delays are in seconds; the sizes are those of a batch."""
 
     max_events: int = 1000
+    max_bytes: int = 960 * 1024
     concurrency: int = 4
     initial_delay: float = 1.0
     max_delay: float = 300.0
@@ -79,8 +83,7 @@ class DeliveryState:
     rejections: int = 0
     probes: int = 0
     slots: int = 1
-    size: int = _UNBOUNDED
-    ceiling: int = _UNBOUNDED
+    sizes: BatchSize = field(default_factory=BatchSize)
     paused: Paused | None = None
 
 
@@ -92,9 +95,9 @@ class Decision(NamedTuple):
 
 
 def decide(
-    state: DeliveryState, verdict: Verdict, events: int, *, now: float, jitter: float, settings: DeliverySettings
+    state: DeliveryState, verdict: Verdict, size: Size, *, now: float, jitter: float, settings: DeliverySettings
 ) -> Decision:
-    """Decide about a batch of `events` events. `jitter` is a random number in [0, 1).
+    """Decide about a batch of that size. `jitter` is a random number in [0, 1).
 
     An answer that comes in after delivery has paused changes nothing of the pause.
     """
@@ -102,18 +105,19 @@ def decide(
         return Decision(Action.SETTLE if verdict.kind is Kind.ACCEPTED else Action.RETURN, state)
     match verdict.kind:
         case Kind.ACCEPTED:
-            return Decision(Action.SETTLE, _after_success(state, settings))
+            sizes = batch_size.accepted(state.sizes, size, _most(settings), now)
+            return Decision(Action.SETTLE, replace(_after_success(state, settings), sizes=sizes))
         case Kind.TRANSIENT:
             return Decision(Action.RETRY, back_off(state, verdict, now=now, jitter=jitter, settings=settings))
         case Kind.CUT_OFF:
-            smaller = replace(state, size=min(state.size, max(events // 2, 1)))
-            action = Action.SPLIT if events > 1 else Action.RETRY
+            smaller = size_refused(state, size, verdict.message, now=now, settings=settings)
+            action = Action.SPLIT if size.events > 1 else Action.RETRY
             return Decision(action, back_off(smaller, verdict, now=now, jitter=jitter, settings=settings))
         case Kind.TOO_LARGE:
-            sized = _after_too_large(state, events)
-            return _after_rejection(sized, verdict, events, now=now, jitter=jitter, settings=settings)
+            smaller = size_refused(state, size, verdict.message, now=now, settings=settings)
+            return _after_rejection(smaller, verdict, size.events, now=now, jitter=jitter, settings=settings)
         case Kind.REJECTED:
-            return _after_rejection(state, verdict, events, now=now, jitter=jitter, settings=settings)
+            return _after_rejection(state, verdict, size.events, now=now, jitter=jitter, settings=settings)
     reason = _PAUSES[verdict.kind]
     return Decision(Action.RETURN, pause(state, reason, verdict.message, now=now, jitter=jitter, settings=settings))
 
@@ -227,9 +231,45 @@ def describe(state: DeliveryState, now: float) -> Description:
     return Description("running")
 
 
-def batch_limit(state: DeliveryState, settings: DeliverySettings) -> int:
-    """Return how many events a batch may have now."""
-    return min(settings.max_events, state.size, state.ceiling)
+def batch_limit(state: DeliveryState, settings: DeliverySettings, now: float) -> Size:
+    """Return how large a batch may be now."""
+    return batch_size.limit(state.sizes, _most(settings), now)
+
+
+class BatchLimit(NamedTuple):
+    """What people are told of it; `reason` is what the server said of larger batches, None for the configured size."""
+
+    events: int
+    bytes: int
+    reason: str | None = None
+
+
+def describe_batch_limit(state: DeliveryState, settings: DeliverySettings, now: float) -> BatchLimit:
+    """Describe how large a batch may be now."""
+    limit = batch_limit(state, settings, now)
+    return BatchLimit(*limit, state.sizes.message if limit != _most(settings) else None)
+
+
+def slots(state: DeliveryState, now: float) -> int:
+    """Return how many requests may be under way: one while it is to show how large a batch may be."""
+    return 1 if batch_size.is_exploring(state.sizes, now) else state.slots
+
+
+def size_refused(
+    state: DeliveryState, size: Size, message: str, *, now: float, settings: DeliverySettings
+) -> DeliveryState:
+    """Return the state that remembers that a batch was too large, or was refused while both of its halves were accepted.
+
+    A single event teaches nothing; nor does a batch that was sent before the limit was lowered.
+    """
+    limit = batch_limit(state, settings, now)
+    if size.events == 1 or size.events > limit.events or size.bytes > limit.bytes:
+        return state
+    return replace(state, sizes=batch_size.refused(state.sizes, size, message, now))
+
+
+def _most(settings: DeliverySettings) -> Size:
+    return Size(settings.max_events, settings.max_bytes)
 
 
 def _honor_retry_after(state: DeliveryState, verdict: Verdict, now: float) -> DeliveryState:
@@ -248,16 +288,7 @@ def _after_success(state: DeliveryState, settings: DeliverySettings) -> Delivery
         retry_at=state.not_before,
         last_failure="",
         slots=min(state.slots + 1, settings.concurrency) if state.failures == 0 else 1,
-        size=min(state.size * 2, state.ceiling),
     )
-
-
-def _after_too_large(state: DeliveryState, events: int) -> DeliveryState:
-    """Return the state that remembers how many were too many, unless it was one: then their number was never the reason."""
-    if events == 1:
-        return replace(state, ceiling=_UNBOUNDED)
-    half = events // 2
-    return replace(state, size=min(state.size, half), ceiling=min(state.ceiling, half))
 
 
 def _after_rejection(

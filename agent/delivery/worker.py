@@ -11,8 +11,9 @@ import structlog
 
 from agent.delivery import policy
 from agent.delivery.backlog import Backlog
+from agent.delivery.batch_size import Size
 from agent.delivery.batching import Batch
-from agent.delivery.policy import Action, DeliverySettings, DeliveryState, Paused, Reason
+from agent.delivery.policy import Action, Decision, DeliverySettings, DeliveryState, Paused, Reason
 from agent.delivery.transport import Kind, Transport, Verdict
 from agent.queue.barrier import Barrier
 from agent.queue.cursor import Outcome, Pause
@@ -51,6 +52,11 @@ class Worker:
         self.requests = 0
         self.last_delivery_at: float | None = None
         self.state = self._restored()
+
+    @property
+    def batch_limit(self) -> policy.BatchLimit:
+        """How large a batch may be now, and why."""
+        return policy.describe_batch_limit(self.state, self._settings, anyio.current_time())
 
     # Commands
 
@@ -129,7 +135,8 @@ class Worker:
 
     async def _step(self, tasks: anyio.abc.TaskGroup) -> float:
         """Do one thing that is to be done now; return for how many seconds there is nothing more to do."""
-        if self._stopping or (self._in_flight and (self._stale or self._in_flight >= self.state.slots)):
+        now = anyio.current_time()
+        if self._stopping or (self._in_flight and (self._stale or self._in_flight >= policy.slots(self.state, now))):
             return _FOREVER
         if self._stale:
             await self._begin_anew()
@@ -142,7 +149,7 @@ class Worker:
         if (wait := max(state.retry_at, self._next_request_at) - now) > 0:
             return wait
         at_once = not all(barrier.passed for barrier in self._flushing)
-        batch = await self._backlog.next_batch(policy.batch_limit(state, self._settings), at_once=at_once)
+        batch = await self._backlog.next_batch(policy.batch_limit(state, self._settings, now), at_once=at_once)
         if batch is None:
             return self._backlog.due_at - anyio.current_time()
         if self.state is not state or self._stopping:  # while it was read
@@ -163,14 +170,14 @@ class Worker:
         """Send a batch, decide about the answer and perform the decision. A batch can be the probe of a pause."""
         verdict = await transport.send(batch)
         self._log.debug("request", events=batch.event_count, verdict=verdict.kind, status=verdict.status)
-        match self._decide(batch.event_count, verdict, transport, probed):
+        match self._decide(batch, verdict, transport, probed):
             case Action.SETTLE:
                 self.last_delivery_at = self._runtime.wall_clock()
                 await self._backlog.settle(batch, Outcome.DELIVERED)
             case Action.RETRY:
                 self._backlog.put_back(batch)
             case Action.SPLIT:
-                self._backlog.put_back(*batch.split())
+                self._backlog.put_back(*batch.split(verdict.message if verdict.kind is Kind.REJECTED else None))
             case Action.DEAD_LETTER:
                 await self._backlog.keep_dead_letter(batch, verdict)
                 await self._backlog.settle(batch, Outcome.DEAD_LETTERED)
@@ -179,23 +186,33 @@ class Worker:
         self._in_flight -= 1
         self._changed.notify_all()
 
-    def _decide(self, events: int, verdict: Verdict, transport: Transport, probed: Paused | None) -> Action:
+    def _decide(self, batch: Batch, verdict: Verdict, transport: Transport, probed: Paused | None) -> Action:
         """Decide, and enter the new state before anything else can happen."""
-        old, settings, now, jitter = self.state, self._settings, anyio.current_time(), self._runtime.random()
+        state, settings, now, jitter = self.state, self._settings, anyio.current_time(), self._runtime.random()
         if transport is not self._transport:
-            action, new = policy.decide_late(old, verdict, now=now)
-        elif probed is not None and probed == old.paused:
-            action, new = policy.decide_probe(old, verdict, now=now, jitter=jitter, settings=settings)
-        else:
-            action, new = policy.decide(old, verdict, events, now=now, jitter=jitter, settings=settings)
+            return self._perform(policy.decide_late(state, verdict, now=now))
+        if probed is not None and probed == state.paused:
+            return self._perform(policy.decide_probe(state, verdict, now=now, jitter=jitter, settings=settings))
+        action, new = policy.decide(state, verdict, batch.size, now=now, jitter=jitter, settings=settings)
+        if action is Action.SETTLE and (whole := batch.half_of) is not None:
+            whole.accepted_halves += 1
+            if whole.accepted_halves == 2:
+                new = policy.size_refused(new, whole.size, whole.message, now=now, settings=settings)
+        return self._perform(Decision(action, new))
+
+    def _perform(self, decision: Decision) -> Action:
+        """Enter the state that was decided on, and log what changes with it."""
+        old, new, now = self.state, decision.state, anyio.current_time()
         self._enter(new)
         if new.failures and not old.failures:
             self._log.warning("delivery_backing_off", error=new.last_failure, retry_in=round(new.retry_at - now, 1))
         elif old.failures and not new.failures and new.paused is None:
             self._log.info("delivery_recovered", failures=old.failures)
-        if new.ceiling < old.ceiling:
-            self._log.warning("batches_too_large", max_events=new.ceiling)
-        return action
+        before, limit = (policy.batch_limit(state, self._settings, now) for state in (old, new))
+        if new.sizes.bad != old.sizes.bad and (limit.events < before.events or limit.bytes < before.bytes):
+            error = new.sizes.message
+            self._log.warning("batches_too_large", max_events=limit.events, max_bytes=limit.bytes, error=error)
+        return decision.action
 
     def _begin_request(self) -> None:
         """Count a request when it is decided on: its task may start only after the next one is decided on."""
@@ -217,7 +234,8 @@ class Worker:
         if self.state.paused != paused:
             return
         if verdict is not None and verdict.kind not in _WORTH_A_TRY:
-            self._decide(0, verdict, transport, paused)
+            now, jitter = anyio.current_time(), self._runtime.random()
+            self._perform(policy.decide_probe(self.state, verdict, now=now, jitter=jitter, settings=self._settings))
             return
         batch = await self._first_event()
         if self.state.paused != paused or self._stopping:
@@ -232,9 +250,10 @@ class Worker:
         """Take a batch of one event; None if nothing waits. What else was read for it is forgotten before the next batch."""
         self._stale = True
         self._backlog.rewind()
-        batch = await self._backlog.next_batch(1, at_once=True)
+        one = Size(1, self._settings.max_bytes)
+        batch = await self._backlog.next_batch(one, at_once=True)
         while batch is None and self._backlog.due_at <= anyio.current_time() and not self._stopping:
-            batch = await self._backlog.next_batch(1, at_once=True)
+            batch = await self._backlog.next_batch(one, at_once=True)
         return batch
 
     # State

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import anyio
 
+from agent.delivery.batch_size import Size
 from agent.delivery.batching import Batch
 from agent.delivery.transport import Verdict
 from agent.events import Context, encode_events
@@ -72,26 +73,28 @@ class MemoryBacklog:
         """See `Backlog`."""
         self.durable.pause = pause
 
-    async def next_batch(self, max_events: int, *, at_once: bool) -> Batch | None:
+    async def next_batch(self, limit: Size, *, at_once: bool) -> Batch | None:
         """See `Backlog`."""
-        while self._returned:
-            batch = self._returned.pop(0)
-            if batch.event_count <= max_events:
-                self._taken |= _numbers(batch)
-                return batch
-            self.put_back(*batch.split())
+        if self._returned:
+            batch, rest = self._returned.pop(0).fit(limit)
+            if rest is not None:
+                self._returned.insert(0, rest)
+            self._taken |= _numbers(batch)
+            return batch
         waiting = [number for number in self.durable.unsettled() if number not in self._taken]
         self.due_at = float("inf")
         if not waiting:
             return None
         context, _, since = self.durable.events[waiting[0]]
-        found = [number for number in waiting if self.durable.events[number][0] == context][:max_events]
-        if len(found) < max_events and not at_once and anyio.current_time() < since + self._max_delay:
+        found = [number for number in waiting if self.durable.events[number][0] == context]
+        lines = encode_events([event(self.durable.events[number][1]) for number in found])
+        batch, rest = Batch(context, lines, tuple(Span(number, number + 1) for number in found)).fit(limit)
+        full = rest is not None or batch.event_count == limit.events
+        if not full and not at_once and anyio.current_time() < since + self._max_delay:
             self.due_at = since + self._max_delay
             return None
-        self._taken.update(found)
-        lines = encode_events([event(self.durable.events[number][1]) for number in found])
-        return Batch(context, lines, tuple(Span(number, number + 1) for number in found))
+        self._taken |= _numbers(batch)
+        return batch
 
     def put_back(self, *batches: Batch) -> None:
         """See `Backlog`."""

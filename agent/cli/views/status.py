@@ -61,6 +61,9 @@ def _rows(destination: DestinationStatus, rejected: int, now: float) -> Iterator
     if destination.storage_error:
         yield "storage", Text(f"failing: {destination.storage_error}", style="bold red")
     yield "queued", _queued(destination)
+    if (limit := destination.batch_limit) and limit.reason:
+        most = f"{amount(limit.events, 'event')}, {size(limit.bytes)}"
+        yield "batch limit", Text(f"{most}, since the server refuses more: {limit.reason}", style="yellow")
     yield "last delivery", _last_delivery(destination, now)
     yield "dropped", _dropped(ledger.dropped)
     yield "dead letters", _dead_letters(ledger, destination.dead_letters)

@@ -12,6 +12,7 @@ import anyio
 import pytest
 
 from agent.delivery.backlog import Backlog
+from agent.delivery.batch_size import Size
 from agent.delivery.batching import Batch, BatchOptions
 from agent.delivery.disk_backlog import DiskBacklog
 from agent.delivery.transport import Kind, Verdict
@@ -27,7 +28,7 @@ from tests.support.crash_model import LoseAll
 from tests.support.fault_filesystem import FaultFilesystem, no_errors
 from tests.support.memory_backlog import Kept, MemoryBacklog
 from tests.support.open_queue import OpenQueue
-from tests.support.pipelines import DIRECTORY, EPOCH, PLAIN, dead_letters, events, inline, numbered
+from tests.support.pipelines import DIRECTORY, EPOCH, PLAIN, batch_of, dead_letters, events, inline, numbered
 
 pytestmark = pytest.mark.anyio
 
@@ -166,18 +167,20 @@ async def opened(implementation: str) -> AsyncIterator[World]:
         tasks.cancel_scope.cancel()
 
 
-async def take(backlog: Backlog, max_events: int = 100, *, at_once: bool = True) -> Batch | None:
+async def take(
+    backlog: Backlog, max_events: int = 100, *, max_bytes: int = 1 << 20, at_once: bool = True
+) -> Batch | None:
     """Take the next batch, as soon as there is one without waiting."""
     while True:
-        batch = await backlog.next_batch(max_events, at_once=at_once)
+        batch = await backlog.next_batch(Size(max_events, max_bytes), at_once=at_once)
         if batch is not None or backlog.due_at > anyio.current_time():
             return batch
 
 
-async def take_all(backlog: Backlog, max_events: int = 100) -> list[Batch]:
+async def take_all(backlog: Backlog, max_events: int = 100, *, max_bytes: int = 1 << 20) -> list[Batch]:
     """Take all there is."""
     found = []
-    while (batch := await take(backlog, max_events)) is not None:
+    while (batch := await take(backlog, max_events, max_bytes=max_bytes)) is not None:
         found.append(batch)
     return found
 
@@ -255,6 +258,37 @@ async def test_a_smaller_limit_splits_what_was_put_back(implementation: str) -> 
         found = await take_all(world.backlog, 3)
         assert all(batch.event_count <= 3 for batch in found)
         assert [*chain.from_iterable(names(*found))] == numbered(10)
+
+
+@pytest.mark.parametrize("put_back", [False, True])
+async def test_no_batch_is_larger_than_the_limit_in_bytes_except_one_event(implementation: str, put_back: bool) -> None:
+    async with opened(implementation) as world:
+        await world.add(*numbered(4), "x" * 1000, *numbered(5, "y"))
+        if put_back:
+            whole = await take(world.backlog)
+            assert whole is not None
+            world.backlog.put_back(whole)
+        most = batch_of(events(*numbered(3))).size.bytes
+        found = await take_all(world.backlog, max_bytes=most)
+        assert [*chain.from_iterable(names(*found))] == [*numbered(4), "x" * 1000, *numbered(5, "y")]
+        assert all(batch.size.bytes <= most or batch.event_count == 1 for batch in found)
+        assert max(batch.event_count for batch in found) == 3
+
+
+async def test_a_limit_holds_for_the_next_batch_alone(implementation: str) -> None:
+    async with opened(implementation) as world:
+        await world.add(*numbered(60))
+        limits = (40, 1, 2, 1, 9, 3, 4)
+        found = [await take(world.backlog, max_events) for max_events in limits]
+        assert [batch.event_count for batch in found if batch is not None] == [*limits]
+        assert [*chain.from_iterable(names(*found))] == numbered(60)
+
+
+async def test_what_fills_a_limit_that_was_lowered_waits_for_no_timer(implementation: str) -> None:
+    async with opened(implementation) as world:
+        await world.add(*numbered(5))
+        assert await take(world.backlog, at_once=False) is None
+        assert names(await take(world.backlog, 3, at_once=False)) == [["h0", "h1", "h2"]]
 
 
 async def test_after_a_rewind_all_that_is_not_settled_comes_again(implementation: str) -> None:

@@ -114,6 +114,13 @@ def test_a_ledger_that_does_not_add_up_is_not_hidden() -> None:
     assert "does not add up" in shown(status(ledger={"accepted": 11}))
 
 
+def test_a_limit_that_the_server_taught_shows_with_its_words_and_the_configured_one_does_not() -> None:
+    limit: dict[str, Any] = {"events": 200, "bytes": 25_000, "reason": "413 Payload Too Large: too many"}
+    text = shown(status(batch_limit=limit))
+    assert "batch limit    200 events, 24.4 KiB, since the server refuses more: 413 Payload Too Large: too many" in text
+    assert "batch limit" not in shown(status(batch_limit=limit | {"reason": None}))
+
+
 def test_a_disk_that_refuses_shows_its_error() -> None:
     assert "storage        failing: Input/output error" in shown(status(storage_error="Input/output error"))
 

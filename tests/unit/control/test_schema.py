@@ -9,6 +9,7 @@ from agent.control import metrics
 from agent.control.schema import (
     AdoptionStatus,
     ApiStatus,
+    BatchLimitStatus,
     DestinationStatus,
     HttpStatus,
     LeftSpool,
@@ -45,6 +46,7 @@ def test_the_keys_and_types_of_the_status_stay_as_they_are() -> None:
                 queue=QueueStatus(9, 10, 11, 12),
                 dead_letters=13,
                 dead_letters_discarded=14,
+                batch_limit=BatchLimitStatus(15, 16, "413"),
             )
         },
         adopted=AdoptionStatus(
@@ -82,6 +84,7 @@ def test_the_keys_and_types_of_the_status_stay_as_they_are() -> None:
                     "dead_letters": 13,
                     "dead_letters_discarded": 14,
                     "storage_error": None,
+                    "batch_limit": {"events": 15, "bytes": 16, "reason": "413"},
                 }
             },
             "adopted": {

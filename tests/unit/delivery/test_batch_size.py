@@ -215,3 +215,24 @@ def test_a_limit_that_is_raised_is_used_within_the_hour() -> None:
     limits[0] = 10_000
     list(simulation.batches(hours=1.1))
     assert limit(simulation.state, MOST, simulation.now) == MOST
+
+
+@pytest.mark.parametrize("refusals", [1, 5])
+@pytest.mark.parametrize("event_bytes", [60, 4000])
+def test_events_that_are_smaller_or_larger_than_the_refused_ones_do_not_keep_the_limit_low(
+    refusals: int, event_bytes: int
+) -> None:
+    refused_first = iter([False] * refusals)
+    simulation = Simulation(lambda size: size.events == 1 or next(refused_first, True), lambda: event_bytes)
+    simulation.state = refused(BatchSize(), Size(2, 250), "413", 0.0)
+    list(simulation.batches(hours=8))
+    assert limit(simulation.state, MOST, simulation.now) == MOST
+
+
+@pytest.mark.parametrize("true_limit", [1, 2, 3, 7])
+def test_a_low_limit_of_bytes_is_kept_to_although_no_batch_fills_it(true_limit: int) -> None:
+    chance = random.Random(true_limit)
+    simulation = Simulation(lambda size: size.bytes <= true_limit * 125, lambda: chance.randint(105, 125))
+    sizes = [size for size, fits in simulation.batches(hours=8) if fits]
+    assert most_in_an_hour(simulation.refusals[math.floor(BUDGET) :]) <= 1
+    assert all(size.events >= true_limit - 1 for size in sizes[-200:])

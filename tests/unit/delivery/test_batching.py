@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.delivery.batch_size import Size
 from agent.delivery.batching import Batch, Batcher, Piece
 from agent.events import ARRAY_OVERHEAD, Context, Event, decode_events, encode_events, to_json_array
 from agent.queue.cursor import Span
@@ -41,16 +42,52 @@ def batch(*spans: tuple[int, int], context: Context = VERCEL, padding: int = 0) 
     return Batch(context, encode_events(events(*spans, padding=padding)), tuple(Span(*s) for s in spans))
 
 
+def limited(max_events: int, max_bytes: int = 1_000_000) -> Size:
+    """A limit that is one of events, unless it says otherwise."""
+    return Size(max_events, max_bytes)
+
+
 def fill(
     pieces: Iterable[Piece], *, max_events: int = 1000, max_bytes: int = 1_000_000
 ) -> tuple[list[Batch], list[Batch]]:
     """The batches that these pieces fill, and those that stay open."""
-    batcher = Batcher(max_bytes)
-    full = [each for given_ in pieces for each in batcher.add(given_, max_events, 0.0)]
+    batcher, limit = Batcher(), Size(max_events, max_bytes)
+    full = [each for given_ in pieces for each in batcher.add(given_, limit, 0.0)]
     return full, batcher.due(0.0)
 
 
 # --- splitting ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limit", "fits", "rest"),
+    [
+        (limited(4), batch((5, 7), (8, 10)), None),
+        (limited(3), batch((5, 7), (8, 9)), batch((9, 10))),
+        (limited(1), batch((5, 6)), batch((6, 7), (8, 10))),
+        (limited(4, room_for(4)), batch((5, 7), (8, 10)), None),
+        (limited(4, room_for(4) - 1), batch((5, 7), (8, 9)), batch((9, 10))),
+        (limited(4, 1), batch((5, 6)), batch((6, 7), (8, 10))),
+    ],
+)
+def test_a_batch_is_cut_to_a_limit_but_never_below_one_event(limit: Size, fits: Batch, rest: Batch | None) -> None:
+    assert batch((5, 7), (8, 10)).fit(limit) == (fits, rest)
+    assert batch((5, 6)).fit(Size(1, 1)) == (batch((5, 6)), None)
+
+
+def test_the_size_of_a_batch_is_that_of_its_request() -> None:
+    assert batch((5, 8)).size == Size(3, room_for(3))
+
+
+def test_the_halves_of_a_refused_batch_know_it_and_what_is_cut_from_them_does_not() -> None:
+    whole = batch((1, 9))
+    left, right = whole.split("400 Bad Request")
+    assert left.half_of is not None
+    assert right.half_of is left.half_of
+    assert (left.half_of.size, left.half_of.message) == (whole.size, "400 Bad Request")
+    assert left.fit(limited(4))[0].half_of is left.half_of
+    assert [part.half_of for part in left.fit(limited(2)) if part] == [None, None]
+    assert [half.half_of for half in whole.split()] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -155,10 +192,21 @@ def test_even_a_limit_that_holds_nothing_lets_events_travel_one_by_one() -> None
 
 
 def test_a_limit_that_has_become_smaller_closes_what_is_over_it() -> None:
-    batcher = Batcher(1_000_000)
-    assert batcher.add(piece(1, 9), 1000, 0.0) == []
-    assert batcher.add(piece(9, 11), 2, 0.0) == [batch((1, 9)), batch((9, 11))]
+    batcher = Batcher()
+    assert batcher.add(piece(1, 9), limited(1000), 0.0) == []
+    assert batcher.add(piece(9, 11), limited(2), 0.0) == [batch((1, 9)), batch((9, 11))]
     assert batcher.due(0.0) == []
+
+
+def test_a_limit_that_has_become_smaller_closes_what_fills_it() -> None:
+    batcher = Batcher()
+    batcher.add(piece(1, 4), limited(1000), 0.0)
+    batcher.add(piece(4, 5, GITHUB), limited(1000), 0.0)
+    assert batcher.filled(limited(4)) == []
+    assert batcher.filled(limited(4, room_for(3) + 1)) == []
+    assert batcher.filled(limited(3)) == [batch((1, 4))]
+    assert batcher.filled(limited(4, room_for(1))) == [batch((4, 5), context=GITHUB)]
+    assert (batcher.held_bytes, batcher.held_spans) == (0, 0)
 
 
 def test_numbers_that_follow_each_other_are_one_span() -> None:
@@ -185,11 +233,11 @@ def test_equal_contexts_are_one() -> None:
 
 
 def test_a_batch_is_due_when_its_first_event_has_waited() -> None:
-    batcher = Batcher(1_000_000)
+    batcher = Batcher()
     assert batcher.oldest == float("inf")
-    batcher.add(piece(1, 2), 1000, 10.0)
-    batcher.add(piece(2, 3, GITHUB), 1000, 11.0)
-    batcher.add(piece(3, 4), 1000, 12.0)
+    batcher.add(piece(1, 2), limited(1000), 10.0)
+    batcher.add(piece(2, 3, GITHUB), limited(1000), 11.0)
+    batcher.add(piece(3, 4), limited(1000), 12.0)
     assert batcher.oldest == 10.0
     assert batcher.due(9.9) == []
     assert batcher.due(10.0) == [batch((1, 2), (3, 4))]
@@ -199,26 +247,26 @@ def test_a_batch_is_due_when_its_first_event_has_waited() -> None:
 
 
 def test_the_rest_of_a_piece_begins_a_batch_of_its_own_age() -> None:
-    batcher = Batcher(1_000_000)
-    batcher.add(piece(1, 2), 4, 10.0)
-    assert batcher.add(piece(2, 7), 4, 20.0) == [batch((1, 5))]
+    batcher = Batcher()
+    batcher.add(piece(1, 2), limited(4), 10.0)
+    assert batcher.add(piece(2, 7), limited(4), 20.0) == [batch((1, 5))]
     assert batcher.oldest == 20.0
 
 
 def test_the_spans_of_open_batches_are_counted() -> None:
-    batcher = Batcher(1_000_000)
+    batcher = Batcher()
     assert batcher.held_spans == 0
     for each in (piece(1, 2), piece(2, 3), piece(4, 5), piece(5, 6, GITHUB)):
-        batcher.add(each, 1000, 0.0)
+        batcher.add(each, limited(1000), 0.0)
     assert batcher.held_spans == 3
     batcher.due(0.0)
     assert batcher.held_spans == 0
 
 
 def test_the_bytes_of_open_batches_are_counted() -> None:
-    batcher = Batcher(1_000_000)
-    batcher.add(piece(1, 3, padding=100), 1000, 0.0)
-    batcher.add(piece(3, 4, GITHUB), 1000, 0.0)
+    batcher = Batcher()
+    batcher.add(piece(1, 3, padding=100), limited(1000), 0.0)
+    batcher.add(piece(3, 4, GITHUB), limited(1000), 0.0)
     assert batcher.held_bytes == 2 * (EVENT_BYTES + 100) + EVENT_BYTES
     batcher.due(0.0)
     assert batcher.held_bytes == 0

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import anyio
 import pytest
 
+from agent.delivery.batch_size import Size
 from agent.delivery.batching import Batch, BatchOptions
 from agent.delivery.disk_backlog import MAX_HELD_BYTES, MAX_HELD_SPANS, MAX_OPEN_SPANS, READ_ATTEMPTS, DiskBacklog
 from agent.events import Context, Event, decode_events, encode_events, to_json_array
@@ -26,6 +27,11 @@ from tests.support.pipelines import DIRECTORY, EPOCH, PLAIN, events, inline, num
 
 pytestmark = pytest.mark.anyio
 T = TypeVar("T")
+
+
+def limited(max_events: int, max_bytes: int = 1 << 20) -> Size:
+    """A limit that is one of events, unless it says otherwise."""
+    return Size(max_events, max_bytes)
 
 
 @pytest.fixture(params=virtual_time.NAMES)
@@ -75,19 +81,19 @@ class Bench:
         """Commit a frame with any payload."""
         assert self.queue.commit([Entry(count, payload)], self._now).append_error is None
 
-    async def read_all(self, max_events: int = 100) -> list[Batch]:
+    async def read_all(self, max_events: int = 100, max_bytes: int = 1 << 20) -> list[Batch]:
         """Read all there is and return the batches that are full."""
         found = []
         while True:
-            if (batch := await self.backlog.next_batch(max_events, at_once=False)) is not None:
+            if (batch := await self.backlog.next_batch(limited(max_events, max_bytes), at_once=False)) is not None:
                 found.append(batch)
             elif self.backlog.due_at > anyio.current_time():
                 return found
 
-    async def batches(self, max_events: int = 100) -> list[Batch]:
+    async def batches(self, max_events: int = 100, max_bytes: int = 1 << 20) -> list[Batch]:
         """Read all there is and return it in batches, open ones too."""
-        found = await self.read_all(max_events)
-        while (batch := await self.backlog.next_batch(max_events, at_once=True)) is not None:
+        found = await self.read_all(max_events, max_bytes)
+        while (batch := await self.backlog.next_batch(limited(max_events, max_bytes), at_once=True)) is not None:
             found.append(batch)
         return found
 
@@ -112,13 +118,13 @@ async def test_what_is_settled_is_trimmed() -> None:
 
 async def test_nothing_to_read_takes_no_trip_to_a_thread() -> None:
     bench = Bench(BatchOptions(max_delay=60.0))
-    assert await bench.backlog.next_batch(100, at_once=False) is None
+    assert await bench.backlog.next_batch(limited(100), at_once=False) is None
     assert bench.threads == 0
     bench.enqueue(*numbered(3))
     open_files = bench.fs.open_files
     for _ in range(3):
-        assert await bench.backlog.next_batch(100, at_once=False) is None
-    assert await bench.backlog.next_batch(100, at_once=True) is not None
+        assert await bench.backlog.next_batch(limited(100), at_once=False) is None
+    assert await bench.backlog.next_batch(limited(100), at_once=True) is not None
     assert bench.threads == 1
     assert bench.fs.open_files == open_files
 
@@ -127,7 +133,7 @@ async def test_nothing_to_read_takes_no_trip_to_a_thread() -> None:
 async def test_a_smaller_limit_splits_what_is_ready(limit: int) -> None:
     bench = Bench()
     bench.enqueue(*numbered(20))
-    whole = await bench.backlog.next_batch(20, at_once=True)
+    whole = await bench.backlog.next_batch(limited(20), at_once=True)
     assert whole is not None
     bench.backlog.put_back(whole)
     found = await bench.batches(limit)
@@ -141,13 +147,13 @@ async def test_a_batch_is_ready_at_the_moment_that_due_at_names(opened_at: float
     bench = Bench(BatchOptions(max_delay=2.0))
     bench.enqueue("h0")
     await anyio.sleep_until(opened_at)
-    assert await bench.backlog.next_batch(100, at_once=False) is None
+    assert await bench.backlog.next_batch(limited(100), at_once=False) is None
     due = bench.backlog.due_at
     assert due == pytest.approx(opened_at + 2.0)
     await anyio.sleep_until(due - 0.01)
-    assert await bench.backlog.next_batch(100, at_once=False) is None
+    assert await bench.backlog.next_batch(limited(100), at_once=False) is None
     await anyio.sleep_until(due)
-    assert await bench.backlog.next_batch(100, at_once=False) is not None
+    assert await bench.backlog.next_batch(limited(100), at_once=False) is not None
     assert bench.backlog.due_at == float("inf")
 
 
@@ -207,7 +213,7 @@ async def test_only_what_the_disk_says_is_damaged_is_given_up(code: int, lost: b
     bench.enqueue(*numbered(3))
     bench.fs.errors = _unreadable(code)
     for _ in range(3 * READ_ATTEMPTS):
-        assert await bench.backlog.next_batch(100, at_once=True) is None
+        assert await bench.backlog.next_batch(limited(100), at_once=True) is None
         assert lost or bench.backlog.due_at <= anyio.current_time()
     assert (bench.backlog.storage_error is None) == lost
     assert bench.queue.cursor.ledger().dropped == ({"corrupt": 3} if lost else {})
@@ -220,7 +226,7 @@ async def test_contexts_that_take_turns_hold_a_bounded_number_of_spans() -> None
     for number in range(4 * MAX_HELD_SPANS):
         bench.enqueue(f"h{number}", context=Context("AB"[number % 2]))
     taken = 0
-    while (batch := await bench.backlog.next_batch(10**6, at_once=False)) or bench.backlog.due_at < 0:
+    while (batch := await bench.backlog.next_batch(limited(10**6), at_once=False)) or bench.backlog.due_at < 0:
         if batch is not None:
             assert len(batch.spans) <= MAX_HELD_SPANS
             taken += batch.event_count
@@ -229,12 +235,12 @@ async def test_contexts_that_take_turns_hold_a_bounded_number_of_spans() -> None
 
 
 async def test_however_many_contexts_take_turns_what_is_held_open_is_bounded() -> None:
-    bench = Bench(BatchOptions(max_delay=1e9, max_bytes=MAX_HELD_BYTES))
+    bench = Bench(BatchOptions(max_delay=1e9))
     for number in range(40):
         bench.enqueue("x" * 200_000, context=Context(str(number)))
-    ready = await bench.read_all(10**6)
+    ready = await bench.read_all(10**6, MAX_HELD_BYTES)
     assert sum(len(batch.lines) for batch in ready) >= MAX_HELD_BYTES
-    held = await bench.batches(10**6)
+    held = await bench.batches(10**6, MAX_HELD_BYTES)
     assert 0 < sum(len(batch.lines) for batch in held) <= MAX_HELD_BYTES
     assert bench.queue.cursor.queued == 40
 
@@ -243,9 +249,9 @@ async def test_a_batch_of_many_spans_is_split_and_sent_alone_while_a_checkpoint_
     bench = Bench(BatchOptions(max_delay=1e9))
     bench.enqueue(*numbered(2 * MAX_OPEN_SPANS + 2))
     bench.queue.cursor.settle([Span(seq, seq + 1) for seq in range(2, 2 * MAX_OPEN_SPANS + 2, 2)], Outcome.DELIVERED)
-    first = await bench.backlog.next_batch(10**6, at_once=True)
+    first = await bench.backlog.next_batch(limited(10**6), at_once=True)
     assert first is not None
-    assert await bench.backlog.next_batch(10**6, at_once=True) is None
+    assert await bench.backlog.next_batch(limited(10**6), at_once=True) is None
     assert bench.backlog.due_at == float("inf")
     await bench.settle(first)
     found = [first, *await bench.batches(10**6)]
@@ -277,10 +283,10 @@ async def test_split_sessions_gives_events_the_numbers_and_the_bytes_that_they_h
 
 @pytest.mark.parametrize("max_events", [1, 3, 100])
 async def test_no_body_is_larger_than_max_bytes(max_events: int) -> None:
-    bench = Bench(BatchOptions(max_bytes=1000))
+    bench = Bench()
     for number in range(30):
         bench.enqueue(*("x" * (number * 7 % 50) for _ in range(number % 5 + 1)))
-    found = await bench.batches(max_events)
+    found = await bench.batches(max_events, 1000)
     assert all(len(to_json_array(batch.lines)) <= 1000 for batch in found)
     assert sum(batch.event_count for batch in found) == bench.queue.cursor.queued
 

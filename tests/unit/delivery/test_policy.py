@@ -7,22 +7,32 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.delivery import policy
+from agent.delivery import batch_size, policy
+from agent.delivery.batch_size import PATIENCE, BatchSize, Size
 from agent.delivery.policy import MAX_RETRY_AFTER, Action, Decision, DeliverySettings, DeliveryState, Paused, Reason
 from agent.delivery.transport import Kind, Verdict
 
 NOW = 1000.0
 NEVER = float("-inf")
 SETTINGS = DeliverySettings(rejections_in_a_row=20)
-ANY_SIZE = DeliveryState().ceiling
+ANY_SIZE = Size(1000, 960 * 1024)
+EVENT_BYTES = 125
 
-RUNNING = DeliveryState(rejections=5, probes=2, slots=3, size=100, ceiling=400)
+RUNNING = DeliveryState(rejections=5, probes=2, slots=3)
 BACKING_OFF = replace(RUNNING, failures=3, retry_at=NOW - 1, last_failure="before", slots=1)
 PAUSED = replace(RUNNING, paused=Paused(Reason.BLOCKED, "402", NOW + 60), slots=1)
 
 
 def verdict(kind: Kind, retry_after: float | None = None) -> Verdict:
     return Verdict(kind, kind.value, retry_after=retry_after)
+
+
+def size_of(events: int) -> Size:
+    return Size(events, events * EVENT_BYTES)
+
+
+def limit(state: DeliveryState, now: float = NOW) -> Size:
+    return policy.batch_limit(state, SETTINGS, now)
 
 
 def decide(
@@ -34,7 +44,7 @@ def decide(
     jitter: float = 0.5,
     retry_after: float | None = None,
 ) -> Decision:
-    return policy.decide(state, verdict(kind, retry_after), events, now=now, jitter=jitter, settings=SETTINGS)
+    return policy.decide(state, verdict(kind, retry_after), size_of(events), now=now, jitter=jitter, settings=SETTINGS)
 
 
 def probe(state: DeliveryState, kind: Kind, *, jitter: float = 0.5, retry_after: float | None = None) -> Decision:
@@ -50,13 +60,22 @@ def paused_for(reason: Reason, *, probes: int = 1) -> DeliveryState:
 SUCCESS: dict[str, Any] = {
     "rejections": 0,
     "probes": 0,
-    "size": 200,
     "retry_at": NEVER,
     "failures": 0,
     "last_failure": "",
 }
 FAILURE: dict[str, Any] = {"failures": 1, "failing_since": NOW, "retry_at": NOW + 0.5, "slots": 1}
 FOURTH_FAILURE: dict[str, Any] = {"failures": 4, "retry_at": NOW + 4, "slots": 1}
+
+
+def learned(events: int) -> dict[str, Any]:
+    return {"sizes": BatchSize(good=size_of(events))}
+
+
+def too_many(message: str, events: int = 80) -> dict[str, Any]:
+    return {"sizes": BatchSize(bad=size_of(events), message=message)}
+
+
 REACHED: dict[str, Any] = {"failures": 0, "retry_at": NEVER, "last_failure": ""}
 PAUSE: dict[str, Any] = {"probes": 3, "slots": 1, "failures": 0}
 
@@ -68,30 +87,36 @@ def pause(reason: Reason) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("state", "kind", "events", "action", "changes"),
     [
-        (RUNNING, Kind.ACCEPTED, 1, Action.SETTLE, SUCCESS | {"slots": 4}),
-        (RUNNING, Kind.ACCEPTED, 80, Action.SETTLE, SUCCESS | {"slots": 4}),
+        (RUNNING, Kind.ACCEPTED, 1, Action.SETTLE, SUCCESS | {"slots": 4} | learned(1)),
+        (RUNNING, Kind.ACCEPTED, 80, Action.SETTLE, SUCCESS | {"slots": 4} | learned(80)),
         (RUNNING, Kind.TRANSIENT, 1, Action.RETRY, FAILURE | {"last_failure": "transient"}),
         (RUNNING, Kind.TRANSIENT, 80, Action.RETRY, FAILURE | {"last_failure": "transient"}),
         (RUNNING, Kind.REJECTED, 1, Action.DEAD_LETTER, {"rejections": 6}),
         (RUNNING, Kind.REJECTED, 80, Action.SPLIT, {}),
-        (RUNNING, Kind.TOO_LARGE, 1, Action.DEAD_LETTER, {"rejections": 6, "ceiling": ANY_SIZE}),
-        (RUNNING, Kind.TOO_LARGE, 80, Action.SPLIT, {"size": 40, "ceiling": 40}),
-        (RUNNING, Kind.CUT_OFF, 1, Action.RETRY, FAILURE | {"last_failure": "cut_off", "size": 1}),
-        (RUNNING, Kind.CUT_OFF, 80, Action.SPLIT, FAILURE | {"last_failure": "cut_off", "size": 40}),
+        (RUNNING, Kind.TOO_LARGE, 1, Action.DEAD_LETTER, {"rejections": 6}),
+        (RUNNING, Kind.TOO_LARGE, 80, Action.SPLIT, too_many("too_large")),
+        (RUNNING, Kind.CUT_OFF, 1, Action.RETRY, FAILURE | {"last_failure": "cut_off"}),
+        (RUNNING, Kind.CUT_OFF, 80, Action.SPLIT, FAILURE | {"last_failure": "cut_off"} | too_many("cut_off")),
         (RUNNING, Kind.BLOCKED, 1, Action.RETURN, pause(Reason.BLOCKED)),
         (RUNNING, Kind.BLOCKED, 80, Action.RETURN, pause(Reason.BLOCKED)),
         (RUNNING, Kind.MISCONFIGURED, 1, Action.RETURN, pause(Reason.MISCONFIGURED)),
         (RUNNING, Kind.MISCONFIGURED, 80, Action.RETURN, pause(Reason.MISCONFIGURED)),
-        (BACKING_OFF, Kind.ACCEPTED, 1, Action.SETTLE, SUCCESS | {"slots": 1}),
-        (BACKING_OFF, Kind.ACCEPTED, 80, Action.SETTLE, SUCCESS | {"slots": 1}),
+        (BACKING_OFF, Kind.ACCEPTED, 1, Action.SETTLE, SUCCESS | {"slots": 1} | learned(1)),
+        (BACKING_OFF, Kind.ACCEPTED, 80, Action.SETTLE, SUCCESS | {"slots": 1} | learned(80)),
         (BACKING_OFF, Kind.TRANSIENT, 1, Action.RETRY, FOURTH_FAILURE | {"last_failure": "transient"}),
         (BACKING_OFF, Kind.TRANSIENT, 80, Action.RETRY, FOURTH_FAILURE | {"last_failure": "transient"}),
         (BACKING_OFF, Kind.REJECTED, 1, Action.DEAD_LETTER, REACHED | {"rejections": 6}),
         (BACKING_OFF, Kind.REJECTED, 80, Action.SPLIT, REACHED),
-        (BACKING_OFF, Kind.TOO_LARGE, 1, Action.DEAD_LETTER, REACHED | {"rejections": 6, "ceiling": ANY_SIZE}),
-        (BACKING_OFF, Kind.TOO_LARGE, 80, Action.SPLIT, REACHED | {"size": 40, "ceiling": 40}),
-        (BACKING_OFF, Kind.CUT_OFF, 1, Action.RETRY, FOURTH_FAILURE | {"last_failure": "cut_off", "size": 1}),
-        (BACKING_OFF, Kind.CUT_OFF, 80, Action.SPLIT, FOURTH_FAILURE | {"last_failure": "cut_off", "size": 40}),
+        (BACKING_OFF, Kind.TOO_LARGE, 1, Action.DEAD_LETTER, REACHED | {"rejections": 6}),
+        (BACKING_OFF, Kind.TOO_LARGE, 80, Action.SPLIT, REACHED | too_many("too_large")),
+        (BACKING_OFF, Kind.CUT_OFF, 1, Action.RETRY, FOURTH_FAILURE | {"last_failure": "cut_off"}),
+        (
+            BACKING_OFF,
+            Kind.CUT_OFF,
+            80,
+            Action.SPLIT,
+            FOURTH_FAILURE | {"last_failure": "cut_off"} | too_many("cut_off"),
+        ),
         (BACKING_OFF, Kind.BLOCKED, 1, Action.RETURN, pause(Reason.BLOCKED)),
         (BACKING_OFF, Kind.BLOCKED, 80, Action.RETURN, pause(Reason.BLOCKED)),
         (BACKING_OFF, Kind.MISCONFIGURED, 1, Action.RETURN, pause(Reason.MISCONFIGURED)),
@@ -180,7 +205,7 @@ def test_one_batch_is_in_flight_while_backing_off_and_concurrency_steps_up_after
 
 def test_a_concurrency_that_was_configured_lower_is_kept_to() -> None:
     state = policy.decide(
-        replace(RUNNING, slots=9), verdict(Kind.ACCEPTED), 1, now=NOW, jitter=0.5, settings=SETTINGS
+        replace(RUNNING, slots=9), verdict(Kind.ACCEPTED), size_of(1), now=NOW, jitter=0.5, settings=SETTINGS
     ).state
     assert state.slots == SETTINGS.concurrency
 
@@ -189,7 +214,9 @@ def test_a_concurrency_that_was_configured_lower_is_kept_to() -> None:
 @pytest.mark.parametrize("events", [1, 8])
 def test_a_refusal_ends_the_back_off_since_the_server_is_there_again(kind: Kind, events: int) -> None:
     failing = DeliveryState(failures=3, retry_at=50.0, not_before=20.0, last_failure="503")
-    after = policy.decide(failing, Verdict(kind), events, now=60.0, jitter=0.5, settings=DeliverySettings()).state
+    after = policy.decide(
+        failing, Verdict(kind), size_of(events), now=60.0, jitter=0.5, settings=DeliverySettings()
+    ).state
     assert (after.failures, after.retry_at, after.not_before, after.last_failure) == (0, 20.0, 20.0, "")
 
 
@@ -202,36 +229,52 @@ def test_a_skipped_backoff_forgets_jitter_but_not_what_the_server_asked_for() ->
 # --- sizes --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("size", "ceiling", "limit"), [(ANY_SIZE, ANY_SIZE, 1000), (7, ANY_SIZE, 7), (ANY_SIZE, 8, 8), (9, 8, 8), (1, 1, 1)]
-)
-def test_a_batch_has_no_more_events_than_any_limit_allows(size: int, ceiling: int, limit: int) -> None:
-    assert policy.batch_limit(DeliveryState(size=size, ceiling=ceiling), SETTINGS) == limit
+def test_a_batch_may_be_as_large_as_the_configuration_says_until_one_is_refused() -> None:
+    assert limit(decide(DeliveryState(), Kind.ACCEPTED, 1000).state) == ANY_SIZE
+    assert limit(decide(DeliveryState(), Kind.TRANSIENT, 1000).state) == ANY_SIZE
+    assert limit(decide(DeliveryState(), Kind.REJECTED, 1000).state) == ANY_SIZE
 
 
-def test_batches_that_were_too_large_stay_half_as_large() -> None:
-    state = decide(DeliveryState(), Kind.TOO_LARGE, 1000).state
-    assert policy.batch_limit(state, SETTINGS) == 500
-    state = decide(state, Kind.TOO_LARGE, 501).state
-    assert policy.batch_limit(state, SETTINGS) == 250
-    for _ in range(10):
-        state = decide(state, Kind.ACCEPTED).state
-        assert policy.batch_limit(state, SETTINGS) == 250
+@pytest.mark.parametrize("kind", [Kind.TOO_LARGE, Kind.CUT_OFF])
+def test_a_batch_that_is_too_large_is_halved_and_its_size_asked_for_again_later(kind: Kind) -> None:
+    state = decide(DeliveryState(), kind, 1000).state
+    assert limit(state) == size_of(500)
+    for _ in range(PATIENCE):
+        assert limit(state) == size_of(500)
+        state = decide(state, Kind.ACCEPTED, 500).state
+    assert limit(state).events == 1000
+    again = decide(state, kind, 1000).state
+    assert limit(again) == size_of(750)
+    assert policy.slots(replace(again, slots=4), NOW) == 1
+    assert limit(decide(state, Kind.ACCEPTED, 1000).state) == ANY_SIZE
 
 
-def test_a_larger_batch_that_was_still_under_way_does_not_raise_the_limit_again() -> None:
-    for kind in (Kind.TOO_LARGE, Kind.CUT_OFF):
-        state = decide(decide(DeliveryState(), kind, 100).state, kind, 1000).state
-        assert policy.batch_limit(state, SETTINGS) == 50
+@pytest.mark.parametrize("kind", [Kind.TOO_LARGE, Kind.CUT_OFF])
+def test_batches_that_were_under_way_when_the_limit_was_lowered_teach_nothing_more(kind: Kind) -> None:
+    state = decide(DeliveryState(), kind, 1000).state
+    for events in (1000, 900):
+        assert decide(state, kind, events).state.sizes == state.sizes
 
 
-def test_batches_that_were_cut_off_grow_again_with_each_success() -> None:
-    state = decide(replace(DeliveryState(), ceiling=300), Kind.CUT_OFF, 80).state
-    limits = []
-    for _ in range(5):
-        limits.append(policy.batch_limit(state, SETTINGS))
-        state = decide(state, Kind.ACCEPTED).state
-    assert limits == [40, 80, 160, 300, 300]
+@pytest.mark.parametrize("kind", [Kind.TOO_LARGE, Kind.CUT_OFF, Kind.REJECTED])
+def test_a_single_event_that_is_refused_teaches_nothing_of_sizes(kind: Kind) -> None:
+    assert decide(DeliveryState(), kind, 1).state.sizes == BatchSize()
+
+
+def test_a_batch_that_is_rejected_while_both_of_its_halves_are_accepted_was_too_large() -> None:
+    state = DeliveryState()
+    for kind, events in ((Kind.REJECTED, 1000), (Kind.ACCEPTED, 500), (Kind.ACCEPTED, 500)):
+        state = decide(state, kind, events).state
+    state = policy.size_refused(state, size_of(1000), "400", now=NOW, settings=SETTINGS)
+    assert policy.describe_batch_limit(state, SETTINGS, NOW) == (*size_of(500), "400")
+
+
+def test_the_limit_has_a_reason_only_where_it_is_not_the_configured_one() -> None:
+    assert policy.describe_batch_limit(DeliveryState(), SETTINGS, NOW) == (*ANY_SIZE, None)
+    state = decide(DeliveryState(), Kind.TOO_LARGE, 10).state
+    assert policy.describe_batch_limit(state, SETTINGS, NOW) == (*size_of(5), "too_large")
+    beyond = replace(state, sizes=BatchSize(bad=Size(10_000, 10**9), message="too_large"))
+    assert policy.describe_batch_limit(beyond, SETTINGS, NOW).reason is None
 
 
 def test_one_event_that_is_too_large_by_itself_does_not_leave_batches_of_one_for_ever() -> None:
@@ -241,10 +284,19 @@ def test_one_event_that_is_too_large_by_itself_does_not_leave_batches_of_one_for
     step = decide(state, Kind.TOO_LARGE, 1)
     state = step.state
     assert step.action is Action.DEAD_LETTER
-    assert policy.batch_limit(state, SETTINGS) == 1
-    for _ in range(10):
-        state = decide(state, Kind.ACCEPTED).state
-    assert policy.batch_limit(state, SETTINGS) == 1000
+    sizes = []
+    while limit(state) != ANY_SIZE:
+        sizes.append(limit(state).events)
+        state = decide(state, Kind.ACCEPTED, sizes[-1]).state
+    assert sizes == [1] * PATIENCE + [2]
+
+
+def test_one_request_at_a_time_finds_out_how_large_a_batch_may_be() -> None:
+    state = replace(decide(DeliveryState(), Kind.TOO_LARGE, 1000).state, slots=4)
+    assert policy.slots(state, NOW) == 1
+    known = decide(state, Kind.ACCEPTED, 500).state
+    assert batch_size.is_exploring(known.sizes, NOW) is False
+    assert policy.slots(known, NOW) == 4
 
 
 def test_a_broken_connection_never_costs_an_event() -> None:
@@ -366,8 +418,7 @@ def test_each_answer_to_a_probe_has_its_decision(
 
 
 def test_an_accepted_probe_begins_to_step_up() -> None:
-    step = probe(replace(paused_for(Reason.BLOCKED), slots=1, size=1), Kind.ACCEPTED)
-    assert (step.state.slots, step.state.size) == (2, 2)
+    assert probe(replace(paused_for(Reason.BLOCKED), slots=1), Kind.ACCEPTED).state.slots == 2
 
 
 def test_the_next_probe_comes_no_sooner_than_the_server_asked() -> None:
@@ -459,8 +510,9 @@ def test_whatever_the_answers_only_a_refused_single_event_is_given_up(
         assert step.action is not Action.DEAD_LETTER or kind in {Kind.REJECTED, Kind.TOO_LARGE}
         assert step.action is not Action.SPLIT or events > 1
         assert in_a_row < SETTINGS.rejections_in_a_row
-        assert 1 <= policy.batch_limit(state, SETTINGS) <= SETTINGS.max_events
-        assert 1 <= state.slots <= SETTINGS.concurrency
+        assert 1 <= limit(state, now).events <= SETTINGS.max_events
+        assert 1 <= limit(state, now).bytes <= SETTINGS.max_bytes
+        assert 1 <= policy.slots(state, now) <= state.slots <= SETTINGS.concurrency
         assert state.not_before >= before.not_before
         assert state.not_before <= now + MAX_RETRY_AFTER
         assert state.paused is None or state.paused.until >= state.not_before

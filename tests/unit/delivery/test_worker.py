@@ -14,7 +14,7 @@ from agent.delivery.policy import DeliverySettings
 from agent.delivery.transport import Kind, Verdict
 from agent.queue.store import Limits
 from tests.support import virtual_time
-from tests.support.fake_transport import ACCEPTED, FakeTransport
+from tests.support.fake_transport import ACCEPTED, FakeTransport, Rule, reject
 from tests.support.pipelines import DIRECTORY, balanced, host, inline, numbered, submit
 
 pytestmark = pytest.mark.anyio
@@ -365,6 +365,73 @@ async def test_a_status_route_that_makes_no_sense_is_no_reason_to_stay_paused() 
         await submit(pipeline, numbered(3)).wait()
         await pipeline.flush()
         assert transport.taken == numbered(3)
+
+
+def too_many(most: int, kind: Kind = Kind.TOO_LARGE) -> Rule:
+    """The rule of an API that takes no more events at once."""
+    return lambda _context, events: Verdict(kind, "too many", 413) if len(events) > most else ACCEPTED
+
+
+async def test_one_spurious_refusal_of_two_events_costs_a_handful_of_requests() -> None:
+    async with host() as h:
+        transport = FakeTransport()
+        h.transport = transport
+        pipeline = h.start()
+        transport.script([Verdict(Kind.TOO_LARGE, "413", 413)])
+        await submit(pipeline, numbered(2, "first")).wait()
+        await transport.wait_until(lambda t: len(t.answered) == 1)
+        await submit(pipeline, numbered(4000)).wait()
+        await pipeline.flush()
+        assert sorted(transport.taken) == sorted([*numbered(2, "first"), *numbered(4000)])
+        assert len(transport.answered) <= 12
+        assert (await pipeline.status()).batch_limit == (1000, 960 * 1024, None)
+
+
+@pytest.mark.parametrize("kind", [Kind.TOO_LARGE, Kind.CUT_OFF, Kind.REJECTED])
+async def test_a_limit_of_the_server_is_found_and_kept_to_whatever_it_says(kind: Kind) -> None:
+    async with host() as h:
+        transport = FakeTransport(too_many(300, kind))
+        h.transport = transport
+        pipeline = h.start()
+        for part in range(20):
+            await submit(pipeline, numbered(1000, f"{part}-")).wait()
+        await pipeline.flush()
+        assert len(set(transport.taken)) == len(transport.taken) == 20_000
+        assert sum(not sent.taken for sent in transport.answered) <= 20
+        assert len(transport.answered) <= 120
+        events, _, reason = (await pipeline.status()).batch_limit
+        assert 240 <= events <= 300
+        assert reason == "too many"
+
+
+async def test_a_poisoned_batch_says_nothing_of_sizes() -> None:
+    async with host() as h:
+        transport = FakeTransport(reject("h77"))
+        h.transport = transport
+        pipeline = h.start()
+        await submit(pipeline, numbered(1000)).wait()
+        await pipeline.flush()
+        assert pipeline.ledger().dead_lettered == 1
+        assert (await pipeline.status()).batch_limit == (1000, 960 * 1024, None)
+
+
+async def test_one_request_at_a_time_finds_out_how_large_a_batch_may_be() -> None:
+    async with host() as h:
+        transport = FakeTransport()
+        h.transport = transport
+        pipeline = h.start()
+        for part in range(10):
+            await submit(pipeline, numbered(1000, f"warm{part}-")).wait()
+        await pipeline.flush()
+        transport.most_in_flight, transport.rule = 0, too_many(0)
+        transport.before = lambda _context: anyio.sleep(0.1)
+        for part in range(10):
+            await submit(pipeline, numbered(1000, f"{part}-")).wait()
+        refused = len(transport.answered)
+        await transport.wait_until(lambda t: not t.in_flight and len(t.answered) > refused)
+        transport.most_in_flight = 0
+        await transport.wait_until(lambda t: len(t.answered) >= refused + 8)
+        assert transport.most_in_flight == 1
 
 
 class Steps:
