@@ -3,6 +3,7 @@
 `agent.delivery.disk_backlog` is the first implementation, `tests.support.memory_backlog` the one in memory.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from agent.delivery.batch_size import Size
@@ -37,6 +38,12 @@ class Backlog(Protocol):
         """Take the next batch: no larger than `limit`, or one event. `at_once` takes one that its timer would keep open.
 
         Returns None, after a bounded time, if there is none yet: `due_at` says when to ask again.
+        """
+
+    async def take_sample(self, refused: Sequence[Batch]) -> Batch | None:
+        """Take one event out of turn: the newest of another session than those that were refused, or else the newest.
+
+        None if there is no other than those, or it cannot be read now. No batch but those that were refused may be under way.
         """
 
     @property

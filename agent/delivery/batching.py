@@ -70,6 +70,12 @@ class Batch:
         fitting = max(events.count_fitting(self.lines, min(count, limit.events), most), 1)
         return (self, None) if fitting >= count else self._split_at(fitting, None)
 
+    def take_out(self, index: int) -> tuple["Batch", list["Batch"]]:
+        """Return the event at that place, and what is before and behind it."""
+        head, tail = (None, self) if index == 0 else self._split_at(index, None)
+        one, rest = tail.fit(Size(1, len(tail.lines)))
+        return one, [part for part in (head, rest) if part is not None]
+
     def _split_at(self, middle: int, whole: Refused | None) -> tuple["Batch", "Batch"]:
         head, tail = events.split_lines(self.lines, middle)
         return (

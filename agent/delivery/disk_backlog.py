@@ -5,9 +5,9 @@ Everything that it holds in memory is also in the queue, so it can rewind: readi
 
 import errno
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ import structlog
 
 from agent.delivery.batch_size import Size
 from agent.delivery.batching import Batch, Batcher, BatchOptions, Piece
+from agent.delivery.sampling import find_sample
 from agent.delivery.sessions import Sessions
 from agent.delivery.transport import Verdict
 from agent.errors import StorageError
@@ -38,6 +39,8 @@ from agent.throttle import Throttle
 
 READ_BYTES = 1024 * 1024
 READ_ATTEMPTS = 5
+SAMPLED_RECORDS = 256
+SAMPLED_SEGMENTS = 8  # at most so many of the newest are looked through for a sample
 STORAGE_RETRY_SECONDS = 1.0
 LOG_INTERVAL = 60.0
 MAX_SHOWN_BYTES = 300
@@ -82,6 +85,7 @@ class DiskBacklog:
         self._most = Size(0, 0)  # the largest limit so far: batches are formed for it, and cut when they are taken
         self._ready: deque[Batch] = deque()
         self._taken: dict[int, int] = {}  # the first number of each batch that is under way, and how many spans it has
+        self._sampled: set[int] = set()  # numbers that were taken before the reader came to them
         self._reader: Reader | None = None
         self._failures = 0
         self._read_error: str | None = None
@@ -134,6 +138,32 @@ class DiskBacklog:
             return batch
         return None
 
+    async def take_sample(self, refused: Sequence[Batch]) -> Batch | None:
+        """See `Backlog`. What has been read comes in question, and what the newest segments hold beyond that."""
+        if self._store.cursor.settled_beyond >= MAX_OPEN_SPANS:  # each sample that is settled leaves another gap
+            return None
+        unread: list[_Read] = []
+        if self._has_unread:
+            try:
+                unread = await self._runtime.run_blocking(partial(self._newest_unread, self._store.view))
+            except StorageError:
+                return None  # the next batch meets the same bytes and says so
+        self._close_due(anyio.current_time(), at_once=True)
+        read = sorted(self._ready, key=lambda batch: batch.spans[-1].stop, reverse=True)
+        waiting = chain((batch for each in unread for batch in reversed(self._batches_of(each))), read)
+        found = find_sample(waiting, refused)
+        if found is None:
+            return None
+        batch, index = found
+        sample, rest = batch.take_out(index)
+        if any(each is batch for each in read):
+            self._ready = deque(each for each in self._ready if each is not batch)
+            self.put_back(*rest)
+        else:
+            self._sampled.add(sample.spans[0].start)
+        self._taken[sample.spans[0].start] = 1
+        return sample
+
     @property
     def due_at(self) -> float:
         """See `Backlog`."""
@@ -161,6 +191,7 @@ class DiskBacklog:
         """See `Backlog`: the next read begins at the cursor."""
         self._ready.clear()
         self._taken.clear()
+        self._sampled.clear()
         self._batcher = Batcher()
         if self._reader is not None:
             self._reader.close()
@@ -186,6 +217,7 @@ class DiskBacklog:
         while (await self._committer.request().wait()).checkpoint_error is not None:  # noqa: ASYNC110 - a retry, not a poll
             await anyio.sleep(STORAGE_RETRY_SECONDS)
         self._taken.pop(batch.spans[0].start, None)
+        self._sampled.discard(batch.spans[0].start)
 
     async def keep_dead_letter(self, batch: Batch, verdict: Verdict) -> None:
         """See `Backlog`."""
@@ -239,16 +271,53 @@ class DiskBacklog:
         whole, record = item
         if record.enqueued_at < self._runtime.wall_clock() - self._options.max_age:
             return self._store.cursor.settle([whole], Outcome.EXPIRED)
-        for span in self._store.cursor.unsettled(whole):
-            lines = record.lines
-            if span != whole:
-                lines = split_lines(split_lines(lines, span.start - whole.start)[1], span.length)[0]
-            piece = Piece(record.context, None, span, lines)
+        for batch in self._batches_of(item):
+            piece = Piece(batch.context, None, batch.spans[0], batch.lines)
             for part in _by_session(piece) if self._options.split_sessions else (piece,):
                 self._ready.extend(self._batcher.add(part, self._most, now))
         if self._batcher.held_spans > MAX_HELD_SPANS or self._batcher.held_bytes > MAX_HELD_BYTES:
             self._close_due(now, at_once=True)
         return 0
+
+    def _batches_of(self, item: _Read) -> list[Batch]:
+        """Return what is to be delivered of a record that was read, each stretch of numbers by itself."""
+        whole, record = item
+        found = []
+        for span in self._unsampled(self._store.cursor.unsettled(whole)):
+            lines = record.lines
+            if span != whole:
+                lines = split_lines(split_lines(lines, span.start - whole.start)[1], span.length)[0]
+            found.append(Batch(record.context, lines, (span,)))
+        return found
+
+    def _unsampled(self, spans: Iterable[Span]) -> Iterator[Span]:
+        for span in spans:
+            start = span.start
+            for number in sorted(each for each in self._sampled if span.start <= each < span.stop):
+                if start < number:
+                    yield Span(start, number)
+                start = number + 1
+            if start < span.stop:
+                yield Span(start, span.stop)
+
+    def _newest_unread(self, view: LogView) -> list[_Read]:
+        """Do what a sample needs of the reading thread: return the last records, newest first. Raises StorageError."""
+        position = self._reader.position if self._reader is not None else 0
+        found: list[_Read] = []
+        for index in range(len(view.segments) - 1, max(len(view.segments) - 1 - SAMPLED_SEGMENTS, -1), -1):
+            limit = view.limit(index)
+            if limit <= position or len(found) >= SAMPLED_RECORDS:
+                break
+            reader = self._store.reader(max(view.segments[index].first_seq, position))
+            newest: deque[_Read] = deque(maxlen=SAMPLED_RECORDS)
+            try:
+                while reader.position < limit and (items := reader.read(view, READ_BYTES).items):
+                    decoded = (self._decode(item, []) for item in items if isinstance(item, Frame))
+                    newest.extend(each for each in decoded if isinstance(each, _Read) and each.span.start < limit)
+            finally:
+                reader.close()
+            found += reversed(newest)
+        return found
 
     async def _after_failure(self, reader: Reader, error: StorageError) -> None:
         """Let the disk have another try, but not for ever where it says that the bytes are gone."""

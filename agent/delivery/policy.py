@@ -4,11 +4,14 @@ Times are in seconds: `now` is the steady clock's, delays are relative. The tabl
 
     ACCEPTED       settle as delivered; the streak of rejections ends; concurrency steps up; so large a batch may be
     TRANSIENT      try the same batch again, after a full-jitter exponential delay, never sooner than the server said
-    REJECTED       split; a single event is the one that earned it: dead letter. Too many in a row: pause
+    REJECTED       split; a single event is the one that earned it: dead letter. Too many in a row: doubt
     TOO_LARGE      as REJECTED, and remember the size, unless it was a single event
     CUT_OFF        split, remember the size, and try again as after TRANSIENT: a single event is never dropped for it
     BLOCKED        pause, and probe until it is over
     MISCONFIGURED  pause, and probe: a wrong URL must not cost events
+
+In doubt, samples from elsewhere are sent. One that is accepted shows that the events were to blame, and delivery goes on; if
+all are refused, it is not the events but a header, a schema or a credential: pause, and probe with a sample.
 
 How large batches may be follows from the remembered sizes: see `agent.delivery.batch_size`.
 """
@@ -22,6 +25,7 @@ from agent.delivery.batch_size import BatchSize, Size
 from agent.delivery.transport import Kind, Verdict
 
 MAX_RETRY_AFTER = 86_400.0
+MAX_SAMPLES = 3
 _NEVER = float("inf")
 
 
@@ -71,6 +75,13 @@ class Paused:
     until: float = _NEVER
 
 
+class Doubt(NamedTuple):
+    """Too many events in a row were rejected, the last one with `message`; `samples` is how many samples were, too."""
+
+    message: str
+    samples: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class DeliveryState:
     """How delivery is doing. Nothing is sent before `retry_at`; `not_before` is the part of it that the server asked for."""
@@ -81,6 +92,7 @@ class DeliveryState:
     not_before: float = float("-inf")
     last_failure: str = ""
     rejections: int = 0
+    doubt: Doubt | None = None
     probes: int = 0
     slots: int = 1
     sizes: BatchSize = field(default_factory=BatchSize)
@@ -115,9 +127,9 @@ def decide(
             return Decision(action, back_off(smaller, verdict, now=now, jitter=jitter, settings=settings))
         case Kind.TOO_LARGE:
             smaller = size_refused(state, size, verdict.message, now=now, settings=settings)
-            return _after_rejection(smaller, verdict, size.events, now=now, jitter=jitter, settings=settings)
+            return _after_rejection(smaller, verdict, size.events, settings)
         case Kind.REJECTED:
-            return _after_rejection(state, verdict, size.events, now=now, jitter=jitter, settings=settings)
+            return _after_rejection(state, verdict, size.events, settings)
     reason = _PAUSES[verdict.kind]
     return Decision(Action.RETURN, pause(state, reason, verdict.message, now=now, jitter=jitter, settings=settings))
 
@@ -136,7 +148,7 @@ def decide_probe(
     """Decide what a probe of a paused destination means; `verdict` is about one event, or about the account.
 
     An account that may send again is not told by a transient failure. A rejected event shows that the block is over, unless
-    rejections were the reason for it: then this one is dropped, slowly enough to leave time for a person to look.
+    rejections were the reason for it; `verdict` is about a sample then.
     """
     paused = state.paused
     if paused is None:
@@ -150,11 +162,30 @@ def decide_probe(
         if paused.reason is not Reason.REJECTIONS:
             return Decision(Action.RETURN, resume(state))
         longer = pause(state, Reason.REJECTIONS, verdict.message, now=now, jitter=jitter, settings=settings)
-        return Decision(Action.DEAD_LETTER, longer)
+        return Decision(Action.RETURN, longer)
     later = _honor_retry_after(state, verdict, now)
     return Decision(
         Action.RETURN, pause(later, paused.reason, paused.message, now=now, jitter=jitter, settings=settings)
     )
+
+
+def decide_sample(
+    state: DeliveryState, verdict: Verdict, size: Size, *, now: float, jitter: float, settings: DeliverySettings
+) -> Decision:
+    """Decide what the answer to a sample means, a single event that was sent because of a doubt."""
+    if state.doubt is None or state.paused is not None or verdict.kind not in {Kind.REJECTED, Kind.TOO_LARGE}:
+        return decide(state, verdict, size, now=now, jitter=jitter, settings=settings)
+    refused = replace(_reached(state), doubt=Doubt(verdict.message, state.doubt.samples + 1))
+    if state.doubt.samples + 1 < MAX_SAMPLES:
+        return Decision(Action.RETRY, refused)
+    return Decision(Action.RETURN, pause_in_doubt(refused, now=now, jitter=jitter, settings=settings))
+
+
+def pause_in_doubt(state: DeliveryState, *, now: float, jitter: float, settings: DeliverySettings) -> DeliveryState:
+    """Return the state after a doubt that no sample could remove."""
+    said = state.doubt.message if state.doubt is not None else ""
+    message = f"{state.rejections} events in a row were rejected, the last one with: {said}"
+    return pause(state, Reason.REJECTIONS, message, now=now, jitter=jitter, settings=settings)
 
 
 def pause(
@@ -166,7 +197,7 @@ def pause(
     """
     wait = min(settings.probe_interval * 2.0 ** min(state.probes, 30), settings.max_probe_interval)
     paused = Paused(reason, message, max(now + wait * (0.9 + 0.2 * jitter), state.not_before))
-    return replace(state, paused=paused, probes=state.probes + 1, slots=1, failures=0)
+    return replace(state, paused=paused, doubt=None, probes=state.probes + 1, slots=1, failures=0)
 
 
 def pause_by_operator(state: DeliveryState) -> DeliveryState:
@@ -284,6 +315,7 @@ def _after_success(state: DeliveryState, settings: DeliverySettings) -> Delivery
         state,
         failures=0,
         rejections=0,
+        doubt=None,
         probes=0,
         retry_at=state.not_before,
         last_failure="",
@@ -291,16 +323,15 @@ def _after_success(state: DeliveryState, settings: DeliverySettings) -> Delivery
     )
 
 
-def _after_rejection(
-    state: DeliveryState, verdict: Verdict, events: int, *, now: float, jitter: float, settings: DeliverySettings
-) -> Decision:
-    reached = replace(state, failures=0, retry_at=state.not_before, last_failure="")  # whoever answers is there again
+def _after_rejection(state: DeliveryState, verdict: Verdict, events: int, settings: DeliverySettings) -> Decision:
     if events > 1:
-        return Decision(Action.SPLIT, reached)
-    counted = replace(reached, rejections=state.rejections + 1)
+        return Decision(Action.SPLIT, _reached(state))
+    counted = replace(_reached(state), rejections=state.rejections + 1)
     if counted.rejections < settings.rejections_in_a_row:
         return Decision(Action.DEAD_LETTER, counted)
-    message = f"{counted.rejections} events in a row were rejected, the last one with: {verdict.message}"
-    return Decision(
-        Action.RETURN, pause(counted, Reason.REJECTIONS, message, now=now, jitter=jitter, settings=settings)
-    )
+    return Decision(Action.RETRY, replace(counted, doubt=state.doubt or Doubt(verdict.message)))
+
+
+def _reached(state: DeliveryState) -> DeliveryState:
+    """Return the state after a refusal of events: whoever answers is there again."""
+    return replace(state, failures=0, retry_at=state.not_before, last_failure="")

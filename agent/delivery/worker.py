@@ -3,6 +3,7 @@
 It performs decisions; `agent.delivery.policy` makes them. It knows what waits as a `Backlog` and the API as a `Transport`.
 """
 
+from collections import deque
 from dataclasses import replace
 
 import anyio
@@ -19,6 +20,7 @@ from agent.queue.barrier import Barrier
 from agent.queue.cursor import Outcome, Pause
 from agent.runtime import Runtime
 
+REMEMBERED_REFUSALS = 64
 _FOREVER = float("inf")
 _REASONS = frozenset(Reason)
 
@@ -48,6 +50,7 @@ class Worker:
         )
         self._retired: list[Transport] = []
         self._flushing: list[Barrier] = []
+        self._refused: deque[Batch] = deque(maxlen=REMEMBERED_REFUSALS)  # single events that were rejected in a row
         self._next_request_at = float("-inf")
         self.requests = 0
         self.last_delivery_at: float | None = None
@@ -146,8 +149,13 @@ class Worker:
                 return state.paused.until - now
             await self._probe(state.paused)
             return 0.0
+        if state.doubt is not None and self._in_flight:
+            return _FOREVER
         if (wait := max(state.retry_at, self._next_request_at) - now) > 0:
             return wait
+        if state.doubt is not None:
+            await self._send_sample()
+            return 0.0
         at_once = not all(barrier.passed for barrier in self._flushing)
         batch = await self._backlog.next_batch(policy.batch_limit(state, self._settings, now), at_once=at_once)
         if batch is None:
@@ -166,11 +174,13 @@ class Worker:
         while self._retired:
             await self._retired.pop().aclose()
 
-    async def _deliver(self, batch: Batch, transport: Transport, probed: Paused | None = None) -> None:
-        """Send a batch, decide about the answer and perform the decision. A batch can be the probe of a pause."""
+    async def _deliver(
+        self, batch: Batch, transport: Transport, probed: Paused | None = None, *, is_sample: bool = False
+    ) -> None:
+        """Send a batch, decide about the answer and perform the decision. A batch can be the probe of a pause, or a sample."""
         verdict = await transport.send(batch)
         self._log.debug("request", events=batch.event_count, verdict=verdict.kind, status=verdict.status)
-        match self._decide(batch, verdict, transport, probed):
+        match self._decide(batch, verdict, transport, probed, is_sample=is_sample):
             case Action.SETTLE:
                 self.last_delivery_at = self._runtime.wall_clock()
                 await self._backlog.settle(batch, Outcome.DELIVERED)
@@ -186,19 +196,29 @@ class Worker:
         self._in_flight -= 1
         self._changed.notify_all()
 
-    def _decide(self, batch: Batch, verdict: Verdict, transport: Transport, probed: Paused | None) -> Action:
+    def _decide(
+        self, batch: Batch, verdict: Verdict, transport: Transport, probed: Paused | None, *, is_sample: bool
+    ) -> Action:
         """Decide, and enter the new state before anything else can happen."""
         state, settings, now, jitter = self.state, self._settings, anyio.current_time(), self._runtime.random()
         if transport is not self._transport:
             return self._perform(policy.decide_late(state, verdict, now=now))
         if probed is not None and probed == state.paused:
             return self._perform(policy.decide_probe(state, verdict, now=now, jitter=jitter, settings=settings))
-        action, new = policy.decide(state, verdict, batch.size, now=now, jitter=jitter, settings=settings)
+        decide = policy.decide_sample if is_sample else policy.decide
+        action, new = decide(state, verdict, batch.size, now=now, jitter=jitter, settings=settings)
+        self._note_refusal(batch, verdict)
         if action is Action.SETTLE and (whole := batch.half_of) is not None:
             whole.accepted_halves += 1
             if whole.accepted_halves == 2:
                 new = policy.size_refused(new, whole.size, whole.message, now=now, settings=settings)
         return self._perform(Decision(action, new))
+
+    def _note_refusal(self, batch: Batch, verdict: Verdict) -> None:
+        if verdict.kind is Kind.ACCEPTED:
+            self._refused.clear()
+        elif verdict.kind in {Kind.REJECTED, Kind.TOO_LARGE} and batch.event_count == 1:
+            self._refused.append(batch)
 
     def _perform(self, decision: Decision) -> Action:
         """Enter the state that was decided on, and log what changes with it."""
@@ -237,7 +257,8 @@ class Worker:
             now, jitter = anyio.current_time(), self._runtime.random()
             self._perform(policy.decide_probe(self.state, verdict, now=now, jitter=jitter, settings=self._settings))
             return
-        batch = await self._first_event()
+        rejections = paused.reason is Reason.REJECTIONS
+        batch = await (self._sample_anew() if rejections else self._first_event())
         if self.state.paused != paused or self._stopping:
             return
         if batch is None:
@@ -245,6 +266,26 @@ class Worker:
             return
         self._begin_request()
         await self._deliver(batch, transport, paused)
+
+    async def _send_sample(self) -> None:
+        """Remove a doubt, or pause; nothing is under way."""
+        doubtful = self.state
+        sample = await self._backlog.take_sample(self._refused)
+        if sample is None:
+            if self.state is doubtful:
+                now, jitter = anyio.current_time(), self._runtime.random()
+                self._enter(policy.pause_in_doubt(doubtful, now=now, jitter=jitter, settings=self._settings))
+            return
+        if self.state is not doubtful or self._stopping:
+            self._backlog.put_back(sample)
+            return
+        self._begin_request()
+        await self._deliver(sample, self._transport, is_sample=True)
+
+    async def _sample_anew(self) -> Batch | None:
+        self._stale = True
+        self._backlog.rewind()
+        return await self._backlog.take_sample(self._refused) or await self._first_event()
 
     async def _first_event(self) -> Batch | None:
         """Take a batch of one event; None if nothing waits. What else was read for it is forgotten before the next batch."""

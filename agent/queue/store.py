@@ -149,9 +149,9 @@ class Store(OneThread):
         self.check()
         return self._excess(entries) <= 0
 
-    def reader(self) -> Reader:
-        """Return a reader that begins at the first event that is not settled."""
-        return Reader(self._fs, self.directory / "segments", self.cursor.position)
+    def reader(self, start: int = 0) -> Reader:
+        """Return a reader that begins at the first event that is not settled, or at `start` if that is later."""
+        return Reader(self._fs, self.directory / "segments", max(self.cursor.position, start))
 
     def _in_use(self) -> tuple[Segment, ...]:
         """Return the segments that hold something unsettled. The others can go, the last of them once another one follows."""

@@ -1,5 +1,6 @@
 """Events that wait in memory: the fake of agent.delivery.backlog."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -7,6 +8,7 @@ import anyio
 
 from agent.delivery.batch_size import Size
 from agent.delivery.batching import Batch
+from agent.delivery.sampling import find_sample
 from agent.delivery.transport import Verdict
 from agent.events import Context, encode_events
 from agent.queue.cursor import Outcome, Pause, Span
@@ -22,11 +24,20 @@ class Kept(NamedTuple):
     message: str
 
 
+class Waiting(NamedTuple):
+    """An event, and when it came on the steady clock."""
+
+    context: Context
+    name: str
+    session: str
+    since: float
+
+
 @dataclass
 class Durable:
     """What another process finds: the events by number, what became of them, the dead letters and the pause."""
 
-    events: dict[int, tuple[Context, str, float]] = field(default_factory=dict)
+    events: dict[int, Waiting] = field(default_factory=dict)
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     dead_letters: list[Kept] = field(default_factory=list)
     pause: Pause | None = None
@@ -49,10 +60,11 @@ class MemoryBacklog:
         self._returned: list[Batch] = []
         self._healed = Broadcast()
 
-    def add(self, *names: str, context: Context = PLAIN) -> None:
+    def add(self, *names: str, context: Context = PLAIN, session: str = "s") -> None:
         """Let events with these hashes wait."""
         for name in names:
-            self.durable.events[len(self.durable.events) + 1] = context, name, anyio.current_time()
+            waiting = Waiting(context, name, session, anyio.current_time())
+            self.durable.events[len(self.durable.events) + 1] = waiting
         self.changed.notify_all()
 
     def refuse(self) -> None:
@@ -85,16 +97,28 @@ class MemoryBacklog:
         self.due_at = float("inf")
         if not waiting:
             return None
-        context, _, since = self.durable.events[waiting[0]]
-        found = [number for number in waiting if self.durable.events[number][0] == context]
-        lines = encode_events([event(self.durable.events[number][1]) for number in found])
-        batch, rest = Batch(context, lines, tuple(Span(number, number + 1) for number in found)).fit(limit)
+        context, _, _, since = self.durable.events[waiting[0]]
+        found = [number for number in waiting if self.durable.events[number].context == context]
+        batch, rest = self._batch(found).fit(limit)
         full = rest is not None or batch.event_count == limit.events
         if not full and not at_once and anyio.current_time() < since + self._max_delay:
             self.due_at = since + self._max_delay
             return None
         self._taken |= _numbers(batch)
         return batch
+
+    async def take_sample(self, refused: Sequence[Batch]) -> Batch | None:
+        """See `Backlog`."""
+        fresh = [self._batch([number]) for number in self.durable.unsettled() if number not in self._taken]
+        waiting = sorted([*fresh, *self._returned], key=lambda batch: batch.spans[-1].stop, reverse=True)
+        found = find_sample(waiting, refused)
+        if found is None:
+            return None
+        sample, rest = found[0].take_out(found[1])
+        self._returned = [batch for batch in self._returned if batch is not found[0]]
+        self.put_back(*rest)
+        self._taken |= _numbers(sample)
+        return sample
 
     def put_back(self, *batches: Batch) -> None:
         """See `Backlog`."""
@@ -117,7 +141,7 @@ class MemoryBacklog:
     async def keep_dead_letter(self, batch: Batch, verdict: Verdict) -> None:
         """See `Backlog`."""
         await self._storage()
-        _, name, _ = self.durable.events[batch.spans[0].start]
+        name = self.durable.events[batch.spans[0].start].name
         self.durable.dead_letters.append(Kept(name, verdict.status, verdict.message))
 
     async def purge(self) -> int:
@@ -126,6 +150,11 @@ class MemoryBacklog:
         self.durable.outcomes |= dict.fromkeys(waiting, Outcome.PURGED)
         self.rewind()
         return len(waiting)
+
+    def _batch(self, numbers: Sequence[int]) -> Batch:
+        found = [self.durable.events[number] for number in numbers]
+        lines = encode_events([event(each.name, each.session) for each in found])
+        return Batch(found[0].context, lines, tuple(Span(number, number + 1) for number in numbers))
 
     async def _storage(self) -> None:
         await anyio.lowlevel.checkpoint()

@@ -28,7 +28,7 @@ from tests.support.crash_model import LoseAll
 from tests.support.fault_filesystem import FaultFilesystem, no_errors
 from tests.support.memory_backlog import Kept, MemoryBacklog
 from tests.support.open_queue import OpenQueue
-from tests.support.pipelines import DIRECTORY, EPOCH, PLAIN, batch_of, dead_letters, events, inline, numbered
+from tests.support.pipelines import DIRECTORY, EPOCH, PLAIN, batch_of, dead_letters, event, events, inline, numbered
 
 pytestmark = pytest.mark.anyio
 
@@ -50,7 +50,7 @@ class World(Protocol):
     def backlog(self) -> Backlog:
         """What is tested."""
 
-    async def add(self, *names: str, context: Context = PLAIN) -> None:
+    async def add(self, *names: str, context: Context = PLAIN, session: str = "s") -> None:
         """Let events wait; they are durable on return."""
 
     def refuse(self) -> None:
@@ -75,8 +75,8 @@ class InMemory:
     def __init__(self) -> None:
         self.backlog = MemoryBacklog(max_delay=DELAY)
 
-    async def add(self, *names: str, context: Context = PLAIN) -> None:
-        self.backlog.add(*names, context=context)
+    async def add(self, *names: str, context: Context = PLAIN, session: str = "s") -> None:
+        self.backlog.add(*names, context=context, session=session)
 
     def refuse(self) -> None:
         self.backlog.refuse()
@@ -120,8 +120,9 @@ class OnDisk:
         while await committer.commit_next() is not None:
             backlog.changed.notify_all()
 
-    async def add(self, *names: str, context: Context = PLAIN) -> None:
-        committed = await self._committer.submit(Block(context, len(names), encode_events(events(*names)))).wait()
+    async def add(self, *names: str, context: Context = PLAIN, session: str = "s") -> None:
+        lines = encode_events([event(name, session) for name in names])
+        committed = await self._committer.submit(Block(context, len(names), lines)).wait()
         assert committed.refused is None
 
     def refuse(self) -> None:
@@ -289,6 +290,56 @@ async def test_what_fills_a_limit_that_was_lowered_waits_for_no_timer(implementa
         await world.add(*numbered(5))
         assert await take(world.backlog, at_once=False) is None
         assert names(await take(world.backlog, 3, at_once=False)) == [["h0", "h1", "h2"]]
+
+
+@pytest.mark.parametrize("has_read", [False, True])
+async def test_a_sample_is_the_newest_event_of_another_session_and_comes_once(
+    implementation: str, has_read: bool
+) -> None:
+    async with opened(implementation) as world:
+        await world.add(*numbered(3), session="a")
+        await world.add("b0", "b1", session="b")
+        await world.add("a3", "a4", session="a")
+        first = await take(world.backlog, 1)
+        assert first is not None
+        if has_read:
+            world.backlog.put_back(first)
+            first = await take(world.backlog, 1)
+            assert first is not None
+        sample = await world.backlog.take_sample([first])
+        assert sample is not None
+        assert names(sample) == [["b1"]]
+        await world.backlog.settle(sample, Outcome.DELIVERED)
+        assert names(await world.backlog.take_sample([first])) == [["b0"]]
+        assert [*chain.from_iterable(names(*await take_all(world.backlog)))] == ["h1", "h2", "a3", "a4"]
+        world.backlog.rewind()
+        left = [*chain.from_iterable(names(*await take_all(world.backlog)))]
+        assert left == ["h0", "h1", "h2", "b0", "a3", "a4"]
+
+
+async def test_a_sample_without_another_session_is_the_newest_event_that_was_not_refused(implementation: str) -> None:
+    async with opened(implementation) as world:
+        await world.add(*numbered(3))
+        first = await take(world.backlog, 1)
+        assert first is not None
+        newest = await world.backlog.take_sample([first])
+        assert newest is not None
+        assert names(newest) == [["h2"]]
+        second = await world.backlog.take_sample([first, newest])
+        assert second is not None
+        assert names(second) == [["h1"]]
+        assert await world.backlog.take_sample([first, second, newest]) is None
+        assert await take(world.backlog) is None
+
+
+async def test_a_sample_that_is_put_back_comes_once_more(implementation: str) -> None:
+    async with opened(implementation) as world:
+        await world.add(*numbered(3))
+        await world.add("b0", session="b")
+        sample = await world.backlog.take_sample([])
+        assert sample is not None
+        world.backlog.put_back(sample)
+        assert sorted(chain.from_iterable(names(*await take_all(world.backlog)))) == ["b0", *numbered(3)]
 
 
 async def test_after_a_rewind_all_that_is_not_settled_comes_again(implementation: str) -> None:

@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 
 from agent.delivery import batch_size, policy
 from agent.delivery.batch_size import PATIENCE, BatchSize, Size
-from agent.delivery.policy import MAX_RETRY_AFTER, Action, Decision, DeliverySettings, DeliveryState, Paused, Reason
+from agent.delivery.policy import (
+    MAX_RETRY_AFTER,
+    MAX_SAMPLES,
+    Action,
+    Decision,
+    DeliverySettings,
+    DeliveryState,
+    Doubt,
+    Paused,
+    Reason,
+)
 from agent.delivery.transport import Kind, Verdict
 
 NOW = 1000.0
@@ -20,6 +30,7 @@ EVENT_BYTES = 125
 
 RUNNING = DeliveryState(rejections=5, probes=2, slots=3)
 BACKING_OFF = replace(RUNNING, failures=3, retry_at=NOW - 1, last_failure="before", slots=1)
+IN_DOUBT = DeliveryState(rejections=20, doubt=Doubt("400"))
 PAUSED = replace(RUNNING, paused=Paused(Reason.BLOCKED, "402", NOW + 60), slots=1)
 
 
@@ -49,6 +60,10 @@ def decide(
 
 def probe(state: DeliveryState, kind: Kind, *, jitter: float = 0.5, retry_after: float | None = None) -> Decision:
     return policy.decide_probe(state, verdict(kind, retry_after), now=NOW, jitter=jitter, settings=SETTINGS)
+
+
+def sample(state: DeliveryState, kind: Kind) -> Decision:
+    return policy.decide_sample(state, verdict(kind), size_of(1), now=NOW, jitter=0.5, settings=SETTINGS)
 
 
 def paused_for(reason: Reason, *, probes: int = 1) -> DeliveryState:
@@ -311,29 +326,68 @@ def test_a_broken_connection_never_costs_an_event() -> None:
 
 
 @pytest.mark.parametrize("kind", [Kind.REJECTED, Kind.TOO_LARGE])
-def test_many_single_rejections_in_a_row_pause_instead_of_shredding_the_backlog(kind: Kind) -> None:
+def test_many_single_rejections_in_a_row_raise_a_doubt_and_then_cost_no_event(kind: Kind) -> None:
     state, actions = DeliveryState(), []
-    for _ in range(20):
+    for _ in range(22):
         step = decide(state, kind, 1)
         state = step.state
         actions.append(step.action)
-    assert actions == [Action.DEAD_LETTER] * 19 + [Action.RETURN]
+    assert actions == [Action.DEAD_LETTER] * 19 + [Action.RETRY] * 3
+    assert (state.doubt, state.paused) == (Doubt(kind.value), None)
+
+
+@pytest.mark.parametrize("kind", [Kind.REJECTED, Kind.TOO_LARGE])
+def test_when_the_samples_are_refused_too_delivery_pauses(kind: Kind) -> None:
+    state, actions = IN_DOUBT, []
+    for _ in range(MAX_SAMPLES):
+        step = sample(state, kind)
+        state = step.state
+        actions.append(step.action)
+    assert actions == [Action.RETRY] * (MAX_SAMPLES - 1) + [Action.RETURN]
     message = f"20 events in a row were rejected, the last one with: {kind}"
-    assert state.paused == Paused(Reason.REJECTIONS, message, NOW + 300)
+    assert (state.doubt, state.paused) == (None, Paused(Reason.REJECTIONS, message, NOW + 300))
+
+
+def test_a_sample_that_is_accepted_ends_the_doubt_and_the_streak() -> None:
+    step = sample(IN_DOUBT, Kind.ACCEPTED)
+    assert step.action is Action.SETTLE
+    assert (step.state.doubt, step.state.rejections, step.state.paused) == (None, 0, None)
+
+
+@pytest.mark.parametrize("kind", [Kind.TRANSIENT, Kind.CUT_OFF, Kind.BLOCKED, Kind.MISCONFIGURED])
+def test_any_other_answer_to_a_sample_is_taken_as_always(kind: Kind) -> None:
+    assert sample(IN_DOUBT, kind) == decide(IN_DOUBT, kind, 1)
+    assert sample(IN_DOUBT, Kind.TRANSIENT).state.doubt == IN_DOUBT.doubt
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_a_sample_whose_doubt_is_over_is_an_event_like_others(kind: Kind) -> None:
+    assert sample(RUNNING, kind) == decide(RUNNING, kind, 1)
+    assert sample(PAUSED, kind) == decide(PAUSED, kind, 1)
+
+
+def test_another_acceptance_ends_the_doubt() -> None:
+    assert decide(IN_DOUBT, Kind.ACCEPTED, 80).state.doubt is None
+
+
+def test_a_doubt_that_no_sample_can_remove_is_a_pause() -> None:
+    state = policy.pause_in_doubt(IN_DOUBT, now=NOW, jitter=0.5, settings=SETTINGS)
+    message = "20 events in a row were rejected, the last one with: 400"
+    assert (state.doubt, state.paused) == (None, Paused(Reason.REJECTIONS, message, NOW + 300))
 
 
 def test_an_accepted_batch_ends_the_streak() -> None:
     state = DeliveryState()
     for kind in [Kind.REJECTED] * 19 + [Kind.ACCEPTED] + [Kind.REJECTED] * 19:
         state = decide(state, kind, 1).state
-    assert state.paused is None
-    assert decide(state, Kind.REJECTED, 1).action is Action.RETURN
+    assert state.doubt is None
+    assert decide(state, Kind.REJECTED, 1).state.doubt is not None
 
 
 @pytest.mark.parametrize("kind", [Kind.TRANSIENT, Kind.CUT_OFF])
 def test_failures_do_not_end_the_streak(kind: Kind) -> None:
     state = decide(DeliveryState(rejections=19), kind, 1).state
-    assert decide(state, Kind.REJECTED, 1).action is Action.RETURN
+    assert decide(state, Kind.REJECTED, 1).state.doubt is not None
 
 
 def test_halves_that_are_rejected_do_not_count() -> None:
@@ -341,9 +395,9 @@ def test_halves_that_are_rejected_do_not_count() -> None:
     assert decide(state, Kind.REJECTED, 2) == Decision(Action.SPLIT, state)
 
 
-def test_after_a_pause_that_ended_by_itself_the_next_rejection_in_a_row_pauses_at_once() -> None:
+def test_after_a_pause_that_ended_by_itself_the_next_rejection_in_a_row_raises_a_doubt_at_once() -> None:
     resumed = policy.resume(paused_for(Reason.REJECTIONS))
-    assert decide(resumed, Kind.REJECTED, 1).action is Action.RETURN
+    assert decide(resumed, Kind.REJECTED, 1).state.doubt is not None
     accepted = decide(resumed, Kind.ACCEPTED, 1).state
     assert decide(accepted, Kind.REJECTED, 1).action is Action.DEAD_LETTER
 
@@ -401,8 +455,8 @@ def as_before(reason: Reason) -> Paused:
         (Reason.REJECTIONS, Kind.ACCEPTED, Action.SETTLE, None),
         (Reason.REJECTIONS, Kind.TRANSIENT, Action.RETURN, as_before(Reason.REJECTIONS)),
         (Reason.REJECTIONS, Kind.CUT_OFF, Action.RETURN, as_before(Reason.REJECTIONS)),
-        (Reason.REJECTIONS, Kind.REJECTED, Action.DEAD_LETTER, REJECTED_AGAIN),
-        (Reason.REJECTIONS, Kind.TOO_LARGE, Action.DEAD_LETTER, TOO_LARGE_AGAIN),
+        (Reason.REJECTIONS, Kind.REJECTED, Action.RETURN, REJECTED_AGAIN),
+        (Reason.REJECTIONS, Kind.TOO_LARGE, Action.RETURN, TOO_LARGE_AGAIN),
         (Reason.REJECTIONS, Kind.BLOCKED, Action.RETURN, BLOCKED_AGAIN),
         (Reason.REJECTIONS, Kind.MISCONFIGURED, Action.RETURN, MISCONFIGURED_AGAIN),
     ],
@@ -498,7 +552,12 @@ def test_whatever_the_answers_only_a_refused_single_event_is_given_up(
     for kind, events, passed, jitter, retry_after in answers:
         now += passed
         before = state
-        if state.paused is None:
+        if state.doubt is not None and state.paused is None:
+            step = policy.decide_sample(
+                state, verdict(kind, retry_after), size_of(1), now=now, jitter=jitter, settings=SETTINGS
+            )
+
+        elif state.paused is None:
             step = decide(state, kind, events, now=now, jitter=jitter, retry_after=retry_after)
         else:
             step = policy.decide_probe(state, verdict(kind, retry_after), now=now, jitter=jitter, settings=SETTINGS)

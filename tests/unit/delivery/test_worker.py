@@ -15,7 +15,7 @@ from agent.delivery.transport import Kind, Verdict
 from agent.queue.store import Limits
 from tests.support import virtual_time
 from tests.support.fake_transport import ACCEPTED, FakeTransport, Rule, reject
-from tests.support.pipelines import DIRECTORY, balanced, host, inline, numbered, submit
+from tests.support.pipelines import DIRECTORY, balanced, event, host, inline, numbered, submit, submit_events
 
 pytestmark = pytest.mark.anyio
 T = TypeVar("T")
@@ -432,6 +432,63 @@ async def test_one_request_at_a_time_finds_out_how_large_a_batch_may_be() -> Non
         transport.most_in_flight = 0
         await transport.wait_until(lambda t: len(t.answered) >= refused + 8)
         assert transport.most_in_flight == 1
+
+
+REFUSED = Verdict(Kind.REJECTED, "400 Bad Request", 400)
+
+
+async def test_poisoned_events_do_not_hold_up_those_of_other_sessions() -> None:
+    async with host() as h:
+        bad = numbered(60, "bad")
+        transport = FakeTransport(reject(*bad))
+        h.transport = transport
+        pipeline = h.start()
+        pipeline.pause()
+        await submit_events(pipeline, [event(name, "poisoned") for name in bad]).wait()
+        for session in range(50):
+            good = [event(name, f"s{session}") for name in numbered(10, f"good{session}-")]
+            await submit_events(pipeline, good).wait()
+        pipeline.resume()
+        began = anyio.current_time()
+        await pipeline.flush()
+        assert len(transport.taken) == len(set(transport.taken)) == 500
+        assert pipeline.ledger().dead_lettered == 60
+        assert anyio.current_time() - began < PROBE / 2, "delivery paused"
+
+
+async def test_an_api_that_refuses_everything_costs_nineteen_events_at_most() -> None:
+    async with host() as h:
+        transport = FakeTransport(lambda _c, _e: REFUSED)
+        h.transport = transport
+        pipeline = h.start()
+        for session in range(10):
+            await submit_events(pipeline, [event(f"h{session}-{n}", f"s{session}") for n in range(50)]).wait()
+        await anyio.sleep(7 * 86400 / 2)
+        status = await pipeline.status()
+        assert (status.state, status.reason) == (
+            "paused",
+            "rejections: 400 Bad Request",
+        )
+        assert status.ledger.dead_lettered <= 19
+        transport.rule = lambda _c, _e: ACCEPTED
+        await pipeline.flush()
+        assert len(transport.taken) == len(set(transport.taken)) == 500 - status.ledger.dead_lettered
+
+
+async def test_a_pause_for_rejections_ends_with_a_sample_although_what_is_in_front_is_bad() -> None:
+    async with host() as h:
+        transport = FakeTransport(lambda _c, _e: REFUSED)
+        h.transport = transport
+        pipeline = h.start()
+        bad = numbered(30, "bad")
+        await submit_events(pipeline, [event(name, "poisoned") for name in bad]).wait()
+        await anyio.sleep(PROBE / 2)
+        assert (await pipeline.status()).state == "paused"
+        transport.rule = reject(*bad)
+        await submit_events(pipeline, [event(name, "other") for name in numbered(100, "good")]).wait()
+        await pipeline.flush()
+        assert sorted(transport.taken) == sorted(numbered(100, "good"))
+        assert pipeline.ledger().dead_lettered == 30
 
 
 class Steps:
