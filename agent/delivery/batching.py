@@ -28,22 +28,35 @@ class Refused:
     accepted_halves: int = 0
 
 
+class Suspicion(NamedTuple):
+    """How often a single event was refused, and how many batches had been accepted when that happened last."""
+
+    refusals: int
+    accepted_before: int
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Events to send in one request: `lines` as `events.Block` has them, and their numbers, in the same order.
 
-    `half_of` is the refused batch that this is a half of.
+    `half_of` is the refused batch that this is a half of; `suspicion` is that against a single event that was refused.
     """
 
     context: Context
     lines: bytes
     spans: tuple[Span, ...]
     half_of: Refused | None = field(default=None, compare=False)
+    suspicion: Suspicion | None = field(default=None, compare=False)
 
     @property
     def event_count(self) -> int:
         """How many events it has."""
         return sum(span.length for span in self.spans)
+
+    @property
+    def refusals(self) -> int:
+        """How often it was refused as a single event."""
+        return self.suspicion.refusals if self.suspicion is not None else 0
 
     @property
     def size(self) -> Size:

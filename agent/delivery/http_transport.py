@@ -160,12 +160,11 @@ class HttpTransport:
         self._connections = ConnectionPool(make, MOST_IDLE)
 
     async def send(self, batch: Batch) -> Verdict:
-        """See `Transport`. The body is a JSON array of the events."""
+        """See `Transport`. The body is a JSON array of the events; what was refused before goes over a new connection."""
         body = to_json_array(batch.lines)
         content = ("content-type", "application/json"), ("content-length", str(len(body)))
-        return await self._request(
-            "POST", EVENTS_PATH, [*self._headers, *_context_headers(batch.context), *content], body
-        )
+        headers = [*self._headers, *_context_headers(batch.context), *content]
+        return await self._request("POST", EVENTS_PATH, headers, body, anew=batch.refusals > 0)
 
     async def probe(self) -> Verdict | None:
         """See `Transport`: `GET /v8/artifacts/status` says enabled, disabled, over_limit or paused, where there is one.
@@ -179,9 +178,11 @@ class HttpTransport:
         """Close the connections; no request may be under way."""
         await self._connections.aclose()
 
-    async def _request(self, method: str, path: str, headers: list[tuple[str, str]], body: bytes = b"") -> Verdict:
+    async def _request(
+        self, method: str, path: str, headers: list[tuple[str, str]], body: bytes = b"", *, anew: bool = False
+    ) -> Verdict:
         """Make one request; an answer that accepts counts only when it is whole."""
-        connection = self._connections.acquire()
+        connection = self._connections.acquire(anew=anew)
         try:
             # With a stream instead of contents, httpx sends the headers as they are, and looks for no others to add.
             request = httpx.Request(method, self._url(path), headers=headers, stream=httpx.ByteStream(body))

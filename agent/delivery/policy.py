@@ -4,7 +4,8 @@ Times are in seconds: `now` is the steady clock's, delays are relative. The tabl
 
     ACCEPTED       settle as delivered; the streak of rejections ends; concurrency steps up; so large a batch may be
     TRANSIENT      try the same batch again, after a full-jitter exponential delay, never sooner than the server said
-    REJECTED       split; a single event is the one that earned it: dead letter. Too many in a row: doubt
+    REJECTED       split; a single event is set aside, and tried again later over another connection, when others have been
+                   accepted or nothing else waits: refused again, it is a dead letter. Too many in a row: doubt
     TOO_LARGE      as REJECTED, and remember the size, unless it was a single event
     CUT_OFF        split, remember the size, and try again as after TRANSIENT: a single event is never dropped for it
     BLOCKED        pause, and probe until it is over
@@ -12,6 +13,8 @@ Times are in seconds: `now` is the steady clock's, delays are relative. The tabl
 
 In doubt, samples from elsewhere are sent. One that is accepted shows that the events were to blame, and delivery goes on; if
 all are refused, it is not the events but a header, a schema or a credential: pause, and probe with a sample.
+
+Each event that is accepted after it was refused shows that a refusal may be an accident: others are tried once more then.
 
 How large batches may be follows from the remembered sizes: see `agent.delivery.batch_size`.
 """
@@ -26,6 +29,7 @@ from agent.delivery.transport import Kind, Verdict
 
 MAX_RETRY_AFTER = 86_400.0
 MAX_SAMPLES = 3
+MAX_REFUSALS = 8
 _NEVER = float("inf")
 
 
@@ -35,6 +39,7 @@ class Action(StrEnum):
     SETTLE = "settle"
     RETRY = "retry"
     SPLIT = "split"
+    SET_ASIDE = "set_aside"  # a single event that was refused: try it again later, see `may_try_again_at`
     DEAD_LETTER = "dead_letter"
     RETURN = "return"  # leave it in the queue: delivery pauses
 
@@ -84,7 +89,10 @@ class Doubt(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DeliveryState:
-    """How delivery is doing. Nothing is sent before `retry_at`; `not_before` is the part of it that the server asked for."""
+    """How delivery is doing. Nothing is sent before `retry_at`; `not_before` is the part of it that the server asked for.
+
+    `rejections` counts refusals of single events in a row, `mistakes` those that were shown to be accidents.
+    """
 
     failures: int = 0
     failing_since: float | None = None  # since the first of these failures
@@ -93,6 +101,7 @@ class DeliveryState:
     last_failure: str = ""
     rejections: int = 0
     doubt: Doubt | None = None
+    mistakes: int = 0
     probes: int = 0
     slots: int = 1
     sizes: BatchSize = field(default_factory=BatchSize)
@@ -107,9 +116,18 @@ class Decision(NamedTuple):
 
 
 def decide(
-    state: DeliveryState, verdict: Verdict, size: Size, *, now: float, jitter: float, settings: DeliverySettings
+    state: DeliveryState,
+    verdict: Verdict,
+    size: Size,
+    *,
+    refusals: int = 0,
+    now: float,
+    jitter: float,
+    settings: DeliverySettings,
 ) -> Decision:
     """Decide about a batch of that size. `jitter` is a random number in [0, 1).
+
+    `refusals` is how often a single event was refused before.
 
     An answer that comes in after delivery has paused changes nothing of the pause.
     """
@@ -118,7 +136,8 @@ def decide(
     match verdict.kind:
         case Kind.ACCEPTED:
             sizes = batch_size.accepted(state.sizes, size, _most(settings), now)
-            return Decision(Action.SETTLE, replace(_after_success(state, settings), sizes=sizes))
+            mistakes = min(state.mistakes + (refusals > 0), MAX_REFUSALS)
+            return Decision(Action.SETTLE, replace(_after_success(state, settings), sizes=sizes, mistakes=mistakes))
         case Kind.TRANSIENT:
             return Decision(Action.RETRY, back_off(state, verdict, now=now, jitter=jitter, settings=settings))
         case Kind.CUT_OFF:
@@ -127,11 +146,16 @@ def decide(
             return Decision(action, back_off(smaller, verdict, now=now, jitter=jitter, settings=settings))
         case Kind.TOO_LARGE:
             smaller = size_refused(state, size, verdict.message, now=now, settings=settings)
-            return _after_rejection(smaller, verdict, size.events, settings)
+            return _after_rejection(smaller, verdict, size.events, refusals, settings)
         case Kind.REJECTED:
-            return _after_rejection(state, verdict, size.events, settings)
+            return _after_rejection(state, verdict, size.events, refusals, settings)
     reason = _PAUSES[verdict.kind]
     return Decision(Action.RETURN, pause(state, reason, verdict.message, now=now, jitter=jitter, settings=settings))
+
+
+def may_try_again_at(refusals: int, refused_at: float, settings: DeliverySettings) -> float:
+    """Return when a single event may be tried again that was refused so often, the last time at `refused_at`."""
+    return refused_at + settings.initial_delay * 2.0 ** (refusals - 1)
 
 
 def decide_late(state: DeliveryState, verdict: Verdict, *, now: float) -> Decision:
@@ -177,8 +201,13 @@ def decide_sample(
         return decide(state, verdict, size, now=now, jitter=jitter, settings=settings)
     refused = replace(_reached(state), doubt=Doubt(verdict.message, state.doubt.samples + 1))
     if state.doubt.samples + 1 < MAX_SAMPLES:
-        return Decision(Action.RETRY, refused)
+        return Decision(Action.SET_ASIDE, refused)
     return Decision(Action.RETURN, pause_in_doubt(refused, now=now, jitter=jitter, settings=settings))
+
+
+def dismiss_doubt(state: DeliveryState) -> DeliveryState:
+    """Return the state after a doubt for which there is no sample, about events that were refused while others were accepted."""
+    return replace(state, doubt=None, rejections=0)
 
 
 def pause_in_doubt(state: DeliveryState, *, now: float, jitter: float, settings: DeliverySettings) -> DeliveryState:
@@ -323,13 +352,18 @@ def _after_success(state: DeliveryState, settings: DeliverySettings) -> Delivery
     )
 
 
-def _after_rejection(state: DeliveryState, verdict: Verdict, events: int, settings: DeliverySettings) -> Decision:
+def _after_rejection(
+    state: DeliveryState, verdict: Verdict, events: int, refusals: int, settings: DeliverySettings
+) -> Decision:
     if events > 1:
         return Decision(Action.SPLIT, _reached(state))
     counted = replace(_reached(state), rejections=state.rejections + 1)
-    if counted.rejections < settings.rejections_in_a_row:
-        return Decision(Action.DEAD_LETTER, counted)
-    return Decision(Action.RETRY, replace(counted, doubt=state.doubt or Doubt(verdict.message)))
+    if counted.rejections >= settings.rejections_in_a_row:
+        action = Action.RETRY if refusals else Action.SET_ASIDE  # in doubt a second refusal does not count
+        return Decision(action, replace(counted, doubt=state.doubt or Doubt(verdict.message)))
+    if refusals + 1 < min(2 + state.mistakes, MAX_REFUSALS):
+        return Decision(Action.SET_ASIDE, counted)
+    return Decision(Action.DEAD_LETTER, replace(counted, mistakes=max(state.mistakes - 1, 0)))
 
 
 def _reached(state: DeliveryState) -> DeliveryState:

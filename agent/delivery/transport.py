@@ -34,7 +34,7 @@ class Transport(Protocol):
     """Sends batches to one destination. Never raises for what the network or the server does: that is a verdict."""
 
     async def send(self, batch: Batch) -> Verdict:
-        """Send one batch of at least one event."""
+        """Send one batch of at least one event; one that was refused before over another connection."""
 
     async def probe(self) -> Verdict | None:
         """Ask whether the account may send, without sending; None if the server cannot say."""

@@ -3,7 +3,6 @@
 It performs decisions; `agent.delivery.policy` makes them. It knows what waits as a `Backlog` and the API as a `Transport`.
 """
 
-from collections import deque
 from dataclasses import replace
 
 import anyio
@@ -15,12 +14,12 @@ from agent.delivery.backlog import Backlog
 from agent.delivery.batch_size import Size
 from agent.delivery.batching import Batch
 from agent.delivery.policy import Action, Decision, DeliverySettings, DeliveryState, Paused, Reason
+from agent.delivery.suspects import Suspects
 from agent.delivery.transport import Kind, Transport, Verdict
 from agent.queue.barrier import Barrier
 from agent.queue.cursor import Outcome, Pause
 from agent.runtime import Runtime
 
-REMEMBERED_REFUSALS = 64
 _FOREVER = float("inf")
 _REASONS = frozenset(Reason)
 
@@ -50,7 +49,7 @@ class Worker:
         )
         self._retired: list[Transport] = []
         self._flushing: list[Barrier] = []
-        self._refused: deque[Batch] = deque(maxlen=REMEMBERED_REFUSALS)  # single events that were rejected in a row
+        self._suspects = Suspects()
         self._next_request_at = float("-inf")
         self.requests = 0
         self.last_delivery_at: float | None = None
@@ -102,6 +101,7 @@ class Worker:
         with anyio.move_on_after(seconds):
             async with self._turn:
                 await self._nothing_in_flight()
+                self._suspects.clear()
                 return await self._backlog.purge()
         return None
 
@@ -156,20 +156,49 @@ class Worker:
         if state.doubt is not None:
             await self._send_sample()
             return 0.0
-        at_once = not all(barrier.passed for barrier in self._flushing)
-        batch = await self._backlog.next_batch(policy.batch_limit(state, self._settings, now), at_once=at_once)
+        batch, seconds = await self._next_batch(now)
         if batch is None:
-            return self._backlog.due_at - anyio.current_time()
+            return seconds
         if self.state is not state or self._stopping:  # while it was read
-            self._backlog.put_back(batch)
+            self._give_back(batch)
             return 0.0
         self._begin_request()
         tasks.start_soon(self._deliver, batch, self._transport)
         return 0.0
 
+    async def _next_batch(self, now: float) -> tuple[Batch | None, float]:
+        """Return what to send now, or for how many seconds there is nothing.
+
+        An event that was set aside comes again once others have been accepted; by itself, if nothing else waits.
+        """
+        suspects, full = self._suspects, self._suspects.is_full
+        due_at = suspects.due_at(alone=full)
+        if due_at <= now:
+            return suspects.take(alone=full), 0.0
+        if full:
+            return None, due_at - now
+        at_once = not all(barrier.passed for barrier in self._flushing)
+        limit = policy.batch_limit(self.state, self._settings, now)
+        batch = await self._backlog.next_batch(limit, at_once=at_once)
+        if batch is not None:
+            return batch, 0.0
+        if self._backlog.due_at == _FOREVER and not self._in_flight:
+            due_at = suspects.due_at(alone=True)
+            if due_at <= now:
+                return suspects.take(alone=True), 0.0
+        return None, min(self._backlog.due_at, due_at) - anyio.current_time()
+
+    def _give_back(self, batch: Batch) -> None:
+        """Let a batch come later that was not sent, or got no answer."""
+        if batch.refusals:
+            self._suspects.put_back(batch, anyio.current_time())
+        else:
+            self._backlog.put_back(batch)
+
     async def _begin_anew(self) -> None:
         """Let go of what is of an earlier configuration, or from before a pause: nothing is under way."""
         self._stale = False
+        self._suspects.clear()
         self._backlog.rewind()
         while self._retired:
             await self._retired.pop().aclose()
@@ -185,9 +214,12 @@ class Worker:
                 self.last_delivery_at = self._runtime.wall_clock()
                 await self._backlog.settle(batch, Outcome.DELIVERED)
             case Action.RETRY:
-                self._backlog.put_back(batch)
+                self._give_back(batch)
             case Action.SPLIT:
                 self._backlog.put_back(*batch.split(verdict.message if verdict.kind is Kind.REJECTED else None))
+            case Action.SET_ASIDE:
+                now = anyio.current_time()
+                self._suspects.set_aside(batch, policy.may_try_again_at(batch.refusals + 1, now, self._settings))
             case Action.DEAD_LETTER:
                 await self._backlog.keep_dead_letter(batch, verdict)
                 await self._backlog.settle(batch, Outcome.DEAD_LETTERED)
@@ -205,8 +237,12 @@ class Worker:
             return self._perform(policy.decide_late(state, verdict, now=now))
         if probed is not None and probed == state.paused:
             return self._perform(policy.decide_probe(state, verdict, now=now, jitter=jitter, settings=settings))
-        decide = policy.decide_sample if is_sample else policy.decide
-        action, new = decide(state, verdict, batch.size, now=now, jitter=jitter, settings=settings)
+        if is_sample:
+            action, new = policy.decide_sample(state, verdict, batch.size, now=now, jitter=jitter, settings=settings)
+        else:
+            action, new = policy.decide(
+                state, verdict, batch.size, refusals=batch.refusals, now=now, jitter=jitter, settings=settings
+            )
         self._note_refusal(batch, verdict)
         if action is Action.SETTLE and (whole := batch.half_of) is not None:
             whole.accepted_halves += 1
@@ -216,9 +252,9 @@ class Worker:
 
     def _note_refusal(self, batch: Batch, verdict: Verdict) -> None:
         if verdict.kind is Kind.ACCEPTED:
-            self._refused.clear()
+            self._suspects.note_acceptance()
         elif verdict.kind in {Kind.REJECTED, Kind.TOO_LARGE} and batch.event_count == 1:
-            self._refused.append(batch)
+            self._suspects.note_refusal(batch)
 
     def _perform(self, decision: Decision) -> Action:
         """Enter the state that was decided on, and log what changes with it."""
@@ -270,7 +306,12 @@ class Worker:
     async def _send_sample(self) -> None:
         """Remove a doubt, or pause; nothing is under way."""
         doubtful = self.state
-        sample = await self._backlog.take_sample(self._refused)
+        sample = await self._backlog.take_sample(self._suspects.refused)
+        if (
+            sample is None and self._suspects.due_at(alone=False) < _FOREVER
+        ):  # others were accepted since they were refused
+            self._enter(policy.dismiss_doubt(self.state))
+            return
         if sample is None:
             if self.state is doubtful:
                 now, jitter = anyio.current_time(), self._runtime.random()
@@ -285,7 +326,7 @@ class Worker:
     async def _sample_anew(self) -> Batch | None:
         self._stale = True
         self._backlog.rewind()
-        return await self._backlog.take_sample(self._refused) or await self._first_event()
+        return await self._backlog.take_sample(self._suspects.refused) or await self._first_event()
 
     async def _first_event(self) -> Batch | None:
         """Take a batch of one event; None if nothing waits. What else was read for it is forgotten before the next batch."""

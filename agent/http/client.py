@@ -236,9 +236,9 @@ class ConnectionPool:
         self._max_idle = max_idle
         self._idle: list[tuple[httpx.AsyncBaseTransport, float]] = []  # and since when, by the event loop's clock
 
-    def acquire(self) -> httpx.AsyncBaseTransport:
-        """Return a connection for one request."""
-        return self._idle.pop()[0] if self._idle else self._make()
+    def acquire(self, *, anew: bool = False) -> httpx.AsyncBaseTransport:
+        """Return a connection for one request; with `anew`, one that was never used."""
+        return self._idle.pop()[0] if self._idle and not anew else self._make()
 
     async def release(self, connection: httpx.AsyncBaseTransport) -> None:
         """Take a connection back, whatever became of its request, once the answer is closed."""

@@ -6,12 +6,14 @@ import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
 import pytest
 
+from agent.delivery.batching import Suspicion
 from agent.delivery.http_transport import Endpoint, HttpTransport
 from agent.delivery.transport import Kind
 from agent.errors import ConfigError
@@ -137,6 +139,15 @@ async def test_one_connection_serves_many_requests() -> None:
                 assert (await transport.send(batch_of(events(f"h{number}")))).kind is Kind.ACCEPTED
         assert server.connections == 1
         assert len(server.accepted()) == 5
+
+
+async def test_an_event_that_was_refused_before_goes_over_another_connection() -> None:
+    with CountingServer() as server:
+        suspect = replace(batch_of(events("a")), suspicion=Suspicion(1, 0))
+        async with connected(server.url) as transport:
+            for batch in (batch_of(events("a")), suspect, batch_of(events("b"))):
+                assert (await transport.send(batch)).kind is Kind.ACCEPTED
+        assert server.connections == 2
 
 
 # httpx leaves its generator of the body to the garbage collector when an upload breaks, which trio warns of.

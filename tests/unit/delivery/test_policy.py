@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from agent.delivery import batch_size, policy
 from agent.delivery.batch_size import PATIENCE, BatchSize, Size
 from agent.delivery.policy import (
+    MAX_REFUSALS,
     MAX_RETRY_AFTER,
     MAX_SAMPLES,
     Action,
@@ -54,8 +55,11 @@ def decide(
     now: float = NOW,
     jitter: float = 0.5,
     retry_after: float | None = None,
+    refusals: int = 0,
 ) -> Decision:
-    return policy.decide(state, verdict(kind, retry_after), size_of(events), now=now, jitter=jitter, settings=SETTINGS)
+    return policy.decide(
+        state, verdict(kind, retry_after), size_of(events), refusals=refusals, now=now, jitter=jitter, settings=SETTINGS
+    )
 
 
 def probe(state: DeliveryState, kind: Kind, *, jitter: float = 0.5, retry_after: float | None = None) -> Decision:
@@ -106,9 +110,9 @@ def pause(reason: Reason) -> dict[str, Any]:
         (RUNNING, Kind.ACCEPTED, 80, Action.SETTLE, SUCCESS | {"slots": 4} | learned(80)),
         (RUNNING, Kind.TRANSIENT, 1, Action.RETRY, FAILURE | {"last_failure": "transient"}),
         (RUNNING, Kind.TRANSIENT, 80, Action.RETRY, FAILURE | {"last_failure": "transient"}),
-        (RUNNING, Kind.REJECTED, 1, Action.DEAD_LETTER, {"rejections": 6}),
+        (RUNNING, Kind.REJECTED, 1, Action.SET_ASIDE, {"rejections": 6}),
         (RUNNING, Kind.REJECTED, 80, Action.SPLIT, {}),
-        (RUNNING, Kind.TOO_LARGE, 1, Action.DEAD_LETTER, {"rejections": 6}),
+        (RUNNING, Kind.TOO_LARGE, 1, Action.SET_ASIDE, {"rejections": 6}),
         (RUNNING, Kind.TOO_LARGE, 80, Action.SPLIT, too_many("too_large")),
         (RUNNING, Kind.CUT_OFF, 1, Action.RETRY, FAILURE | {"last_failure": "cut_off"}),
         (RUNNING, Kind.CUT_OFF, 80, Action.SPLIT, FAILURE | {"last_failure": "cut_off"} | too_many("cut_off")),
@@ -120,9 +124,9 @@ def pause(reason: Reason) -> dict[str, Any]:
         (BACKING_OFF, Kind.ACCEPTED, 80, Action.SETTLE, SUCCESS | {"slots": 1} | learned(80)),
         (BACKING_OFF, Kind.TRANSIENT, 1, Action.RETRY, FOURTH_FAILURE | {"last_failure": "transient"}),
         (BACKING_OFF, Kind.TRANSIENT, 80, Action.RETRY, FOURTH_FAILURE | {"last_failure": "transient"}),
-        (BACKING_OFF, Kind.REJECTED, 1, Action.DEAD_LETTER, REACHED | {"rejections": 6}),
+        (BACKING_OFF, Kind.REJECTED, 1, Action.SET_ASIDE, REACHED | {"rejections": 6}),
         (BACKING_OFF, Kind.REJECTED, 80, Action.SPLIT, REACHED),
-        (BACKING_OFF, Kind.TOO_LARGE, 1, Action.DEAD_LETTER, REACHED | {"rejections": 6}),
+        (BACKING_OFF, Kind.TOO_LARGE, 1, Action.SET_ASIDE, REACHED | {"rejections": 6}),
         (BACKING_OFF, Kind.TOO_LARGE, 80, Action.SPLIT, REACHED | too_many("too_large")),
         (BACKING_OFF, Kind.CUT_OFF, 1, Action.RETRY, FOURTH_FAILURE | {"last_failure": "cut_off"}),
         (
@@ -296,9 +300,7 @@ def test_one_event_that_is_too_large_by_itself_does_not_leave_batches_of_one_for
     state = DeliveryState()
     for events in (8, 4, 2):
         state = decide(state, Kind.TOO_LARGE, events).state
-    step = decide(state, Kind.TOO_LARGE, 1)
-    state = step.state
-    assert step.action is Action.DEAD_LETTER
+    state = decide(state, Kind.TOO_LARGE, 1).state
     sizes = []
     while limit(state) != ANY_SIZE:
         sizes.append(limit(state).events)
@@ -329,10 +331,10 @@ def test_a_broken_connection_never_costs_an_event() -> None:
 def test_many_single_rejections_in_a_row_raise_a_doubt_and_then_cost_no_event(kind: Kind) -> None:
     state, actions = DeliveryState(), []
     for _ in range(22):
-        step = decide(state, kind, 1)
+        step = decide(state, kind, 1, refusals=1)
         state = step.state
         actions.append(step.action)
-    assert actions == [Action.DEAD_LETTER] * 19 + [Action.RETRY] * 3
+    assert actions == [Action.DEAD_LETTER] * 19 + [Action.RETRY] * 3, "in doubt a refusal counts for nothing"
     assert (state.doubt, state.paused) == (Doubt(kind.value), None)
 
 
@@ -343,7 +345,7 @@ def test_when_the_samples_are_refused_too_delivery_pauses(kind: Kind) -> None:
         step = sample(state, kind)
         state = step.state
         actions.append(step.action)
-    assert actions == [Action.RETRY] * (MAX_SAMPLES - 1) + [Action.RETURN]
+    assert actions == [Action.SET_ASIDE] * (MAX_SAMPLES - 1) + [Action.RETURN]
     message = f"20 events in a row were rejected, the last one with: {kind}"
     assert (state.doubt, state.paused) == (None, Paused(Reason.REJECTIONS, message, NOW + 300))
 
@@ -368,6 +370,37 @@ def test_a_sample_whose_doubt_is_over_is_an_event_like_others(kind: Kind) -> Non
 
 def test_another_acceptance_ends_the_doubt() -> None:
     assert decide(IN_DOUBT, Kind.ACCEPTED, 80).state.doubt is None
+
+
+def test_a_first_refusal_gives_no_event_up_however_many_there_are() -> None:
+    state, actions = DeliveryState(), set()
+    for _ in range(40):
+        step = decide(state, Kind.REJECTED, 1)
+        state = step.state
+        actions.add(step.action)
+    assert actions == {Action.SET_ASIDE}
+    assert state.doubt is not None
+
+
+@pytest.mark.parametrize("kind", [Kind.REJECTED, Kind.TOO_LARGE])
+def test_a_second_refusal_gives_an_event_up_unless_refusals_were_accidents_before(kind: Kind) -> None:
+    assert decide(DeliveryState(), kind, 1, refusals=1).action is Action.DEAD_LETTER
+    flaky = DeliveryState()
+    for mistakes in range(1, 20):
+        flaky = decide(flaky, Kind.ACCEPTED, 1, refusals=1).state
+        needed = min(2 + mistakes, MAX_REFUSALS)
+        assert decide(flaky, kind, 1, refusals=needed - 2).action is Action.SET_ASIDE
+        assert decide(flaky, kind, 1, refusals=needed - 1).action is Action.DEAD_LETTER
+    calm = decide(flaky, kind, 1, refusals=MAX_REFUSALS).state
+    assert calm.mistakes == flaky.mistakes - 1
+
+
+def test_an_event_that_was_refused_waits_twice_as_long_each_time() -> None:
+    assert [policy.may_try_again_at(refusals, NOW, SETTINGS) - NOW for refusals in (1, 2, 3, 7)] == [1, 2, 4, 64]
+
+
+def test_a_doubt_about_events_that_were_refused_while_others_were_accepted_can_be_dismissed() -> None:
+    assert policy.dismiss_doubt(IN_DOUBT) == replace(IN_DOUBT, doubt=None, rejections=0)
 
 
 def test_a_doubt_that_no_sample_can_remove_is_a_pause() -> None:
@@ -399,7 +432,7 @@ def test_after_a_pause_that_ended_by_itself_the_next_rejection_in_a_row_raises_a
     resumed = policy.resume(paused_for(Reason.REJECTIONS))
     assert decide(resumed, Kind.REJECTED, 1).state.doubt is not None
     accepted = decide(resumed, Kind.ACCEPTED, 1).state
-    assert decide(accepted, Kind.REJECTED, 1).action is Action.DEAD_LETTER
+    assert decide(accepted, Kind.REJECTED, 1).state.doubt is None
 
 
 # --- pauses and probes --------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The delivery worker under races: pauses, probes, new configurations and failures while batches are under way."""
 
+import random
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -454,6 +455,84 @@ async def test_poisoned_events_do_not_hold_up_those_of_other_sessions() -> None:
         assert len(transport.taken) == len(set(transport.taken)) == 500
         assert pipeline.ledger().dead_lettered == 60
         assert anyio.current_time() - began < PROBE / 2, "delivery paused"
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_an_api_whose_refusals_are_accidents_costs_few_events(seed: int) -> None:
+    chance = random.Random(seed)
+    async with host() as h:
+        h.settings = DeliverySettings(max_events=1)
+        transport = FakeTransport(lambda _c, _e: REFUSED if chance.random() < 0.5 else ACCEPTED)
+        h.transport = transport
+        pipeline = h.start()
+        await submit(pipeline, numbered(200)).wait()
+        await pipeline.flush()
+        assert pipeline.ledger().dead_lettered <= 10
+        assert len(transport.taken) == len(set(transport.taken)) == 200 - pipeline.ledger().dead_lettered
+
+
+async def test_an_event_is_given_up_only_when_it_is_refused_again_later_while_others_are_accepted() -> None:
+    async with host() as h:
+        transport = FakeTransport(reject("bad"))
+        h.transport, h.options = transport, BatchOptions(max_delay=30.0)
+        pipeline = h.start()
+        await submit(pipeline, ["bad"]).wait()
+        await submit(pipeline, numbered(9)).wait()
+        await pipeline.flush()
+        tried = [sent for sent in transport.answered if sent.hashes == ["bad"]]
+        assert len(tried) == 2
+        assert tried[1].at - tried[0].at >= 1.0
+        between = transport.answered[transport.answered.index(tried[0]) : transport.answered.index(tried[1])]
+        assert any(sent.taken for sent in between)
+        assert pipeline.ledger().dead_lettered == 1
+
+
+async def test_a_refusal_that_was_an_accident_costs_no_event() -> None:
+    async with host() as h:
+        transport = FakeTransport()
+        h.transport = transport
+        pipeline = h.start()
+        transport.script([REFUSED])
+        await submit(pipeline, ["only"]).wait()
+        await pipeline.flush()
+        assert transport.taken == ["only"]
+        assert pipeline.ledger().dead_lettered == 0
+
+
+async def test_a_bad_event_with_nothing_else_to_send_is_given_up_at_the_second_refusal() -> None:
+    async with host() as h:
+        transport = FakeTransport(reject("bad"))
+        h.transport = transport
+        pipeline = h.start()
+        await submit(pipeline, ["bad"]).wait()
+        await pipeline.flush()
+        assert [sent.hashes for sent in transport.answered] == [["bad"], ["bad"]]
+        assert pipeline.ledger().dead_lettered == 1
+
+
+async def test_an_api_that_refuses_what_comes_one_by_one_costs_nineteen_events_at_most() -> None:
+    async with host() as h:
+        transport = FakeTransport(lambda _c, _e: REFUSED)
+        h.transport = transport
+        pipeline = h.start()
+        for number in range(100):
+            await submit_events(pipeline, [event(f"h{number}", f"s{number}")]).wait()
+            await anyio.sleep(600)
+        assert pipeline.ledger().dead_lettered <= 19
+        assert (await pipeline.status()).state == "paused"
+
+
+async def test_a_purge_takes_what_was_set_aside_too() -> None:
+    async with host() as h:
+        transport = FakeTransport(reject("bad"))
+        h.transport, h.settings = transport, DeliverySettings(initial_delay=60.0)
+        pipeline = h.start()
+        await submit(pipeline, ["bad"]).wait()
+        await transport.wait_until(lambda t: len(t.answered) == 1)
+        await anyio.sleep(1)
+        assert await pipeline.purge(10.0) == 1
+        await anyio.sleep(LONG)
+        assert len(transport.answered) == 1
 
 
 async def test_an_api_that_refuses_everything_costs_nineteen_events_at_most() -> None:

@@ -131,7 +131,9 @@ async def test_a_disk_that_refuses_what_delivery_writes_holds_it_up_and_loses_no
         h.fs.errors = lambda _o, path: OSError(errno.ENOSPC, "full") if stuck in path.parts else None
         await submit(pipeline, numbered(3)).wait()
         await anyio.sleep(600)
-        assert len(transport.answered) == 1
+        assert len(transport.answered) == (
+            2 if stuck == "cursor" else 4
+        )  # the bad event is sent again after the others
         assert balanced(pipeline)
         assert stuck in str((await pipeline.status()).storage_error)
         h.fs.errors = no_errors
