@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from agent.control.schema import VERDICT_HEADER, Readiness, StatusReport, decode_status
+from agent.control.schema import VERDICT_HEADER, Readiness, Resumed, StatusReport, decode_status
 from agent.errors import AgentError, DeadlineError, NotRunningError, StorageError
 from agent.queue.barrier import FlushReport
 
@@ -115,9 +115,9 @@ class ControlClient:
         """Stop delivery."""
         self._ask("POST", "/pause")
 
-    def resume(self) -> None:
+    def resume(self) -> Resumed:
         """Let delivery go on."""
-        self._ask("POST", "/resume")
+        return msgspec.json.decode(self._ask("POST", "/resume"), type=Resumed)
 
     def ask(self, method: str, target: str, kind: type[T], *, body: bytes | None = None) -> T:
         """Return an answer that may take long, as `kind`. Raises DeadlineError, StorageError or AgentError with its message."""

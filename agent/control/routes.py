@@ -35,8 +35,8 @@ class Delivery(Protocol):
     def pause(self) -> None:
         """Stop delivering until `resume`."""
 
-    def resume(self) -> None:
-        """Deliver again, whatever the reason for a pause was."""
+    def resume(self) -> float | None:
+        """Deliver again, whatever the reason for a pause was; return for how many more seconds the server had asked to wait."""
 
 
 class Control:
@@ -133,10 +133,12 @@ class Control:
         return Response.json({"state": "paused"})
 
     async def _resume(self, _: Request) -> Response:
-        for each in self._deliveries:
-            each.resume()
+        overridden = [wait for each in self._deliveries if (wait := each.resume()) is not None]
         await self._commit()
-        return Response.json({"state": "running"})
+        answer: dict[str, object] = {"state": "running"}
+        if overridden:
+            answer["retry_after_overridden"] = max(overridden)
+        return Response.json(answer)
 
     async def _commit(self) -> None:
         """Have what was asked for on the disk before the answer; a disk that does not answer is no reason to refuse it."""

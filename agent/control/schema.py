@@ -137,6 +137,13 @@ class StatusReport(msgspec.Struct):
     adopted: AdoptionStatus | None = None
 
 
+class Resumed(msgspec.Struct, frozen=True):
+    """The answer to `POST /resume`; for how many more seconds the server had asked to wait, if it had: that is not waited for."""
+
+    state: str = "running"
+    retry_after_overridden: float | None = None
+
+
 _decode = msgspec.json.Decoder(StatusReport).decode
 
 

@@ -169,9 +169,9 @@ class Pipeline:
         """Stop delivering until `resume`; the queue goes on."""
         self._worker.pause()
 
-    def resume(self) -> None:
-        """Deliver again, whatever the reason for a pause was."""
-        self._worker.resume()
+    def resume(self) -> float | None:
+        """Deliver again, whatever the reason for a pause was; see `Worker.resume`."""
+        return self._worker.resume()
 
     @property
     def paused_since(self) -> float | None:

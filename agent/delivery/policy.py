@@ -127,9 +127,8 @@ def decide(
 ) -> Decision:
     """Decide about a batch of that size. `jitter` is a random number in [0, 1).
 
-    `refusals` is how often a single event was refused before.
-
-    An answer that comes in after delivery has paused changes nothing of the pause.
+    `refusals` is how often a single event was refused before. An answer that comes in after delivery has paused changes nothing
+    of the pause.
     """
     if state.paused is not None:
         return Decision(Action.SETTLE if verdict.kind is Kind.ACCEPTED else Action.RETURN, state)
@@ -137,7 +136,9 @@ def decide(
         case Kind.ACCEPTED:
             sizes = batch_size.accepted(state.sizes, size, _most(settings), now)
             mistakes = min(state.mistakes + (refusals > 0), MAX_REFUSALS)
-            return Decision(Action.SETTLE, replace(_after_success(state, settings), sizes=sizes, mistakes=mistakes))
+            return Decision(
+                Action.SETTLE, replace(_after_success(state, settings, now), sizes=sizes, mistakes=mistakes)
+            )
         case Kind.TRANSIENT:
             return Decision(Action.RETRY, back_off(state, verdict, now=now, jitter=jitter, settings=settings))
         case Kind.CUT_OFF:
@@ -146,9 +147,9 @@ def decide(
             return Decision(action, back_off(smaller, verdict, now=now, jitter=jitter, settings=settings))
         case Kind.TOO_LARGE:
             smaller = size_refused(state, size, verdict.message, now=now, settings=settings)
-            return _after_rejection(smaller, verdict, size.events, refusals, settings)
+            return _after_rejection(smaller, verdict, size.events, refusals, now=now, settings=settings)
         case Kind.REJECTED:
-            return _after_rejection(state, verdict, size.events, refusals, settings)
+            return _after_rejection(state, verdict, size.events, refusals, now=now, settings=settings)
     reason = _PAUSES[verdict.kind]
     return Decision(Action.RETURN, pause(state, reason, verdict.message, now=now, jitter=jitter, settings=settings))
 
@@ -163,6 +164,8 @@ def decide_late(state: DeliveryState, verdict: Verdict, *, now: float) -> Decisi
     if verdict.kind is Kind.ACCEPTED:
         return Decision(Action.SETTLE, state)
     asked = _honor_retry_after(state, verdict, now)
+    if asked.not_before > state.not_before:
+        asked = replace(asked, last_failure=verdict.message)
     return Decision(Action.RETURN, replace(asked, retry_at=max(asked.retry_at, asked.not_before)))
 
 
@@ -178,7 +181,7 @@ def decide_probe(
     if paused is None:
         raise ValueError("only a paused destination is probed")
     if verdict.kind is Kind.ACCEPTED:
-        return Decision(Action.SETTLE, _after_success(resume(state), settings))
+        return Decision(Action.SETTLE, _after_success(resume(state), settings, now))
     if verdict.kind in _PAUSES:
         reason = _PAUSES[verdict.kind]
         return Decision(Action.RETURN, pause(state, reason, verdict.message, now=now, jitter=jitter, settings=settings))
@@ -199,7 +202,7 @@ def decide_sample(
     """Decide what the answer to a sample means, a single event that was sent because of a doubt."""
     if state.doubt is None or state.paused is not None or verdict.kind not in {Kind.REJECTED, Kind.TOO_LARGE}:
         return decide(state, verdict, size, now=now, jitter=jitter, settings=settings)
-    refused = replace(_reached(state), doubt=Doubt(verdict.message, state.doubt.samples + 1))
+    refused = replace(_reached(state, now), doubt=Doubt(verdict.message, state.doubt.samples + 1))
     if state.doubt.samples + 1 < MAX_SAMPLES:
         return Decision(Action.SET_ASIDE, refused)
     return Decision(Action.RETURN, pause_in_doubt(refused, now=now, jitter=jitter, settings=settings))
@@ -226,7 +229,8 @@ def pause(
     """
     wait = min(settings.probe_interval * 2.0 ** min(state.probes, 30), settings.max_probe_interval)
     paused = Paused(reason, message, max(now + wait * (0.9 + 0.2 * jitter), state.not_before))
-    return replace(state, paused=paused, doubt=None, probes=state.probes + 1, slots=1, failures=0)
+    said = _reason_to_wait(state, now)
+    return replace(state, paused=paused, doubt=None, probes=state.probes + 1, slots=1, failures=0, last_failure=said)
 
 
 def pause_by_operator(state: DeliveryState) -> DeliveryState:
@@ -235,19 +239,17 @@ def pause_by_operator(state: DeliveryState) -> DeliveryState:
 
 
 def resume(state: DeliveryState) -> DeliveryState:
-    """Return the state after a pause that has ended by itself: the next rejection in a row pauses at once."""
+    """Return the state after a pause that has ended by itself: the next rejection in a row raises a doubt at once."""
     return replace(state, paused=None, slots=1)
 
 
-def fresh_start(state: DeliveryState) -> DeliveryState:
-    """Return the state after an operator's resume: all but the server's own delay is forgotten."""
-    return DeliveryState(retry_at=state.not_before, not_before=state.not_before)
-
-
 def reconfigured(state: DeliveryState) -> DeliveryState:
-    """Return the state with a new configuration: a fresh start, which leaves an operator's pause as it is."""
+    """Return the state with a new configuration: a fresh start, which leaves an operator's pause as it is.
+
+    As with an operator's resume, a person has decided: what the server asked for before is forgotten, too.
+    """
     paused = state.paused if state.paused is not None and state.paused.reason is Reason.OPERATOR else None
-    return replace(fresh_start(state), paused=paused)
+    return DeliveryState(paused=paused)
 
 
 def back_off(
@@ -275,6 +277,11 @@ class Description(NamedTuple):
     reason: str | None = None
     until: float | None = None
     since: float | None = None
+
+
+def is_in_trouble(state: DeliveryState) -> bool:
+    """Whether something failed, and nothing has shown yet that it is over."""
+    return bool(state.failures or state.last_failure)
 
 
 def describe(state: DeliveryState, now: float) -> Description:
@@ -339,7 +346,7 @@ def _honor_retry_after(state: DeliveryState, verdict: Verdict, now: float) -> De
     return replace(state, not_before=max(state.not_before, now + min(verdict.retry_after, MAX_RETRY_AFTER)))
 
 
-def _after_success(state: DeliveryState, settings: DeliverySettings) -> DeliveryState:
+def _after_success(state: DeliveryState, settings: DeliverySettings, now: float) -> DeliveryState:
     return replace(
         state,
         failures=0,
@@ -347,17 +354,17 @@ def _after_success(state: DeliveryState, settings: DeliverySettings) -> Delivery
         doubt=None,
         probes=0,
         retry_at=state.not_before,
-        last_failure="",
+        last_failure=_reason_to_wait(state, now),
         slots=min(state.slots + 1, settings.concurrency) if state.failures == 0 else 1,
     )
 
 
 def _after_rejection(
-    state: DeliveryState, verdict: Verdict, events: int, refusals: int, settings: DeliverySettings
+    state: DeliveryState, verdict: Verdict, events: int, refusals: int, *, now: float, settings: DeliverySettings
 ) -> Decision:
     if events > 1:
-        return Decision(Action.SPLIT, _reached(state))
-    counted = replace(_reached(state), rejections=state.rejections + 1)
+        return Decision(Action.SPLIT, _reached(state, now))
+    counted = replace(_reached(state, now), rejections=state.rejections + 1)
     if counted.rejections >= settings.rejections_in_a_row:
         action = Action.RETRY if refusals else Action.SET_ASIDE  # in doubt a second refusal does not count
         return Decision(action, replace(counted, doubt=state.doubt or Doubt(verdict.message)))
@@ -366,6 +373,11 @@ def _after_rejection(
     return Decision(Action.DEAD_LETTER, replace(counted, mistakes=max(state.mistakes - 1, 0)))
 
 
-def _reached(state: DeliveryState) -> DeliveryState:
+def _reached(state: DeliveryState, now: float) -> DeliveryState:
     """Return the state after a refusal of events: whoever answers is there again."""
-    return replace(state, failures=0, retry_at=state.not_before, last_failure="")
+    return replace(state, failures=0, retry_at=state.not_before, last_failure=_reason_to_wait(state, now))
+
+
+def _reason_to_wait(state: DeliveryState, now: float) -> str:
+    """Return what the server said when it asked to wait, if it is still to be waited for."""
+    return state.last_failure if state.not_before > now else ""

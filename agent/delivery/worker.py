@@ -66,18 +66,32 @@ class Worker:
         """Stop sending until `resume`."""
         self._enter(policy.pause_by_operator(self.state))
 
-    def resume(self) -> None:
-        """Send again now, whatever the reason for the pause was; only what the server asked for still counts."""
-        self._enter(policy.fresh_start(self.state))
+    def resume(self) -> float | None:
+        """Send again now, whatever the reason for the pause was, and whatever the server asked for.
+
+        Returns for how many more seconds it had asked not to be sent anything; None if it had not.
+        """
+        overridden = self._retry_after_overridden()
+        self._enter(DeliveryState())
+        return overridden
 
     def reconfigure(self, transport: Transport, settings: DeliverySettings) -> None:
         """Deliver with these from now on. Requests under way end with the old transport, which is closed after the last one.
 
-        Ends a pause, which the new configuration may have made pointless, unless an operator wanted it.
+        Ends a pause, which the new configuration may have made pointless, unless an operator wanted it. What the server asked
+        for before is not waited for.
         """
+        self._retry_after_overridden()
         self._retired.append(self._transport)
         self._transport, self._settings, self._stale = transport, settings, True
         self._enter(policy.reconfigured(self.state))
+
+    def _retry_after_overridden(self) -> float | None:
+        wait = round(self.state.not_before - anyio.current_time(), 1)
+        if wait <= 0:
+            return None
+        self._log.warning("retry_after_overridden", error=self.state.last_failure, left=wait)
+        return wait
 
     async def flush(self, barrier: Barrier, *, until_paused: bool = False) -> None:
         """Return when `barrier` is passed; no batch timer and no jitter is waited for.
@@ -260,12 +274,13 @@ class Worker:
         """Enter the state that was decided on, and log what changes with it."""
         old, new, now = self.state, decision.state, anyio.current_time()
         self._enter(new)
-        if new.failures and not old.failures:
+        before, after = policy.is_in_trouble(old), policy.is_in_trouble(new)
+        if after and not before:
             self._log.warning("delivery_backing_off", error=new.last_failure, retry_in=round(new.retry_at - now, 1))
-        elif old.failures and not new.failures and new.paused is None:
+        elif before and not after and new.paused is None:
             self._log.info("delivery_recovered", failures=old.failures)
-        before, limit = (policy.batch_limit(state, self._settings, now) for state in (old, new))
-        if new.sizes.bad != old.sizes.bad and (limit.events < before.events or limit.bytes < before.bytes):
+        most, limit = (policy.batch_limit(state, self._settings, now) for state in (old, new))
+        if new.sizes.bad != old.sizes.bad and (limit.events < most.events or limit.bytes < most.bytes):
             error = new.sizes.message
             self._log.warning("batches_too_large", max_events=limit.events, max_bytes=limit.bytes, error=error)
         return decision.action

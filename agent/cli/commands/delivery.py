@@ -6,6 +6,7 @@ import click
 
 from agent.cli.options import config_option, load_config
 from agent.cli.views.output import say
+from agent.cli.views.words import duration
 
 
 @click.command()
@@ -26,10 +27,13 @@ def pause(path: Path | None) -> None:
 def resume(path: Path | None) -> None:
     """Resume delivery at once.
 
-    This ends any pause: one by `pause`, and one that the daemon began because the account is blocked. If the account is still
+    This ends any pause: one by `pause`, and one that the daemon began because the account is blocked. It also ends a wait that
+    the server asked for, and says so. If the account is still
     blocked, the next answer of the server pauses delivery again.
     """
     from agent.control.client import ControlClient
 
-    ControlClient(load_config(path).listen.control).resume()
+    answer = ControlClient(load_config(path).listen.control).resume()
+    if answer.retry_after_overridden is not None:
+        say(f"The server had asked to wait for {duration(answer.retry_after_overridden)} more: it is asked now.")
     say("Delivery is resumed. To see how it goes: artifacts-agent status")

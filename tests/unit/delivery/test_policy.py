@@ -17,6 +17,7 @@ from agent.delivery.policy import (
     Decision,
     DeliverySettings,
     DeliveryState,
+    Description,
     Doubt,
     Paused,
     Reason,
@@ -96,7 +97,7 @@ def too_many(message: str, events: int = 80) -> dict[str, Any]:
 
 
 REACHED: dict[str, Any] = {"failures": 0, "retry_at": NEVER, "last_failure": ""}
-PAUSE: dict[str, Any] = {"probes": 3, "slots": 1, "failures": 0}
+PAUSE: dict[str, Any] = {"probes": 3, "slots": 1, "failures": 0, "last_failure": ""}
 
 
 def pause(reason: Reason) -> dict[str, Any]:
@@ -196,6 +197,17 @@ def test_what_the_server_asked_for_outlives_the_success_of_another_batch() -> No
     asked = decide(RUNNING, Kind.TRANSIENT, retry_after=60).state
     succeeded = decide(asked, Kind.ACCEPTED, now=NOW + 1).state
     assert (succeeded.failures, succeeded.retry_at, succeeded.not_before) == (0, NOW + 60, NOW + 60)
+
+
+@pytest.mark.parametrize("kind", [Kind.ACCEPTED, Kind.REJECTED, Kind.TOO_LARGE])
+def test_while_a_wait_goes_on_nothing_has_recovered_and_the_reason_is_what_the_server_said(kind: Kind) -> None:
+    asked = decide(RUNNING, Kind.TRANSIENT, retry_after=60).state
+    waiting = decide(asked, kind, now=NOW + 1).state
+    assert policy.is_in_trouble(waiting)
+    assert policy.describe(waiting, NOW + 1) == Description("backing_off", "transient", NOW + 60)
+    over = decide(waiting, Kind.ACCEPTED, now=NOW + 60).state
+    assert not policy.is_in_trouble(over)
+    assert policy.describe(over, NOW + 60) == Description("running")
 
 
 def test_of_two_requests_to_wait_the_longer_one_counts() -> None:
@@ -532,12 +544,6 @@ def test_a_pause_that_ends_by_itself_forgets_only_itself() -> None:
     assert policy.resume(asked) == replace(asked, paused=None)
 
 
-def test_an_operators_resume_forgets_all_but_what_the_server_asked_for() -> None:
-    state = decide(decide(RUNNING, Kind.TRANSIENT, retry_after=60).state, Kind.BLOCKED).state
-    assert policy.fresh_start(state) == DeliveryState(retry_at=NOW + 60, not_before=NOW + 60)
-    assert policy.fresh_start(PAUSED) == DeliveryState()
-
-
 # --- configurations -----------------------------------------------------------------------------------------------
 
 
@@ -552,17 +558,17 @@ def test_a_late_answer_settles_what_was_accepted_and_changes_nothing_else(state:
 def test_what_a_late_answer_asks_for_is_honored() -> None:
     after = policy.decide_late(RUNNING, verdict(Kind.TRANSIENT, 60.0), now=NOW).state
     assert (after.retry_at, after.not_before, after.failures) == (NOW + 60, NOW + 60, 0)
+    assert policy.describe(after, NOW) == Description("backing_off", "transient", NOW + 60)
 
 
-@pytest.mark.parametrize("state", [RUNNING, BACKING_OFF, PAUSED])
-def test_a_new_configuration_is_a_fresh_start(state: DeliveryState) -> None:
-    assert policy.reconfigured(state) == policy.fresh_start(state)
+@pytest.mark.parametrize("state", [RUNNING, BACKING_OFF, PAUSED, replace(BACKING_OFF, not_before=NOW + 9)])
+def test_a_new_configuration_forgets_all_even_what_the_server_asked_for(state: DeliveryState) -> None:
+    assert policy.reconfigured(state) == DeliveryState()
 
 
 def test_a_new_configuration_leaves_an_operators_pause_as_it_is() -> None:
     paused = policy.pause_by_operator(replace(BACKING_OFF, not_before=NOW + 9))
-    expected = DeliveryState(retry_at=NOW + 9, not_before=NOW + 9, paused=paused.paused)
-    assert policy.reconfigured(paused) == expected
+    assert policy.reconfigured(paused) == DeliveryState(paused=paused.paused)
 
 
 # --- whatever comes -----------------------------------------------------------------------------------------------

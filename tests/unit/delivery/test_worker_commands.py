@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
+from agent.delivery import policy
 from agent.delivery.policy import DeliverySettings
 from agent.delivery.transport import Kind, Verdict
 from agent.delivery.worker import Worker
@@ -15,7 +16,7 @@ from agent.queue.barrier import SessionBarrier
 from agent.queue.cursor import Cursor, Outcome
 from agent.runtime import Runtime
 from tests.support import virtual_time
-from tests.support.fake_transport import FakeTransport
+from tests.support.fake_transport import ACCEPTED, FakeTransport
 from tests.support.memory_backlog import MemoryBacklog
 from tests.support.pipelines import EPOCH, inline, numbered
 
@@ -97,7 +98,46 @@ async def test_a_late_refusal_costs_the_new_configuration_nothing(answer: Verdic
         assert worker.state.paused is None
 
 
-async def test_a_retry_after_is_honored_across_a_new_configuration() -> None:
+@pytest.mark.parametrize("how", ["resume", "reconfigure"])
+async def test_a_person_overrides_what_the_server_asked_for(how: str, capsys: pytest.CaptureFixture[str]) -> None:
+    transport, backlog = FakeTransport(), MemoryBacklog()
+    transport.script([Verdict(Kind.TRANSIENT, "429 Too Many Requests", 429, 86_400.0)])
+    async with working(transport, backlog) as worker:
+        backlog.add("h0")
+        await transport.wait_until(lambda t: len(t.answered) == 1)
+        await anyio.sleep(100)
+        if how == "resume":
+            assert worker.resume() == pytest.approx(86_300, abs=5)
+            assert worker.resume() is None
+        else:
+            transport = FakeTransport()
+            worker.reconfigure(transport, SETTINGS)
+        began = anyio.current_time()
+        await all_settled(backlog)
+        assert anyio.current_time() - began < 5
+    said = capsys.readouterr().out
+    assert said.count("retry_after_overridden") == 1
+    assert "429 Too Many Requests" in said.partition("retry_after_overridden")[2]
+
+
+async def test_nothing_is_called_recovered_while_the_server_is_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
+    transport, backlog = FakeTransport(), MemoryBacklog()
+    async with working(transport, backlog) as worker:
+        backlog.add(*numbered(30, "warm"))
+        await all_settled(backlog)
+        transport.hold()
+        transport.script([Verdict(Kind.TRANSIENT, "429", 429, 120.0), ACCEPTED])
+        backlog.add(*numbered(20))
+        await transport.wait_until(lambda t: t.in_flight == 2)
+        transport.release()
+        await anyio.sleep(60)
+        assert "delivery_recovered" not in capsys.readouterr().out
+        assert policy.describe(worker.state, anyio.current_time()).reason == "429"
+        await all_settled(backlog)
+        assert capsys.readouterr().out.count("delivery_recovered") == 1
+
+
+async def test_a_retry_after_that_comes_after_a_new_configuration_is_honored() -> None:
     old, new, backlog = FakeTransport(), FakeTransport(), MemoryBacklog()
     async with working(old, backlog) as worker:
         old.script([Verdict(Kind.TRANSIENT, "429", 429, 90.0)])
