@@ -7,12 +7,12 @@ import contextlib
 import http.client
 import socket
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import msgspec
 
-from agent.control.schema import VERDICT_HEADER, Readiness, Resumed, StatusReport, decode_status
+from agent.control.schema import VERDICT_HEADER, FlushVerdict, Readiness, Resumed, StatusReport, decode_status
 from agent.errors import AgentError, DeadlineError, NotRunningError, StorageError
 from agent.queue.barrier import FlushReport
 
@@ -50,7 +50,7 @@ class Flushed(NamedTuple):
     in_time: bool
     text: str
     report: FlushReport
-    verdict: FlushReport
+    verdict: FlushVerdict
 
 
 class ControlClient:
@@ -95,9 +95,21 @@ class ControlClient:
                 return msgspec.json.decode(answer.body, type=Readiness)
         raise self._unexpected("GET /readyz", answer)
 
-    def flush(self, seconds: float, session: str | None = None) -> Flushed | None:
-        """Wait until everything written before, or all of a session, has left the queue; None if no answer comes in time."""
-        target, patience = f"/flush?deadline={seconds!r}", seconds + GRACE_SECONDS
+    def flush(
+        self,
+        seconds: float,
+        session: str | None = None,
+        *,
+        until: Literal["durable", "stalled"] | None = None,
+        grace: float = GRACE_SECONDS,
+    ) -> Flushed | None:
+        """Wait until everything written before, or all of a session, has left the queue.
+
+        `until` waits for less: see `agent.control.flush_routes`. None if no answer has come `grace` seconds after the deadline.
+        """
+        target, patience = f"/flush?deadline={seconds!r}", seconds + grace
+        if until is not None:
+            target += f"&until={until}"
         if session is not None:
             target, patience = f"{target}&session={quote(session, safe='')}", patience + SEARCH_SECONDS
         try:
@@ -106,7 +118,7 @@ class ControlClient:
             return None
         try:
             report = msgspec.json.decode(answer.body, type=FlushReport)
-            verdict = msgspec.json.decode(answer.verdict, type=FlushReport)
+            verdict = msgspec.json.decode(answer.verdict, type=FlushVerdict)
         except ValueError as error:
             raise self._unexpected("POST /flush", answer) from error
         return Flushed(answer.status == 200, answer.body.decode(), report, verdict)

@@ -1,19 +1,24 @@
-"""`POST /flush?deadline=SECONDS&session=ID`: what it is about, how long it waits, and what it reports.
+"""`POST /flush?deadline=SECONDS&session=ID&until=durable|stalled`: what it is about, how long it waits, and what it reports.
 
 The answer is a `FlushReport` with 200 when all that had been written before the call has left the queue, with 504 if the deadline
 passed first. It is of every event accepted before the call, since the queue began; with a session, of its events that are queued
 at the call, and of those that this daemon has delivered or dead-lettered.
 
-The header `artifacts-agent-flush` has the `FlushReport` that a verdict on this flush goes by: of those events that had not come
-to an end before the call; with a session, of all of its events.
+It comes as soon as nothing can be delivered before the deadline: while nothing is under way, and delivery is paused or backs off
+beyond it. `until=stalled` does not wait for an end of that at all, nor longer than STALLED_SECONDS without an event that leaves
+the queue. `until=durable` waits only until everything is in the queue and on the disk: 200 then, whatever is queued.
+
+The header `artifacts-agent-flush` has the `schema.FlushVerdict` on this flush: of those events that had not come to an end
+before the call; with a session, of all of its events.
 
 A client that hangs up ends its flush.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import anyio
 import msgspec
@@ -26,6 +31,8 @@ from agent.queue.barrier import Barrier, FlushReport, total
 
 DEFAULT_DEADLINE = 30.0
 MAX_DEADLINE = 86_400.0
+STALLED_SECONDS = 2.0
+STALLED_POLL_SECONDS = 0.25
 
 
 class CatchUp(Protocol):
@@ -47,6 +54,9 @@ class FlushRoute:
         deadline = _deadline(request)
         if deadline is None:
             return Response.error(400, "bad_deadline", f"deadline is a number of seconds from 0 to {MAX_DEADLINE:g}")
+        until = request.query.get("until")
+        if until not in {None, "durable", "stalled"}:
+            return Response.error(400, "bad_until", "until is durable or stalled, or left out")
         response = Response.error(408, "client_gone", "the client hung up before the flush was over")
         async with anyio.create_task_group() as tasks:
 
@@ -55,39 +65,50 @@ class FlushRoute:
                 tasks.cancel_scope.cancel()
 
             tasks.start_soon(end_with_the_client)
-            response = await self._flush(anyio.current_time() + deadline, request.query.get("session"))
+            patience = _Patience(anyio.current_time() + deadline, stalled=until == "stalled")
+            session = request.query.get("session")
+            if until == "durable":
+                response = await self._make_durable(patience)
+            elif session is None:
+                response = await self._flush_all(patience)
+            else:
+                response = await self._flush_session(session, patience)
             tasks.cancel_scope.cancel()
         return response
 
-    async def _flush(self, until: float, session: str | None) -> Response:
-        if session is None:
-            return await self._flush_all(until)
+    async def _make_durable(self, patience: "_Patience") -> Response:
+        before = self._report()
+        in_time = await self._take_written(patience.deadline)
+        report = self._report()
+        return self._response(report, report.since(before), 200 if in_time else 504)
+
+    async def _flush_all(self, patience: "_Patience") -> Response:
+        before = self._report()
+        in_time = await self._take_written(patience.deadline)
+        with ExitStack() as open_barriers:
+            barriers = [open_barriers.enter_context(pipeline.barrier()) for pipeline in self._pipelines]
+            await self._wait(barriers, patience)
+            report = total(barrier.report() for barrier in barriers)
+        return self._response(report, report.since(before), _status(report, in_time=in_time))
+
+    async def _flush_session(self, session: str, patience: "_Patience") -> Response:
         try:
-            return await self._flush_session(session, until)
+            return await self._find_and_flush_session(session, patience)
         except* StorageError as errors:
             problem = str(errors.exceptions[0])
         return Response.error(507, "storage_error", problem)
 
-    async def _flush_all(self, until: float) -> Response:
-        before = total(FlushReport.of(pipeline.ledger()) for pipeline in self._pipelines)
-        in_time = await self._take_written(until)
-        with ExitStack() as open_barriers:
-            barriers = [open_barriers.enter_context(pipeline.barrier()) for pipeline in self._pipelines]
-            await self._wait(barriers, until)
-            report = total(barrier.report() for barrier in barriers)
-        return _response(report, report.since(before), in_time=in_time)
-
-    async def _flush_session(self, session: str, until: float) -> Response:
+    async def _find_and_flush_session(self, session: str, patience: "_Patience") -> Response:
         """The session's events are looked for even after the deadline: without them there is nothing to report."""
-        in_time = await self._take_written(until)
+        in_time = await self._take_written(patience.deadline)
         with ExitStack() as open_barriers:
             searches = [open_barriers.enter_context(pipeline.session(session)) for pipeline in self._pipelines]
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._wait, [search.barrier for search in searches], until)
+                tasks.start_soon(self._wait, [search.barrier for search in searches], patience)
                 for pipeline, search in zip(self._pipelines, searches, strict=True):
                     tasks.start_soon(pipeline.search, search)
             report = total(search.barrier.report() for search in searches)
-        return _response(report, report, in_time=in_time)
+        return self._response(report, report, _status(report, in_time=in_time))
 
     async def _take_written(self, until: float) -> bool:
         """Return whether all of it is in the queue."""
@@ -99,17 +120,50 @@ class FlushRoute:
                     tasks.start_soon(pipeline.commit_once)
         return not scope.cancelled_caught
 
-    async def _wait(self, barriers: Sequence[Barrier], until: float) -> None:
-        with anyio.CancelScope(deadline=until):
-            async with anyio.create_task_group() as tasks:
-                for pipeline, barrier in zip(self._pipelines, barriers, strict=True):
-                    tasks.start_soon(pipeline.passed, barrier)
+    async def _wait(self, barriers: Sequence[Barrier], patience: "_Patience") -> None:
+        with anyio.CancelScope(deadline=patience.deadline) as waiting:
+            async with anyio.create_task_group() as watching:
+                if patience.stalled:
+                    watching.start_soon(_end_when_stalled, barriers, waiting)
+                async with anyio.create_task_group() as tasks:
+                    for pipeline, barrier in zip(self._pipelines, barriers, strict=True):
+                        tasks.start_soon(pipeline.passed, barrier, patience.latest)
+                watching.cancel_scope.cancel()
+
+    def _report(self) -> FlushReport:
+        return total(FlushReport.of(pipeline.ledger()) for pipeline in self._pipelines)
+
+    def _response(self, report: FlushReport, about: FlushReport, status: int) -> Response:
+        held_up = next((reason for pipeline in self._pipelines if (reason := pipeline.held_up())), None)
+        verdict = msgspec.to_builtins(about) | ({} if held_up is None else {"held_up": held_up})
+        response = Response.json(report, status)
+        response.headers.append((VERDICT_HEADER, json.dumps(verdict)))  # ASCII, as a header has to be
+        return response
 
 
-def _response(report: FlushReport, verdict: FlushReport, *, in_time: bool) -> Response:
-    response = Response.json(report, 200 if in_time and not report.queued else 504)
-    response.headers.append((VERDICT_HEADER, msgspec.json.encode(verdict).decode()))
-    return response
+class _Patience(NamedTuple):
+    """How long a flush waits: up to a deadline on the steady clock, or also only as long as delivery is not `stalled`."""
+
+    deadline: float
+    stalled: bool
+
+    def latest(self) -> float:
+        """Return until when the next attempt is waited for."""
+        return anyio.current_time() if self.stalled else self.deadline
+
+
+async def _end_when_stalled(barriers: Sequence[Barrier], waiting: anyio.CancelScope) -> None:
+    """End a wait in which no event has left the queue for STALLED_SECONDS."""
+    queued, since = total(barrier.report() for barrier in barriers).queued, anyio.current_time()
+    while anyio.current_time() < since + STALLED_SECONDS:
+        await anyio.sleep(STALLED_POLL_SECONDS)
+        if (left := total(barrier.report() for barrier in barriers).queued) != queued:
+            queued, since = left, anyio.current_time()
+    waiting.cancel()
+
+
+def _status(report: FlushReport, *, in_time: bool) -> int:
+    return 200 if in_time and not report.queued else 504
 
 
 def _deadline(request: Request) -> float | None:

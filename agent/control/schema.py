@@ -9,9 +9,10 @@ leaves fields out, and a newer one, whose new fields it ignores.
 
 import msgspec
 
+from agent.queue.barrier import FlushReport
 from agent.queue.cursor import Ledger
 
-VERDICT_HEADER = "artifacts-agent-flush"  # of the answer to a flush
+VERDICT_HEADER = "artifacts-agent-flush"  # of the answer to a flush, with a FlushVerdict
 NO_EVENTS = Ledger(0, 0, 0, {}, 0)
 
 
@@ -90,6 +91,12 @@ class Readiness(msgspec.Struct, frozen=True):
 
     ready: bool
     problems: list[NotReady] = []
+
+
+class FlushVerdict(FlushReport, frozen=True):
+    """What a verdict on a flush goes by; `held_up` says why nothing was being delivered at its end, if that was so."""
+
+    held_up: str | None = None
 
 
 class OpenSpoolStatus(msgspec.Struct, frozen=True):

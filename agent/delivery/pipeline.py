@@ -122,6 +122,15 @@ class Pipeline:
         found = policy.describe(self._worker.state, anyio.current_time())
         return found.name, found.reason
 
+    def held_up(self) -> str | None:
+        """Return why nothing is sent now, and for how long; None if delivery is running."""
+        now = anyio.current_time()
+        found = policy.describe(self._worker.state, now)
+        if found.name == "running":
+            return None
+        wait = "" if found.until is None else f"; the next attempt is in {max(found.until - now, 0):.3g} s"
+        return f"{found.name.replace('_', ' ')}: {found.reason}{wait}"
+
     async def status(self) -> PipelineStatus:
         """Return how the pipeline is doing; reads the queue for the age of its oldest event."""
         oldest = None
@@ -190,7 +199,7 @@ class Pipeline:
         """Return when everything submitted before the call has left the queue; `until_paused`: or when delivery is paused."""
         await self.commit_once()
         with self.barrier() as barrier:
-            await self._worker.flush(barrier, until_paused=until_paused)
+            await self._worker.flush(barrier, give_up=lambda state: until_paused and state.paused is not None)
 
     @contextmanager
     def barrier(self) -> Iterator[Barrier]:
@@ -223,9 +232,12 @@ class Pipeline:
         self._committer.request()  # what had to stay for the search can go
         self._backlog.changed.notify_all()
 
-    async def passed(self, barrier: Barrier) -> None:
-        """Return when what a barrier follows has left the queue."""
-        await self._worker.flush(barrier)
+    async def passed(self, barrier: Barrier, latest: Callable[[], float]) -> None:
+        """Return when what a barrier follows has left the queue, or when nothing of it can be sent up to a time.
+
+        That is when nothing is under way, and a pause or the delay after a failure goes on beyond `latest`, on the steady clock.
+        """
+        await self._worker.flush(barrier, give_up=lambda state: policy.next_attempt(state) > latest())
 
     # Maintenance: see `agent.queue.maintenance.handle.QueueHandle`
 

@@ -270,6 +270,11 @@ def skip_backoff(state: DeliveryState) -> DeliveryState:
     return replace(state, retry_at=state.not_before)
 
 
+def next_attempt(state: DeliveryState) -> float:
+    """Return before when nothing is sent, on the steady clock: the end of the pause, or of the delay after a failure."""
+    return state.paused.until if state.paused is not None else state.retry_at
+
+
 class Description(NamedTuple):
     """What people are told of a state: its name, the reason for it, until when it lasts and since when, where that is known."""
 

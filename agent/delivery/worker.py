@@ -3,6 +3,7 @@
 It performs decisions; `agent.delivery.policy` makes them. It knows what waits as a `Backlog` and the API as a `Transport`.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import anyio
@@ -93,16 +94,16 @@ class Worker:
         self._log.warning("retry_after_overridden", error=self.state.last_failure, left=wait)
         return wait
 
-    async def flush(self, barrier: Barrier, *, until_paused: bool = False) -> None:
+    async def flush(self, barrier: Barrier, *, give_up: Callable[[DeliveryState], bool] = lambda _: False) -> None:
         """Return when `barrier` is passed; no batch timer and no jitter is waited for.
 
-        `until_paused` also returns when delivery is paused and nothing is under way.
+        Also return when nothing is under way and `give_up` says of the state that there is nothing to wait for.
         """
         self.state = policy.skip_backoff(self.state)
         self._flushing.append(barrier)
         self._changed.notify_all()
         try:
-            while not barrier.passed and not (until_paused and self.state.paused is not None and not self._in_flight):
+            while not barrier.passed and (self._in_flight or not give_up(self.state)):
                 await self._changed.wait()
         finally:
             self._flushing.remove(barrier)

@@ -1,7 +1,7 @@
 """Flushes of a pipeline in memory: asked for as the control socket is, at once or while something else happens."""
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,11 +17,20 @@ from tests.support.pipelines import Host, host
 
 
 class Answered(NamedTuple):
-    """What a flush answered; `verdict` is what its exit code goes by."""
+    """What a flush answered; `verdict` is what its exit code goes by, but for what it says of why delivery is held up."""
 
     status: int
     report: dict[str, Any]
-    verdict: dict[str, Any]
+    verdict: dict[str, Any] | None
+
+
+class Ended(NamedTuple):
+    """How a flush ended: its status, how many events were queued, why delivery was held up, and after how many seconds."""
+
+    status: int
+    queued: int
+    held_up: str | None
+    seconds: float
 
 
 def counts(delivered: int = 0, queued: int = 0, dead_lettered: int = 0, **dropped: int) -> dict[str, Any]:
@@ -40,8 +49,18 @@ async def ask(
     query = {"deadline": str(deadline)} | ({} if session is None else {"session": session})
     request = Request("POST", "/flush", query, {}, hung_up=hung_up)
     response = await FlushRoute({"default": pipeline}, listeners).flush(request)
-    value, headers = json.loads(response.body), dict(response.headers)
-    return Answered(response.status, value, json.loads(headers.get(VERDICT_HEADER, "null")))
+    value, verdict = json.loads(response.body), json.loads(dict(response.headers).get(VERDICT_HEADER, "{}"))
+    verdict.pop("held_up", None)
+    return Answered(response.status, value, verdict or None)
+
+
+async def ended(pipeline: Pipeline, query: Mapping[str, str] = {}) -> Ended:
+    """Ask for a flush of a minute at most, and return how it ended."""
+    began = anyio.current_time()
+    request = Request("POST", "/flush", {"deadline": "60", **query}, {})
+    response = await FlushRoute({"default": pipeline}, []).flush(request)
+    held_up = json.loads(dict(response.headers)[VERDICT_HEADER]).get("held_up")
+    return Ended(response.status, json.loads(response.body)["queued"], held_up, anyio.current_time() - began)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from agent.control.client import ControlClient
+    from agent.control.schema import FlushVerdict
     from agent.queue.barrier import FlushReport
 
 LONGEST = 86_400.0  # agent.control.flush_routes's MAX_DEADLINE; importing it would take longer than most flushes
@@ -72,16 +74,18 @@ def flush(path: Path | None, deadline: float, session: str | None, as_json: bool
     \b
     Exit codes:
         0  everything that was queued has been delivered, or nothing was queued
-        3  the deadline passed first: the rest stays in the queue, and delivery goes on
+        3  the deadline passed first, or nothing can be delivered before it: the rest stays in the queue
         4  no daemon is running
         8  some of these events, or of the session's, were dead-lettered or dropped
 
-    If both 3 and 8 apply, it is 8. While delivery is paused, nothing leaves the queue: see `resume`.
+    If both 3 and 8 apply, it is 8. It ends at once while delivery is paused, or waits after a failure, beyond the deadline, and
+    says why.
     """
     from agent.control.client import ControlClient
 
     control_path = load_config(path).listen.control
     control = ControlClient(control_path)
+    began = time.monotonic()
     with _progress(control, wanted=not as_json):
         flushed = control.flush(deadline, session)
     if flushed is None:
@@ -93,7 +97,7 @@ def flush(path: Path | None, deadline: float, session: str | None, as_json: bool
     if flushed.verdict.lost:
         raise UndeliveredError(_what_is_lost(flushed.verdict))
     if not flushed.in_time:
-        raise DeadlineError(_what_is_left(flushed.verdict, deadline))
+        raise DeadlineError(_what_is_left(flushed.verdict, deadline, passed=time.monotonic() - began >= deadline))
     if not as_json:
         say(_what_has_left(session, flushed.verdict))
 
@@ -119,12 +123,16 @@ def _what_is_lost(report: "FlushReport") -> str:
     return f"not everything was delivered: {', '.join(ends)}"
 
 
-def _what_is_left(report: "FlushReport", deadline: float) -> str:
-    queued = report.queued
+def _what_is_left(verdict: "FlushVerdict", deadline: float, *, passed: bool) -> str:
+    queued = verdict.queued
     if not queued:
         return f"the deadline of {deadline:g} s passed before everything that was sent had been read from the sockets"
+    why = verdict.held_up or "`artifacts-agent status` says why"
+    if not passed:
+        stay = f"{amount(queued, 'event')} {'stays' if queued == 1 else 'stay'} in the queue"
+        return f"nothing can be delivered before the deadline of {deadline:g} s, and {stay}: {why}"
     what = "1 event in the queue, where it stays" if queued == 1 else f"{queued:,} events in the queue, where they stay"
-    return f"the deadline of {deadline:g} s passed with {what}: `artifacts-agent status` says why"
+    return f"the deadline of {deadline:g} s passed with {what}: {why}"
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from agent.queue.store import Limits
 from tests.support import virtual_time
 from tests.support.fake_transport import ACCEPTED, FakeTransport, reject
 from tests.support.fault_filesystem import failing, no_errors
-from tests.support.flushes import ask, begun, counts, flushable
+from tests.support.flushes import Ended, ask, begun, counts, ended, flushable
 from tests.support.pipelines import (
     balanced,
     numbered,
@@ -90,11 +90,59 @@ async def test_a_pause_is_waited_out_and_what_it_keeps_is_reported_as_queued() -
     async with flushable(transport) as (h, pipeline):
         await submit(pipeline, numbered(3)).wait()
         assert await ask(pipeline, 10.0) == (504, counts(queued=3), counts(queued=3))
-        flush = await begun(h)
+        flush = await begun(h, 3600.0)
         await submit(pipeline, numbered(2, "more")).wait()
         transport.rule = lambda _c, _e: ACCEPTED
         pipeline.resume()
         assert await flush.answer() == (200, counts(3), counts(3))
+
+
+async def test_a_flush_ends_when_nothing_can_be_delivered_before_its_deadline_and_says_why() -> None:
+    transport = FakeTransport(lambda _c, _e: BLOCKED)
+    async with flushable(transport) as (_, pipeline):
+        await submit(pipeline, numbered(3)).wait()
+        for session in (dict[str, str](), {"session": "s"}):
+            status, _, held_up, seconds = await ended(pipeline, session)
+            assert (status, seconds < 1) == (504, True)
+            assert (held_up or "").startswith(f"paused: blocked: {BLOCKED.message}; the next attempt is in ")
+        pipeline.pause()
+        assert await ended(pipeline) == (504, 3, "paused: operator: paused by an operator", 0.0)
+
+
+async def test_a_flush_ends_when_the_delay_after_a_failure_goes_on_beyond_its_deadline() -> None:
+    transport = FakeTransport(lambda _c, _e: TRANSIENT)
+    settings = DeliverySettings(initial_delay=1000.0, max_delay=1000.0)
+    async with flushable(transport, settings=settings) as (_, pipeline):
+        await submit(pipeline, numbered(3)).wait()
+        status, queued, held_up, seconds = await ended(pipeline)
+        assert (status, queued, seconds < 1) == (504, 3, True)
+        assert (held_up or "").startswith(f"backing off: {TRANSIENT.message}; the next attempt is in ")
+        transport.rule = lambda _c, _e: ACCEPTED
+        assert await ended(pipeline) == (200, 0, None, 0.0), "whoever asks for a flush has it tried once more"
+
+
+async def test_a_flush_until_stalled_ends_with_the_first_failure_or_when_nothing_leaves_the_queue_for_a_while() -> None:
+    transport = FakeTransport(lambda _c, _e: TRANSIENT)
+    async with flushable(transport, settings=DeliverySettings(max_events=1, concurrency=1)) as (_, pipeline):
+        await submit(pipeline, numbered(3)).wait()
+        assert (await ended(pipeline, {"until": "stalled"})).seconds < 0.1
+        transport.rule, transport.before = (lambda _c, _e: ACCEPTED), lambda _context: anyio.sleep(1.5)
+        assert await ended(pipeline, {"until": "stalled"}) == (200, 0, None, 4.5), "there is progress all the time"
+        await submit(pipeline, numbered(2)).wait()
+        transport.hold()
+        status, queued, _, seconds = await ended(pipeline, {"until": "stalled"})
+        assert (status, queued, seconds <= 3) == (504, 2, True)
+        transport.release()
+
+
+async def test_a_flush_until_durable_waits_for_no_delivery() -> None:
+    transport = FakeTransport()
+    transport.hold()
+    async with flushable(transport) as (_, pipeline):
+        submit(pipeline, numbered(3))
+        assert await ended(pipeline, {"until": "durable"}) == Ended(200, 3, None, 0.0)
+        assert pipeline.ledger().queued == 3
+        transport.release()
 
 
 async def test_a_batch_that_is_bisected_is_reported_event_by_event() -> None:
@@ -120,20 +168,17 @@ async def test_what_overflow_takes_of_the_events_before_is_reported_as_dropped()
 async def test_what_expires_meanwhile_is_reported_as_dropped() -> None:
     transport = FakeTransport(lambda _c, _e: TRANSIENT)
     async with flushable(transport, options=BatchOptions(max_age=10), limits=Limits(max_age=10)) as (h, pipeline):
-        pipeline.pause()
         await submit(pipeline, numbered(3)).wait()
         flush = await begun(h)
         await anyio.sleep(8)
         await submit(pipeline, numbered(2, "young")).wait()
         await anyio.sleep(4)
-        pipeline.resume()
         assert await flush.answer() == (200, counts(expired=3), counts(expired=3))
 
 
 async def test_what_is_purged_meanwhile_is_reported_as_dropped() -> None:
-    transport = FakeTransport()
+    transport = FakeTransport(lambda _c, _e: TRANSIENT)
     async with flushable(transport) as (h, pipeline):
-        pipeline.pause()
         await submit(pipeline, numbered(3)).wait()
         flush = await begun(h)
         await submit(pipeline, numbered(2, "more")).wait()
@@ -177,6 +222,7 @@ async def test_what_the_disk_refuses_of_the_events_before_is_reported_as_dropped
         pipeline.shed(2)
         answered = await ask(pipeline)
         assert answered.report["dropped"] == {"stalled": 2, "disk_full": 3}
+        assert answered.verdict is not None
         assert answered.verdict["dropped"] == {"disk_full": 3}
         h.fs.errors = no_errors
 

@@ -18,7 +18,8 @@ from tests.support.daemon import Daemon
 from tests.support.tools import require_tool
 from tests.support.waiting import HUNG_AFTER
 
-DOWN = error(503, "unavailable", "Come back later")
+HANG = Answer(mode="hang")
+DOWN = error(503, "unavailable", "Come back later", {"Retry-After": "900"})
 SCRIPTS = sysconfig.get_path("scripts")
 
 # What each system's runner sets for a job, as far as somebody might look at it.
@@ -183,7 +184,7 @@ def test_the_daemon_is_asked_through_sudo_where_only_that_may(tmp_path: Path, da
 def test_what_is_left_at_the_deadline_is_a_warning_in_a_github_job(
     tmp_path: Path, daemon: Daemon, api: ApiServer
 ) -> None:
-    api.default = DOWN
+    api.default = HANG
     sent(daemon, 3)
     hook = printed("github", tmp_path, "hook.sh")
     hook.write_text(hook.read_text().replace("deadline=15s", "deadline=200ms"))
@@ -194,6 +195,22 @@ def test_what_is_left_at_the_deadline_is_a_warning_in_a_github_job(
         "::warning title=artifacts-agent::artifacts-agent: the deadline of 0.2 s passed with 3 events"
     )
     api.default = Answer()
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_hook_ends_at_once_and_says_why_where_nothing_can_be_delivered(
+    system: System, tmp_path: Path, api: ApiServer
+) -> None:
+    """Nobody waits a quarter of an hour for what the server wants to be left alone for."""
+    api.default = DOWN
+    with Daemon(tmp_path / "agent", api.url, {"batch": {"max_delay": "1h"}}) as daemon:
+        sent(daemon, 3)
+        done = system(tmp_path, daemon)
+    api.default = Answer()
+    assert done.returncode == 0, done.stderr
+    said = done.stdout + done.stderr
+    assert "artifacts-agent: nothing can be delivered before the deadline of" in said
+    assert "3 events stay in the queue: backing off: 503 Service Unavailable: Come back later; the next" in said
 
 
 def test_the_scripts_are_free_of_shellcheck_warnings(tmp_path: Path) -> None:

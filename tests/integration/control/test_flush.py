@@ -118,13 +118,28 @@ def test_each_case_has_its_exit_code_and_one_line(tmp_path: Path, api_server: Ap
         sent(daemon, "s", "good", "bad")
         assert said(daemon) == (8, "", [LOST])
         assert said(daemon) == (0, f"{all_left}nothing was waiting.\n", []), "what was lost before the call is no news"
-        api_server.default = DOWN
+        api_server.default = HANG
         sent(daemon, "s", *numbered(2))
         left = "the deadline of 0.2 s passed with 2 events in the queue, where they stay: `artifacts-agent status` says why"
         assert said(daemon, "--deadline", "0.2") == (3, "", [left])
         daemon.kill()
         code, _, (problem,) = said(daemon)
         assert (code, "no daemon answers" in problem) == (4, True)
+
+
+@pytest.mark.parametrize("args", [(), ("--session", "s")])
+def test_a_flush_that_cannot_deliver_before_its_deadline_ends_at_once_and_says_why(
+    args: tuple[str, ...], tmp_path: Path, api_server: ApiServer
+) -> None:
+    api_server.default = error(401, "unauthorized", "Who are you?")
+    with Daemon(tmp_path, api_server.url, UNHURRIED) as daemon:
+        sent(daemon, "s", *numbered(2))
+        code, out, (problem,) = said(daemon, "--deadline", "4m", *args)  # the account is asked again after five minutes
+        assert (code, out) == (3, "")
+        assert problem.startswith(
+            "nothing can be delivered before the deadline of 240 s, and 2 events stay in the queue: "
+            "paused: blocked: 401 Unauthorized: Who are you?; the next attempt is in "
+        )
 
 
 def test_a_sessions_exit_code_goes_by_all_that_is_known_of_it(tmp_path: Path, api_server: ApiServer) -> None:

@@ -237,6 +237,6 @@ async def test_a_flush_that_waits_for_a_pause_ends_with_it() -> None:
 
     async with working(transport, backlog) as worker, anyio.create_task_group() as tasks:
         backlog.add("h0")
-        tasks.start_soon(partial(worker.flush, nothing_found_yet, until_paused=True))
+        tasks.start_soon(partial(worker.flush, nothing_found_yet, give_up=lambda state: state.paused is not None))
         await transport.wait_until(lambda t: len(t.answered) == 3)
         worker.pause()
