@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from agent.units import parse_duration
+
 if TYPE_CHECKING:
     from agent.config import Config
 
@@ -30,8 +32,6 @@ class Duration(click.ParamType[float]):
     name = "duration"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        from agent.config import parse_duration
-
         try:
             return parse_duration(value)
         except ValueError as error:

@@ -9,8 +9,6 @@ from agent.config.schema import (
     Config,
     differences,
     needs_restart,
-    parse_duration,
-    parse_size,
 )
 from agent.config.tokens import (
     TOKEN_VARIABLES,
@@ -36,8 +34,6 @@ __all__ = [
     "exposed_token_files",
     "load",
     "needs_restart",
-    "parse_duration",
-    "parse_size",
     "read_http_token",
     "read_token",
     "runtime_directory",

@@ -40,7 +40,7 @@ class UnansweredError(NotRunningError):
     """Somebody holds the control socket, and gives no answer."""
 
 
-class _SilentError(UnansweredError):
+class SilentError(UnansweredError):
     """No answer came in time."""
 
 
@@ -114,7 +114,7 @@ class ControlClient:
             target, patience = f"{target}&session={quote(session, safe='')}", patience + SEARCH_SECONDS
         try:
             answer = self._request("POST", target, patience)
-        except _SilentError:
+        except SilentError:
             return None
         try:
             report = msgspec.json.decode(answer.body, type=FlushReport)
@@ -175,7 +175,7 @@ class ControlClient:
                 return _Answer(answer.status, answer.headers.get(VERDICT_HEADER, ""), answer.read())
             except TimeoutError as error:
                 reason = "the daemon is stopped, or its disk hangs; look at its process and its logs"
-                raise _SilentError(f"{self._path}: no answer within {seconds:g} s: {reason}") from error
+                raise SilentError(f"{self._path}: no answer within {seconds:g} s: {reason}") from error
             except (OSError, http.client.HTTPException) as error:
                 reason = f"the connection ended before the answer: the daemon has stopped; {_HOW_TO_START}"
                 raise UnansweredError(f"{self._path}: {reason}") from error

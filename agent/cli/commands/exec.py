@@ -2,6 +2,8 @@
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from agent.cli import STARTED
 from agent.cli.options import Duration, config_option, find_config
 from agent.cli.views.words import PROGRAM
 from agent.errors import AgentError
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
     from agent.cli.job.agent import JobAgent
 
 SYSTEM_RUNTIME_DIRECTORY = "/run/artifacts-agent"
+END_SECONDS = 0.5
+_NO_AGENT = "no agent for this command"
+_LEFT_ALONE = "TURBO_API is left as it is"
 
 
 @click.command(
@@ -32,9 +38,17 @@ SYSTEM_RUNTIME_DIRECTORY = "/run/artifacts-agent"
     metavar="DURATION",
     help="How long to wait after the command's end, at most, for its events to be delivered.",
 )
+@click.option(
+    "--start-deadline",
+    type=Duration(),
+    default="2s",
+    show_default=True,
+    metavar="DURATION",
+    help="How long COMMAND waits for the daemon before it starts, at most.",
+)
 @config_option
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
-def exec_(path: Path | None, deadline: float, command: tuple[str, ...]) -> int:
+def exec_(path: Path | None, deadline: float, start_deadline: float, command: tuple[str, ...]) -> int:
     """Run COMMAND and deliver its usage events: through the daemon that is running, or through one that is started for this job.
 
     \b
@@ -46,43 +60,90 @@ def exec_(path: Path | None, deadline: float, command: tuple[str, ...]) -> int:
 
     COMMAND keeps its standard streams, signals and exit code; if a signal ends it, `exec` ends by the same signal. As in a shell,
     127 means that COMMAND was not found, 126 that it cannot be executed. A problem with the daemon is one line on standard error,
-    and COMMAND runs all the same.
+    and COMMAND runs all the same. It does not wait for a daemon that is slow to start: what it sends waits in the socket, and
+    TURBO_API is left as it is.
 
     At the end its events are flushed. What is not delivered by the deadline stays in the running daemon's queue, or in a spool
     directory below queue.adopt, or else below the state directory. The next daemon there delivers it.
     """
     from agent.cli.job import command as job_command
 
-    agent = _agent(path)
-    environ = os.environ | (agent.variables if agent is not None else {})
+    preparation = _Preparation(path, STARTED + start_deadline)
+    preparation.start()
+    environ = os.environ | preparation.variables()
     try:
         code = job_command.run(command, environ)
     finally:
+        agent = preparation.end()
         if agent is not None:
             _end(agent, deadline)
     return job_command.end_as(code)
 
 
-def _agent(path: Path | None) -> "JobAgent | None":
-    """Return the agent for the job; None if there is none, which costs a line."""
-    from agent import config
-    from agent.cli.job import agent as job_agent
+class _Preparation(threading.Thread):
+    """Finds or starts the agent for the job, in a thread: what it imports and asks takes as long as a busy machine makes it."""
 
-    try:
-        found = find_config(path)
+    def __init__(self, path: Path | None, until: float) -> None:
+        """The command is to be started at `until` on the steady clock at the latest."""
+        super().__init__(daemon=True)
+        self._path = path
+        self._until = until
+        self._agent: JobAgent | None = None
+        self._complete = False
+        self._problem: str | None = None
+        self._too_late = False
+
+    def variables(self) -> Mapping[str, str]:
+        """Wait for the agent; return what the command is to know of it. What is missing costs a line."""
+        self.join(max(self._until - time.monotonic(), 0.0))
+        agent = self._agent
+        if agent is None:
+            self._too_late = True
+        if not self._tell() and not self._complete:
+            _warn(
+                f"{_NO_AGENT if agent is None else _LEFT_ALONE}: the agent is not ready yet: the command does not wait for it"
+            )
+        return {} if agent is None else {**agent.variables}
+
+    def end(self) -> "JobAgent | None":
+        """Return the agent, if there is one."""
+        self.join(END_SECONDS)
+        self._tell()
+        return self._agent
+
+    def _tell(self) -> bool:
+        problem, self._problem = self._problem, None
+        if problem is not None:
+            _warn(problem)
+        return problem is not None
+
+    def run(self) -> None:
+        from agent.cli.job.command import AWAITED
+
+        signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)  # they are for the thread that waits for the command
+        try:
+            self._find_agent()
+        except AgentError as error:
+            self._agent, self._problem = None, f"{_NO_AGENT}: {error}"
+        except OSError as error:
+            self._agent, self._problem = None, f"{_NO_AGENT}: {error.filename}: {error.strerror}"
+
+    def _find_agent(self) -> None:
+        from agent import config
+        from agent.cli.job import agent as job_agent
+
+        found = find_config(self._path)
         settings = config.load(found, with_runtime_directory(os.environ, os.geteuid()))
-        agent = job_agent.find(settings) or job_agent.start(settings, found and found.absolute(), os.environ)
-    except AgentError as error:
-        _warn(f"no agent for this command: {error}")
-        return None
-    except OSError as error:
-        _warn(f"no agent for this command: {error.filename}: {error.strerror}")
-        return None
-    try:
-        agent.use_proxy(os.environ)
-    except AgentError as error:
-        _warn(f"TURBO_API is left as it is: {error}")
-    return agent
+        agent = job_agent.find(settings, self._until)
+        if agent is None and self._too_late:
+            return
+        self._agent = agent = agent or job_agent.start(settings, found and found.absolute(), os.environ)
+        if agent.wait_until_ready(self._until):
+            try:
+                agent.use_proxy(os.environ, self._until)
+            except AgentError as error:
+                self._problem = f"{_LEFT_ALONE}: {error}"
+            self._complete = True
 
 
 def with_runtime_directory(environ: Mapping[str, str], euid: int) -> Mapping[str, str]:

@@ -1,9 +1,10 @@
 """`run`: the daemon itself."""
 
-import contextlib
 import os
+import shutil
+import signal
 import sys
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -13,11 +14,14 @@ import click
 
 from agent.cli.options import config_option, find_config
 
+FIRST_PASSED_FD = 3  # see sd_listen_fds(3)
+
 
 @click.command()
 @config_option
 @click.option("--job", type=click.Path(path_type=Path), hidden=True)
-def run(path: Path | None, job: Path | None) -> None:
+@click.option("--socket", "sockets", multiple=True, hidden=True)
+def run(path: Path | None, job: Path | None, sockets: tuple[str, ...]) -> None:
     """Run the daemon in the foreground.
 
     It accepts events on its sockets, stores them in the queue directory and delivers them to the API. Logs go to standard error.
@@ -33,11 +37,23 @@ def run(path: Path | None, job: Path | None) -> None:
     load = partial(config.load, find_config(path), os.environ)
     if job is None:
         return daemon.run(load, os.environ)
-    try:  # for `exec`: it has the other end of standard input, and `job` is a directory for sockets
-        return daemon.run(load, os.environ, sys.stdin.fileno())
+    # For `exec`: it has the other end of standard input, and `job` is a directory for sockets, which it has opened.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    try:
+        return daemon.run(load, os.environ | _as_systemd_passes(sockets), sys.stdin.fileno())
     finally:
-        with contextlib.suppress(OSError):
-            job.rmdir()
+        shutil.rmtree(job, ignore_errors=True)
+
+
+def _as_systemd_passes(sockets: Sequence[str]) -> dict[str, str]:
+    """Give descriptors, each as NAME:NUMBER, the numbers that systemd would, and return the variables that it would set."""
+    found = sorted((int(number), name) for name, _, number in (text.partition(":") for text in sockets))
+    for wanted, (number, _) in enumerate(found, FIRST_PASSED_FD):  # in this order none takes the place of another one
+        if number != wanted:
+            os.dup2(number, wanted, inheritable=False)
+            os.close(number)
+    names = ":".join(name for _, name in found)
+    return {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(found)), "LISTEN_FDNAMES": names}
 
 
 def _start_lean(environ: MutableMapping[str, str]) -> None:

@@ -1,6 +1,7 @@
 """The agent of a job that `exec` runs: the one that runs already, or one that is started, flushed and ended with the job.
 
-It knows the control socket, and a daemon as a process with its spool. It must never know the command, or print anything.
+An agent that is started is handed sockets that listen already, as systemd hands them over: what the command writes before the
+agent is ready waits there.
 """
 
 import contextlib
@@ -15,8 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlencode
@@ -25,16 +25,18 @@ from agent import config
 from agent.cli.commands.flush import LONGEST
 from agent.cli.views.words import amount
 from agent.config import SOCKET_PATH_LIMIT, Config
-from agent.control.client import ControlClient, DeniedError, UnansweredError
+from agent.control.client import ControlClient, DeniedError, SilentError, UnansweredError
+from agent.control.schema import StatusReport
 from agent.errors import AgentError, NotRunningError, StorageError
 from agent.ingest import sockets
 
-ASK_SECONDS = 5.0
+SHORTEST_SECONDS = 0.1
 GRACE_SECONDS = 2.0
 HURRY_SECONDS = 0.2  # between two SIGTERMs that are to be two
-START_SECONDS = 10.0
+BACKLOG = 4096  # connections; the system's own limit may be lower
 # What the supervisor of this process has set is not for another one.
 _NOT_INHERITED = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+LOG = "agent.log"  # in the spool
 _LONGEST_NAME = "artifacts-agent-12345678/control.sock"
 
 
@@ -43,10 +45,12 @@ class JobAgent:
 
     without_front = "the agent has no front on a port: set http.listen and front.enabled"
 
-    def __init__(self, control: Path, stream: Path | None) -> None:
+    def __init__(self, control: Path, stream: Path | None, status: StatusReport | None = None) -> None:
+        """Without a `status` it has not answered so far."""
         self.control = control
         self.stream = stream
         self.variables: dict[str, str] = {}
+        self._status = status
         if stream is not None:
             self.variables["ARTIFACTS_AGENT_SOCKET"] = str(stream)
 
@@ -61,7 +65,7 @@ class JobAgent:
         Raises AgentError.
         """
         seconds = min(seconds, LONGEST)
-        flushed = ControlClient(self.control, ASK_SECONDS).flush(seconds)
+        flushed = ControlClient(self.control).flush(seconds)
         if flushed is None:
             raise AgentError(f"the agent does not answer: {self.control}")
         return flushed.report.queued
@@ -71,19 +75,23 @@ class JobAgent:
         queued = self.flush(seconds)
         return f"{amount(queued, 'event')} not delivered yet: still in {self.place}, which goes on" if queued else None
 
-    def use_proxy(self, environ: Mapping[str, str]) -> None:
+    def wait_until_ready(self, until: float) -> bool:
+        """Return whether it answers, at `until` on the steady clock at the latest. Raises AgentError if it never will."""
+        return self._status is not None
+
+    def use_proxy(self, environ: Mapping[str, str], until: float) -> None:
         """Add the address of the front to `variables`. Raises AgentError if clients would fare worse with it than without."""
-        front = self._front()
+        front = self._front(until)
         if front.address is None:
             raise AgentError(self.without_front)
         wanted = environ.get("TURBO_API", "").rstrip("/")
         if wanted and wanted not in {front.url, f"http://{front.address}"}:
             raise AgentError(f"the agent delivers to {front.url}, but TURBO_API names another server")
-        _try_as_client(front.address, environ)
+        _try_as_client(front.address, environ, _up_to(until))
         self.variables["TURBO_API"] = f"http://{front.address}"
 
-    def _front(self) -> "_Front":
-        status = ControlClient(self.control, ASK_SECONDS).status()
+    def _front(self, until: float) -> "_Front":
+        status = self._status or ControlClient(self.control, _up_to(until)).status()
         listening, api = status.http, status.api
         return _Front(listening.listen if listening and listening.forwards else None, api.url if api else None)
 
@@ -107,7 +115,11 @@ class GuestAgent(JobAgent):
         """Leave the rest to the agent: this user may not have it flush."""
         return None
 
-    def _front(self) -> _Front:
+    def wait_until_ready(self, until: float) -> bool:
+        """Take its word for it."""
+        return True
+
+    def _front(self, until: float) -> _Front:
         """Return where the front is said to be, if that is the agent's: anybody may have taken a port that it has left.
 
         Raises AgentError. An agent that can be asked vouches for its port itself.
@@ -126,18 +138,23 @@ class GuestAgent(JobAgent):
         return self._known
 
 
-def find(settings: Config) -> JobAgent | None:
-    """Return the agent that runs with this configuration; None if none does. Raises AgentError if it does not answer."""
+def find(settings: Config, until: float) -> JobAgent | None:
+    """Return the agent that runs with this configuration; None if none does.
+
+    One that is there and has not answered after half of the time up to `until`, on the steady clock, keeps what is written to it.
+    Raises AgentError if it is no agent.
+    """
     control = settings.listen.control
     try:
-        ControlClient(control, ASK_SECONDS).status()
+        return JobAgent(control, settings.listen.stream, ControlClient(control, _up_to(until) / 2).status())
     except DeniedError:
         return GuestAgent(settings)
+    except SilentError:
+        return JobAgent(control, settings.listen.stream)
     except UnansweredError:
         raise
     except NotRunningError:
         return None
-    return JobAgent(control, settings.listen.stream)
 
 
 class StartedAgent(JobAgent):
@@ -145,11 +162,15 @@ class StartedAgent(JobAgent):
 
     without_front = "clients of a front have to send a token, and there is none: set TURBO_TOKEN"
 
-    def __init__(self, spool: Path, runtime: Path, process: subprocess.Popen[bytes], lifeline: int) -> None:
+    def __init__(
+        self, spool: Path, runtime: Path, process: subprocess.Popen[bytes], lifeline: int, notify: socket.socket
+    ) -> None:
         super().__init__(runtime / "control.sock", runtime / "events.sock")
         self.spool = spool
         self._process = process
         self._lifeline = lifeline
+        self._notify = notify
+        self._ready = False
         # So that `artifacts-agent flush` or another `exec` in the job find it.
         self.variables["ARTIFACTS_AGENT_LISTEN_CONTROL"] = str(self.control)
 
@@ -157,8 +178,36 @@ class StartedAgent(JobAgent):
     def place(self) -> str:
         return str(self.spool)
 
+    def wait_until_ready(self, until: float) -> bool:
+        if self._ready:
+            return True
+        ended = os.pidfd_open(self._process.pid)
+        waiting_for = [self._notify.fileno(), ended]
+        try:
+            while readable := select.select(waiting_for, [], [], max(until - time.monotonic(), 0.0))[0]:
+                if self._notify.fileno() not in readable:
+                    raise AgentError(f"it did not start: {self._discard()}")
+                if b"READY=1" in self._notify.recv(4096).splitlines():
+                    self._ready = True
+                    return True
+            return False
+        finally:
+            os.close(ended)
+
+    def _discard(self) -> str:
+        """Remove what is left of an agent that has ended before it took an event; return its last words."""
+        self._process.wait()
+        said = _last_words(self.spool / LOG)
+        self.let_go()
+        _remove_all(self.control.parent)
+        _remove_all(self.spool)
+        return said
+
     def end(self, seconds: float) -> str | None:
         """Flush, stop the agent, and remove its spool unless something is left in it; return what to say of that."""
+        if not self.wait_until_ready(time.monotonic() + GRACE_SECONDS):
+            self.let_go()
+            return f"the agent is not ready yet: it ends by itself, and keeps what was sent in {self.spool}"
         until = time.monotonic() + seconds
         with contextlib.suppress(AgentError):  # the spool says what is left
             self.flush(seconds)
@@ -185,10 +234,11 @@ class StartedAgent(JobAgent):
         if self._lifeline >= 0:
             os.close(self._lifeline)
             self._lifeline = -1
+            self._notify.close()
 
 
 def start(settings: Config, path: Path | None, environ: Mapping[str, str]) -> StartedAgent:
-    """Start an agent for a job; return when it is ready. Raises AgentError or OSError: then nothing is left of it."""
+    """Start an agent for a job; return before it is ready. Raises AgentError or OSError: then nothing is left of it."""
     from agent.queue.filesystem import OsFilesystem
 
     state = config.state_directory(environ, os.geteuid())
@@ -234,55 +284,44 @@ def _environment(
 def _launch(spool: Path, runtime: Path, path: Path | None, environ: Mapping[str, str]) -> StartedAgent:
     command = [sys.executable, "-P", "-m", "agent.cli", "run", "--job", str(runtime)]
     command += ["--config", str(path)] if path is not None else []
-    ours, lifeline = os.pipe()
-    log = spool / "agent.log"
-    with _listening(runtime / "notify.sock") as notify:
-        try:
-            with log.open("ab") as output:
+    with contextlib.ExitStack() as on_failure:
+        notify = on_failure.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        notify.bind(str(runtime / "notify.sock"))
+        ours, lifeline = os.pipe()
+        on_failure.callback(os.close, lifeline)
+        # The agent alone has these in the end: where it is gone, clients are to be refused.
+        with _listen(runtime / "control.sock") as control, _listen(runtime / "events.sock") as stream:
+            passed = {"control": control.fileno(), "stream": stream.fileno()}
+            command += [f"--socket={name}:{number}" for name, number in passed.items()]
+            with os.fdopen(ours, "rb") as stdin, (spool / LOG).open("ab") as output:
                 process = subprocess.Popen(
-                    command, stdin=ours, stdout=output, stderr=output, env=environ, start_new_session=True
+                    command,
+                    stdin=stdin,
+                    stdout=output,
+                    stderr=output,
+                    env=environ,
+                    pass_fds=[*passed.values()],
+                    start_new_session=True,
                 )
-        except OSError:
-            os.close(lifeline)
-            raise
-        finally:
-            os.close(ours)
-        agent = StartedAgent(spool, runtime, process, lifeline)
-        if _is_ready(notify, process.pid):
-            return agent
-    agent.let_go()
-    process.kill()
-    process.wait()
-    raise AgentError(f"it did not start: {_last_words(log)}")
+        on_failure.pop_all()
+    return StartedAgent(spool, runtime, process, lifeline, notify)
 
 
-@contextmanager
-def _listening(path: Path) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-        notify.bind(str(path))
-        try:
-            yield notify
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _is_ready(notify: socket.socket, pid: int) -> bool:
-    deadline = time.monotonic() + START_SECONDS
-    ended = os.pidfd_open(pid)
+def _listen(path: Path) -> socket.socket:
+    """Open a socket in a directory that is this user's alone."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        while readable := select.select([notify.fileno(), ended], [], [], max(deadline - time.monotonic(), 0.0))[0]:
-            if notify.fileno() not in readable:
-                return False
-            if b"READY=1" in notify.recv(4096).splitlines():
-                return True
-        return False
-    finally:
-        os.close(ended)
+        listening.bind(str(path))
+        listening.listen(BACKLOG)
+    except OSError:
+        listening.close()
+        raise
+    return listening
 
 
 def _last_words(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].removeprefix("artifacts-agent: ") if lines else f"not within {START_SECONDS:g} s"
+    return lines[-1].removeprefix("artifacts-agent: ") if lines else "it said nothing"
 
 
 def _runtime_directory(environ: Mapping[str, str]) -> Path:
@@ -325,20 +364,25 @@ def _tidy(directory: Path) -> str | None:
     return f"{amount(dropped, 'event')} dropped: {', '.join(ledger.dropped)}" if dropped else None
 
 
+def _up_to(until: float) -> float:
+    """Return how long something may take that is to be over at `until`: not too short for an agent that is well."""
+    return max(until - time.monotonic(), SHORTEST_SECONDS)
+
+
 def _remove_all(directory: Path) -> None:
     import shutil
 
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def _try_as_client(address: str, environ: Mapping[str, str]) -> None:
+def _try_as_client(address: str, environ: Mapping[str, str], seconds: float) -> None:
     """Send no event as the job's clients would. Raises AgentError if they would be refused."""
     names = {"TURBO_TEAMID": "teamId", "TURBO_TEAM": "slug"}
     query = urlencode({key: environ[name] for name, key in names.items() if environ.get(name)})
     headers = {"authorization": f"Bearer {environ.get('TURBO_TOKEN', '')}", "content-type": "application/json"}
     if not environ.get("TURBO_TOKEN"):
         raise AgentError("TURBO_TOKEN is not set, and clients of the front have to send it")
-    connection = http.client.HTTPConnection(address, timeout=ASK_SECONDS)
+    connection = http.client.HTTPConnection(address, timeout=seconds)
     try:
         connection.request("POST", f"/v8/artifacts/events?{query}", b"[]", headers)
         answer = connection.getresponse()

@@ -18,7 +18,7 @@ NOT_FOUND, NOT_EXECUTABLE = 127, 126
 PASSED_ON = frozenset(
     (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 )
-_AWAITED = PASSED_ON | {signal.SIGCHLD}
+AWAITED = PASSED_ON | {signal.SIGCHLD}
 _SHELL = "/bin/sh"
 _PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)
 
@@ -34,7 +34,7 @@ class CommandError(AgentError):
 
 def run(command: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run a command to its end; return its exit code, or -N if signal N ended it. Raises CommandError."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
     inherited = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored there is nothing to wait for
     try:
         try:
@@ -62,7 +62,7 @@ def _spawn(command: Sequence[str], environ: Mapping[str, str], mask: Iterable[in
 
 def _wait(pid: int) -> int:
     while True:
-        info = signal.sigwaitinfo(_AWAITED)
+        info = signal.sigwaitinfo(AWAITED)
         if info.si_signo == signal.SIGCHLD:
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:

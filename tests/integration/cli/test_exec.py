@@ -25,6 +25,7 @@ from tests.support.command import COMMAND, environment, run_command
 from tests.support.daemon import TOKEN, Daemon, Sections
 from tests.support.waiting import HUNG_AFTER, eventually
 
+PATIENT = ("--start-deadline", "60s")  # the machine may be busy
 DOWN = error(503, "unavailable", "Down")
 FRONT: Sections = {"http": {"listen": "127.0.0.1:0"}, "front": {"enabled": True}}
 BROKEN = {"ARTIFACTS_AGENT_LOG_LEVEL": "loud"}
@@ -74,7 +75,7 @@ class Job:
     def exec(
         self, *command: str, options: tuple[str, ...] = (), env: Mapping[str, str] | None = None, stdin: bytes = b""
     ) -> subprocess.CompletedProcess[str]:
-        return run_command("exec", *options, "--", *command, env=self.env | dict(env or {}), stdin=stdin)
+        return run_command("exec", *PATIENT, *options, "--", *command, env=self.env | dict(env or {}), stdin=stdin)
 
     def python(
         self, code: str, *options: str, env: Mapping[str, str] | None = None
@@ -83,10 +84,15 @@ class Job:
 
     def start(self, code: str, *options: str) -> subprocess.Popen[str]:
         """Start it with a Python program whose output can be read as it comes."""
+        return self.start_impatiently(code, *PATIENT, *options)
+
+    def start_impatiently(
+        self, code: str, *options: str, env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[str]:
+        """Start it as anybody would: the command waits for the agent for two seconds at most."""
         command = [*COMMAND, "exec", *options, "--", sys.executable, "-uc", SEND + code]
-        return subprocess.Popen(
-            command, env=environment(self.env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        variables = environment(self.env | dict(env or {}))
+        return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     @property
     def spools(self) -> list[Path]:
@@ -127,7 +133,7 @@ def test_a_command_uses_the_agent_that_runs_and_what_it_sent_is_delivered_when_i
     with Daemon(tmp_path / "agent", api_server.url, {**FRONT, "batch": {"max_delay": "1h"}}) as daemon:
         env = {"TURBO_TOKEN": TOKEN, "ARTIFACTS_AGENT_CONFIG": str(daemon.config)}
         code = "by_socket('a'); by_http('b'); print(os.environ['TURBO_API'], os.environ['ARTIFACTS_AGENT_SOCKET'])"
-        done = run_command("exec", "--", sys.executable, "-c", SEND + code, env=env)
+        done = run_command("exec", *PATIENT, "--", sys.executable, "-c", SEND + code, env=env)
         assert (done.returncode, done.stderr) == (0, "")
         assert names(api_server) == Counter("ab")
         assert done.stdout.split() == [f"http://{daemon.status()['http']['listen']}", str(daemon.stream)]
@@ -157,7 +163,7 @@ def test_where_there_is_no_front_turbo_api_is_left_as_it_is(tmp_path: Path, api_
 def assert_left_as_it_is(daemon: Daemon, changed: Mapping[str, str], reason: str) -> None:
     env = {"TURBO_TOKEN": TOKEN, "ARTIFACTS_AGENT_CONFIG": str(daemon.config), **changed}
     code = "print(repr(os.environ.get('TURBO_API'))); by_socket('a')"
-    done = run_command("exec", "--", sys.executable, "-c", SEND + code, env=env)
+    done = run_command("exec", *PATIENT, "--", sys.executable, "-c", SEND + code, env=env)
     assert done.stdout.strip() == repr(changed.get("TURBO_API"))
     (warning,) = done.stderr.splitlines()
     assert warning.startswith("artifacts-agent: TURBO_API is left as it is: ")
@@ -185,7 +191,7 @@ def test_a_user_who_may_not_ask_the_agent_sends_to_it_all_the_same(api_server: A
             address = daemon.status()["http"]["listen"]
             daemon.configure(api_server.url, {**open_to_all, "http": {"listen": address}})  # it does not read it again
             daemon.control.chmod(0)
-            command = [sys.executable, "-c", AS_GUEST, "exec", "--config", str(daemon.config), "--"]
+            command = [sys.executable, "-c", AS_GUEST, "exec", *PATIENT, "--config", str(daemon.config), "--"]
             command += ["sh", "-c", "echo $TURBO_API $ARTIFACTS_AGENT_SOCKET; exit 3"]
             env = {name: value for name, value in environment().items() if not name.startswith("COV")}
             done = subprocess.run(
@@ -240,6 +246,75 @@ def test_another_exec_and_flush_in_the_job_use_its_agent(job: Job, api_server: A
     outer, inner, code = done.stdout.split()
     assert (outer, code, done.stderr) == (inner, "3", "")
     assert job.spools == []
+
+
+# A slow start
+
+SLOW = """
+import os, sys
+if "--job" in sys.orig_argv:
+    open(os.environ["HELD_BY"]).read()
+"""
+
+
+@pytest.fixture
+def held(job: Job) -> Path:
+    """Make jobs' agents wait in the middle of their start until somebody opens this pipe to write, and closes it."""
+    (job.directory / "sitecustomize.py").write_text(SLOW)
+    held_by = job.directory / "held"
+    os.mkfifo(held_by)
+    job.env |= {"HELD_BY": str(held_by), "PYTHONPATH": str(job.directory)}
+    return held_by
+
+
+NOT_READY = (
+    "artifacts-agent: TURBO_API is left as it is: the agent is not ready yet: the command does not wait for it\n"
+)
+
+
+def test_a_command_does_not_wait_for_a_slow_agent_and_what_it_sends_meanwhile_is_delivered(
+    job: Job, held: Path, api_server: ApiServer
+) -> None:
+    process = job.start_impatiently("print(os.environ['TURBO_API']); durably('a'); sys.exit(3)")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process, process.stdout, process.stderr:
+        assert process.stdout.readline() == f"{api_server.url}\n"
+        held.write_text("")
+        assert (process.wait(HUNG_AFTER), process.stderr.read()) == (3, NOT_READY)
+    assert names(api_server) == Counter("a")
+    assert job.spools == []
+
+
+def test_a_job_that_ends_before_its_agent_is_ready_does_not_wait_and_what_it_sent_is_kept(
+    job: Job, held: Path, tmp_path: Path, api_server: ApiServer
+) -> None:
+    process = job.start_impatiently("by_socket('a'); print(os.getppid(), os.environ['ARTIFACTS_AGENT_SOCKET'])")
+    out, err = process.communicate(timeout=HUNG_AFTER)
+    (spool,) = job.spools
+    assert process.returncode == 0
+    left = f"artifacts-agent: the agent is not ready yet: it ends by itself, and keeps what was sent in {spool}\n"
+    assert err == NOT_READY + left
+    held.write_text("")
+    runtime = Path(out.split()[1]).parent
+    eventually(runtime.exists, [False].__contains__)
+    with Daemon(tmp_path / "next", api_server.url, {"queue": {"adopt": str(spool.parent)}}) as daemon:
+        assert daemon.wait_status(is_done)["adopted"]["ledger"] == ledger(1, delivered=1)
+    assert names(api_server) == Counter("a")
+
+
+def test_a_command_does_not_wait_for_an_agent_that_is_stopped_and_what_it_sends_is_taken_later(
+    tmp_path: Path, api_server: ApiServer
+) -> None:
+    with Daemon(tmp_path / "agent", api_server.url, FRONT) as daemon:
+        daemon.signal(signal.SIGSTOP)
+        env = {"TURBO_TOKEN": TOKEN, "TURBO_API": api_server.url, "ARTIFACTS_AGENT_CONFIG": str(daemon.config)}
+        code = "by_socket('a'); print(os.environ['TURBO_API'])"
+        done = run_command("exec", "--deadline", "0s", "--", sys.executable, "-c", SEND + code, env=env)
+        assert (done.returncode, done.stdout) == (0, f"{api_server.url}\n")
+        assert done.stderr.startswith(NOT_READY)
+        daemon.signal(signal.SIGCONT)
+        eventually(lambda: names(api_server), Counter("a").__eq__)
 
 
 # The command's own result
@@ -302,7 +377,15 @@ def test_standard_streams_and_other_open_files_are_the_commands_own(job: Job) ->
     reading, writing = os.pipe()
     os.set_inheritable(writing, True)
     jobserver = f"import os; os.write({writing}, b'jobs')"
-    command = [*COMMAND, "exec", "--", "sh", "-c", f'cat; echo problem >&2; exec "{sys.executable}" -c "{jobserver}"']
+    command = [
+        *COMMAND,
+        "exec",
+        *PATIENT,
+        "--",
+        "sh",
+        "-c",
+        f'cat; echo problem >&2; exec "{sys.executable}" -c "{jobserver}"',
+    ]
     done = subprocess.run(
         command, input=data, capture_output=True, env=environment(job.env), close_fds=False, timeout=HUNG_AFTER
     )
@@ -314,7 +397,7 @@ def test_standard_streams_and_other_open_files_are_the_commands_own(job: Job) ->
 def test_a_package_of_the_same_name_in_the_jobs_directory_does_no_harm(job: Job, api_server: ApiServer) -> None:
     (job.directory / "agent").mkdir()
     (job.directory / "agent" / "__init__.py").write_text("raise SystemExit('the wrong one')")
-    command = [str(Path(sys.executable).with_name("artifacts-agent")), "exec", "--", sys.executable, "-c"]
+    command = [str(Path(sys.executable).with_name("artifacts-agent")), "exec", *PATIENT, "--", sys.executable, "-c"]
     command.append(SEND + "by_http('a')")
     done = subprocess.run(
         command, env=environment(job.env), cwd=job.directory, capture_output=True, text=True, timeout=HUNG_AFTER
@@ -408,7 +491,9 @@ def console(job: Job) -> Iterator[Console]:
 def test_a_job_in_a_shell_gets_what_is_typed_once_stops_and_goes_on(job: Job, console: Console) -> None:
     (job.directory / "program.py").write_text(LISTENING.replace("got = []", "print(repr(input()))"))
     console.wait_for("prompt> ")
-    console.type(shlex.join([*COMMAND, "exec", "--", sys.executable, "-u", str(job.directory / "program.py")]) + "\n")
+    console.type(
+        shlex.join([*COMMAND, "exec", *PATIENT, "--", sys.executable, "-u", str(job.directory / "program.py")]) + "\n"
+    )
     console.type("hello\n")
     console.wait_for("'hello'")
     console.wait_for("ready")

@@ -18,8 +18,6 @@ from agent.config import (
     exposed_token_files,
     load,
     needs_restart,
-    parse_duration,
-    parse_size,
     read_http_token,
     read_token,
     runtime_directory,
@@ -27,6 +25,7 @@ from agent.config import (
     token_source,
 )
 from agent.errors import ConfigError
+from agent.units import parse_duration, parse_size
 
 EXAMPLE = Path(__file__).parents[3] / "config.example.toml"
 USER = 1000
