@@ -33,10 +33,8 @@ _LEFT_ALONE = "TURBO_API is left as it is"
 @click.option(
     "--deadline",
     type=Duration(),
-    default="15s",
-    show_default=True,
     metavar="DURATION",
-    help="How long to wait after the command's end, at most, for its events to be delivered.",
+    help="Wait after COMMAND's end until its events are delivered, at most this long.",
 )
 @click.option(
     "--start-deadline",
@@ -48,7 +46,7 @@ _LEFT_ALONE = "TURBO_API is left as it is"
 )
 @config_option
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
-def exec_(path: Path | None, deadline: float, start_deadline: float, command: tuple[str, ...]) -> int:
+def exec_(path: Path | None, deadline: float | None, start_deadline: float, command: tuple[str, ...]) -> int:
     """Run COMMAND and deliver its usage events: through the daemon that is running, or through one that is started for this job.
 
     \b
@@ -63,8 +61,10 @@ def exec_(path: Path | None, deadline: float, start_deadline: float, command: tu
     and COMMAND runs all the same. It does not wait for a daemon that is slow to start: what it sends waits in the socket, and
     TURBO_API is left as it is.
 
-    At the end its events are flushed. What is not delivered by the deadline stays in the running daemon's queue, or in a spool
-    directory below queue.adopt, or else below the state directory. The next daemon there delivers it.
+    At the end `exec` waits until its events are on disk: the running daemon goes on with them. A daemon that was started for this
+    job delivers as long as that makes progress, and is stopped. With --deadline, `exec` waits for delivery in either case, unless
+    nothing can be delivered before it. What is not delivered then stays in the running daemon's queue, or in a spool directory
+    below queue.adopt, or else below the state directory. The next daemon there delivers it.
     """
     from agent.cli.job import command as job_command
 
@@ -158,7 +158,7 @@ def with_runtime_directory(environ: Mapping[str, str], euid: int) -> Mapping[str
     return {**environ, "RUNTIME_DIRECTORY": SYSTEM_RUNTIME_DIRECTORY}
 
 
-def _end(agent: "JobAgent", deadline: float) -> None:
+def _end(agent: "JobAgent", deadline: float | None) -> None:
     try:
         with _interruptible():
             left = agent.end(deadline)

@@ -31,6 +31,8 @@ from agent.errors import AgentError, NotRunningError, StorageError
 from agent.ingest import sockets
 
 SHORTEST_SECONDS = 0.1
+DURABLE_SECONDS = 0.9  # for a commit, which takes milliseconds: it hangs
+PROGRESS_SECONDS = 15.0
 GRACE_SECONDS = 2.0
 HURRY_SECONDS = 0.2  # between two SIGTERMs that are to be two
 BACKLOG = 4096  # connections; the system's own limit may be lower
@@ -59,21 +61,24 @@ class JobAgent:
         """Where events wait."""
         return "the queue of the agent"
 
-    def flush(self, seconds: float) -> int:
-        """Wait until everything written before has left the queue, or the time is over; return how much is queued.
+    def end(self, seconds: float | None) -> str | None:
+        """Wait until everything written before is on disk, or for up to `seconds` until it is delivered.
 
-        Raises AgentError.
+        Return what to say of what is left. Raises AgentError.
         """
-        seconds = min(seconds, LONGEST)
-        flushed = ControlClient(self.control).flush(seconds)
+        control = ControlClient(self.control)
+        if seconds is None:
+            flushed = control.flush(DURABLE_SECONDS, until="durable", grace=SHORTEST_SECONDS)
+            if flushed is None or not flushed.in_time:
+                return "the agent does not answer: what was sent waits in its socket until it does"
+            return None
+        flushed = control.flush(min(seconds, LONGEST))
         if flushed is None:
             raise AgentError(f"the agent does not answer: {self.control}")
-        return flushed.report.queued
-
-    def end(self, seconds: float) -> str | None:
-        """Flush; return what to say of what is left. Raises AgentError."""
-        queued = self.flush(seconds)
-        return f"{amount(queued, 'event')} not delivered yet: still in {self.place}, which goes on" if queued else None
+        if not (queued := flushed.report.queued):
+            return None
+        why = f": {flushed.verdict.held_up}" if flushed.verdict.held_up else ""
+        return f"{amount(queued, 'event')} not delivered yet: still in {self.place}, which goes on{why}"
 
     def wait_until_ready(self, until: float) -> bool:
         """Return whether it answers, at `until` on the steady clock at the latest. Raises AgentError if it never will."""
@@ -111,7 +116,7 @@ class GuestAgent(JobAgent):
         address = settings.http.listen if settings.front.enabled else None
         self._known = _Front(address, settings.api.url)
 
-    def end(self, seconds: float) -> str | None:
+    def end(self, seconds: float | None) -> str | None:
         """Leave the rest to the agent: this user may not have it flush."""
         return None
 
@@ -203,15 +208,24 @@ class StartedAgent(JobAgent):
         _remove_all(self.spool)
         return said
 
-    def end(self, seconds: float) -> str | None:
-        """Flush, stop the agent, and remove its spool unless something is left in it; return what to say of that."""
+    def end(self, seconds: float | None) -> str | None:
+        """Flush, stop the agent, and remove its spool unless something is left in it; return what to say of that.
+
+        Without `seconds` it waits only as long as delivery makes progress, and for PROGRESS_SECONDS at most.
+        """
         if not self.wait_until_ready(time.monotonic() + GRACE_SECONDS):
             self.let_go()
             return f"the agent is not ready yet: it ends by itself, and keeps what was sent in {self.spool}"
-        until = time.monotonic() + seconds
+        control, flushed = ControlClient(self.control), None
+        until = time.monotonic() + (GRACE_SECONDS if seconds is None else seconds)
         with contextlib.suppress(AgentError):  # the spool says what is left
-            self.flush(seconds)
-        self.stop(max(until - time.monotonic(), HURRY_SECONDS))
+            if seconds is None:
+                flushed = control.flush(PROGRESS_SECONDS, until="stalled", grace=DURABLE_SECONDS)
+            else:
+                flushed = control.flush(min(seconds, LONGEST))
+        # What of its own is not delivered now is not waited for again; spools that it has adopted may take what time is left.
+        delivered = flushed is not None and flushed.in_time
+        self.stop(max(until - time.monotonic(), HURRY_SECONDS) if delivered else HURRY_SECONDS)
         if self._process.returncode is None:
             return f"the agent does not stop; what it has not delivered is in {self.spool}"
         try:

@@ -526,6 +526,69 @@ def agent_of(pid: int) -> int:
     return agent
 
 
+# The end
+
+
+BLOCKED = error(401, "unauthorized", "Who are you?")
+HANG = Answer(mode="hang")
+UNHURRIED: Sections = {"batch": {"max_delay": "0s"}, "api": {"timeout": "1h"}}
+
+
+@pytest.mark.parametrize("trouble", [BLOCKED, HANG, DOWN], ids=["401", "hangs", "503"])
+def test_where_the_agent_outlives_the_job_nobody_waits_for_the_api(
+    trouble: Answer, tmp_path: Path, api_server: ApiServer
+) -> None:
+    api_server.default = trouble
+    with Daemon(tmp_path / "agent", api_server.url, {**FRONT, **UNHURRIED}) as daemon:
+        env = {"TURBO_TOKEN": TOKEN, "TURBO_API": api_server.url, "ARTIFACTS_AGENT_CONFIG": str(daemon.config)}
+        for code in ("pass", "by_socket('a'); by_http('b')"):
+            done = run_command("exec", *PATIENT, "--", sys.executable, "-c", SEND + code, env=env)
+            assert (done.returncode, done.stderr) == (0, "")
+        assert ledger_of(daemon.status()) == ledger(2, queued=2)
+        daemon.kill()
+        api_server.default = Answer()
+        daemon.start()
+        daemon.request("POST", "/resume")
+        eventually(lambda: names(api_server), Counter("ab").__eq__)
+
+
+def test_with_a_deadline_exec_waits_for_delivery_and_says_why_there_is_none(
+    tmp_path: Path, api_server: ApiServer
+) -> None:
+    api_server.default = BLOCKED
+    with Daemon(tmp_path / "agent", api_server.url, FRONT) as daemon:
+        env = {"TURBO_TOKEN": TOKEN, "TURBO_API": api_server.url, "ARTIFACTS_AGENT_CONFIG": str(daemon.config)}
+        command = ["exec", *PATIENT, "--deadline", "4m", "--", sys.executable, "-c", SEND + "by_socket('a')"]
+        done = run_command(*command, env=env)
+        assert done.stderr.startswith(
+            "artifacts-agent: 1 event not delivered yet: still in the queue of the agent, which goes on: "
+            "paused: blocked: 401 Unauthorized: Who are you?"
+        )
+
+
+def test_an_agent_that_is_stopped_meanwhile_holds_nobody_up(tmp_path: Path, api_server: ApiServer) -> None:
+    with Daemon(tmp_path / "agent", api_server.url, FRONT) as daemon:
+        env = {"TURBO_TOKEN": TOKEN, "TURBO_API": api_server.url, "ARTIFACTS_AGENT_CONFIG": str(daemon.config)}
+        code = f"import signal; os.kill({daemon.pid}, signal.SIGSTOP); by_socket('a'); sys.exit(3)"
+        done = run_command("exec", *PATIENT, "--", sys.executable, "-c", SEND + code, env=env)
+        silent = "the agent does not answer: what was sent waits in its socket until it does"
+        assert (done.returncode, done.stderr) == (3, f"artifacts-agent: {silent}\n")
+        daemon.signal(signal.SIGCONT)
+        eventually(lambda: names(api_server), Counter("a").__eq__)
+
+
+@pytest.mark.parametrize("trouble", [BLOCKED, HANG, DOWN], ids=["401", "hangs", "503"])
+def test_a_jobs_own_agent_is_waited_for_only_while_events_are_delivered(
+    trouble: Answer, job: Job, tmp_path: Path, api_server: ApiServer
+) -> None:
+    api_server.default = trouble
+    done = job.python("by_http('a', 'b')", env={"ARTIFACTS_AGENT_API_TIMEOUT": "1h"})
+    (spool,) = job.spools
+    assert (done.returncode, done.stderr) == (0, not_delivered(2, spool))
+    log = (spool / "agent.log").read_text()
+    assert "stopped" in log, "it was not killed"
+
+
 # What is left
 
 
