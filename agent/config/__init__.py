@@ -3,6 +3,7 @@
 from agent.config.directories import runtime_directory, state_directory
 from agent.config.loading import PREFIX, TURBO_VARIABLES, VARIABLES, load
 from agent.config.schema import (
+    DEFAULT_URL,
     KEYS,
     RESTART_KEYS,
     SOCKET_PATH_LIMIT,
@@ -21,6 +22,7 @@ from agent.config.tokens import (
 )
 
 __all__ = [
+    "DEFAULT_URL",
     "KEYS",
     "PREFIX",
     "RESTART_KEYS",

@@ -21,6 +21,7 @@ from pydantic_core import PydanticCustomError
 
 from agent.units import parse_duration, parse_size
 
+DEFAULT_URL: Final = "https://api.vercel.com"
 SOCKET_PATH_LIMIT: Final = 107  # bytes; sun_path in unix(7) holds 108 with the closing NUL
 T = TypeVar("T")
 
@@ -138,7 +139,7 @@ def _conflict(key: str, other: str, reason: str) -> PydanticCustomError:
 
 
 class ApiConfig(_Section):
-    url: Url = "https://api.vercel.com"
+    url: Url = DEFAULT_URL
     token_file: OrOff[AbsolutePath] = None
     team_id: OrOff[Word] = None
     slug: OrOff[Word] = None

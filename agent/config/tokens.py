@@ -15,7 +15,7 @@ from agent.config.directories import absolute_path
 from agent.config.schema import Config
 from agent.errors import ConfigError
 
-TOKEN_VARIABLES: Final = ("ARTIFACTS_AGENT_TOKEN", "TURBO_TOKEN")
+TOKEN_VARIABLES: Final = ("ARTIFACTS_AGENT_TOKEN", "TURBO_TOKEN", "VERCEL_ARTIFACTS_TOKEN")
 TOKEN_LIMIT: Final = 8192  # bytes; servers refuse a header line that is longer
 
 

@@ -21,6 +21,7 @@ from agent.ingest import sockets
 from agent.queue.filesystem import OsFilesystem
 
 _BOUND_SOCKETS = Path("/proc/net/unix")
+_PROXY_VARIABLES = ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
 
 
 class CheckResult(NamedTuple):
@@ -49,7 +50,7 @@ def examine(path: Path | None, environ: Mapping[str, str], *, online: bool) -> I
         yield CheckResult("token file", True, f"{exposed}: every user can read it: chmod o-r", warning=True)
     daemon = _daemon(settings.listen.control)
     yield daemon
-    yield from _sockets(settings, daemon)
+    yield from _sockets(settings, environ, daemon)
     yield from _queue(settings)
     if online:
         from agent.cli.checks.online import ask_server
@@ -101,7 +102,7 @@ def _bound_paths() -> set[str]:
     return {fields[7] for line in lines if len(fields := line.split(maxsplit=7)) == 8}
 
 
-def _sockets(settings: Config, daemon: CheckResult) -> Iterator[CheckResult]:
+def _sockets(settings: Config, environ: Mapping[str, str], daemon: CheckResult) -> Iterator[CheckResult]:
     listen, bound = settings.listen, _bound_paths()
     keys = {
         "stream": "listen.stream",
@@ -122,6 +123,8 @@ def _sockets(settings: Config, daemon: CheckResult) -> Iterator[CheckResult]:
         yield _port(settings.http.listen, running=daemon.message.startswith("running"))
     if settings.front.enabled:
         yield CheckResult("front", True, f"forwards all other requests to {settings.api.url}")
+    if settings.front.enabled and settings.http.listen is not None:
+        yield _proxy(settings.http.listen, environ)
     if listen.group is not None:
         yield _group(listen.group)
 
@@ -153,6 +156,19 @@ def _port(address: str, *, running: bool) -> CheckResult:
         except ListenError as error:
             return CheckResult("HTTP port", False, str(error))
     return CheckResult("HTTP port", True, address)
+
+
+def _proxy(address: str, environ: Mapping[str, str]) -> CheckResult:
+    """Tell whether clients of the front that are started from here would go through a proxy, and hand it their token."""
+    host = address.rpartition(":")[0].strip("[]")
+    proxy = next((name for name in _PROXY_VARIABLES if environ.get(name)), None)
+    if proxy is None:
+        return CheckResult("proxy", True, "none set for clients of the front")
+    direct = {entry.strip() for entry in (environ.get("NO_PROXY") or environ.get("no_proxy") or "").split(",")}
+    if direct & {host, "*"}:
+        return CheckResult("proxy", True, f"NO_PROXY keeps clients of the front from using {proxy}")
+    advice = f"add {host} to NO_PROXY for builds that set TURBO_API themselves (`exec` does it)"
+    return CheckResult("proxy", False, f"{proxy} is set: clients of the front would hand their token to it: {advice}")
 
 
 def _group(name: str) -> CheckResult:

@@ -50,11 +50,12 @@ def exec_(path: Path | None, deadline: float | None, start_deadline: float, comm
     """Run COMMAND and deliver its usage events: through the daemon that is running, or through one that is started for this job.
 
     \b
-    artifacts-agent exec -- turbo run build
+    TURBO_API=https://api.vercel.com artifacts-agent exec -- turbo run build
 
     COMMAND gets two variables. ARTIFACTS_AGENT_SOCKET is the daemon's socket. TURBO_API is the address of the daemon's front,
-    which passes every request that is not about events on to the real API; it is set if TURBO_TOKEN is set and the daemon has
-    `[front]` enabled. A daemon that is started here has.
+    which passes every request that is not about events on to the real API; it is set if TURBO_TOKEN is set, the daemon has
+    `[front]` enabled (one that is started here has), and it is known which server COMMAND uses: by TURBO_API, turbo's own
+    configuration or api.url.
 
     COMMAND keeps its standard streams, signals and exit code; if a signal ends it, `exec` ends by the same signal. As in a shell,
     127 means that COMMAND was not found, 126 that it cannot be executed. A problem with the daemon is one line on standard error,
@@ -131,16 +132,17 @@ class _Preparation(threading.Thread):
     def _find_agent(self) -> None:
         from agent import config
         from agent.cli.job import agent as job_agent
+        from agent.cli.job import turbo
 
-        found = find_config(self._path)
-        settings = config.load(found, with_runtime_directory(os.environ, os.geteuid()))
+        found, environ = find_config(self._path), turbo.with_api_url(os.environ, Path.cwd())
+        settings = config.load(found, with_runtime_directory(environ, os.geteuid()))
         agent = job_agent.find(settings, self._until)
         if agent is None and self._too_late:
             return
-        self._agent = agent = agent or job_agent.start(settings, found and found.absolute(), os.environ)
+        self._agent = agent = agent or job_agent.start(settings, found and found.absolute(), environ)
         if agent.wait_until_ready(self._until):
             try:
-                agent.use_proxy(os.environ, self._until)
+                agent.use_proxy(environ, self._until, on_purpose="url" in settings.api.model_fields_set)
             except AgentError as error:
                 self._problem = f"{_LEFT_ALONE}: {error}"
             self._complete = True

@@ -24,7 +24,7 @@ from urllib.parse import urlencode
 from agent import config
 from agent.cli.commands.flush import LONGEST
 from agent.cli.views.words import amount
-from agent.config import SOCKET_PATH_LIMIT, Config
+from agent.config import DEFAULT_URL, SOCKET_PATH_LIMIT, Config
 from agent.control.client import ControlClient, DeniedError, SilentError, UnansweredError
 from agent.control.schema import StatusReport
 from agent.errors import AgentError, NotRunningError, StorageError
@@ -35,6 +35,8 @@ DURABLE_SECONDS = 0.9  # for a commit, which takes milliseconds: it hangs
 PROGRESS_SECONDS = 15.0
 GRACE_SECONDS = 2.0
 HURRY_SECONDS = 0.2  # between two SIGTERMs that are to be two
+NO_PROXY = ("NO_PROXY", "no_proxy")
+CLIENT_TOKENS = ("TURBO_TOKEN", "VERCEL_ARTIFACTS_TOKEN")
 BACKLOG = 4096  # connections; the system's own limit may be lower
 # What the supervisor of this process has set is not for another one.
 _NOT_INHERITED = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
@@ -84,16 +86,24 @@ class JobAgent:
         """Return whether it answers, at `until` on the steady clock at the latest. Raises AgentError if it never will."""
         return self._status is not None
 
-    def use_proxy(self, environ: Mapping[str, str], until: float) -> None:
-        """Add the address of the front to `variables`. Raises AgentError if clients would fare worse with it than without."""
+    def use_proxy(self, environ: Mapping[str, str], until: float, *, on_purpose: bool) -> None:
+        """Add the address of the front to `variables`. Raises AgentError if clients would fare worse with it than without.
+
+        TURBO_API in `environ` is what clients go by now. `on_purpose` says whether api.url was set at all: without either, nobody
+        has said that the server is the one that clients use.
+        """
         front = self._front(until)
         if front.address is None:
             raise AgentError(self.without_front)
         wanted = environ.get("TURBO_API", "").rstrip("/")
+        if not wanted and not on_purpose and front.url == DEFAULT_URL:
+            raise AgentError(f"api.url is not set: set it to the server that clients use, {DEFAULT_URL} for example")
         if wanted and wanted not in {front.url, f"http://{front.address}"}:
-            raise AgentError(f"the agent delivers to {front.url}, but TURBO_API names another server")
+            raise AgentError(
+                f"the agent delivers to {front.url}, but TURBO_API or turbo's configuration names another server"
+            )
         _try_as_client(front.address, environ, _up_to(until))
-        self.variables["TURBO_API"] = f"http://{front.address}"
+        self.variables.update(_without_proxy(environ, front.address), TURBO_API=f"http://{front.address}")
 
     def _front(self, until: float) -> "_Front":
         status = self._status or ControlClient(self.control, _up_to(until)).status()
@@ -378,6 +388,21 @@ def _tidy(directory: Path) -> str | None:
     return f"{amount(dropped, 'event')} dropped: {', '.join(ledger.dropped)}" if dropped else None
 
 
+def _without_proxy(environ: Mapping[str, str], address: str) -> dict[str, str]:
+    """Return NO_PROXY and no_proxy with the front's host: clients would hand what they send, the token, to a proxy.
+
+    Some read only one of them, so that each has what the other one said.
+    """
+    host = address.rpartition(":")[0].strip("[]")
+    upper, lower = (environ.get(name, "") for name in NO_PROXY)
+    values = (upper or lower, lower or upper)
+    listed = [{entry.strip() for entry in value.split(",")} for value in values]
+    return {
+        name: value if {host, "*"} & entries else f"{value},{host}".lstrip(",")
+        for name, value, entries in zip(NO_PROXY, values, listed, strict=True)
+    }
+
+
 def _up_to(until: float) -> float:
     """Return how long something may take that is to be over at `until`: not too short for an agent that is well."""
     return max(until - time.monotonic(), SHORTEST_SECONDS)
@@ -391,18 +416,24 @@ def _remove_all(directory: Path) -> None:
 
 def _try_as_client(address: str, environ: Mapping[str, str], seconds: float) -> None:
     """Send no event as the job's clients would. Raises AgentError if they would be refused."""
+    tokens = {name: environ[name] for name in CLIENT_TOKENS if environ.get(name)}
+    if not tokens:
+        raise AgentError("TURBO_TOKEN is not set, and clients of the front have to send it")
+    for name, token in tokens.items():  # which one they prefer depends on their version
+        _try_token(address, environ, seconds, name, token)
+
+
+def _try_token(address: str, environ: Mapping[str, str], seconds: float, variable: str, token: str) -> None:
     names = {"TURBO_TEAMID": "teamId", "TURBO_TEAM": "slug"}
     query = urlencode({key: environ[name] for name, key in names.items() if environ.get(name)})
-    headers = {"authorization": f"Bearer {environ.get('TURBO_TOKEN', '')}", "content-type": "application/json"}
-    if not environ.get("TURBO_TOKEN"):
-        raise AgentError("TURBO_TOKEN is not set, and clients of the front have to send it")
+    headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
     connection = http.client.HTTPConnection(address, timeout=seconds)
     try:
         connection.request("POST", f"/v8/artifacts/events?{query}", b"[]", headers)
         answer = connection.getresponse()
         body = answer.read()
         if answer.status == http.client.UNAUTHORIZED:
-            raise AgentError("TURBO_TOKEN is not the token that the agent expects of its clients")
+            raise AgentError(f"{variable} is not the token that the agent expects of its clients")
         if answer.status != http.client.OK:
             raise AgentError(f"the agent would refuse this job's events: {json.loads(body)['error']['message']}")
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:

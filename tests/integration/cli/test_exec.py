@@ -70,6 +70,7 @@ class Job:
             "ARTIFACTS_AGENT_CONFIG": str(self.config),
             "TURBO_TOKEN": TOKEN,
             "TURBO_API": api.url,
+            "XDG_CONFIG_HOME": str(directory / "nothing"),
         }
 
     def exec(
@@ -133,7 +134,7 @@ def test_a_command_uses_the_agent_that_runs_and_what_it_sent_is_delivered_when_i
     with Daemon(tmp_path / "agent", api_server.url, {**FRONT, "batch": {"max_delay": "1h"}}) as daemon:
         env = {"TURBO_TOKEN": TOKEN, "ARTIFACTS_AGENT_CONFIG": str(daemon.config)}
         code = "by_socket('a'); by_http('b'); print(os.environ['TURBO_API'], os.environ['ARTIFACTS_AGENT_SOCKET'])"
-        done = run_command("exec", *PATIENT, "--", sys.executable, "-c", SEND + code, env=env)
+        done = run_command("exec", *PATIENT, "--deadline", "1m", "--", sys.executable, "-c", SEND + code, env=env)
         assert (done.returncode, done.stderr) == (0, "")
         assert names(api_server) == Counter("ab")
         assert done.stdout.split() == [f"http://{daemon.status()['http']['listen']}", str(daemon.stream)]
@@ -143,7 +144,7 @@ def test_a_command_uses_the_agent_that_runs_and_what_it_sent_is_delivered_when_i
 NO_USE = [
     ({"TURBO_TOKEN": "another"}, "TURBO_TOKEN is not the token"),
     ({"TURBO_TOKEN": ""}, "TURBO_TOKEN is not set"),
-    ({"TURBO_API": "https://elsewhere"}, "TURBO_API names another server"),
+    ({"TURBO_API": "https://elsewhere"}, "TURBO_API or turbo's configuration names another server"),
     ({"TURBO_TEAM": "theirs"}, "delivers to another team"),
 ]
 
@@ -153,6 +154,85 @@ def test_where_the_front_would_not_do_turbo_api_is_left_as_it_is(tmp_path: Path,
         for changed, reason in NO_USE:
             assert_left_as_it_is(daemon, changed, reason)
     assert names(api_server) == Counter({"a": len(NO_USE)})
+
+
+FRONT_AND_PROXY = "print(os.environ['TURBO_API'], os.environ['NO_PROXY'], os.environ['no_proxy'])"
+
+
+def test_a_command_sends_nothing_for_the_front_through_a_proxy(job: Job) -> None:
+    proxy = {"HTTP_PROXY": "http://127.0.0.1:1", "http_proxy": "http://127.0.0.1:1"}
+    for given, upper, lower in (
+        ({}, "127.0.0.1", "127.0.0.1"),
+        ({"no_proxy": "a,b"}, "a,b,127.0.0.1", "a,b,127.0.0.1"),
+        ({"NO_PROXY": "a", "no_proxy": "b"}, "a,127.0.0.1", "b,127.0.0.1"),
+        ({"NO_PROXY": "*"}, "*", "*"),
+        ({"NO_PROXY": "x, 127.0.0.1"}, "x, 127.0.0.1", "x, 127.0.0.1"),
+    ):
+        done = job.python(f"by_http('a'); {FRONT_AND_PROXY}", env={**proxy, **given})
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.split(" ", 1)[1] == f"{upper} {lower}\n"
+
+
+def test_turbo_api_is_left_alone_unless_somebody_has_said_which_server_it_is(job: Job, api_server: ApiServer) -> None:
+    del job.env["TURBO_API"]
+    done = job.python("print(os.environ.get('TURBO_API')); by_socket('a')", "--deadline", "0s")
+    assert done.stdout == "None\n"
+    assert done.stderr.startswith(
+        "artifacts-agent: TURBO_API is left as it is: api.url is not set: set it to the server"
+    )
+
+
+@pytest.mark.parametrize("place", ["repository", "user", "turbo.json"])
+def test_a_job_delivers_to_the_server_that_turbos_own_configuration_names(
+    place: str, job: Job, api_server: ApiServer
+) -> None:
+    del job.env["TURBO_API"]
+    inside, user = job.directory / "repository" / "package", job.directory / "user"
+    inside.mkdir(parents=True)
+    path, value = {
+        "repository": (inside.parent / ".turbo" / "config.json", {"apiUrl": api_server.url}),
+        "user": (user / "turborepo" / "config.json", {"apiurl": api_server.url}),
+        "turbo.json": (inside.parent / "turbo.json", {"remoteCache": {"apiUrl": api_server.url}}),
+    }[place]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("// a comment\n" + json.dumps(value))
+    command = [
+        *COMMAND,
+        "exec",
+        *PATIENT,
+        "--",
+        sys.executable,
+        "-c",
+        SEND + "by_http('a'); print(os.environ['TURBO_API'])",
+    ]
+    env = environment(job.env | {"XDG_CONFIG_HOME": str(user)})
+    done = subprocess.run(command, cwd=inside, env=env, capture_output=True, text=True, timeout=HUNG_AFTER)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("http://127.0.0.1:")
+    assert names(api_server) == Counter("a")
+
+
+def test_turbos_configuration_is_compared_with_the_server_of_an_agent_that_runs(
+    tmp_path: Path, api_server: ApiServer
+) -> None:
+    (tmp_path / "turborepo").mkdir()
+    (tmp_path / "turborepo" / "config.json").write_text('{"apiUrl": "https://cache.example"}')
+    with Daemon(tmp_path / "agent", api_server.url, FRONT) as daemon:
+        env = {"TURBO_TOKEN": TOKEN, "ARTIFACTS_AGENT_CONFIG": str(daemon.config), "XDG_CONFIG_HOME": str(tmp_path)}
+        done = run_command("exec", *PATIENT, "--", "sh", "-c", "echo $TURBO_API", env=env)
+        assert done.stdout == "\n"
+        assert "or turbo's configuration names another server" in done.stderr
+
+
+def test_the_artifacts_token_of_vercel_is_a_token(job: Job, api_server: ApiServer) -> None:
+    job.env |= {"VERCEL_ARTIFACTS_TOKEN": TOKEN, "TURBO_TOKEN": ""}
+    done = job.python("os.environ['TURBO_TOKEN'] = os.environ['VERCEL_ARTIFACTS_TOKEN']; by_http('a')")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert names(api_server) == Counter("a")
+    job.env |= {"TURBO_TOKEN": "another"}
+    done = job.python("print(os.environ['TURBO_API'])")
+    assert "VERCEL_ARTIFACTS_TOKEN is not the token that the agent expects" in done.stderr
+    assert done.stdout == f"{api_server.url}\n"
 
 
 def test_where_there_is_no_front_turbo_api_is_left_as_it_is(tmp_path: Path, api_server: ApiServer) -> None:

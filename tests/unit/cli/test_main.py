@@ -180,3 +180,25 @@ def test_a_check_names_where_the_token_comes_from_and_never_the_token(tmp_path: 
     assert all(finding.ok for finding in findings), findings
     assert "token: from the variable TURBO_TOKEN" in [f"{finding.check}: {finding.message}" for finding in findings]
     assert "do-not-show-me" not in str(findings)
+
+
+PROXIES = [
+    ({}, True),
+    ({"https_proxy": "http://p:1"}, True),
+    ({"HTTP_PROXY": "http://p:1"}, False),
+    ({"http_proxy": "http://p:1", "NO_PROXY": "a.example"}, False),
+    ({"all_proxy": "http://p:1", "no_proxy": "a.example,127.0.0.1"}, True),
+    ({"http_proxy": "http://p:1", "NO_PROXY": "*"}, True),
+]
+
+
+@pytest.mark.parametrize(("variables", "ok"), PROXIES)
+def test_a_proxy_that_clients_of_the_front_would_use_is_a_problem(
+    variables: dict[str, str], ok: bool, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text('[http]\nlisten = "127.0.0.1:0"\n[front]\nenabled = true\n')
+    environ = {"TURBO_TOKEN": "t", "RUNTIME_DIRECTORY": str(tmp_path), "STATE_DIRECTORY": str(tmp_path)}
+    (found,) = [each for each in examine(config, environ | variables, online=False) if each.check == "proxy"]
+    assert found.ok is ok
+    assert ok or "add 127.0.0.1 to NO_PROXY" in found.message
