@@ -65,7 +65,8 @@ async def _run(load: Callable[[], Config], environ: Mapping[str, str], parent: i
             deadline = anyio.current_time() + seconds
             notifier.notify("STOPPING=1", "STATUS=Draining")
             log.info("stopping", deadline=seconds)
-            await _drain(parts.listeners, seconds)
+            with signals.reading:
+                await _drain(parts.listeners, seconds)
             with signals.patience:
                 await _drain(parts.deliveries, deadline - anyio.current_time())
             tasks.cancel_scope.cancel()

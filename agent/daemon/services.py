@@ -27,6 +27,7 @@ from agent.spools import identity
 from agent.spools.adoption import Adoption
 
 READ_OUT_SECONDS = 5.0
+HURRY_SECONDS = 0.5
 
 
 class Listener(Protocol):
@@ -45,7 +46,8 @@ class Listener(Protocol):
 class ListenerService(Service):
     """A listener. What clients had written when it is drained is read to its end, within READ_OUT_SECONDS at least.
 
-    It is bounded by the sockets' buffers, and what is not read would be lost, so that nothing cuts it short.
+    It is bounded by the sockets' buffers, and what is not read would be lost, so that even who waits no longer lets it go on for
+    HURRY_SECONDS: only requests that take longer are cut off.
     """
 
     def __init__(self, listener: Listener) -> None:
@@ -63,8 +65,13 @@ class ListenerService(Service):
 
     async def drain(self, seconds: float) -> None:
         self._reading.deadline = anyio.current_time() + max(seconds, READ_OUT_SECONDS)
-        await self.listener.close()
-        await self._ended.wait()
+        try:
+            await self.listener.close()
+            await self._ended.wait()
+        finally:
+            self._reading.deadline = min(self._reading.deadline, anyio.current_time() + HURRY_SECONDS)
+            with anyio.CancelScope(shield=True):
+                await self._ended.wait()
 
 
 class StreamService(ListenerService):

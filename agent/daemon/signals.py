@@ -10,13 +10,14 @@ import anyio.abc
 class Signals:
     """Watches SIGTERM, SIGINT and SIGHUP, and `parent`, a pipe whose other end the starter holds.
 
-    `stop` is set when the daemon is to end, and `patience` is cancelled when it is told so twice: what is not delivered then
-    stays in the queue.
+    `stop` is set when the daemon is to end. When it is told so twice, `reading` is cancelled, which is for requests, and
+    `patience`, which is for delivery: what is not delivered then stays in the queue.
     """
 
     def __init__(self, parent: int | None) -> None:
         self._parent = parent
         self.stop = anyio.Event()
+        self.reading = anyio.CancelScope()
         self.patience = anyio.CancelScope()
 
     async def watch(
@@ -29,6 +30,7 @@ class Signals:
                 if number == signal.SIGHUP:
                     reload()
                 elif self.stop.is_set():
+                    self.reading.cancel()
                     self.patience.cancel()
                 else:
                     self.stop.set()

@@ -27,7 +27,7 @@ def run(path: Path | None, job: Path | None, sockets: tuple[str, ...]) -> None:
     It accepts events on its sockets, stores them in the queue directory and delivers them to the API. Logs go to standard error.
 
     SIGTERM or SIGINT: deliver what is queued, for at most shutdown.deadline, and stop; the rest stays on disk for the next start.
-    A second one: stop at once. SIGHUP: read the configuration and the token again.
+    A second one: stop at once, also while requests are under way. SIGHUP: read the configuration and the token again.
     """
     _start_lean(os.environ)
     from agent import config

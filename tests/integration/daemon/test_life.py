@@ -142,6 +142,29 @@ def test_a_second_sigterm_hastens_the_end(tmp_path: Path) -> None:
         assert stopped["ledger"] == expected(20, queued=20)
 
 
+@pytest.mark.parametrize("times", [1, 3], ids=["a second SIGTERM", "a fourth SIGTERM"])
+def test_a_later_sigterm_ends_requests_that_are_under_way(times: int, tmp_path: Path, api_server: ApiServer) -> None:
+    api_server.routes[("GET", "/hang")] = Answer(mode="hang")
+    sections: Sections = {
+        "shutdown": {"deadline": "1h"},
+        "http": {"socket": str(tmp_path / "h")},
+        "front": {"enabled": True},
+    }
+    with Daemon(tmp_path / "d", api_server.url, {**sections, **JSON_LOG}) as daemon:
+        emit(daemon, 2)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "h"))
+            client.sendall(b"GET /hang HTTP/1.1\r\nHost: a\r\n\r\n")
+            eventually(lambda: [each.path for each in api_server.requests], lambda paths: "/hang" in paths)
+            daemon.send_lines(line() * 3)
+            daemon.signal(signal.SIGTERM)
+            wait_logged(daemon, "stopping")
+            for _ in range(times):
+                daemon.signal(signal.SIGTERM)
+            assert daemon.wait() == 0
+        assert wait_logged(daemon, "stopped")[-1]["ledger"]["accepted"] == 5
+
+
 def test_two_signals_at_once_end_it_in_order(tmp_path: Path) -> None:
     with Daemon(tmp_path / "d", NOWHERE, {"shutdown": {"deadline": "1h"}}) as daemon:
         emit(daemon, 20)
