@@ -1,4 +1,6 @@
+import { existsSync, realpathSync } from "node:fs";
 import { connect } from "node:net";
+import { fileURLToPath } from "node:url";
 
 const path = process.env.ARTIFACTS_AGENT_SOCKET ?? "/run/artifacts-agent/events.sock";
 let socket;
@@ -16,5 +18,7 @@ export function emit(event) {
   if (socket.writableLength < 1 << 20) socket.write(JSON.stringify(event) + "\n");
 }
 
-const [sessionId, event, source, hash, duration] = process.argv.slice(2);
-emit({ sessionId, source, event, hash, duration: Number(duration) });
+const [, script, sessionId, event, source, hash, duration] = process.argv;
+if (script && existsSync(script) && realpathSync(script) === fileURLToPath(import.meta.url)) {
+  emit({ sessionId, source, event, hash, duration: Number(duration) }); // it was run, not imported
+}

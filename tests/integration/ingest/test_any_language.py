@@ -107,6 +107,44 @@ def world(directory: Path) -> Iterator[World]:
         yield World(server, daemon, http)
 
 
+SHELL = '. "$CLIENT"; emit one HIT REMOTE h 5'
+NODE = (
+    "import(process.env.CLIENT).then(({emit}) => emit({sessionId: 'one', source: 'REMOTE', event: 'HIT', hash: 'h'}))"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("emit.sh", ["sh", "-c", SHELL, "sh"]),
+        ("emit-curl.sh", ["sh", "-c", SHELL, "sh"]),
+        ("emit.mjs", ["node", "-e", NODE]),
+    ],
+)
+def test_a_client_that_is_imported_emits_only_what_it_is_told_to(name: str, command: list[str], tmp_path: Path) -> None:
+    require_tool({"emit.mjs": "node", "emit.sh": "socat"}.get(name, "curl"), "apt-get install it")
+    path = tmp_path / "events"
+    env = {"PATH": os.environ["PATH"]}
+    env |= {
+        "ARTIFACTS_AGENT_SOCKET": str(path),
+        "ARTIFACTS_AGENT_HTTP_SOCKET": str(path),
+        "CLIENT": str(CLIENTS / name),
+    }
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        with subprocess.Popen([*command, "a", "b", "c", "d", "7"], env=env) as importing:
+            accepted, _ = listening.accept()
+            with accepted:
+                received = accepted.recv(65536)
+        assert importing.returncode == 0
+        assert received.count(b"sessionId") == 1
+        assert b'"sessionId":"one"' in received
+        listening.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listening.accept()
+
+
 @contextmanager
 def stopped(daemon: Daemon) -> Iterator[None]:
     """Stop the daemon as a debugger does, while the block lasts."""

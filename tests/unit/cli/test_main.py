@@ -7,6 +7,7 @@ from operator import attrgetter
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from agent import errors
 from agent.cli.checks.local import examine
@@ -202,3 +203,12 @@ def test_a_proxy_that_clients_of_the_front_would_use_is_a_problem(
     (found,) = [each for each in examine(config, environ | variables, online=False) if each.check == "proxy"]
     assert found.ok is ok
     assert ok or "add 127.0.0.1 to NO_PROXY" in found.message
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"), [("statsu", " Did you mean 'status'?"), ("flsh", " Did you mean 'flush'?"), ("xyzzy", "")]
+)
+def test_a_misspelt_command_is_told_the_nearest_one(word: str, hint: str) -> None:
+    done = CliRunner().invoke(cli, [word])
+    assert done.exit_code == 2
+    assert done.output.rstrip().endswith(f"No such command {word!r}.{hint}")
