@@ -6,6 +6,7 @@ connection to start one.
 
 import grp
 import os
+import socket
 import stat
 from collections.abc import Iterator, Mapping
 from operator import attrgetter
@@ -16,11 +17,14 @@ from agent import config
 from agent.cli.views.words import size
 from agent.config import Config
 from agent.control.client import ControlClient
-from agent.errors import AgentError, ConfigError, ListenError
+from agent.errors import AgentError, ConfigError, ListenError, NotRunningError
 from agent.ingest import sockets
+from agent.peers import peer_of
 from agent.queue.filesystem import OsFilesystem
 
 _BOUND_SOCKETS = Path("/proc/net/unix")
+_HOLDS_SOCKETS = ("running", "stopped")  # how the message about the daemon begins then
+_ELSEWHERE = "a socket of this path is open in another mount namespace, such as a container's, or its file was removed"
 _PROXY_VARIABLES = ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
 
 
@@ -87,10 +91,29 @@ def _daemon(control: Path) -> CheckResult:
     """Ask, but only a socket that somebody holds open."""
     if str(control) not in _bound_paths():
         return CheckResult("daemon", True, "not running")
+    if (pid := _stopped_listener(control)) is not None:
+        return CheckResult(
+            "daemon", False, f"stopped, pid {pid}, by a signal or a debugger: `kill -CONT {pid}` lets it go on"
+        )
     try:
         return CheckResult("daemon", True, f"running, pid {ControlClient(control).status().pid}")
     except AgentError as error:
+        if isinstance(error, NotRunningError) and not os.path.lexists(control):
+            return CheckResult("daemon", True, f"not running here: {_ELSEWHERE}")
         return CheckResult("daemon", False, str(error))
+
+
+def _stopped_listener(control: Path) -> int | None:
+    """Return the pid of the process that listens at `control` if it is stopped, so that it cannot answer."""
+    try:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.setblocking(False)
+            client.connect(str(control))
+            pid = peer_of(client).pid  # of a listening socket: who has called listen(2)
+        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+    except OSError:
+        return None
+    return pid if state in {b"T", b"t"} else None
 
 
 def _bound_paths() -> set[str]:
@@ -117,10 +140,10 @@ def _sockets(settings: Config, environ: Mapping[str, str], daemon: CheckResult) 
         else:
             problem = _socket_problem(path) or _directory_problem(path.parent, path.parent.parent, key)
             problem = problem or sockets.shared_directory(path.parent)
-            running = daemon.message.startswith("running")
+            running = daemon.message.startswith(_HOLDS_SOCKETS)
             yield CheckResult(f"{role} socket", problem is None, problem or _socket_state(path, bound, running=running))
     if settings.http.listen is not None:
-        yield _port(settings.http.listen, running=daemon.message.startswith("running"))
+        yield _port(settings.http.listen, running=daemon.message.startswith(_HOLDS_SOCKETS))
     if settings.front.enabled:
         yield CheckResult("front", True, f"forwards all other requests to {settings.api.url}")
     if settings.front.enabled and settings.http.listen is not None:
@@ -140,6 +163,8 @@ def _socket_problem(path: Path) -> str | None:
 def _socket_state(path: Path, bound: set[str], *, running: bool) -> str:
     if running:
         return str(path)
+    if str(path) in bound and not path.exists():
+        return f"{path}: not here: {_ELSEWHERE}"
     if str(path) in bound:
         return f"{path}: another process listens here: fine if it is systemd, for artifacts-agent.socket"
     return f"{path}: left by a daemon that has ended; the next one replaces it" if path.exists() else str(path)

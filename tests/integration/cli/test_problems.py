@@ -4,6 +4,7 @@ import grp
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 from collections.abc import Mapping
@@ -146,6 +147,38 @@ def test_a_check_tells_a_stale_socket_from_one_that_is_held_open(tmp_path: Path)
     assert done.returncode == 0
     assert f"stream socket: {daemon.stream}: left by a daemon that has ended; the next one replaces it" in done.stdout
     assert f"datagram socket: {daemon.datagram}: another process listens here" in done.stdout
+
+
+def test_a_check_tells_a_daemon_that_is_stopped_from_another_process(tmp_path: Path, api_server: ApiServer) -> None:
+    with Daemon(tmp_path, api_server.url) as daemon:
+        daemon.signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, daemon.pid, os.WSTOPPED | os.WNOWAIT)
+        done = run_command("check", "--config", daemon.config)
+        daemon.signal(signal.SIGCONT)
+        advice = f"`kill -CONT {daemon.pid}` lets it go on"
+        assert (
+            f"problem  daemon: stopped, pid {daemon.pid}, by a signal or a debugger: {advice}"
+            in done.stdout.splitlines()
+        )
+        assert "another process" not in done.stdout
+        assert done.returncode == 1
+
+
+def test_a_check_tells_a_daemon_in_another_mount_namespace_from_another_process(tmp_path: Path) -> None:
+    """As it is seen from here: its sockets are open, and their files are not here."""
+    daemon = Daemon(tmp_path, "http://127.0.0.1:9")
+    with socket.socket(socket.AF_UNIX) as control, socket.socket(socket.AF_UNIX) as stream:
+        for each, path in ((control, daemon.control), (stream, daemon.stream)):
+            each.bind(str(path))
+            each.listen()
+            path.unlink()
+        done = run_command("check", "--config", daemon.config)
+    elsewhere = (
+        "a socket of this path is open in another mount namespace, such as a container's, or its file was removed"
+    )
+    assert f"ok       daemon: not running here: {elsewhere}" in done.stdout.splitlines()
+    assert f"ok       stream socket: {daemon.stream}: not here: {elsewhere}" in done.stdout.splitlines()
+    assert done.returncode == 0
 
 
 def test_a_check_of_a_wrong_configuration_names_each_mistake(tmp_path: Path) -> None:
