@@ -77,8 +77,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.way", description=main.__doc__)
     parser.add_argument("trees", nargs="*", type=Path, default=[ROOT], help="where agent/ is")
     table = Table("", "events", "functions", "modules", "calls", "trips to a thread", box=None)
-    for tree in parser.parse_args().trees:
-        for size, figures in measure(tree.resolve()).items():
+    for tree in [each.resolve() for each in parser.parse_args().trees]:  # before `measure` changes the directory
+        for size, figures in measure(tree).items():
             table.add_row(str(tree), f"{size:,}", *(f"{each:,}" for each in figures.values()))
     Console().print(table)
     return 0
