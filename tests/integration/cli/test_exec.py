@@ -23,6 +23,7 @@ from tests.support.accounts import ledger, ledger_of, received
 from tests.support.api_server import Answer, ApiServer, error
 from tests.support.command import COMMAND, environment, run_command
 from tests.support.daemon import TOKEN, Daemon, Sections
+from tests.support.tools import require_root
 from tests.support.waiting import HUNG_AFTER, eventually
 
 PATIENT = ("--start-deadline", "60s")  # the machine may be busy
@@ -291,9 +292,9 @@ print("asked", flush=True)
 """
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user: run as root")
 def test_a_port_that_another_user_has_taken_is_given_no_token(api_server: ApiServer) -> None:
     """The agent of the machine is another user's, was killed, and somebody else listens on its port."""
+    require_root()  # to become another user
     open_to_all: Sections = {**FRONT, "listen": {"mode": "0666"}}
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:
         Path(directory).chmod(0o755)
