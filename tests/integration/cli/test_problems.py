@@ -78,7 +78,7 @@ def test_a_file_in_the_queues_place_is_left_alone(tmp_path: Path) -> None:
     [
         ("batch", {"max_event": 5}, r"batch\.max_event: unknown key; the nearest is batch\.max_events"),
         ("api", {"token_file": "."}, r"cannot read the token file: Is a directory"),
-        ("api", {"token_file": "absent"}, r"absent: cannot read the token file: No such file"),
+        ("api", {"token_file": "absent"}, r"cannot read the token file: No such file"),
         ("api", {"url": "ftp://example.org"}, r"api\.url = 'ftp://example\.org': should have a scheme and a host"),
         ("api", {"url": "http://example.org"}, r"should be https"),
         ("listen", {"control": "x" * 200}, r"listen\.control = .* a socket's path may have 107"),
