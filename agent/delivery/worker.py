@@ -45,9 +45,8 @@ class Worker:
         self._turn = anyio.Lock(fast_acquire=True)  # whoever has it decides what begins next
         self._in_flight = 0
         self._stopping = False
-        self._stale = (
-            False  # what the backlog holds in memory may have been settled meanwhile, or is formed for old settings
-        )
+        # Whether what the backlog holds in memory may have been settled meanwhile, or is formed for old settings.
+        self._stale = False
         self._retired: list[Transport] = []
         self._flushing: list[Barrier] = []
         self._suspects = Suspects()
