@@ -132,14 +132,14 @@ class _Preparation(threading.Thread):
     def _find_agent(self) -> None:
         from agent import config
         from agent.cli.job import agent as job_agent
-        from agent.cli.job import turbo
+        from agent.cli.job import started, turbo
 
         found, environ = find_config(self._path), turbo.with_api_url(os.environ, Path.cwd())
         settings = config.load(found, with_runtime_directory(environ, os.geteuid()))
         agent = job_agent.find(settings, self._until)
         if agent is None and self._too_late:
             return
-        self._agent = agent = agent or job_agent.start(settings, found and found.absolute(), environ)
+        self._agent = agent = agent or started.start(settings, found and found.absolute(), environ)
         if agent.wait_until_ready(self._until):
             try:
                 agent.use_proxy(environ, self._until, on_purpose="url" in settings.api.model_fields_set)

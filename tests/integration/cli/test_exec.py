@@ -255,7 +255,7 @@ def assert_left_as_it_is(daemon: Daemon, changed: Mapping[str, str], reason: str
 AS_GUEST = """
 import encodings.idna, encodings.utf_8_sig, http.client, json, os, sys
 from agent import config
-from agent.cli.job import agent, command
+from agent.cli.job import agent, command, started, turbo
 from agent.cli.commands import exec
 from agent.cli.main import main
 os.geteuid() or os.setuid(65534)
