@@ -210,7 +210,7 @@ def cut_lines(text: bytes, size: int) -> Iterator[bytes]:
         start = end
 
 
-may_hold_items = re.compile(rb"(?:\A|\n)\s*[\[{]").search
+may_hold_items = re.compile(rb"(?:\A|\n)[ \t\r\v\f]*+[\[{]").search  # linear, whatever a peer sends
 """Tells whether any line of a text begins as an event, an array or a context line does: no other line can be valid."""
 
 

@@ -23,6 +23,7 @@ from agent.events import (
     decode_lines,
     decode_messages,
     encode_events,
+    may_hold_items,
     split_lines,
     to_json_array,
 )
@@ -636,3 +637,13 @@ def test_messages_give_a_block_for_each_context_and_what_takes_more_is_named(
     messages: list[bytes], blocks: list[Block], others: list[int]
 ) -> None:
     assert decode_messages(messages) == (blocks, others)
+
+
+@pytest.mark.parametrize("text", [b"{", b"[", b" \t{", b"a\n\n \r[", b"a\r\n\v\f{"])
+def test_a_text_with_a_line_that_may_be_valid_is_known(text: bytes) -> None:
+    assert may_hold_items(text)
+
+
+@pytest.mark.parametrize("text", [b"", b"a{\nb[", b"\n" * 2_000_000, b" " * 2_000_000, b"\n " * 1_000_000])
+def test_a_text_without_one_is_known_in_one_pass(text: bytes) -> None:
+    assert not may_hold_items(text)
