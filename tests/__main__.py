@@ -21,7 +21,6 @@ PURE = [
     "agent/delivery/batch_size.py",
     "agent/delivery/batching.py",
     "agent/delivery/policy.py",
-    "agent/delivery/sessions.py",
     "agent/delivery/transport.py",
 ]
 _PURE = ",".join(PURE)

@@ -185,6 +185,11 @@ class QueueConfig(_Section):
     sync: Literal["commit", "interval", "off"] = "commit"
 
 
+class HistoryConfig(_Section):
+    max_bytes: Size = Field(default=parse_size("64MiB"), ge=0)
+    max_age: Duration = Field(default=parse_duration("30d"), ge=0)
+
+
 class BatchConfig(_Section):
     max_events: Count = Field(default=1000, ge=1, le=100_000)
     max_bytes: Size = Field(default=parse_size("960KiB"), ge=1024)
@@ -225,6 +230,7 @@ class Config(_Section):
     http: HttpConfig = HttpConfig()
     front: FrontConfig = FrontConfig()
     queue: QueueConfig
+    history: HistoryConfig = HistoryConfig()
     batch: BatchConfig = BatchConfig()
     retry: RetryConfig = RetryConfig()
     pause: PauseConfig = PauseConfig()
@@ -249,7 +255,9 @@ class Config(_Section):
 SECTIONS: Final[Mapping[str, type[BaseModel]]] = {name: get_type_hints(Config)[name] for name in Config.model_fields}
 KEYS: Final = tuple(f"{section}.{key}" for section, model in SECTIONS.items() for key in model.model_fields)
 # Sockets are bound once, and the queue is opened once.
-RESTART_KEYS: Final = frozenset(key for key in KEYS if key.startswith(("listen.", "http.", "front.", "queue.")))
+RESTART_KEYS: Final = frozenset(
+    key for key in KEYS if key.startswith(("listen.", "http.", "front.", "queue.", "history."))
+)
 
 
 def differences(old: Config, new: Config) -> list[str]:

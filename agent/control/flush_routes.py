@@ -1,8 +1,8 @@
 """`POST /flush?deadline=SECONDS&session=ID&until=durable|stalled`: what it is about, how long it waits, and what it reports.
 
 The answer is a `FlushReport` with 200 when all that had been written before the call has left the queue, with 504 if the deadline
-passed first. It is of every event accepted before the call, since the queue began; with a session, of its events that are queued
-at the call, and of those that this daemon has delivered or dead-lettered.
+passed first. It is of every event accepted before the call, since the queue began; with a session, of its events that the queue
+and its history hold.
 
 It comes as soon as nothing can be delivered before the deadline: while nothing is under way, and delivery is paused or backs off
 beyond it. `until=stalled` does not wait for an end of that at all, nor longer than STALLED_SECONDS without an event that leaves

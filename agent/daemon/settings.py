@@ -42,6 +42,8 @@ def limits_of(config: Config) -> Limits:
         overflow=queue.overflow,
         min_free_bytes=queue.min_free_bytes,
         sync=queue.sync,
+        history_bytes=config.history.max_bytes,
+        history_age=config.history.max_age,
     )
 
 

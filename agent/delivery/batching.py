@@ -1,6 +1,6 @@
 """Batches: events of one context, closed by count, bytes or age."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -62,14 +62,6 @@ class Batch:
     def size(self) -> Size:
         """How large its request is."""
         return Size(self.event_count, len(self.lines) + events.ARRAY_OVERHEAD)
-
-    def lines_in(self, parts: Sequence[Span]) -> bytes:
-        """Return the lines of those of its events whose numbers are in `parts`: as a rule, all of them."""
-        if tuple(parts) == self.spans:
-            return self.lines
-        numbers = (number for span in self.spans for number in range(span.start, span.stop))
-        lines = zip(numbers, self.lines.split(b"\n"), strict=False)
-        return b"".join(line + b"\n" for number, line in lines if any(start <= number < stop for start, stop in parts))
 
     def split(self, refused: str | None = None) -> tuple["Batch", "Batch"]:
         """Return two halves of a batch of at least two events; `refused` says why, if it was refused."""

@@ -18,7 +18,6 @@ import structlog
 from agent.delivery.batch_size import Size
 from agent.delivery.batching import Batch, Batcher, BatchOptions, Piece
 from agent.delivery.sampling import find_sample
-from agent.delivery.sessions import Sessions
 from agent.delivery.transport import Verdict
 from agent.errors import StorageError
 from agent.events import decode_events, encode_events, split_lines
@@ -62,7 +61,7 @@ class _Read(NamedTuple):
 
 
 class DiskBacklog:
-    """The events of one queue that wait; see `agent.delivery.backlog.Backlog`. `sessions` knows whose events left it."""
+    """The events of one queue that wait; see `agent.delivery.backlog.Backlog`."""
 
     def __init__(
         self,
@@ -92,7 +91,6 @@ class DiskBacklog:
         self._dead_letter_error: str | None = None
         self._dead_letter_lock = anyio.Lock()
         self.changed = Broadcast()
-        self.sessions = Sessions()
 
     def reconfigure(self, options: BatchOptions) -> None:
         """Form batches so from the next `rewind` on."""
@@ -210,10 +208,7 @@ class DiskBacklog:
 
     async def settle(self, batch: Batch, outcome: Outcome) -> None:
         """See `Backlog`. A disk that refuses the checkpoint holds delivery up: a crash would repeat too much."""
-        cursor = self._store.cursor
-        fresh = [part for span in batch.spans for part in cursor.unsettled(span)]
-        if count := cursor.settle(fresh, outcome):
-            self.sessions.count(batch.lines_in(fresh), count, outcome)
+        self._store.cursor.settle(batch.spans, outcome)
         while (await self._committer.request().wait()).checkpoint_error is not None:  # noqa: ASYNC110 - a retry, not a poll
             await anyio.sleep(STORAGE_RETRY_SECONDS)
         self._taken.pop(batch.spans[0].start, None)

@@ -26,7 +26,7 @@ from agent.queue.grouping import Submitted, entries_of
 from agent.queue.ownership import Exclusive
 from agent.queue.reader import oldest_enqueued_at
 from agent.queue.search import Search
-from agent.queue.snapshot import snapshot_of
+from agent.queue.snapshot import LogSnapshot, snapshot_of
 from agent.queue.store import Committed, Limits, Store
 from agent.queue.writer import Writer
 from agent.runtime import Runtime
@@ -213,9 +213,8 @@ class Pipeline:
 
         They are known when the search that this gives has been performed, by `search`.
         """
-        cursor, start = self.store.cursor, session_prefix(session)
-        settled = self._backlog.sessions.of(start)
-        search = Search(SessionBarrier(cursor, settled), start, snapshot_of(self.fs, self.store))
+        cursor, barrier = self.store.cursor, SessionBarrier(self.store.cursor)
+        search = Search(barrier, session_prefix(session), snapshot_of(self.fs, self.store), self.store.undelivered)
         self.store.readers.add(search)
         try:
             with _watching(cursor, search.barrier):
@@ -224,13 +223,17 @@ class Pipeline:
             self.store.readers.discard(search)
 
     async def search(self, search: Search) -> None:
-        """Find the session's events in the queue. Raises StorageError for a shortage."""
-        for index in range(len(search.queue.log.view.segments)):
-            await self._runtime.run_blocking(partial(search.look_into, index))
-        search.end()
+        """Find the session's events in the queue and its history. Raises StorageError for a shortage."""
+        await self._look_through(search, search.queue.log)
+        await self._look_through(search, await self._runtime.run_blocking(search.history))
+        await self._runtime.run_blocking(search.end)
         self.store.readers.discard(search)
         self._committer.request()  # what had to stay for the search can go
         self._backlog.changed.notify_all()
+
+    async def _look_through(self, search: Search, log: LogSnapshot) -> None:
+        for index in range(len(log.view.segments)):
+            await self._runtime.run_blocking(partial(search.look_into, log, index))
 
     async def passed(self, barrier: Barrier, latest: Callable[[], float]) -> None:
         """Return when what a barrier follows has left the queue, or when nothing of it can be sent up to a time.
@@ -306,7 +309,7 @@ class Pipeline:
             try:
                 await self.dead_letters.run(DeadLetters.close)
             finally:
-                await self.writer.run(partial(Writer.close, checkpoint=self.store.cursor.state()))
+                await self.writer.run(partial(Writer.close, plan=self.store.checkpoint()))
 
     async def _keep_house(self) -> None:
         """Let expired events go even when nothing else happens."""

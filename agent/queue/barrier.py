@@ -26,7 +26,7 @@ class FlushReport(msgspec.Struct, frozen=True):
         """Return what a ledger says of all events."""
         return cls(ledger.delivered, ledger.queued, ledger.dead_lettered, dict(ledger.dropped))
 
-    def settled(self, counts: Mapping[Outcome, int]) -> "FlushReport":
+    def settled(self, counts: Mapping[str, int]) -> "FlushReport":
         """Return the report after some of the queued events have come to these ends."""
         dropped = dict(self.dropped)
         for outcome, count in counts.items():
@@ -88,7 +88,7 @@ class WholeBarrier:
         """Fix which events those are; the cursor is to tell `settled` from now on."""
         self.stop = cursor.next_seq
         self._before = FlushReport.of(cursor.ledger())
-        self._counts: dict[Outcome, int] = {}
+        self._counts: dict[str, int] = {}
 
     def settled(self, spans: Sequence[Span], outcome: Outcome) -> None:
         """Count what of `spans`, which nothing had settled before, lies below the barrier."""
@@ -152,22 +152,23 @@ class Numbers:
 
 
 class SessionBarrier:
-    """What becomes of the events of one session, as far as they are known: those that left the queue before it (`before`), and
-    those that are queued now, which somebody finds out while they may already be leaving.
+    """What becomes of the events of one session, as far as they are found: those that left the queue before it, and those that
+    are queued now, which somebody finds out while they may already be leaving.
     """
 
-    def __init__(self, cursor: Cursor, before: Mapping[Outcome, int]) -> None:
+    def __init__(self, cursor: Cursor) -> None:
         """Fix the moment; the cursor is to tell `settled` from now on."""
         self.stop = cursor.next_seq
-        self._before = FlushReport(queued=sum(before.values())).settled(before)
+        self._before = FlushReport()
         self._settled: dict[Outcome, Numbers] = {}
         self._queued: Numbers | None = None
         self._count = 0
-        self._counts: dict[Outcome, int] = {}
+        self._counts: dict[str, int] = {}
 
-    def find(self, queued: Numbers) -> None:
-        """Take the numbers below `stop` of the session's events that were queued at that moment."""
+    def find(self, queued: Numbers, before: Mapping[str, int]) -> None:
+        """Take which of the session's events were queued at that moment, and what had become of the others, by outcome."""
         self._queued, self._count = queued, len(queued)
+        self._before = FlushReport(queued=sum(before.values())).settled(before)
         self._counts = {outcome: numbers.common(queued) for outcome, numbers in self._settled.items()}
         self._settled.clear()
 

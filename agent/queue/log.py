@@ -13,7 +13,7 @@ Invariants
 import contextlib
 import errno
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
@@ -81,6 +81,7 @@ class Log:
         segment_seconds: float,
         durable: bool,
         view: LogView,
+        dispose: Callable[[Path, Segment], None] | None = None,
     ) -> None:
         """Use `recover` instead: it finds out what `view` is."""
         self._fs = fs
@@ -88,6 +89,7 @@ class Log:
         self._segment_bytes = segment_bytes
         self._segment_seconds = segment_seconds
         self._durable = durable
+        self._dispose = dispose or (lambda path, _: fs.unlink(path))
         self._active: File | None = None
         self.view = view
 
@@ -102,10 +104,12 @@ class Log:
         segment_seconds: float = float("inf"),
         durable: bool = True,
         next_seq: int = 1,
+        dispose: Callable[[Path, Segment], None] | None = None,
     ) -> Self:
         """Open the log, creating its directory; `next_seq` is what the cursor remembers.
 
-        A segment takes items up to `segment_bytes`, and for `segment_seconds` by whatever the clock says.
+        A segment takes items up to `segment_bytes`, and for `segment_seconds` by whatever the clock says. `dispose` puts a
+        segment that is to be deleted elsewhere, or deletes it; it may raise OSError.
 
         Reads every segment's header and the last segment's frames, so the time does not grow with the backlog. A torn
         tail is cut off. New items always go to a new segment. Raises StorageError if the directory cannot be used at
@@ -129,7 +133,13 @@ class Log:
             raise StorageError(f"{directory}: the queue directory cannot be used: {error.strerror or error}") from error
         view = LogView(tuple(segments), next_seq)
         return cls(
-            fs, directory, segment_bytes=segment_bytes, segment_seconds=segment_seconds, durable=durable, view=view
+            fs,
+            directory,
+            segment_bytes=segment_bytes,
+            segment_seconds=segment_seconds,
+            durable=durable,
+            view=view,
+            dispose=dispose,
         )
 
     def path(self, first_seq: int) -> Path:
@@ -184,7 +194,7 @@ class Log:
             return 0
         try:
             for old in self.view.segments[:count]:
-                self._fs.unlink(self.path(old.first_seq))
+                self._dispose(self.path(old.first_seq), old)
             self._fs.sync_directory(self._directory)
         except OSError as error:
             raise StorageError(f"{self._directory}: cannot delete old segments: {error.strerror or error}") from error

@@ -3,6 +3,7 @@
 A commit goes through `plan`, then `Writer.commit` in a thread, then `apply`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from agent.queue.log import Entry, LogView
 from agent.queue.ownership import OneThread
 from agent.queue.reader import Reader
 from agent.queue.segment import Segment
+from agent.queue.undelivered import Undelivered, UndeliveredLog
 
 # A segment takes events for this part of their greatest age, so that what it holds can expire together, soon enough.
 SEGMENTS_PER_AGE = 24
@@ -24,7 +26,8 @@ SEGMENTS_PER_AGE = 24
 class Limits:
     """What bounds a queue: sizes in bytes, ages in seconds.
 
-    `sync` says when what is written becomes durable: at each commit, at each `Writer.sync`, or when the system likes.
+    `sync` says when what is written becomes durable: at each commit, at each `Writer.sync`, or when the system likes. Settled
+    segments are kept up to `history_bytes`, and for `history_age`.
     """
 
     segment_bytes: int = 8 * 1024**2
@@ -33,13 +36,16 @@ class Limits:
     overflow: Literal["drop-oldest", "drop-newest"] = "drop-oldest"
     min_free_bytes: int = 0
     sync: Literal["commit", "interval", "off"] = "commit"
+    history_bytes: int = 0
+    history_age: float = math.inf
 
 
 class Plan(NamedTuple):
     """What a commit is to write: the cursor's checkpoint, and the entries unless `refused` says why not.
 
-    `new` of their events come from clients, `retried` from dead letters. With `keep_segments` no segment is deleted: somebody
-    reads them. With `reclaim` all that is settled is deleted, even the last segment.
+    `new` of their events come from clients, `retried` from dead letters. `undelivered` is what the checkpoint has settled and not
+    delivered, as far as no commit has written it yet. With `keep_segments` no segment is deleted: somebody reads them. With
+    `reclaim` all that is settled is deleted, even the last segment.
     """
 
     entries: Sequence[Entry]
@@ -47,6 +53,7 @@ class Plan(NamedTuple):
     retried: int
     checkpoint: CursorState
     refused: Outcome | None = None
+    undelivered: Sequence[Undelivered] = ()
     keep_segments: bool = False
     reclaim: bool = False
 
@@ -54,8 +61,8 @@ class Plan(NamedTuple):
 class Committed(NamedTuple):
     """What became of a plan: the log after it, why its entries were refused, and what the disk refused otherwise.
 
-    A refused append lost its entries; a failed checkpoint or deletion is tried again. `append_error` says why events cannot be
-    kept now, even if there were none in the plan.
+    A refused append lost its entries; a failed checkpoint or deletion is tried again, and so is writing what was not delivered.
+    `append_error` says why events cannot be kept now, even if there were none in the plan.
     """
 
     view: LogView
@@ -63,6 +70,7 @@ class Committed(NamedTuple):
     append_error: str | None = None
     checkpoint_error: str | None = None
     delete_error: str | None = None
+    undelivered_error: str | None = None
 
 
 class Recovered(NamedTuple):
@@ -93,6 +101,8 @@ class Store(OneThread):
         self._limits = limits
         self._view = recovered.view
         self._cursor = Cursor.from_state(recovered.checkpoint)
+        self._undelivered = UndeliveredLog()
+        self._cursor.watchers.append(self._undelivered)
         self.directory = directory
         self.first_own_seq = recovered.view.next_seq
         self.readers: set[object] = set()
@@ -108,6 +118,12 @@ class Store(OneThread):
         """What the log holds; replaced by each commit, never changed."""
         self.check()
         return self._view
+
+    @property
+    def undelivered(self) -> tuple[Undelivered, ...]:
+        """What was settled otherwise than delivered, as far as no commit has written it yet."""
+        self.check()
+        return tuple(self._undelivered.pending)
 
     def plan(self, entries: Sequence[Entry], now: float, *, reclaim: bool = False) -> Plan:
         """Settle what is too old or must make room for `entries`, and say what the next commit has to write."""
@@ -131,13 +147,20 @@ class Store(OneThread):
                 retried += entry.item_count
             else:
                 new += entry.item_count
-        return Plan(entries, new, retried, cursor.state(), refused, bool(self.readers), reclaim)
+        return Plan(entries, new, retried, cursor.state(), refused, self.undelivered, bool(self.readers), reclaim)
+
+    def checkpoint(self, *, reclaim: bool = False) -> Plan:
+        """Say what a commit has to write that settles nothing by itself."""
+        self.check()
+        return Plan((), 0, 0, self._cursor.state(), undelivered=self.undelivered, reclaim=reclaim)
 
     def apply(self, plan: Plan, committed: Committed) -> None:
         """Take over what became of a plan: what is queued now, and the counts that its checkpoint on the disk has already."""
         self.check()
         cursor = self._cursor
         self._view = committed.view
+        if committed.undelivered_error is None:
+            del self._undelivered.pending[: len(plan.undelivered)]
         cursor.next_seq = committed.view.next_seq
         if committed.refused is None:
             cursor.retried += plan.retried

@@ -4,18 +4,23 @@ data, then acknowledgement · log, then cursor · delivered, then durable cursor
 """
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from agent.errors import StorageError
 from agent.queue import segment
-from agent.queue.cursor import SLOTS, CursorState, Outcome, Pause
+from agent.queue.cursor import SLOTS, Cursor, CursorState, Outcome, Pause
 from agent.queue.cursor_file import CursorFile, read_slots
 from agent.queue.filesystem import Filesystem, remove_unfinished
+from agent.queue.history import DIRECTORY as HISTORY
+from agent.queue.history import History
 from agent.queue.log import AppendError, Log
 from agent.queue.ownership import OneThreadAtATime, entry
 from agent.queue.quarantine import DIRECTORY, Copies, DamagedBytes, Quarantine
 from agent.queue.store import SEGMENTS_PER_AGE, Committed, Limits, Plan, Recovered, recovered_cursor
+from agent.queue.undelivered import FILE_NAME as UNDELIVERED
+from agent.queue.undelivered import UndeliveredFile
 
 
 class _Failure(NamedTuple):
@@ -41,6 +46,7 @@ class Writer(OneThreadAtATime):
         self._failing = False
         self._quarantine = Quarantine(fs, directory / DIRECTORY)
         self._cursor_file = CursorFile(fs, directory / "cursor")
+        self._history = History(fs, directory / HISTORY, max_bytes=limits.history_bytes, max_age=limits.history_age)
         checkpoint = self._cursor_file.recovered
         try:
             self._log = Log.recover(
@@ -51,11 +57,13 @@ class Writer(OneThreadAtATime):
                 segment_seconds=limits.max_age / SEGMENTS_PER_AGE,
                 durable=limits.sync == "commit",
                 next_seq=checkpoint.next_seq if checkpoint else 1,
+                dispose=self._history.take,
             )
         except StorageError:
             self._cursor_file.close()
             raise
         self._written = recovered_cursor(checkpoint, self._log.view).state()
+        self._undelivered = self._open_undelivered()
         self._durable_pause = self._written.pause
         self.recovered = Recovered(self._log.view, self._written)
 
@@ -68,6 +76,7 @@ class Writer(OneThreadAtATime):
     def commit(self, plan: Plan, now: float) -> Committed:
         """Write and sync what `plan` says; what a full or broken disk refuses is reported, never raised."""
         checkpoint, checkpoint_error, delete_error = plan.checkpoint, None, None
+        undelivered_error = self._note_undelivered(plan)
         keep = plan.keep_segments and self._shortage() is None
         deletable = 0 if keep else segment.deletable(self._log.view.segments, checkpoint.position)
         if deletable or not plan.entries:
@@ -81,7 +90,9 @@ class Writer(OneThreadAtATime):
             checkpoint_error = checkpoint_error or self._sync_pause(checkpoint.pause)
         if plan.reclaim and not keep and checkpoint_error is None:
             delete_error = delete_error or self._reclaim(checkpoint.position, now)
-        return Committed(self._log.view, refused, append_error, checkpoint_error, delete_error)
+        if self._history.prune(now, self._limits.max_bytes - self._log.view.size) or deletable:
+            self._undelivered.forget_before(self._oldest)
+        return Committed(self._log.view, refused, append_error, checkpoint_error, delete_error, undelivered_error)
 
     @entry
     def refresh(self) -> None:
@@ -119,24 +130,35 @@ class Writer(OneThreadAtATime):
         return read_slots(self._fs, self._directory / "cursor")
 
     @entry
-    def close(self, checkpoint: CursorState) -> None:
-        """Make everything durable, this last checkpoint too, and close the files. Raises StorageError."""
+    def close(self, plan: Plan) -> None:
+        """Make everything durable, this last plan's checkpoint too, and close the files. Raises StorageError."""
+        self._note_undelivered(plan)
+        self._undelivered.close()
         try:
             try:
                 self._log.seal()
             finally:
-                self._cursor_file.write(checkpoint)
+                self._cursor_file.write(plan.checkpoint)
                 self._cursor_file.sync()
         finally:
             self._cursor_file.close()
+
+    def _open_undelivered(self) -> UndeliveredFile:
+        path, settled = self._directory / UNDELIVERED, Cursor.from_state(self._written)
+        try:
+            return UndeliveredFile(self._fs, path, settled, durable=self._limits.sync == "commit")
+        except OSError as error:
+            self._cursor_file.close()
+            raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
 
     def _append(self, plan: Plan, now: float) -> tuple[Outcome | None, str | None]:
         """Append the plan's entries; return why they were refused, and what is wrong with the disk, entries or not."""
         if plan.refused is not None:
             return plan.refused, None
         failure = self._try_to_append(plan, now)
-        if failure is not None and failure.reason is Outcome.DISK_FULL and self._make_room(plan.checkpoint):
-            failure = self._try_to_append(plan, now)
+        for make_room in (self._clear_history, partial(self._make_room, plan.checkpoint)):
+            if failure is not None and failure.reason is Outcome.DISK_FULL and make_room():
+                failure = self._try_to_append(plan, now)
         if failure is None:
             return None, None
         return failure.reason if plan.entries else None, failure.error
@@ -155,6 +177,10 @@ class Writer(OneThreadAtATime):
             return _Failure(Outcome.DISK_FULL if error.full else Outcome.DISK_ERROR, str(error))
         self._failing = False
         return None
+
+    def _clear_history(self) -> bool:
+        """Delete all that is kept of what is settled: it must never cost an event."""
+        return self._history.prune(0.0, 0)
 
     def _make_room(self, state: CursorState) -> bool:
         """Cut the last segment back to its header if all in it is settled: it stays, and may be all that fits."""
@@ -177,6 +203,20 @@ class Writer(OneThreadAtATime):
             return None
         too_little = free < max(least, 1)
         return f"{self._directory}: {free} bytes are free, queue.min_free_bytes is {least}" if too_little else None
+
+    @property
+    def _oldest(self) -> int:
+        """The number of the oldest event that is on the disk, or of the next one."""
+        view = self._log.view
+        return self._history.oldest or (view.segments[0].first_seq if view.segments else view.next_seq)
+
+    def _note_undelivered(self, plan: Plan) -> str | None:
+        """Write what was not delivered, before the checkpoint that settles it; return why that is not possible now."""
+        try:
+            self._undelivered.append(plan.undelivered)
+        except OSError as error:
+            return f"{self._directory / UNDELIVERED}: {error.strerror or error}"
+        return None
 
     def _write_checkpoint(self, state: CursorState) -> str | None:
         try:

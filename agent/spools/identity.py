@@ -33,9 +33,11 @@ LOG = "agent.log"  # of an agent that `exec` started
 _IDENTITY = "identity.json"
 _SETTLED = "settled.json"
 _ADOPTED = "adopted.ndjson"
-_BELOW = ("segments", "quarantine", "dead-letters", "dead-letters/quarantine")
+_BELOW = ("segments", "history", "quarantine", "dead-letters", "dead-letters/quarantine")
 _PARTS = (Path(), Path(DESTINATION), *(Path(DESTINATION, name) for name in _BELOW))  # each after the one that it is in
-_FILES = frozenset(map(Path, [LOCK, LOG, _IDENTITY, _SETTLED, _ADOPTED, "default/cursor"]))
+_FILES = frozenset(
+    map(Path, [LOCK, LOG, _IDENTITY, _SETTLED, _ADOPTED, "default/cursor", "default/undelivered.ndjson"])
+)
 _MAX_JSON_BYTES = 64 * 1024
 _MAX_LIST_BYTES = 64 * 1024 * 1024
 MAX_LINES = 4000  # from here on the older half of an agent's list is folded into one line
@@ -260,7 +262,9 @@ def _goes(fs: Filesystem, directory: Path, path: Path) -> bool:
     """Tell whether what stands there is of no use once the spool is settled; damaged bytes and others' files are."""
     if fs.is_directory(directory / path):
         return path in _PARTS
-    is_segment = path.parent.name in {"segments", "dead-letters"} and segment.parse_name(path.name) is not None
+    is_segment = (
+        path.parent.name in {"segments", "history", "dead-letters"} and segment.parse_name(path.name) is not None
+    )
     return is_segment or path in _FILES or path.suffix == UNFINISHED
 
 

@@ -47,7 +47,7 @@ class OpenQueue:
 
     def close(self) -> None:
         """End in order. Raises StorageError."""
-        self.writer.close(self.cursor.state())
+        self.writer.close(self.store.checkpoint())
 
 
 def read_all(

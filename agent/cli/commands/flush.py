@@ -68,8 +68,7 @@ def flush(path: Path | None, deadline: float, session: str | None, as_json: bool
     before the call, since the queue began: {"delivered": N, "queued": N, "dead_lettered": N, "dropped": {REASON: N}}. Events that
     are accepted later are not counted.
 
-    With --session, the counts are of that session: its events that were queued at the call, and those delivered or dead-lettered
-    since the daemon started. The daemon remembers the 4,096 latest sessions, and not what was dropped of them before the call.
+    With --session, the counts are of that session, as far as the queue and its history (history.max_bytes) hold its events.
 
     \b
     Exit codes:

@@ -18,11 +18,12 @@ from agent.queue.quarantine import DamagedBytes
 from agent.queue.record import Frame, record_in
 from agent.queue.segment import Gap
 from agent.queue.snapshot import Contents, LogSnapshot, QueueSnapshot
+from agent.queue.undelivered import FILE_NAME as UNDELIVERED
 
 REPAIR = "artifacts-agent queue repair"
-DIRECTORIES = ("", "segments", "quarantine", "dead-letters", "dead-letters/quarantine")
+DIRECTORIES = ("", "segments", "history", "quarantine", "dead-letters", "dead-letters/quarantine")
 _COPY = ".bin"
-_KNOWN_FILES = {"cursor", "cursor.unreadable"}
+_KNOWN_FILES = {"cursor", "cursor.unreadable", UNDELIVERED}
 
 
 class Finding(msgspec.Struct, frozen=True):

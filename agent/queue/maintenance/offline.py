@@ -40,7 +40,7 @@ class OfflineQueue:
 
     async def checkpoint(self, *, reclaim: bool = False) -> Committed:
         """Write what the cursor says, and with `reclaim` delete all that is settled. Raises StorageError if it is not written."""
-        committed = self._commit(Plan((), 0, 0, self.store.cursor.state(), reclaim=reclaim), self.wall_clock())
+        committed = self._commit(self.store.checkpoint(reclaim=reclaim), self.wall_clock())
         if committed.checkpoint_error is not None:
             raise StorageError(committed.checkpoint_error)
         return committed
@@ -63,7 +63,7 @@ class OfflineQueue:
         try:
             self._dead_letters.close()
         finally:
-            self._writer.close(self.store.cursor.state())
+            self._writer.close(self.store.checkpoint())
 
     def _commit(self, plan: Plan, now: float) -> Committed:
         committed = self._writer.commit(plan, now)

@@ -123,7 +123,7 @@ async def all_settled(pipeline: Pipeline) -> None:
 
 async def test_what_is_delivered_while_the_queue_is_searched_is_counted_once() -> None:
     transport = FakeTransport(reject("3-1", "5-0"))
-    async with searched(transport, Limits(segment_bytes=600)) as (h, pipeline, flush):
+    async with searched(transport, Limits(segment_bytes=600, history_bytes=1 << 20)) as (h, pipeline, flush):
         transport.release()
         await all_settled(pipeline)
         assert len(segments(h)) > 3
@@ -133,6 +133,32 @@ async def test_what_is_delivered_while_the_queue_is_searched_is_counted_once() -
         await pipeline.commit_once()
         assert len(segments(h)) == 1
         assert (await ask(pipeline, session=MINE)).report == counts(19, 0, 1)
+
+
+async def test_a_sessions_report_is_of_what_left_before_a_restart_too() -> None:
+    transport = FakeTransport(reject("bad0"))
+    async with flushable(transport, limits=Limits(segment_bytes=200, history_bytes=1 << 20)) as (h, pipeline):
+        for number in range(10):
+            await submit_events(pipeline, [event(f"h{number}", MINE), event(f"o{number}")]).wait()
+        await submit_events(pipeline, [event("bad0", MINE)]).wait()
+        await all_settled(pipeline)
+        assert len(segments(h)) < 3
+        await h.kill()
+        after = h.start()
+        assert (await ask(after, session=MINE)).report == counts(10, 0, 1)
+        transport.hold()
+        await submit_events(after, [event("bad0", MINE), event("last", MINE)]).wait()
+        assert (await ask(after, 1.0, session=MINE)).report == counts(10, 2, 1)
+
+
+async def test_without_a_history_a_session_is_forgotten_with_its_segment() -> None:
+    async with flushable(FakeTransport(), limits=Limits(segment_bytes=200)) as (h, pipeline):
+        for number in range(10):
+            await submit_events(pipeline, [event(f"h{number}", MINE)]).wait()
+        await all_settled(pipeline)
+        kept = len(segments(h))
+        assert (await ask(pipeline, session=MINE)).report == counts(kept)
+        assert kept < 3
 
 
 async def test_what_is_purged_while_the_queue_is_searched_is_counted() -> None:

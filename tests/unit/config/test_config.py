@@ -87,6 +87,8 @@ DEFAULTS: dict[str, object] = {
     "queue.overflow": "drop-oldest",
     "queue.min_free_bytes": 64 * 1024**2,
     "queue.sync": "commit",
+    "history.max_bytes": 64 * 1024**2,
+    "history.max_age": 30 * 86400.0,
     "batch.max_events": 1000,
     "batch.max_bytes": 960 * 1024,
     "batch.max_delay": 2.0,
@@ -485,7 +487,7 @@ def test_tilde_without_a_home_is_refused(tmp_path: Path, text: str) -> None:
     ("text", "where", "nearest"),
     [
         ("[queue]\nmax_byte = 1", "queue.max_byte", "queue.max_bytes"),
-        ("[api]\nmax_age = 1", "api.max_age", "queue.max_age"),
+        ("[api]\nmin_free_bytes = 1", "api.min_free_bytes", "queue.min_free_bytes"),
         (f'[api]\ntoken = "{SECRET}"', "api.token", "api.token_file, the path of a file with the token alone"),
         ("[quue]\nmax_bytes = 1", "quue", "queue"),
         ('url = "https://a.example"', "url", "api.url"),
@@ -699,4 +701,4 @@ def test_differences_name_the_changed_keys() -> None:
 
 
 def test_sockets_and_the_queue_need_a_restart_and_nothing_else_does() -> None:
-    assert {key for key in KEYS if key.split(".")[0] in {"listen", "http", "front", "queue"}} == RESTART_KEYS
+    assert {key for key in KEYS if key.split(".")[0] in {"listen", "http", "front", "queue", "history"}} == RESTART_KEYS

@@ -233,7 +233,7 @@ async def test_a_stop_during_a_probe_leaves_the_pause_as_it_is() -> None:
 
 async def test_a_flush_that_waits_for_a_pause_ends_with_it() -> None:
     transport, backlog = FakeTransport(lambda _c, _e: Verdict(Kind.TRANSIENT, "503", 503)), MemoryBacklog()
-    nothing_found_yet = SessionBarrier(Cursor(), {})  # what nobody has found has not passed
+    nothing_found_yet = SessionBarrier(Cursor())  # what nobody has found has not passed
 
     async with working(transport, backlog) as worker, anyio.create_task_group() as tasks:
         backlog.add("h0")

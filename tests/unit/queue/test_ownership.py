@@ -14,7 +14,7 @@ from agent.errors import StorageError
 from agent.queue.cursor import Outcome, Span
 from agent.queue.filesystem import OsFilesystem
 from agent.queue.ownership import Exclusive, Inline, WrongThreadError
-from agent.queue.store import Limits
+from agent.queue.store import Committed, Limits
 from agent.queue.writer import Writer
 from agent.runtime import run_in_thread
 from tests.support.fault_filesystem import Crash, FaultFilesystem
@@ -169,7 +169,7 @@ async def test_commits_and_syncs_that_come_together_are_all_made(tmp_path: Path)
             plan = queue.store.plan([entry("x" * 200)], 0.0)
             committed = await writer.run(partial(Writer.commit, plan=plan, now=0.0))
             queue.store.apply(plan, committed)
-            assert committed == (queue.view, None, None, None, None)
+            assert committed == Committed(queue.view)
         tasks.cancel_scope.cancel()
     queue.close()
     assert OpenQueue(OsFilesystem(), tmp_path, Limits()).cursor.queued == 300

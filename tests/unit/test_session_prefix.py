@@ -3,16 +3,11 @@
 from collections import Counter
 
 import msgspec
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.delivery.batching import Batch
-from agent.delivery.sessions import MAX_SESSIONS, Sessions
-from agent.events import Context, Event, count_session_prefixes, encode_events, session_prefix
-from agent.queue.cursor import Outcome, Span
+from agent.events import Event, count_session_prefixes, encode_events, session_prefix
 
-PLAIN = Context()
 # Names that try to look like the end of a session, the begin of a line, or an escape.
 ODD = [
     "",
@@ -55,40 +50,6 @@ def test_lines_that_something_else_wrote_are_nobodys() -> None:
         session_prefix("a"): 2,
         session_prefix("b"): 1,
     }
-
-
-def test_a_session_has_its_counts_until_so_many_others_came_after_it() -> None:
-    sessions = Sessions()
-    sessions.count(lines_of("a", "b", "a"), 3, Outcome.DELIVERED)
-    sessions.count(lines_of("a"), 1, Outcome.DEAD_LETTERED)
-    for number in range(MAX_SESSIONS - 2):
-        sessions.count(lines_of(f"n{number}"), 1, Outcome.DELIVERED)
-    assert sessions.of(session_prefix("a")) == {Outcome.DELIVERED: 2, Outcome.DEAD_LETTERED: 1}
-    sessions.count(lines_of("b", "one more"), 2, Outcome.DELIVERED)
-    assert sessions.of(session_prefix("a")) == {}
-    assert sessions.of(session_prefix("b")) == {Outcome.DELIVERED: 2}
-    assert sessions.of(session_prefix("never seen")) == {}
-
-
-def test_long_names_are_told_apart_by_their_ends() -> None:
-    sessions = Sessions()
-    sessions.count(lines_of("x" * 60_000 + "a"), 1, Outcome.DELIVERED)
-    assert sessions.of(session_prefix("x" * 60_000 + "a")) == {Outcome.DELIVERED: 1}
-    assert sessions.of(session_prefix("x" * 60_000 + "b")) == {}
-
-
-@pytest.mark.parametrize(
-    ("parts", "names"),
-    [
-        ([(3, 5), (9, 12)], "abcde"),
-        ([(4, 5), (9, 10), (11, 12)], "bce"),
-        ([(3, 4)], "a"),
-        ([], ""),
-    ],
-)
-def test_the_lines_of_some_of_a_batchs_events_are_theirs(parts: list[tuple[int, int]], names: str) -> None:
-    batch = Batch(PLAIN, lines_of(*"abcde"), (Span(3, 5), Span(9, 12)))
-    assert batch.lines_in([Span(*part) for part in parts]) == lines_of(*names)
 
 
 def test_a_session_prefix_is_what_the_sessions_lines_begin_with() -> None:
