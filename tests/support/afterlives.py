@@ -9,7 +9,8 @@ from tests.support.crash_model import RandomChooser
 from tests.support.crash_outcomes import Remains
 from tests.support.fault_filesystem import no_errors
 from tests.support.lives import Life, Moment, Setup, disk_of, live
-from tests.support.pipelines import dead_letters
+from tests.support.pipelines import DIRECTORY, dead_letters
+from tests.support.settled_events import settled_events
 from tests.support.witness import Witness
 from tests.support.workloads import FAST
 
@@ -103,3 +104,4 @@ class _Afterlife:
         assert ledger.queued == 0
         life.witness.check_end(ledger, dead_letters(life.disk))
         await again.close()
+        life.witness.check_settled(settled_events(life.disk, DIRECTORY))

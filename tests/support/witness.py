@@ -140,6 +140,14 @@ class Witness:
         missing = self.missing(letters)
         self._check_drops(missing, ledger)
 
+    def check_settled(self, ends: Iterable[tuple[str, str]]) -> None:
+        """Hold what the disk says became of each settled event to what is known."""
+        for name, outcome in ends:
+            if outcome == Outcome.DELIVERED:
+                assert name in self.taken, f"{name} seems delivered"
+            elif outcome == Outcome.DEAD_LETTERED:
+                assert name in self.refused, f"{name} seems dead-lettered"
+
     def missing(self, letters: Collection[DeadLetter]) -> list[str]:
         """Return which acknowledged events neither the API nor a dead letter has, oldest first."""
         kept = {letter.event.hash for letter in letters}

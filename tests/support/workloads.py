@@ -224,12 +224,13 @@ async def rot(life: Life) -> None:
     await life.submit(1)
 
 
-SMALL = Limits(segment_bytes=600)
-FEW_LETTERS = Limits(segment_bytes=600, max_bytes=4800)
-TIGHT = Limits(segment_bytes=400, max_bytes=1600)
-TIGHT_NEW = Limits(segment_bytes=400, max_bytes=1600, overflow="drop-newest")
-SHORT_LIVED = Limits(segment_bytes=400, max_age=1000.0)
-HEADROOM = Limits(segment_bytes=600, min_free_bytes=100)
+HISTORY = 1 << 20
+SMALL = Limits(segment_bytes=600, history_bytes=HISTORY)
+FEW_LETTERS = Limits(segment_bytes=600, max_bytes=4800, history_bytes=HISTORY)
+TIGHT = Limits(segment_bytes=400, max_bytes=1600, history_bytes=HISTORY)
+TIGHT_NEW = Limits(segment_bytes=400, max_bytes=1600, overflow="drop-newest", history_bytes=HISTORY)
+SHORT_LIVED = Limits(segment_bytes=400, max_age=1000.0, history_bytes=HISTORY)
+HEADROOM = Limits(segment_bytes=600, min_free_bytes=100, history_bytes=HISTORY)
 ONE_BY_ONE = DeliverySettings(max_events=4, concurrency=1)
 POISON = frozenset({"e0-0", "e0-2", "e4-1", "e4-2", "e8-0", "e8-3", "e12-1"})
 
