@@ -153,15 +153,34 @@ ORDERS = (
             try:
                 self._log.seal()
             finally:
-                self._cursor_file.write(checkpoint)
+                self._cursor_file.write(plan.checkpoint)
                 self._cursor_file.sync()
         """,
         """
             try:
-                self._cursor_file.write(checkpoint)
+                self._cursor_file.write(plan.checkpoint)
                 self._cursor_file.sync()
             finally:
                 self._log.seal()
+        """,
+    ),
+    # What was not delivered is noted, then the checkpoint that settles it
+    Order(
+        "what was not delivered is noted after the checkpoint that settles it",
+        WRITER,
+        """
+        undelivered_error = self._note_undelivered(plan)
+        keep = plan.keep_segments and self._shortage() is None
+        deletable = 0 if keep else segment.deletable(self._log.view.segments, checkpoint.position)
+        if deletable or not plan.entries:
+            checkpoint_error = self._write_checkpoint(checkpoint)
+        """,
+        """
+        keep = plan.keep_segments and self._shortage() is None
+        deletable = 0 if keep else segment.deletable(self._log.view.segments, checkpoint.position)
+        if deletable or not plan.entries:
+            checkpoint_error = self._write_checkpoint(checkpoint)
+        undelivered_error = self._note_undelivered(plan)
         """,
     ),
     # Delivered, then durable cursor, then unlink
@@ -218,13 +237,13 @@ ORDERS = (
         LOG,
         """
         for old in self.view.segments[:count]:
-            self._fs.unlink(self.path(old.first_seq))
+            self._dispose(self.path(old.first_seq), old)
         self._fs.sync_directory(self._directory)
         """,
         """
         self._fs.sync_directory(self._directory)
         for old in self.view.segments[:count]:
-            self._fs.unlink(self.path(old.first_seq))
+            self._dispose(self.path(old.first_seq), old)
         """,
     ),
     Order(
