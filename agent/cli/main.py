@@ -12,8 +12,10 @@ from typing import Any
 import click
 
 from agent import __version__
+from agent.cli.views.output import complain
 from agent.cli.views.words import PROGRAM
 from agent.errors import AgentError
+from agent.escaping import printable
 
 INTERRUPTED = 130
 
@@ -101,6 +103,7 @@ def main() -> int:
     try:
         code: Any = cli.main(prog_name=PROGRAM, standalone_mode=False)
     except click.ClickException as error:
+        vars(error)["message"] = printable(error.message)  # which has words of the command line in it
         error.show()
         return error.exit_code
     except click.Abort:
@@ -121,8 +124,7 @@ def _report(error: AgentError | ExceptionGroup) -> int:
     """Say what is wrong, each problem on one line; an error that is not the agent's own is a bug, and goes on up."""
     problems = list(_leaves(error))
     ours = [problem for problem in problems if isinstance(problem, AgentError)]
-    for line in dict.fromkeys(line for problem in ours for line in str(problem).splitlines()):
-        click.echo(f"{PROGRAM}: {line}", err=True)
+    complain(*dict.fromkeys(line for problem in ours for line in str(problem).split("\n")))
     if len(ours) < len(problems):
         raise error
     return ours[0].exit_code

@@ -9,6 +9,7 @@ from typing import Literal, TextIO, cast
 import anyio
 import structlog
 
+from agent.escaping import printable
 from agent.throttle import held_back
 
 # What was held back is said so many seconds later at the latest, and looked for so often.
@@ -27,11 +28,10 @@ class _StandardError(io.TextIOBase):
 
 
 def _printable(_logger: object, _method: str, facts: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Escape what clients and servers wrote, such as the hash of an event: it must not command the reader's terminal."""
-    unprintable = {name: text for name, text in facts.items() if isinstance(text, str) and not text.isprintable()}
-    escaped = {
-        name: "".join(c if c.isprintable() else repr(c)[1:-1] for c in text) for name, text in unprintable.items()
-    }
+    """Escape what clients and servers wrote, such as the hash of an event; of a traceback the lines stay."""
+    escaped = {name: printable(text) for name, text in facts.items() if isinstance(text, str)}
+    if isinstance(trace := facts.get("exception"), str):
+        escaped["exception"] = "\n".join(map(printable, trace.split("\n")))
     return {**facts, **escaped}
 
 
@@ -39,7 +39,7 @@ def configure(level: str, form: Literal["console", "json"]) -> None:
     """Send every log line of this process to standard error, from `level` on."""
     rendering: list[structlog.typing.Processor] = [structlog.processors.format_exc_info]
     if form == "console":
-        rendering = [_printable, *rendering, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        rendering = [*rendering, _printable, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     else:
         rendering.append(structlog.processors.JSONRenderer())
     structlog.configure(

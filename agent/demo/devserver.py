@@ -5,7 +5,7 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 
 import anyio
@@ -24,7 +24,7 @@ EXAMPLE = Event("7b0e1a52-91a4-4c0e-8f6d-0d6a3c1f5e42", "LOCAL", "HIT", "115c792
 
 
 class DevServer:
-    """The API's server; `say` takes the lines to show. `totals` has the sum so far."""
+    """The API's server; `say` takes a line to show, in which there may be anything. `totals` has the sum so far."""
 
     def __init__(self, token: str, say: Callable[[str], None]) -> None:
         self._api = DemoApi(token)
@@ -80,7 +80,7 @@ class DevServer:
         self._say(f"  total: {self.totals}")
 
 
-def run(port: int, token: str, say: Callable[[str], None]) -> None:
+def run(port: int, token: str, say: Callable[..., None]) -> None:
     """Serve until SIGINT (Ctrl-C) or SIGTERM, and end with the totals.
 
     Raises ListenError if the port cannot be opened, and what `say` raises.
@@ -94,20 +94,20 @@ def run(port: int, token: str, say: Callable[[str], None]) -> None:
         ) from error
     with listening:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        if (ended := anyio.run(_serve, listening, token, introduction(url, token), say)) is not None:
+        if (ended := anyio.run(_serve, listening, token, introduction(url, token).splitlines(), say)) is not None:
             raise ended
 
 
 async def _serve(
-    listening: socket.socket, token: str, first: str, say: Callable[[str], None]
+    listening: socket.socket, token: str, first: Sequence[str], say: Callable[..., None]
 ) -> SystemExit | AgentError | None:
     """Serve until a signal, or until `say` raises: then return what it has raised."""
     ended = None
 
-    def show(text: str) -> None:
+    def show(*lines: str) -> None:
         nonlocal ended
         try:
-            say(text)
+            say(*lines)
         except (SystemExit, AgentError) as error:  # raised here, it would become the group's, and asyncio would log it
             ended = error
             tasks.cancel_scope.cancel()
@@ -115,10 +115,10 @@ async def _serve(
     server = DevServer(token, show)
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with anyio.create_task_group() as tasks:
-            show(first)
+            show(*first)
             tasks.start_soon(server.serve, listening)
             async for _ in signals:
-                show(f"\nReceived {server.totals}.")
+                show("", f"Received {server.totals}.")
                 tasks.cancel_scope.cancel()
     return ended
 

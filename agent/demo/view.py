@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.control.schema import DestinationStatus
+from agent.escaping import printable
 from agent.queue.cursor import Ledger
 
 MAX_WIDTH = 100
@@ -129,7 +130,7 @@ def panel(snapshot: Snapshot, now: dt.datetime, width: int = MAX_WIDTH) -> Panel
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
     facts.add_row("state", _state(status, now))
-    facts.add_row("reason", Text(status.reason or "-" if status else "-"))
+    facts.add_row("reason", Text(printable(status.reason or "-") if status else "-"))
     facts.add_row("queue", _queue(status.ledger.queued if status else None))
     facts.add_row("API", Text(snapshot.api))
     content = Group(facts, Text(), _ledger(status.ledger if status else None))

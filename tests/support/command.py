@@ -3,6 +3,7 @@
 It knows processes and terminals. It must never import the agent.
 """
 
+import codecs
 import fcntl
 import os
 import pty
@@ -55,6 +56,7 @@ class Terminal:
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
         self.output = ""
+        self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
         self.process = subprocess.Popen(
             [*COMMAND, *args],
             env=environment({"TERM": "xterm-256color", **(env or {})}),
@@ -94,7 +96,7 @@ class Terminal:
             chunk = os.read(self._master, 65536)
         except OSError:  # EIO: nobody has the terminal open any more
             return False
-        self.output += chunk.decode(errors="replace")
+        self.output += self._decode(chunk)
         return bool(chunk)
 
     def __enter__(self) -> Self:

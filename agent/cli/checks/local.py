@@ -42,7 +42,7 @@ def examine(path: Path | None, environ: Mapping[str, str], *, online: bool) -> I
     try:
         settings = config.load(path, environ)
     except ConfigError as error:
-        for line in str(error).splitlines():
+        for line in str(error).split("\n"):
             yield CheckResult("configuration", False, line)
         return
     yield CheckResult(

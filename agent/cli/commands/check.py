@@ -1,6 +1,5 @@
 """`check`: whether everything is in order, without starting anything."""
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from agent.cli.options import config_option, find_config, json_option
-from agent.cli.views.output import has_colours, say
+from agent.cli.views.output import has_colours, say_json, write
+from agent.escaping import printable
 
 if TYPE_CHECKING:
     from agent.cli.checks.local import CheckResult
@@ -34,10 +34,10 @@ def check(path: Path | None, online: bool, as_json: bool) -> int:
     for finding in local.examine(find_config(path), os.environ, online=online):
         findings.append(finding)
         if not as_json:
-            say(_line(finding))
+            write(_line(finding))
     ok = all(finding.ok for finding in findings)
     if as_json:
-        say(json.dumps({"ok": ok, "checks": [_facts(finding) for finding in findings]}))
+        say_json({"ok": ok, "checks": [_facts(finding) for finding in findings]})
     return 0 if ok else 1
 
 
@@ -51,4 +51,4 @@ def _line(finding: "CheckResult") -> str:
         word, colour = "warning", "yellow"
     if has_colours():
         word = click.style(word, fg=colour)
-    return f"{word}  {finding.check}: {finding.message}"
+    return f"{word}  {printable(f'{finding.check}: {finding.message}')}"

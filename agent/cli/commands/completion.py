@@ -2,7 +2,7 @@
 
 import click
 
-from agent.cli.views.output import say
+from agent.cli.views.output import write
 from agent.cli.views.words import PROGRAM
 
 SHELLS = ("bash", "zsh", "fish")
@@ -27,4 +27,4 @@ def completion(ctx: click.Context, shell: str) -> None:
         raise click.BadParameter(f"there is no completion for {shell}")
     script = kind(ctx.find_root().command, {}, PROGRAM, VARIABLE)
     # Not script.source(): for bash that starts a bash, to find out its version.
-    say(script.source_template % script.source_vars())
+    write(script.source_template % script.source_vars())

@@ -10,7 +10,7 @@ import click
 from agent.cli.filters import letter_options, letter_selection, limit_option, numbers_argument, yes_option
 from agent.cli.options import config_option, json_option, load_config
 from agent.cli.prompts import confirmed
-from agent.cli.views.output import is_terminal, say, say_json, show
+from agent.cli.views.output import complain, is_terminal, say, say_json, show
 from agent.cli.views.words import PROGRAM, amount
 from agent.errors import AgentError
 
@@ -81,7 +81,7 @@ def show_letter(path: Path | None, as_json: bool, seq: int) -> None:
         else:
             from agent.cli.views.dead_letters import letter_lines
 
-            say("\n".join(letter_lines(letter)))
+            say(*letter_lines(letter))
 
 
 @dead_letters.command()
@@ -112,10 +112,10 @@ def retry(path: Path | None, as_json: bool, numbers: tuple[int, ...], **options:
         where = (
             f"`{PROGRAM} status` says why" if isinstance(way, QueueClient) else "no daemon runs that would make room"
         )
-        click.echo(f"{PROGRAM}: {why}: {where}", err=True)
+        complain(f"{why}: {where}")
     if done.problem:
         why = "their letters could not be removed, so that another retry would send them twice"
-        click.echo(f"{PROGRAM}: {why}: {done.problem}", err=True)
+        complain(f"{why}: {done.problem}")
     return _warn_of(done.unreadable) or (LEFT if done.refused or done.problem or done.damaged else 0)
 
 
@@ -194,7 +194,7 @@ def _unread(count: int) -> str:
 def _warn_of(unreadable: int) -> int:
     if not unreadable:
         return 0
-    click.echo(f"{PROGRAM}: {_unread(unreadable)}", err=True)
+    complain(_unread(unreadable))
     return UNREADABLE
 
 
@@ -219,7 +219,7 @@ def _agrees(way: "Access", meant: "DeadLetterFilter") -> bool:
     what = amount(count, "dead letter")
     if confirmed(f"Remove {what} for good? (`{PROGRAM} dead-letters export` makes a copy)"):
         return True
-    click.echo("Nothing was removed.", err=True)
+    complain("nothing was removed")
     return False
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from agent.cli.views.emit import EmitReport
-from agent.cli.views.words import PROGRAM
+from agent.cli.views.output import complain
 from agent.errors import AgentError
 
 _REASONS = {
@@ -137,14 +137,14 @@ def _send_lines(report: EmitReport, path: str | None, *, strict: bool) -> None:
     except AgentError as error:
         if strict:
             raise
-        click.echo(f"{PROGRAM}: {error}", err=True)
+        complain(str(error))
 
 
 def _refuse(invalid: Mapping[str, click.BadParameter], *, strict: bool) -> int:
     if strict:
         raise next(iter(invalid.values()))
     reasons = "; ".join(f"{_options([name])}: {error.message.rstrip('.')}" for name, error in invalid.items())
-    click.echo(f"{PROGRAM}: 1 event was not sent: {reasons}", err=True)
+    complain(f"1 event was not sent: {reasons}")
     return 0
 
 
@@ -161,10 +161,10 @@ def _say(report: EmitReport, path: str | None) -> None:
     from agent.client import find_socket
 
     for line, reason in report.rejects:
-        click.echo(f"{PROGRAM}: line {line}: {reason}", err=True)
+        complain(f"line {line}: {reason}")
     if more := report.rejected - len(report.rejects):
-        click.echo(f"{PROGRAM}: and {more:,} more invalid {'line' if more == 1 else 'lines'}", err=True)
+        complain(f"and {more:,} more invalid {'line' if more == 1 else 'lines'}")
     where = find_socket(os.environ) if path is None else path
     for reason, count in report.unsent.items():
         noun = "1 event was" if count == 1 else f"{count:,} events were"
-        click.echo(f"{PROGRAM}: {noun} not sent: {_REASONS[reason].format(path=where)}", err=True)
+        complain(f"{noun} not sent: {_REASONS[reason].format(path=where)}")

@@ -13,7 +13,7 @@ import click
 
 from agent.cli import STARTED
 from agent.cli.options import Duration, config_option, find_config
-from agent.cli.views.words import PROGRAM
+from agent.cli.views.output import complain
 from agent.errors import AgentError
 
 if TYPE_CHECKING:
@@ -193,6 +193,6 @@ def _interruptible() -> Iterator[None]:
 
 def _warn(text: str) -> None:
     try:
-        click.echo(f"{PROGRAM}: {' '.join(text.split())}", err=True)
+        complain(" ".join(text.split()))
     except OSError:  # nobody reads it
         return

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from agent.cli.options import Duration, config_option, json_option, load_config
-from agent.cli.views.output import say
+from agent.cli.views.output import say, say_json
 from agent.cli.views.words import amount
 from agent.errors import AgentError, DeadlineError, UndeliveredError
 
@@ -92,7 +92,9 @@ def flush(path: Path | None, deadline: float, session: str | None, as_json: bool
             f"the deadline of {deadline:g} s passed, and the daemon does not answer: look at its process and its logs"
         )
     if as_json:
-        say(flushed.text)
+        import msgspec
+
+        say_json(msgspec.Raw(flushed.text))
     if flushed.verdict.lost:
         raise UndeliveredError(_what_is_lost(flushed.verdict))
     if not flushed.in_time:

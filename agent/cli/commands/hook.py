@@ -2,7 +2,7 @@
 
 import click
 
-from agent.cli.views.output import say
+from agent.cli.views.output import write
 
 FILES = {"github": "github.sh", "gitlab": "gitlab.sh", "buildkite": "buildkite.sh", "kubernetes": "kubernetes.yaml"}
 
@@ -22,4 +22,4 @@ def hook(system: str) -> None:
     """
     from importlib.resources import files
 
-    say(files("agent").joinpath("hooks", FILES[system]).read_text(encoding="utf-8"))
+    write(files("agent").joinpath("hooks", FILES[system]).read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ import click
 from agent.cli.filters import event_options, limit_option, selection, yes_option
 from agent.cli.options import config_option, json_option, load_config
 from agent.cli.prompts import confirmed, require_somebody
-from agent.cli.views.output import say, say_json, show
+from agent.cli.views.output import complain, say, say_json, show
 from agent.cli.views.words import PROGRAM
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def verify(path: Path | None, as_json: bool) -> int:
     else:
         from agent.cli.views.queue import audit_lines
 
-        say("\n".join(audit_lines(found)))
+        say(*audit_lines(found))
     return 0 if found.ok else FOUND_PROBLEMS
 
 
@@ -116,7 +116,7 @@ def repair(path: Path | None, as_json: bool) -> int:
     else:
         from agent.cli.views.queue import audit_lines, repair_lines
 
-        say("\n".join([*repair_lines(done), *audit_lines(found)]))
+        say(*repair_lines(done), *audit_lines(found))
     return 0 if found.ok else FOUND_PROBLEMS
 
 
@@ -168,7 +168,7 @@ def purge(path: Path | None, as_json: bool, yes: bool) -> int:
     else:
         from agent.cli.views.queue import purge_lines
 
-        say("\n".join(purge_lines(done)))
+        say(*purge_lines(done))
     return 0
 
 
@@ -185,7 +185,7 @@ def _purge_if_told(way: "Access") -> "Purged | None":
         return Purged(0, 0, None)
     if confirmed(purge_question(listing, time.time())):
         return way.purge()
-    click.echo("Nothing was purged.", err=True)
+    complain("nothing was purged")
     return None
 
 
@@ -205,5 +205,5 @@ def _warn_of(unreadable: int) -> int:
     if not unreadable:
         return 0
     noun = "1 queued event" if unreadable == 1 else f"{unreadable:,} queued events"
-    click.echo(f"{PROGRAM}: {noun} cannot be read: `{PROGRAM} queue verify` says why", err=True)
+    complain(f"{noun} cannot be read: `{PROGRAM} queue verify` says why")
     return UNREADABLE

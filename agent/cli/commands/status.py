@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from agent.cli.options import config_option, json_option, load_config
-from agent.cli.views.output import say, show
+from agent.cli.views.output import say, say_json, show
 
 if TYPE_CHECKING:
     from agent.control.client import ControlClient
@@ -30,6 +30,8 @@ def status(path: Path | None, check: bool, as_json: bool) -> int:
     is running; 7: the queue cannot be read or written; 9: delivery is paused; 10: it has been backing off for more than a minute,
     or is going to.
     """
+    import msgspec
+
     from agent.control.client import ControlClient
 
     control = ControlClient(load_config(path).listen.control)
@@ -37,7 +39,7 @@ def status(path: Path | None, check: bool, as_json: bool) -> int:
         return _check(control, as_json=as_json)
     report, text = control.status_and_json()
     if as_json:
-        say(text)
+        say_json(msgspec.Raw(text))
         return 0
     import time
 
@@ -48,13 +50,11 @@ def status(path: Path | None, check: bool, as_json: bool) -> int:
 
 
 def _check(control: "ControlClient", *, as_json: bool) -> int:
-    import msgspec
-
     readiness = control.readiness()
     if as_json:
-        say(msgspec.json.encode(readiness).decode())
+        say_json(readiness)
     else:
         problems = [f"{each.destination}: {each.kind}: {each.message}" for each in readiness.problems]
-        say("\n".join(problems or ["ready"]))
+        say(*(problems or ["ready"]))
     kinds = {each.kind for each in readiness.problems}
     return next((code for kind, code in _EXIT_CODES.items() if kind in kinds), 0 if readiness.ready else 1)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 import msgspec
 
-from agent.cli.views.output import say
+from agent.cli.views.output import say, write
 from agent.cli.views.words import amount
 from agent.errors import AgentError
+from agent.escaping import printable_json
 from agent.queue.atomic import Replacement
 from agent.queue.filesystem import UNFINISHED, File, Filesystem, OsFilesystem, is_file
 
@@ -21,7 +22,13 @@ if TYPE_CHECKING:
 _BUFFER_BYTES = 256 * 1024
 
 
-encode = msgspec.json.Encoder().encode
+_encode = msgspec.json.Encoder().encode
+
+
+def encode(value: object) -> bytes:
+    """Return a value as a line of JSON that commands no terminal on which it is shown."""
+    line = _encode(value)
+    return line if line.isascii() and b"\x7f" not in line else printable_json(line.decode()).encode()
 
 
 class Exported(Protocol):
@@ -77,7 +84,7 @@ class _Stdout:
 
     def flush(self) -> None:
         if self._lines:
-            say(b"\n".join(self._lines).decode())
+            write(b"\n".join(self._lines).decode())
         self._lines, self._size = [], 0
 
 

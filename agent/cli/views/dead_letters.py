@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 import msgspec
 from rich.console import RenderableType
 from rich.table import Table
-from rich.text import Text
 
+from agent.cli.views.rendered import rendered
 from agent.queue.maintenance.browse_dead_letters import ListedDeadLetter
 
 _SESSION_WIDTH = 9
@@ -21,12 +21,12 @@ def letter_table(letters: Iterable[ListedDeadLetter], *, narrow: bool) -> Render
     for name in _COLUMNS[1:-1]:
         table.add_column(no_wrap=True, max_width=_SESSION_WIDTH if narrow and name == "session" else None)
     table.add_column(overflow="fold")
-    table.add_row(*(Text(name, style="dim") for name in _COLUMNS))
+    table.add_row(*(rendered(name, style="dim") for name in _COLUMNS))
     for letter in letters:
         status = "" if letter.status is None else str(letter.status)
         facts = (str(letter.seq), letter.rejected_at, status, letter.event.session_id, letter.event.hash)
-        table.add_row(*(Text(_printable(fact)) for fact in facts), Text(_printable(letter.message)))
-    return table if table.row_count > 1 else Text("No dead letters.")
+        table.add_row(*(rendered(fact) for fact in facts), rendered(letter.message))
+    return table if table.row_count > 1 else rendered("No dead letters.")
 
 
 def letter_lines(letter: ListedDeadLetter) -> Iterator[str]:
@@ -41,14 +41,9 @@ def letter_lines(letter: ListedDeadLetter) -> Iterator[str]:
         **{name: value if isinstance(value, str) else json.dumps(value) for name, value in _fields(letter)},
     }
     width = max(map(len, facts))
-    return (f"{name:<{width}}  {_printable(value)}" for name, value in facts.items())
+    return (f"{name:<{width}}  {value}" for name, value in facts.items())
 
 
 def _fields(letter: ListedDeadLetter) -> Iterator[tuple[str, object]]:
     fields: dict[str, object] = msgspec.to_builtins(letter.event)
     return iter(fields.items())
-
-
-def _printable(text: str) -> str:
-    """Return text that cannot move a terminal's cursor: it is the server's, or a client's."""
-    return "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text)

@@ -1,10 +1,17 @@
-"""Writing to standard output: in colour on a terminal, and what happens when the pipe is broken or the disk full."""
+"""Writing to standard output and standard error: escaped, in colour on a terminal, and what happens when nobody can read it.
+
+Every command writes by way of these functions, and nothing else does. What they are given may have come from outside.
+"""
 
 import os
 import sys
 from typing import TYPE_CHECKING
 
+import click
+
+from agent.cli.views.words import PROGRAM
 from agent.errors import AgentError
+from agent.escaping import printable, printable_json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -14,8 +21,38 @@ _UNWRAPPED = 100_000  # columns: more than any line has
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell reports it
 
 
-def say(text: str) -> None:
-    """Write a line, or lines, and flush them. Raises SystemExit for a broken pipe, and AgentError for a full disk."""
+def say(*lines: str) -> None:
+    """Write lines, escaped, each on one line, and flush them. Raises as `write`."""
+    write("\n".join(map(printable, lines)))
+
+
+def say_json(value: object) -> None:
+    """Write a value as one line of JSON, escaped; JSON that is text already as a `msgspec.Raw`. Raises as `write`."""
+    import msgspec
+
+    write(printable_json(msgspec.json.encode(value).decode()))
+
+
+def show(renderable: "RenderableType") -> None:
+    """Write what rich renders; where standard output is no terminal, plain text whose lines are as long as they are.
+
+    All text in it has to be from `agent.cli.views.rendered`, which escapes it. Raises as `write`.
+    """
+    from rich.console import Console
+
+    terminal = is_terminal()
+    console = Console(force_terminal=terminal, highlight=False, width=None if terminal else _UNWRAPPED)
+    with console.capture() as capture:
+        console.print(renderable)
+    text = capture.get()
+    write(text if terminal else "\n".join(line.rstrip() for line in text.split("\n")))
+
+
+def write(text: str) -> None:
+    """Write the program's own text, or what is escaped, and flush it.
+
+    Raises SystemExit for a broken pipe, and AgentError for a full disk.
+    """
     if sys.stdout is None:
         return
     try:
@@ -29,23 +66,10 @@ def say(text: str) -> None:
         raise AgentError(f"standard output: cannot write: {error.strerror}") from error
 
 
-def say_json(value: object) -> None:
-    """Write a value as one line of JSON."""
-    import msgspec
-
-    say(msgspec.json.encode(value).decode())
-
-
-def show(renderable: "RenderableType") -> None:
-    """Write what rich renders; where standard output is no terminal, plain text whose lines are as long as they are."""
-    from rich.console import Console
-
-    terminal = is_terminal()
-    console = Console(force_terminal=terminal, highlight=False, width=None if terminal else _UNWRAPPED)
-    with console.capture() as capture:
-        console.print(renderable)
-    text = capture.get()
-    say(text if terminal else "\n".join(line.rstrip() for line in text.splitlines()))
+def complain(*lines: str) -> None:
+    """Write lines to standard error, escaped, with the program's name before each."""
+    for line in lines:
+        click.echo(f"{PROGRAM}: {printable(line)}", err=True)
 
 
 def is_terminal() -> bool:

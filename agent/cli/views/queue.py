@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from agent.cli.views.rendered import rendered
 from agent.cli.views.words import PROGRAM, amount, duration, size
 from agent.queue.maintenance.audit import Audit, Finding
 from agent.queue.maintenance.browse import Listing, SegmentReport
@@ -23,12 +24,12 @@ def listing_screen(listing: Listing, now: float) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     for name in _COLUMNS:
         table.add_column(justify="left" if name in {"segment", "damage"} else "right", no_wrap=name != "damage")
-    table.add_row(*(Text(name, style="dim") for name in _COLUMNS))
+    table.add_row(*(rendered(name, style="dim") for name in _COLUMNS))
     for each in listing.segments:
         damage = _damage(each)
         facts = (each.file, f"{each.records:,}", f"{each.events:,}", f"{each.queued:,}")
         ages = (_age(each.oldest, now), _age(each.newest, now), size(each.bytes))
-        table.add_row(*(Text(fact) for fact in (*facts, *ages)), Text(damage, style="red"))
+        table.add_row(*(rendered(fact) for fact in (*facts, *ages)), rendered(damage, style="red"))
     return Group(table, Text(), *_totals(listing)) if listing.segments else Group(*_totals(listing))
 
 
@@ -48,13 +49,13 @@ def _age(at: str | None, now: float) -> str:
 
 
 def _totals(listing: Listing) -> Iterator[Text]:
-    yield Text(
+    yield rendered(
         f"{amount(listing.queued, 'event')} queued; {amount(len(listing.segments), 'segment')} with "
         f"{amount(listing.records, 'record')} of {amount(listing.events, 'event')}, {size(listing.bytes)}"
     )
     if listing.unreadable:
         what = f"{amount(listing.unreadable, 'queued event')} cannot be read: `{PROGRAM} queue verify` says why"
-        yield Text(what, style="bold red")
+        yield rendered(what, style="bold red")
 
 
 def audit_lines(found: Audit) -> Iterator[str]:

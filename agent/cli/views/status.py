@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from agent.cli.views.rendered import rendered
 from agent.cli.views.words import amount, duration, size
 from agent.control.schema import AdoptionStatus, DestinationStatus, StatusReport
 from agent.queue.cursor import Ledger
@@ -27,9 +28,9 @@ def screen(status: StatusReport, now: float) -> RenderableType:
     """Return the screen for a `GET /status`; `now` is in seconds since the epoch."""
     parts: list[RenderableType] = [_headline(status)]
     for name, destination in status.destinations.items():
-        parts += [Text(), Text(name, style="bold"), _table(_rows(destination, status.rejected, now))]
+        parts += [Text(), rendered(name, style="bold"), _table(_rows(destination, status.rejected, now))]
     if status.adopted is not None:
-        parts += [Text(), Text("adopted spools", style="bold"), _table(_spools(status.adopted))]
+        parts += [Text(), rendered("adopted spools", style="bold"), _table(_spools(status.adopted))]
     return Group(*parts)
 
 
@@ -41,7 +42,7 @@ def _headline(status: StatusReport) -> Text:
         facts += [f"HTTP on {address}" for address in (http.listen, http.socket) if address]
         refused = sum(count for answer, count in http.events.items() if answer >= 400)
         facts += [f"{amount(refused, 'request')} with events refused: see the log"] if refused else []
-    return Text(" · ".join(facts))
+    return rendered(" · ".join(facts))
 
 
 def _table(rows: Iterable[tuple[str, Text]]) -> Table:
@@ -49,7 +50,7 @@ def _table(rows: Iterable[tuple[str, Text]]) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for label, text in rows:
-        table.add_row(Text(f"  {label}"), text)
+        table.add_row(rendered(f"  {label}"), text)
     return table
 
 
@@ -59,11 +60,11 @@ def _rows(destination: DestinationStatus, rejected: int, now: float) -> Iterator
     if until := _until(destination, now):
         yield "", until
     if destination.storage_error:
-        yield "storage", Text(f"failing: {destination.storage_error}", style="bold red")
+        yield "storage", rendered(f"failing: {destination.storage_error}", style="bold red")
     yield "queued", _queued(destination)
     if (limit := destination.batch_limit) and limit.reason:
         most = f"{amount(limit.events, 'event')}, {size(limit.bytes)}"
-        yield "batch limit", Text(f"{most}, since the server refuses more: {limit.reason}", style="yellow")
+        yield "batch limit", rendered(f"{most}, since the server refuses more: {limit.reason}", style="yellow")
     yield "last delivery", _last_delivery(destination, now)
     yield "dropped", _dropped(ledger.dropped)
     yield "dead letters", _dead_letters(ledger, destination.dead_letters)
@@ -74,15 +75,15 @@ def _rows(destination: DestinationStatus, rejected: int, now: float) -> Iterator
 def _state(destination: DestinationStatus) -> Text:
     match destination.state:
         case "paused":
-            return Text(_paused(destination.reason or ""), style="bold red")
+            return rendered(_paused(destination.reason or ""), style="bold red")
         case "backing_off":
-            return Text(f"backing off: {destination.reason}", style="bold yellow")
+            return rendered(f"backing off: {destination.reason}", style="bold yellow")
         case "running" if destination.ledger.queued:
-            return Text("delivering", style="bold green")
+            return rendered("delivering", style="bold green")
         case "running":
-            return Text("delivering: nothing waits", style="bold green")
+            return rendered("delivering: nothing waits", style="bold green")
         case other:  # of a daemon newer than this command
-            return Text(other)
+            return rendered(other)
 
 
 def _paused(reason: str) -> str:
@@ -96,10 +97,10 @@ def _until(destination: DestinationStatus, now: float) -> Text | None:
         return None
     since = f"for {_ago(destination.since, now)}; " if destination.since else ""
     if destination.until is None:
-        return Text(f"{since}until `artifacts-agent resume`")
+        return rendered(f"{since}until `artifacts-agent resume`")
     what = "asks the server again" if destination.state == "paused" else "tries again"
     wait = max(_seconds(destination.until) - now, 0.0)
-    return Text(f"{since}{what} in {duration(wait)}, at {_clock(destination.until)}")
+    return rendered(f"{since}{what} in {duration(wait)}, at {_clock(destination.until)}")
 
 
 def _queued(destination: DestinationStatus) -> Text:
@@ -111,23 +112,23 @@ def _queued(destination: DestinationStatus) -> Text:
         facts.append(f"{size(queue.bytes)} on disk")
     if queue.quarantined:
         facts.append(f"{amount(queue.quarantined, 'damaged piece')} kept in quarantine")
-    return Text(", ".join(facts))
+    return rendered(", ".join(facts))
 
 
 def _last_delivery(destination: DestinationStatus, now: float) -> Text:
     at, requests = destination.last_delivery_at, destination.requests
     when = f"{_ago(at, now)} ago, at {_clock(at)}" if at else "none since the daemon started"
-    return Text(f"{when} ({amount(requests, 'request')})")
+    return rendered(f"{when} ({amount(requests, 'request')})")
 
 
 def _dropped(dropped: Mapping[str, int]) -> Text:
     total = sum(dropped.values())
     if not total:
-        return Text("none")
+        return rendered("none")
     reasons = (
         f"{count:,} {reason} ({DROPS.get(reason, 'see the logs')})" for reason, count in dropped.items() if count
     )
-    return Text(f"{amount(total, 'event')}: {', '.join(reasons)}", style="yellow")
+    return rendered(f"{amount(total, 'event')}: {', '.join(reasons)}", style="yellow")
 
 
 def _dead_letters(ledger: Ledger, kept: int | None) -> Text:
@@ -140,19 +141,19 @@ def _dead_letters(ledger: Ledger, kept: int | None) -> Text:
 
 
 def _counted(count: int, noun: str, meaning: str, nothing: str) -> Text:
-    return Text(f"{amount(count, noun)} {meaning}", style="yellow") if count else Text(nothing)
+    return rendered(f"{amount(count, noun)} {meaning}", style="yellow") if count else rendered(nothing)
 
 
 def _spools(adopted: AdoptionStatus) -> Iterator[tuple[str, Text]]:
     for spool in adopted.under_way:
         waits = f"{amount(spool.ledger.queued, 'event')} queued"
         state = spool.state.replace("_", " ") + (f": {spool.reason}" if spool.reason else "")
-        yield "under way", Text(f"{spool.directory}: {waits}, {state}")
+        yield "under way", rendered(f"{spool.directory}: {waits}, {state}")
     if not adopted.under_way:
-        yield "under way", Text("none")
-    yield "finished", Text(amount(adopted.finished, "spool"))
+        yield "under way", rendered("none")
+    yield "finished", rendered(amount(adopted.finished, "spool"))
     for left in adopted.left:
-        yield "left alone", Text(f"{left.directory}: {left.reason}", style="yellow")
+        yield "left alone", rendered(f"{left.directory}: {left.reason}", style="yellow")
     yield "ledger", _equation(adopted.ledger)
 
 
@@ -166,8 +167,8 @@ def _equation(ledger: Ledger) -> Text:
     sides = " + ".join(f"{count:,} {name}" for name, count in counts.items())
     text = f"{ledger.accepted:,} accepted = {sides}"
     if sum(counts.values()) == ledger.accepted:
-        return Text(text)
-    return Text(f"{text} does not add up: please report it", style="bold red")
+        return rendered(text)
+    return rendered(f"{text} does not add up: please report it", style="bold red")
 
 
 def _seconds(iso: str) -> float:

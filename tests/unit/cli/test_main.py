@@ -53,7 +53,9 @@ def test_emitting_one_event_imports_nothing_but_click_and_the_client() -> None:
     options = ("--event", "MISS", "--source", "LOCAL", "--hash", "h")
     modules = imported_by("emit", *options, env={"ARTIFACTS_AGENT_SOCKET": ""})
     ours = {name for name in modules if name.startswith("agent.")}
-    assert {".".join(name.split(".")[:2]) for name in ours} == {"agent.cli", "agent.client", "agent.errors"}
+    assert {".".join(name.split(".")[:2]) for name in ours} == {
+        *("agent.cli", "agent.client", "agent.errors", "agent.escaping")
+    }
 
 
 def agent_errors(root: type[AgentError] = AgentError) -> set[type[AgentError]]:
