@@ -171,8 +171,12 @@ class HttpTransport:
 
         Some servers say "enabled" without a look at the token, so it is a permission to try and no more.
         """
-        verdict = await self._request("GET", STATUS_PATH, self._headers)
+        verdict = await self.ask("GET", STATUS_PATH)
         return None if verdict.status in {404, 405, 501} else verdict
+
+    async def ask(self, method: str, path: str) -> Verdict:
+        """Make a request without a body for any path; the verdict is the one that its answer would be on a batch."""
+        return await self._request(method, path, self._headers)
 
     async def aclose(self) -> None:
         """Close the connections; no request may be under way."""

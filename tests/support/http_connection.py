@@ -19,6 +19,7 @@ class HttpConnection:
         self._reader = reader
         self._writer = writer
         self._state = h11.Connection(h11.SERVER)
+        self._asked_for_body = True
 
     @property
     def client_left(self) -> bool:
@@ -28,6 +29,7 @@ class HttpConnection:
     async def head(self) -> h11.Request | None:
         """Read the next request's head; None when the client closed instead."""
         event = await self._event()
+        self._asked_for_body = not isinstance(event, h11.Request) or event.method != b"HEAD"
         return event if isinstance(event, h11.Request) else None
 
     async def some_body(self) -> bytes:
@@ -58,11 +60,15 @@ class HttpConnection:
             return False
 
     def encode(self, status: int, headers: Mapping[str, str], body: bytes) -> bytes:
-        """Return the whole answer's bytes, with content-length and, for a body without one, a JSON content-type."""
+        """Return the whole answer's bytes, with content-length and, for a body without one, a JSON content-type.
+
+        To HEAD it is the same without the body.
+        """
         fields = {"content-length": str(len(body))} | ({"content-type": "application/json"} if body else {})
         fields |= {name.lower(): value for name, value in headers.items()}
         answer = h11.Response(status_code=status, headers=list(fields.items()))
-        parts = [self._state.send(answer), self._state.send(h11.Data(data=body)), self._state.send(h11.EndOfMessage())]
+        data = [h11.Data(data=body)] if self._asked_for_body else []
+        parts = [self._state.send(each) for each in (answer, *data, h11.EndOfMessage())]
         return b"".join(part or b"" for part in parts)
 
     def reset(self) -> None:

@@ -59,7 +59,8 @@ def examine(path: Path | None, environ: Mapping[str, str], *, online: bool) -> I
     if online:
         from agent.cli.checks.online import ask_server
 
-        yield CheckResult("server", *ask_server(settings, environ))
+        found = ask_server(settings, environ)
+        yield CheckResult("server", found.ok, found.message, warning=found.ok and not found.proven)
 
 
 def _token(settings: Config, environ: Mapping[str, str]) -> CheckResult:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--online", is_flag=True, help="Also ask the server whether it takes events.")
+@click.option("--online", is_flag=True, help="Also ask the server whether it accepts the token.")
 @config_option
 @json_option
 def check(path: Path | None, online: bool, as_json: bool) -> int:
@@ -25,8 +25,10 @@ def check(path: Path | None, online: bool, as_json: bool) -> int:
     Permissions are checked for the user who runs it: run it as the daemon's user. Exit code 0: everything is in order, but for
     warnings; 1: there are problems.
 
-    --online asks GET /v8/artifacts/status. The answer "enabled" shows that the server is there and that the account is not
-    blocked. It does not prove that the token is right: some servers give this answer to everybody.
+    --online asks the server for the account's status and for an artifact that nobody has, with the token and with a wrong one;
+    it sends no event. A server that refuses the wrong one and lets the right one in has proven that the token is right. What it
+    refuses, what is no such server, and what cannot be reached, is a problem. "not proven" is a warning: it gives everybody the
+    same answers, and only a delivery shows more.
     """
     from agent.cli.checks import local
 

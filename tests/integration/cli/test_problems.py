@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.accounts import ledger, ledger_of
-from tests.support.api_server import Answer, ApiServer, error
+from tests.support.api_server import ApiServer
 from tests.support.command import COMMAND, environment, problems, run_command
-from tests.support.daemon import TOKEN, Daemon
+from tests.support.daemon import Daemon
 from tests.support.tools import require_tool
 from tests.support.waiting import HUNG_AFTER
 
@@ -222,60 +222,6 @@ def test_a_check_says_what_is_missing_turned_off_or_does_not_answer(tmp_path: Pa
     assert findings["datagram socket"]["message"] == "turned off"
     assert findings["group"]["message"] == group
     assert findings["queue directory"]["message"] == f"{tmp_path}/queue: the daemon will create it"
-
-
-def check_online(daemon: Daemon) -> tuple[int, str]:
-    done = run_command("check", "--online", "--json", "--config", daemon.config)
-    assert TOKEN not in done.stdout + done.stderr
-    report = json.loads(done.stdout)
-    assert [each["ok"] for each in report["checks"][:-1]] == [True] * (len(report["checks"]) - 1)
-    assert report["checks"][-1]["check"] == "server"
-    return done.returncode, report["checks"][-1]["message"]
-
-
-@pytest.mark.parametrize(
-    ("account", "answer", "code", "said"),
-    [
-        ("enabled", None, 0, "which does not prove that the token is right"),
-        ("over_limit", None, 1, "'over_limit'"),
-        (None, None, 0, "it answers, but has no /v8/artifacts/status"),
-        (
-            None,
-            error(401, "unauthorized", f"Bad token {TOKEN}"),
-            1,
-            "401 Unauthorized: Bad token [token]: check the token",
-        ),
-        (None, error(302, "found", ""), 1, "check api.url"),
-        (None, Answer(body=b"<html>"), 1, "cannot be read: check api.url"),
-    ],
-    ids=["enabled", "over limit", "no such endpoint", "wrong token", "redirect", "a portal"],
-)
-def test_a_check_online_says_what_the_server_says(
-    tmp_path: Path, api_server: ApiServer, account: str | None, answer: Answer | None, code: int, said: str
-) -> None:
-    api_server.status = account
-    if answer is not None:
-        api_server.routes[("GET", "/v8/artifacts/status")] = answer
-    found, message = check_online(Daemon(tmp_path, api_server.url))
-    assert found == code
-    assert said in message
-    assert {request.method for request in api_server.requests} == {"GET"}
-
-
-def test_a_check_online_of_a_server_that_is_away_says_so(tmp_path: Path) -> None:
-    with ApiServer() as away:
-        url = away.url
-    code, said = check_online(Daemon(tmp_path, url))
-    assert code == 1
-    assert said.startswith(f"{url}: cannot reach {url}")
-
-
-def test_a_check_online_reports_certificates_that_cannot_be_read_beside_the_rest(tmp_path: Path) -> None:
-    daemon = Daemon(tmp_path, "https://127.0.0.1:1")
-    done = run_command("check", "--online", "--config", daemon.config, env={"SSL_CERT_FILE": "/nonexistent"})
-    assert (done.returncode, done.stderr) == (1, "")
-    assert "ok       free space: " in done.stdout
-    assert "problem  server: SSL_CERT_FILE" in done.stdout
 
 
 # completion, help, output
