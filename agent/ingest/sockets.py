@@ -77,6 +77,21 @@ def shared_directory(directory: Path) -> str | None:
         return None
 
 
+def impostor(path: Path) -> str | None:
+    """Say why the socket at `path` may be an impostor's: another user's, in a directory in which others can make one.
+
+    None if it is not, or nothing can be seen there. A sticky bit keeps others from replacing a socket, and not from being first.
+    """
+    try:
+        made, directory = path.lstat(), path.parent.stat()
+    except OSError:
+        return None
+    if made.st_uid in {0, os.geteuid(), directory.st_uid} or not directory.st_mode & 0o022:
+        return None
+    advice = "choose a directory of the daemon's own"
+    return f"{path}: belongs to another user, {made.st_uid}, in a directory in which anybody can make it: {advice}"
+
+
 def bind_tcp(address: str, *, listening: bool = True) -> BoundSocket:
     """Open a TCP socket at `HOST:PORT`, the host an IP address, which for IPv6 is in brackets. Raises ListenError.
 

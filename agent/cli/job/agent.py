@@ -135,9 +135,11 @@ def find(settings: Config, until: float) -> JobAgent | None:
     """Return the agent that runs with this configuration; None if none does.
 
     One that is there and has not answered after half of the time up to `until`, on the steady clock, keeps what is written to it.
-    Raises AgentError if it is no agent.
+    Raises AgentError if it is no agent, or may be an impostor: what it vouches for gets the job's token.
     """
     control = settings.listen.control
+    if problem := sockets.impostor(control):
+        raise AgentError(problem)
     try:
         return JobAgent(control, settings.listen.stream, ControlClient(control, time_left(until) / 2).status())
     except DeniedError:

@@ -321,6 +321,57 @@ def test_a_port_that_another_user_has_taken_is_given_no_token(api_server: ApiSer
             assert f"the agent's port {address} is taken by another user, 65533" in done.stderr
 
 
+PLAY_THE_AGENT = """
+import json, os, select, socket, sys
+os.setuid(65533)
+control, url, mode = sys.argv[1:]
+front = socket.create_server(("127.0.0.1", 0))
+port = front.getsockname()[1]
+listening = socket.socket(socket.AF_UNIX)
+listening.bind(control)
+os.chmod(control, int(mode, 8))
+listening.listen()
+print(port, flush=True)
+while True:
+    ready = select.select([front, listening], [], [])[0][0]
+    client = ready.accept()[0]
+    request = client.recv(65536)
+    print("given the token" if b"Bearer" in request else "asked", flush=True)
+    http = {"listen": f"127.0.0.1:{port}", "socket": None, "connections": 0, "events": {}, "front": {}, "forwards": True}
+    api = {"url": url, "team_id": None, "slug": None}
+    body = json.dumps({"version": "0.1.0", "pid": 1, "uptime": 1.0, "rejected": 0, "connections": 0, "evicted": 0,
+                       "api": api, "http": http, "destinations": {}, "adopted": None}).encode()
+    client.sendall(b"HTTP/1.1 200 OK\\r\\ncontent-length: %d\\r\\n\\r\\n" % len(body) + body)
+    client.close()
+"""
+
+
+@pytest.mark.parametrize("mode", ["0666", "0600"], ids=["that answers", "that may not be asked"])
+def test_an_agent_of_another_user_in_a_shared_directory_is_given_no_token(api_server: ApiServer, mode: str) -> None:
+    """No daemon runs, and its socket is to be where anybody may make one: somebody has, and vouches for a port of theirs."""
+    require_root()  # to become other users
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        Path(directory).chmod(0o1777)
+        daemon = Daemon(Path(directory), api_server.url)
+        play = [sys.executable, "-c", PLAY_THE_AGENT, str(daemon.control), api_server.url, mode]
+        with subprocess.Popen(play, stdout=subprocess.PIPE) as other:
+            assert other.stdout is not None
+            try:
+                port = int(other.stdout.readline())
+                daemon.configure(api_server.url, {**FRONT, "http": {"listen": f"127.0.0.1:{port}"}})
+                command = [sys.executable, "-c", AS_GUEST, "exec", "--config", str(daemon.config), "--"]
+                command += ["sh", "-c", "echo ${TURBO_API-unset} ${ARTIFACTS_AGENT_SOCKET-unset}"]
+                env = {name: value for name, value in environment().items() if not name.startswith("COV")}
+                done = subprocess.run(
+                    command, env=env | {"TURBO_TOKEN": TOKEN}, capture_output=True, text=True, timeout=HUNG_AFTER
+                )
+            finally:
+                other.kill()
+            assert other.stdout.read() == b""
+        assert (done.returncode, done.stdout) == (0, "unset unset\n")
+        assert f"{daemon.control}: belongs to another user, 65533, in a directory in which anybody" in done.stderr
+
+
 def test_another_exec_and_flush_in_the_job_use_its_agent(job: Job, api_server: ApiServer) -> None:
     command = " ".join(COMMAND)
     done = job.exec("sh", "-c", f"echo $TURBO_API; {command} exec -- sh -c 'echo $TURBO_API; exit 3'; echo $?")
