@@ -33,6 +33,11 @@ _TOKEN_FILES: Final = {"api.token_file", "http.token_file"}
 _PATHS: Final = {"http.socket", "queue.directory", "queue.adopt", *_TOKEN_FILES, *_SOCKETS}
 # A word of letters and digits that nobody would write by hand, or one of Vercel's own tokens.
 _LIKE_A_TOKEN: Final = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9_.~+=-]{20,}|vc[a-z]_.*", re.DOTALL)
+_TOKEN_OF_VERCEL: Final = re.compile(
+    r"vc[a-z]_.*", re.DOTALL
+)  # no path begins so, while one may be as long as other tokens
+_NAME_LIKE_A_TOKEN: Final = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9-]{20,}|vc[a-z]_.*", re.DOTALL)
+_NOT_SHOWN: Final = "(not shown, it may hold a secret)"
 
 
 def load(path: Path | None, environ: Mapping[str, str], *, euid: int | None = None) -> Config:
@@ -125,15 +130,17 @@ class _Sources:
         for key, setting in self.found.items():
             section, _, name = key.partition(".")
             try:
-                values[section][name] = self._located(setting) if key in _PATHS else setting.value
+                values[section][name] = self._located(key, setting) if key in _PATHS else setting.value
             except ValueError as error:
                 self.problems.append(f"{setting.origin} = {_shown(key, setting.value)}: {error}")
         return values
 
-    def _located(self, setting: _Setting) -> object:
+    def _located(self, key: str, setting: _Setting) -> object:
         text = setting.value
         if not isinstance(text, str) or not text:
             return text
+        if key not in _TOKEN_FILES and _TOKEN_OF_VERCEL.match(text):
+            raise ValueError("looks like a token, which belongs into the file that api.token_file names")
         if not text.startswith("~"):
             return (setting.base / text).absolute()
         home = absolute_path(self.environ, "HOME")
@@ -179,6 +186,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _name(text: str) -> str:
+    """A name as far as it can be shown: one that looks like a token was pasted there."""
+    section, dot, name = text.partition(".")
+    if _NAME_LIKE_A_TOKEN.fullmatch(name if dot and section in SECTIONS else section):
+        return _NOT_SHOWN
     return _short(text if text.isprintable() else repr(text))
 
 
@@ -190,7 +201,7 @@ def _shown(key: str, value: object) -> str:
     """The value on one line and not too long; one that may be a token, or a URL with a password, is not shown at all."""
     may_be_a_token = key in _TOKEN_FILES or (isinstance(value, str) and _LIKE_A_TOKEN.fullmatch(value.strip()))
     if may_be_a_token or (key == "api.url" and isinstance(value, str) and {"@", "?", "#"} & set(value)):
-        return "(not shown, it may hold a secret)"
+        return _NOT_SHOWN
     try:
         return _short(repr(value))
     except ValueError:  # Python refuses to write integers of thousands of digits

@@ -671,6 +671,22 @@ def test_a_value_that_looks_like_a_token_is_not_shown(tmp_path: Path, key: str, 
     assert pasted not in problem
 
 
+@pytest.mark.parametrize("key", ["listen.stream", "listen.control", "http.socket", "queue.directory", "queue.adopt"])
+def test_a_token_in_the_place_of_a_path_is_a_mistake_and_not_shown(tmp_path: Path, key: str) -> None:
+    (problem,) = problems(written(tmp_path, assigned(key, f'"vcp_{SECRET}"')))
+    assert f"{key} = (not shown" in problem
+    assert "looks like a token" in problem
+    assert SECRET not in problem
+
+
+@pytest.mark.parametrize("text", ["[api]\n{} = 1", "[{}]", '{} = "x"'])
+@pytest.mark.parametrize("pasted", [f"vcp_{SECRET}", "2dhDyTsR5Jx0lsSw9qkD1v4C"])
+def test_a_token_in_the_place_of_a_name_is_not_shown(tmp_path: Path, text: str, pasted: str) -> None:
+    (problem,) = problems(written(tmp_path, text.format(pasted)))
+    assert "(not shown, it may hold a secret): " in problem
+    assert pasted not in problem
+
+
 @pytest.mark.parametrize(("mode", "exposed"), [(0o600, False), (0o440, False), (0o644, True), (0o604, True)])
 def test_a_token_file_that_others_can_read_is_named(tmp_path: Path, mode: int, exposed: bool) -> None:
     path = tmp_path / "token"
