@@ -25,8 +25,10 @@ TIME_LIMIT = "the time limit"
 
 # All that is quick and near the disk; the likeliest and quickest first.
 TESTS = (
+    "tests/unit/queue/test_history.py",
     "tests/unit/queue/test_log.py",
     "tests/unit/queue/test_store.py",
+    "tests/unit/queue/test_undelivered.py",
     "tests/unit/queue/test_cursor_file.py",
     "tests/unit/queue/test_atomic.py",
     "tests/unit/queue/test_quarantine.py",
