@@ -16,6 +16,7 @@ from agent.config.schema import Config
 from agent.errors import ConfigError
 
 TOKEN_VARIABLES: Final = ("ARTIFACTS_AGENT_TOKEN", "TURBO_TOKEN", "VERCEL_ARTIFACTS_TOKEN")
+SYSTEM_TOKEN_FILE: Final = "/etc/artifacts-agent/token"  # noqa: S105 - a path
 TOKEN_LIMIT: Final = 8192  # bytes; servers refuse a header line that is longer
 
 
@@ -24,9 +25,10 @@ def token_source(config: Config, environ: Mapping[str, str]) -> Path | str | Non
     if config.api.token_file:
         return config.api.token_file
     credentials = absolute_path(environ, "CREDENTIALS_DIRECTORY")
-    if credentials and os.path.lexists(credentials / "token"):
-        return credentials / "token"
-    return next((name for name in TOKEN_VARIABLES if environ.get(name, "").strip()), None)
+    credential = credentials / "token" if credentials and os.path.lexists(credentials / "token") else None
+    if credential is not None and not _is_blank(credential):
+        return credential
+    return next((name for name in TOKEN_VARIABLES if environ.get(name, "").strip()), credential)
 
 
 def read_token(config: Config, environ: Mapping[str, str]) -> SecretStr | None:
@@ -37,8 +39,12 @@ def read_token(config: Config, environ: Mapping[str, str]) -> SecretStr | None:
     source = token_source(config, environ)
     if source is None:
         return None
-    secret = SecretStr(environ[source].strip()) if isinstance(source, str) else _token_in(source)
-    return _usable(secret, source)
+    if isinstance(source, str):
+        return _usable(SecretStr(environ[source].strip()), source)
+    if source != config.api.token_file and _is_blank(source):
+        where = f"write it into the file that LoadCredential= names, {SYSTEM_TOKEN_FILE}"
+        raise ConfigError(f"the service has no token: {where}, or set api.token_file; then restart the service")
+    return _usable(_token_in(source), source)
 
 
 def _usable(secret: SecretStr, source: Path | str) -> SecretStr:
@@ -78,6 +84,14 @@ def _as_far_as_it_exists(path: Path) -> str:
         return str(path)
     parent = next(each for each in path.parents if os.path.lexists(each) or each == each.parent)
     return f"{parent}/… (the rest is not shown: is it the token? that belongs into a file)"
+
+
+def _is_blank(credential: Path) -> bool:
+    """Tell whether the unit's default stands in for a credential whose file is not there."""
+    try:
+        return not credential.read_bytes().strip()
+    except OSError:  # reading the token says what is wrong
+        return False
 
 
 def _complaint(secret: SecretStr) -> str | None:

@@ -670,6 +670,17 @@ def test_a_value_that_looks_like_a_token_is_not_shown(tmp_path: Path, key: str, 
     assert f"{key} = (not shown" in problem
     assert pasted not in problem
 
+def test_a_blank_credential_stands_for_a_token_file_that_is_missing(tmp_path: Path) -> None:
+    """The unit's SetCredential= is what there is where LoadCredential= finds no file."""
+    (tmp_path / "token").write_text("\n")
+    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    with pytest.raises(ConfigError, match=r"the service has no token: write it into .* /etc/artifacts-agent/token"):
+        read_token(loaded(), environ)
+    token = read_token(loaded(), environ | {"TURBO_TOKEN": "of-turbo"})
+    assert token is not None
+    assert token.get_secret_value() == "of-turbo"
+
+
 
 @pytest.mark.parametrize("key", ["listen.stream", "listen.control", "http.socket", "queue.directory", "queue.adopt"])
 def test_a_token_in_the_place_of_a_path_is_a_mistake_and_not_shown(tmp_path: Path, key: str) -> None:
