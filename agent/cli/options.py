@@ -10,13 +10,14 @@ from agent.units import parse_duration
 
 if TYPE_CHECKING:
     from agent.config import Config
+    from agent.control.client import ControlClient
 
 SYSTEM_CONFIG = Path("/etc/artifacts-agent/config.toml")
 
 config_option = click.option(
     "--config",
     "path",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),  # what is wrong with it is for each command to say
     envvar="ARTIFACTS_AGENT_CONFIG",
     show_envvar=True,
     metavar="FILE",
@@ -45,8 +46,25 @@ def find_config(path: Path | None, system: Path = SYSTEM_CONFIG) -> Path | None:
     return system if os.path.lexists(system) else None
 
 
-def load_config(path: Path | None) -> "Config":
-    """Read the configuration. Raises ConfigError."""
-    from agent import config
+def ask_daemon(path: Path | None) -> "ControlClient":
+    """Return what asks the daemon that a command is about, for which only its control socket has to be known.
 
-    return config.load(find_config(path), os.environ)
+    Raises ConfigError.
+    """
+    from agent import config
+    from agent.control.client import ControlClient
+
+    directories = config.Directories.of_daemon(os.environ, os.geteuid())
+    control = config.control_socket(find_config(path), os.environ, directories)
+    return ControlClient(control, passed_over=directories.passed_over_for(control))
+
+
+def find_queue(path: Path | None) -> tuple["Config", "ControlClient"]:
+    """Return the configuration of the daemon that a command is about, and what asks it. Raises ConfigError."""
+    from agent import config
+    from agent.control.client import ControlClient
+
+    directories = config.Directories.of_daemon(os.environ, os.geteuid())
+    settings = config.load(find_config(path), os.environ, directories=directories)
+    control = settings.listen.control
+    return settings, ControlClient(control, passed_over=directories.passed_over_for(control))

@@ -1,7 +1,7 @@
 """Configuration: TOML and environment in, one checked value out; and where tokens are found."""
 
-from agent.config.directories import runtime_directory, state_directory
-from agent.config.loading import PREFIX, TURBO_VARIABLES, VARIABLES, load
+from agent.config.directories import Directories, runtime_directory, state_directory
+from agent.config.loading import PREFIX, TURBO_VARIABLES, VARIABLES, control_socket, load
 from agent.config.schema import (
     DEFAULT_URL,
     KEYS,
@@ -31,7 +31,9 @@ __all__ = [
     "TURBO_VARIABLES",
     "VARIABLES",
     "Config",
+    "Directories",
     "TokenFiles",
+    "control_socket",
     "differences",
     "exposed_token_files",
     "load",

@@ -1,16 +1,21 @@
 """Where sockets and queue are unless told otherwise."""
 
+import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple, Self
 
 APPLICATION: Final = "artifacts-agent"
+CONTROL_SOCKET: Final = "control.sock"
+SYSTEM_RUNTIME_DIRECTORY: Final = Path("/run", APPLICATION)
+SYSTEM_STATE_DIRECTORY: Final = Path("/var/lib", APPLICATION)
 
 
 def runtime_directory(environ: Mapping[str, str], euid: int) -> Path | None:
     """Where the sockets are unless told otherwise; None where neither systemd nor XDG gives a place."""
     xdg = absolute_path(environ, "XDG_RUNTIME_DIR")
-    own = Path("/run", APPLICATION) if euid == 0 else xdg and xdg / APPLICATION
+    own = SYSTEM_RUNTIME_DIRECTORY if euid == 0 else xdg and xdg / APPLICATION
     return absolute_path(environ, "RUNTIME_DIRECTORY") or own
 
 
@@ -18,8 +23,48 @@ def state_directory(environ: Mapping[str, str], euid: int) -> Path | None:
     """Where the queue is unless told otherwise; None for a user without a home."""
     home = absolute_path(environ, "HOME")
     base = absolute_path(environ, "XDG_STATE_HOME") or (home and home / ".local/state")
-    own = Path("/var/lib", APPLICATION) if euid == 0 else base and base / APPLICATION
+    own = SYSTEM_STATE_DIRECTORY if euid == 0 else base and base / APPLICATION
     return absolute_path(environ, "STATE_DIRECTORY") or own
+
+
+class Directories(NamedTuple):
+    """Where sockets and queue are unless the configuration says otherwise; None where there is no place for them.
+
+    `passed_over` are control sockets that were looked for before those of `runtime`, and are not there.
+    """
+
+    runtime: Path | None
+    state: Path | None
+    passed_over: tuple[Path, ...] = ()
+
+    @classmethod
+    def own(cls, environ: Mapping[str, str], euid: int) -> Self:
+        """Where a daemon that this user starts has them."""
+        return cls(runtime_directory(environ, euid), state_directory(environ, euid))
+
+    @classmethod
+    def of_daemon(cls, environ: Mapping[str, str], euid: int) -> Self:
+        """Where the daemon has them that this user can ask: the user's own if there is one, else the system's."""
+        runtime, state = runtime_directory(environ, euid), state_directory(environ, euid)
+        passed_over: tuple[Path, ...] = ()
+        if absolute_path(environ, "RUNTIME_DIRECTORY") is None and not (runtime and _has_daemon(runtime)):
+            if runtime is not None and runtime != SYSTEM_RUNTIME_DIRECTORY:
+                passed_over = (runtime / CONTROL_SOCKET,)
+            runtime = SYSTEM_RUNTIME_DIRECTORY
+        if absolute_path(environ, "STATE_DIRECTORY") is None and not (state and os.path.lexists(state)):
+            state = SYSTEM_STATE_DIRECTORY if os.path.lexists(SYSTEM_STATE_DIRECTORY) or state is None else state
+        return cls(runtime, state, passed_over)
+
+    def passed_over_for(self, control: Path) -> tuple[Path, ...]:
+        """Return what was looked for before `control`: nothing, if that was named and not looked for."""
+        return self.passed_over if self.runtime is not None and control == self.runtime / CONTROL_SOCKET else ()
+
+
+def _has_daemon(runtime: Path) -> bool:
+    try:
+        return stat.S_ISSOCK((runtime / CONTROL_SOCKET).stat().st_mode)
+    except OSError:  # it is not there, or it is another user's
+        return False
 
 
 def absolute_path(environ: Mapping[str, str], name: str) -> Path | None:

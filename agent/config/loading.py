@@ -12,11 +12,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from agent.config.directories import absolute_path, runtime_directory, state_directory
-from agent.config.schema import KEYS, SECTIONS, Config
+from agent.config.directories import CONTROL_SOCKET, Directories, absolute_path
+from agent.config.schema import KEYS, SECTIONS, Config, SocketPath
 from agent.errors import ConfigError
 
 PREFIX: Final = "ARTIFACTS_AGENT_"
@@ -27,7 +27,7 @@ PROBLEM_LIMIT: Final = 20  # so many are named, the others counted
 _SOCKETS: Final = {
     "listen.stream": "events.sock",
     "listen.datagram": "datagram.sock",
-    "listen.control": "control.sock",
+    "listen.control": CONTROL_SOCKET,
 }
 _TOKEN_FILES: Final = {"api.token_file", "http.token_file"}
 _PATHS: Final = {"http.socket", "queue.directory", "queue.adopt", *_TOKEN_FILES, *_SOCKETS}
@@ -40,18 +40,34 @@ _NAME_LIKE_A_TOKEN: Final = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9-]{2
 _NOT_SHOWN: Final = "(not shown, it may hold a secret)"
 
 
-def load(path: Path | None, environ: Mapping[str, str], *, euid: int | None = None) -> Config:
+def load(
+    path: Path | None, environ: Mapping[str, str], *, euid: int | None = None, directories: Directories | None = None
+) -> Config:
     """Read `path` (None: no file), the overrides in `environ` and the defaults; `euid` None means this process's.
 
-    Raises ConfigError whose message has one line for each problem found, up to PROBLEM_LIMIT.
+    `directories` None are those of a daemon that this user starts. Raises ConfigError whose message has one line for each problem
+    found, up to PROBLEM_LIMIT.
     """
+    own = Directories.own(environ, os.geteuid() if euid is None else euid)
+    return _collect(path, environ, directories or own).config()
+
+
+def control_socket(path: Path | None, environ: Mapping[str, str], directories: Directories) -> Path:
+    """Return the daemon's control socket alone: to ask it, the rest of the configuration need not be valid.
+
+    Raises ConfigError if the file cannot be read, or gives no usable path.
+    """
+    return _collect(path, environ, directories).control_socket()
+
+
+def _collect(path: Path | None, environ: Mapping[str, str], directories: Directories) -> "_Sources":
     sources = _Sources(environ)
     sources.take_turbo()
     if path is not None:
         sources.take_file(path)
     sources.take_variables()
-    sources.take_derived(os.geteuid() if euid is None else euid)
-    return sources.config()
+    sources.take_derived(directories)
+    return sources
 
 
 class _Setting(NamedTuple):
@@ -98,9 +114,9 @@ class _Sources:
             elif variable.startswith(sections):
                 self._unknown(_name(variable), variable, VARIABLES)
 
-    def take_derived(self, euid: int) -> None:
-        self._derive(runtime_directory(self.environ, euid), _SOCKETS, "XDG_RUNTIME_DIR")
-        self._derive(state_directory(self.environ, euid), {"queue.directory": ""}, "HOME")
+    def take_derived(self, directories: Directories) -> None:
+        self._derive(directories.runtime, _SOCKETS, "XDG_RUNTIME_DIR")
+        self._derive(directories.state, {"queue.directory": ""}, "HOME")
 
     def _derive(self, directory: Path | None, names: Mapping[str, str], variable: str) -> None:
         missing = [key for key in names if key not in self.found]
@@ -108,6 +124,17 @@ class _Sources:
             self.found |= {key: _Setting(str(directory / names[key]), f"{key} (default)") for key in missing}
         elif missing:
             self.problems.append(f"{', '.join(missing)}: no default without {variable}: set it, or the keys themselves")
+
+    def control_socket(self) -> Path:
+        """Check this one value, which has to be there."""
+        setting = self.found["listen.control"]
+        try:
+            return TypeAdapter(SocketPath).validate_python(self._located(setting))
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        except ValueError as error:
+            reason = str(error)
+        raise ConfigError(f"{setting.origin} = {_shown('listen.control', setting.value)}: {reason}")
 
     def config(self) -> Config:
         """Check everything found. Derived keys that are missing were reported before."""

@@ -6,14 +6,23 @@ A connection is made for each request. It is the standard library's: to import h
 import contextlib
 import http.client
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import msgspec
 
-from agent.control.schema import VERDICT_HEADER, FlushVerdict, Readiness, Resumed, StatusReport, decode_status
-from agent.errors import AgentError, DeadlineError, NotRunningError, StorageError
+from agent.control.schema import (
+    VERDICT_HEADER,
+    FlushVerdict,
+    Readiness,
+    Reloaded,
+    Resumed,
+    StatusReport,
+    decode_status,
+)
+from agent.errors import AgentError, ConfigError, DeadlineError, NotRunningError, StorageError
 from agent.queue.barrier import FlushReport
 
 TIMEOUT_SECONDS = 10.0
@@ -27,7 +36,7 @@ LONG_SECONDS = 3600.0
 _HOW_TO_START = (
     "start it with `artifacts-agent run`, or `systemctl start artifacts-agent`, or name the configuration with --config"
 )
-_ERRORS: dict[int, type[AgentError]] = {504: DeadlineError, 507: StorageError}
+_ERRORS: dict[int, type[AgentError]] = {422: ConfigError, 504: DeadlineError, 507: StorageError}
 
 T = TypeVar("T")
 
@@ -56,13 +65,15 @@ class Flushed(NamedTuple):
 class ControlClient:
     """Asks the daemon behind the control socket at `path`; `seconds` is how long a short answer may take.
 
+    `passed_over` are the places that were looked at before, for the message where no daemon answers.
     Every method raises NotRunningError if no daemon answers: DeniedError if this user may not ask it, UnansweredError if there
     is somebody who does not answer. An answer that is not understood is an AgentError.
     """
 
-    def __init__(self, path: Path, seconds: float = TIMEOUT_SECONDS) -> None:
+    def __init__(self, path: Path, seconds: float = TIMEOUT_SECONDS, *, passed_over: Sequence[Path] = ()) -> None:
         self._path = path
         self._seconds = seconds
+        self._elsewhere = f", and there is none at {' or '.join(map(str, passed_over))}" if passed_over else ""
 
     def status(self) -> StatusReport:
         """Return how the daemon is doing."""
@@ -131,9 +142,18 @@ class ControlClient:
         """Let delivery go on."""
         return msgspec.json.decode(self._ask("POST", "/resume"), type=Resumed)
 
-    def ask(self, method: str, target: str, kind: type[T], *, body: bytes | None = None) -> T:
-        """Return an answer that may take long, as `kind`. Raises DeadlineError, StorageError or AgentError with its message."""
-        answer = self._request(method, target, LONG_SECONDS, body)
+    def reload(self) -> Reloaded:
+        """Have configuration and tokens read again. Raises ConfigError if they are refused."""
+        return self.ask("POST", "/reload", Reloaded, seconds=self._seconds)
+
+    def ask(
+        self, method: str, target: str, kind: type[T], *, body: bytes | None = None, seconds: float = LONG_SECONDS
+    ) -> T:
+        """Return an answer that may take long, as `kind`.
+
+        Raises ConfigError, DeadlineError, StorageError or AgentError with its message.
+        """
+        answer = self._request(method, target, seconds, body)
         wanted = f"{method} {target.partition('?')[0]}"
         if answer.status == 404:
             raise AgentError(f"{self._path}: the daemon knows no {wanted}: it is older than this command: restart it")
@@ -161,12 +181,12 @@ class ControlClient:
                 connection.connect()
             except PermissionError as error:
                 advice = "run it as the daemon's user, or as root"
-                reason = f"this user may not ask the daemon ({error.strerror}): {advice}"
+                reason = f"this user may not ask the daemon ({error.strerror}){self._elsewhere}: {advice}"
                 raise DeniedError(f"{self._path}: {reason}") from error
             except OSError as error:
                 nobody = isinstance(error, FileNotFoundError | ConnectionRefusedError)
                 kind = NotRunningError if nobody else UnansweredError
-                reason = f"no daemon answers there ({error.strerror or error}): {_HOW_TO_START}"
+                reason = f"no daemon answers there ({error.strerror or error}){self._elsewhere}: {_HOW_TO_START}"
                 raise kind(f"{self._path}: {reason}") from error
             try:
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may have answered before the end

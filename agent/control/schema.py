@@ -151,6 +151,13 @@ class Resumed(msgspec.Struct, frozen=True):
     retry_after_overridden: float | None = None
 
 
+class Reloaded(msgspec.Struct, frozen=True):
+    """The answer to `POST /reload`: the keys that have changed, with "token" for a new one, and those that need a restart."""
+
+    changed: list[str] = []
+    restart_needed: list[str] = []
+
+
 _decode = msgspec.json.Decoder(StatusReport).decode
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from agent.cli.filters import letter_options, letter_selection, limit_option, numbers_argument, yes_option
-from agent.cli.options import config_option, json_option, load_config
+from agent.cli.options import config_option, find_queue, json_option
 from agent.cli.prompts import confirmed
 from agent.cli.views.output import complain, is_terminal, say, say_json, show
 from agent.cli.views.words import PROGRAM, amount
@@ -49,7 +49,7 @@ def ls(path: Path | None, as_json: bool, limit: int | None, **options: object) -
     """
     from agent.cli.queue.access import DeadLetterPages, access
 
-    with access(load_config(path)) as way:
+    with access(*find_queue(path)) as way:
         found = DeadLetterPages(way, letter_selection(options), limit)
         if as_json:
             _print_lines(found)
@@ -69,7 +69,7 @@ def show_letter(path: Path | None, as_json: bool, seq: int) -> None:
     """
     from agent.cli.queue.access import DeadLetterPages, access
 
-    with access(load_config(path)) as way:
+    with access(*find_queue(path)) as way:
         letters = DeadLetterPages(way, letter_selection({}, (seq,)))
         found = list(letters)
     if not found:
@@ -100,7 +100,7 @@ def retry(path: Path | None, as_json: bool, numbers: tuple[int, ...], **options:
     from agent.control.queue_client import QueueClient
 
     meant = letter_selection(options, numbers)
-    with access(load_config(path)) as way:
+    with access(*find_queue(path)) as way:
         _all_there(way, numbers)
         done = way.retry(meant)
     if as_json:
@@ -136,8 +136,8 @@ def export(path: Path | None, target: str, force: bool, as_json: bool, limit: in
     from agent.cli.queue.access import DeadLetterPages, access
     from agent.cli.queue.export import writer
 
-    settings = load_config(path)
-    with writer(target, force=force, whole=as_json, noun="dead letter") as out, access(settings) as way:
+    queue = find_queue(path)
+    with writer(target, force=force, whole=as_json, noun="dead letter") as out, access(*queue) as way:
         found = DeadLetterPages(way, letter_selection(options), limit)
         for letter in found:
             out.add(letter)
@@ -159,7 +159,7 @@ def purge(path: Path | None, as_json: bool, yes: bool, numbers: tuple[int, ...],
     from agent.cli.queue.access import access
 
     meant = letter_selection(options, numbers)
-    with access(load_config(path)) as way:
+    with access(*find_queue(path)) as way:
         _all_there(way, numbers)
         if not yes and not _agrees(way, meant):
             return DECLINED

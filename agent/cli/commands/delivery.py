@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from agent.cli.options import config_option, load_config
+from agent.cli.options import ask_daemon, config_option
 from agent.cli.views.output import say
 from agent.cli.views.words import duration
 
@@ -16,9 +16,7 @@ def pause(path: Path | None) -> None:
 
     Events are still accepted and queued. The pause survives a restart of the daemon.
     """
-    from agent.control.client import ControlClient
-
-    ControlClient(load_config(path).listen.control).pause()
+    ask_daemon(path).pause()
     say("Delivery is paused; events are still accepted and queued. To resume: artifacts-agent resume")
 
 
@@ -31,9 +29,7 @@ def resume(path: Path | None) -> None:
     the server asked for, and says so. If the account is still
     blocked, the next answer of the server pauses delivery again.
     """
-    from agent.control.client import ControlClient
-
-    answer = ControlClient(load_config(path).listen.control).resume()
+    answer = ask_daemon(path).resume()
     if answer.retry_after_overridden is not None:
         say(f"The server had asked to wait for {duration(answer.retry_after_overridden)} more: it is asked now.")
     say("Delivery is resumed. To see how it goes: artifacts-agent status")

@@ -19,7 +19,6 @@ from agent.errors import AgentError
 if TYPE_CHECKING:
     from agent.cli.job.agent import JobAgent
 
-SYSTEM_RUNTIME_DIRECTORY = "/run/artifacts-agent"
 END_SECONDS = 0.5
 _NO_AGENT = "no agent for this command"
 _LEFT_ALONE = "TURBO_API is left as it is"
@@ -92,6 +91,7 @@ class _Preparation(threading.Thread):
         self._agent: JobAgent | None = None
         self._complete = False
         self._problem: str | None = None
+        self._notice: str | None = None
         self._too_late = False
 
     def variables(self) -> Mapping[str, str]:
@@ -113,6 +113,10 @@ class _Preparation(threading.Thread):
         return self._agent
 
     def _tell(self) -> bool:
+        """Say what there is to say; return whether that is why the job is without something."""
+        notice, self._notice = self._notice, None
+        if notice is not None:
+            _warn(notice)
         problem, self._problem = self._problem, None
         if problem is not None:
             _warn(problem)
@@ -135,29 +139,20 @@ class _Preparation(threading.Thread):
         from agent.cli.job import started, turbo
 
         found, environ = find_config(self._path), turbo.with_api_url(os.environ, Path.cwd())
-        settings = config.load(found, with_runtime_directory(environ, os.geteuid()))
+        settings = config.load(found, environ, directories=config.Directories.of_daemon(environ, os.geteuid()))
         agent = job_agent.find(settings, self._until)
         if agent is None and self._too_late:
             return
-        self._agent = agent = agent or started.start(settings, found and found.absolute(), environ)
+        if agent is None:
+            agent = own = started.start(settings, found and found.absolute(), environ)
+            self._notice = own.problem
+        self._agent = agent
         if agent.wait_until_ready(self._until):
             try:
                 agent.use_proxy(environ, self._until, on_purpose="url" in settings.api.model_fields_set)
             except AgentError as error:
                 self._problem = f"{_LEFT_ALONE}: {error}"
             self._complete = True
-
-
-def with_runtime_directory(environ: Mapping[str, str], euid: int) -> Mapping[str, str]:
-    """Return an environment that says where an agent's sockets are: where it does not, in cron say, those of the system's.
-
-    An agent that is started for a job makes a place for its own.
-    """
-    from agent import config
-
-    if config.runtime_directory(environ, euid) is not None:
-        return environ
-    return {**environ, "RUNTIME_DIRECTORY": SYSTEM_RUNTIME_DIRECTORY}
 
 
 def _end(agent: "JobAgent", deadline: float | None) -> None:

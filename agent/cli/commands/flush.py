@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent.cli.options import Duration, config_option, json_option, load_config
+from agent.cli.options import Duration, ask_daemon, config_option, json_option
 from agent.cli.views.output import say, say_json
 from agent.cli.views.words import amount
 from agent.errors import AgentError, DeadlineError, UndeliveredError
@@ -80,10 +80,7 @@ def flush(path: Path | None, deadline: float, session: str | None, as_json: bool
     If both 3 and 8 apply, it is 8. It ends at once while delivery is paused, or waits after a failure, beyond the deadline, and
     says why.
     """
-    from agent.control.client import ControlClient
-
-    control_path = load_config(path).listen.control
-    control = ControlClient(control_path)
+    control = ask_daemon(path)
     began = time.monotonic()
     with _progress(control, wanted=not as_json):
         flushed = control.flush(deadline, session)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from agent.cli.filters import event_options, limit_option, selection, yes_option
-from agent.cli.options import config_option, json_option, load_config
+from agent.cli.options import config_option, find_queue, json_option
 from agent.cli.prompts import confirmed, require_somebody
 from agent.cli.views.output import complain, say, say_json, show
 from agent.cli.views.words import PROGRAM
@@ -40,7 +40,7 @@ def ls(path: Path | None, as_json: bool) -> None:
 
     from agent.cli.queue.access import access
 
-    with access(load_config(path)) as way:
+    with access(*find_queue(path)) as way:
         listing = way.listing()
     if as_json:
         say_json(listing)
@@ -65,7 +65,7 @@ def cat(path: Path | None, as_json: bool, limit: int | None, **options: object) 
     from agent.cli.queue.export import encode, standard_output
 
     unreadable = 0
-    with access(load_config(path)) as way, standard_output() as out:
+    with access(*find_queue(path)) as way, standard_output() as out:
         for item in events(way, selection(options), limit):
             if isinstance(item, int):
                 unreadable += item
@@ -85,7 +85,7 @@ def verify(path: Path | None, as_json: bool) -> int:
     """
     from agent.cli.queue.access import access
 
-    with access(load_config(path)) as way:
+    with access(*find_queue(path)) as way:
         found = way.audit()
     if as_json:
         say_json(found)
@@ -108,7 +108,7 @@ def repair(path: Path | None, as_json: bool) -> int:
     """
     from agent.cli.queue.access import access
 
-    with access(load_config(path)) as way:
+    with access(*find_queue(path)) as way:
         done = way.repair()
         found = way.audit()
     if as_json:
@@ -141,8 +141,8 @@ def export(path: Path | None, target: str, force: bool, as_json: bool, limit: in
     from agent.cli.queue.access import access
     from agent.cli.queue.export import writer
 
-    settings = load_config(path)
-    with writer(target, force=force, whole=as_json, noun="event") as out, access(settings) as way:
+    found = find_queue(path)
+    with writer(target, force=force, whole=as_json, noun="event") as out, access(*found) as way:
         unreadable = _copy(way, selection(options), limit, out)
     return _warn_of(unreadable)
 
@@ -159,7 +159,7 @@ def purge(path: Path | None, as_json: bool, yes: bool) -> int:
     """
     from agent.cli.queue.access import access
 
-    with access(load_config(path)) as way:
+    with access(*find_queue(path)) as way:
         done = way.purge() if yes else _purge_if_told(way)
     if done is None:
         return DECLINED

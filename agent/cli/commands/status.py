@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent.cli.options import config_option, json_option, load_config
+from agent.cli.options import ask_daemon, config_option, json_option
 from agent.cli.views.output import say, say_json, show
 
 if TYPE_CHECKING:
@@ -32,9 +32,7 @@ def status(path: Path | None, check: bool, as_json: bool) -> int:
     """
     import msgspec
 
-    from agent.control.client import ControlClient
-
-    control = ControlClient(load_config(path).listen.control)
+    control = ask_daemon(path)
     if check:
         return _check(control, as_json=as_json)
     report, text = control.status_and_json()

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -132,7 +133,7 @@ class GuestAgent(JobAgent):
 
 
 def find(settings: Config, until: float) -> JobAgent | None:
-    """Return the agent that runs with this configuration; None if none does.
+    """Return the agent that runs with this configuration; None if none does, or none that this user may ask or send to.
 
     One that is there and has not answered after half of the time up to `until`, on the steady clock, keeps what is written to it.
     Raises AgentError if it is no agent, or may be an impostor: what it vouches for gets the job's token.
@@ -143,13 +144,18 @@ def find(settings: Config, until: float) -> JobAgent | None:
     try:
         return JobAgent(control, settings.listen.stream, ControlClient(control, time_left(until) / 2).status())
     except DeniedError:
-        return GuestAgent(settings)
+        return GuestAgent(settings) if _may_send(settings) else None
     except SilentError:
         return JobAgent(control, settings.listen.stream)
     except UnansweredError:
         raise
     except NotRunningError:
         return None
+
+
+def _may_send(settings: Config) -> bool:
+    stream = settings.listen.stream
+    return stream is None or os.access(stream, os.W_OK)
 
 
 def _without_proxy(environ: Mapping[str, str], address: str) -> dict[str, str]:

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from agent import config
 from agent.cli.commands.flush import LONGEST
@@ -49,6 +50,7 @@ class StartedAgent(JobAgent):
         self._lifeline = lifeline
         self._notify = notify
         self._ready = False
+        self.problem: str | None = None  # to be said; the job has its agent all the same
         # So that `artifacts-agent flush` or another `exec` in the job find it.
         self.variables["ARTIFACTS_AGENT_LISTEN_CONTROL"] = str(self.control)
 
@@ -129,27 +131,65 @@ def start(settings: Config, path: Path | None, environ: Mapping[str, str]) -> St
     from agent.queue.filesystem import OsFilesystem
 
     state = config.state_directory(environ, os.geteuid())
-    parent = settings.queue.adopt or (state and state / "spools")
-    if parent is None:
-        raise AgentError("no directory for its spool: set HOME, or queue.adopt")
-    spool, runtime = parent / secrets.token_hex(8), _runtime_directory(environ)
+    place = _place_for_spools(settings.queue.adopt, state and state / "spools", os.geteuid())
+    spool, runtime = place.parent / secrets.token_hex(8), _runtime_directory(environ)
     try:
         OsFilesystem().make_directory(spool)
         has_token = config.read_token(settings, environ) is not None
-        return _launch(spool, runtime, path, _environment(settings, environ, spool, runtime, with_front=has_token))
+        variables = _environment(environ, spool, runtime, with_front=has_token, adopts=place.adopts)
+        agent = _launch(spool, runtime, path, variables)
     except (OSError, AgentError):
         _remove_all(runtime)
         _remove_all(spool)  # it has never taken an event
         raise
+    agent.problem = place.problem
+    return agent
+
+
+class _SpoolPlace(NamedTuple):
+    """Where spools are; `adopts` says whether a job's agent takes over there what earlier jobs have left."""
+
+    parent: Path
+    adopts: bool
+    problem: str | None = None
+
+
+def _place_for_spools(adopt: Path | None, own: Path | None, euid: int) -> _SpoolPlace:
+    """Return where a job's spool is: where the agent with queue.adopt looks, or else in a directory of this user's own.
+
+    Raises AgentError if there is neither.
+    """
+    problem = adopt and _not_for_spools_of(euid, adopt)
+    if adopt is not None and (problem is None or own is None):
+        return _SpoolPlace(adopt, adopts=False)
+    if own is None:
+        raise AgentError("no directory for its spool: set HOME, or queue.adopt")
+    what = f"queue.adopt: {problem}: what this job leaves is in {own}, for this user's next job"
+    return _SpoolPlace(own, adopts=True, problem=what if problem else None)
+
+
+def _not_for_spools_of(euid: int, directory: Path) -> str | None:
+    """Say why a user's spools cannot be adopted from a directory; None if they can.
+
+    A spool is its user's alone, so that another user's agent, unless it is root's, could not read it.
+    """
+    place = next(each for each in (directory, *directory.parents) if os.path.lexists(each))
+    if euid == 0:
+        return None
+    if not os.access(place, os.W_OK | os.X_OK):
+        return f"{place}: this user cannot write there"
+    if place == directory and (owner := place.stat().st_uid) not in {0, euid}:
+        return f"{place}: it is another user's, {owner}"
+    return None
 
 
 def _environment(
-    settings: Config, environ: Mapping[str, str], spool: Path, runtime: Path, *, with_front: bool
+    environ: Mapping[str, str], spool: Path, runtime: Path, *, with_front: bool, adopts: bool
 ) -> dict[str, str]:
-    """Return the environment of a job's agent; it adopts what earlier jobs have left, unless another agent is told to."""
+    """Return the environment of a job's agent."""
     own = {
         "QUEUE_DIRECTORY": str(spool),
-        "QUEUE_ADOPT": str(spool.parent) if settings.queue.adopt is None else "",
+        "QUEUE_ADOPT": str(spool.parent) if adopts else "",
         "LISTEN_STREAM": str(runtime / "events.sock"),
         "LISTEN_DATAGRAM": "",
         "LISTEN_CONTROL": str(runtime / "control.sock"),

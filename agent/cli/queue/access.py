@@ -52,9 +52,8 @@ class Access(Protocol):
 
 
 @contextmanager
-def access(settings: Config) -> Iterator[Access]:
+def access(settings: Config, control: ControlClient) -> Iterator[Access]:
     """Yield the way to the queue. Raises QueueLockedError, StorageError or NotRunningError if there is none."""
-    control = ControlClient(settings.listen.control)
     try:
         control.status()
     except DeniedError:

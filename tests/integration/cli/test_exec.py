@@ -17,13 +17,12 @@ from typing import Any
 
 import pytest
 
-from agent import config
-from agent.cli.commands.exec import with_runtime_directory
 from tests.support.accounts import ledger, ledger_of, received
 from tests.support.api_server import Answer, ApiServer, error
 from tests.support.command import COMMAND, environment, run_command
 from tests.support.daemon import TOKEN, Daemon, Sections
 from tests.support.tools import require_root
+from tests.support.users import NOBODY, as_user
 from tests.support.waiting import HUNG_AFTER, eventually
 
 PATIENT = ("--start-deadline", "60s")  # the machine may be busy
@@ -280,6 +279,31 @@ def test_a_user_who_may_not_ask_the_agent_sends_to_it_all_the_same(api_server: A
             )
             assert (done.returncode, done.stderr) == (3, "")
             assert done.stdout.split() == [f"http://{address}", str(daemon.stream)]
+
+
+def test_an_agent_that_this_user_may_not_send_to_is_no_agent_of_the_job(api_server: ApiServer) -> None:
+    """As on a machine whose agent is for other users alone: by default its sockets are for a group."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        Path(directory).chmod(0o755)
+        with Daemon(Path(directory, "agent"), api_server.url), tempfile.TemporaryDirectory(dir="/tmp") as own:
+            Path(own).chmod(0o777)
+            listen = {"LISTEN_CONTROL": f"{directory}/agent/c.sock", "LISTEN_STREAM": f"{directory}/agent/s.sock"}
+            env = environment({f"ARTIFACTS_AGENT_{name}": value for name, value in listen.items()})
+            env |= {"STATE_DIRECTORY": own, "TMPDIR": own, "TURBO_TOKEN": TOKEN, "TURBO_API": api_server.url}
+            env = {name: value for name, value in env.items() if not name.startswith("COV")}
+            command = [
+                *as_user(NOBODY),
+                *COMMAND,
+                "exec",
+                *PATIENT,
+                "--",
+                sys.executable,
+                "-c",
+                SEND + "by_socket('a')",
+            ]
+            done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=HUNG_AFTER)
+            assert (done.returncode, done.stderr) == (0, "")
+            assert names(api_server) == Counter("a")
 
 
 TAKE_THE_PORT = """
@@ -735,14 +759,52 @@ def not_delivered(events: int, spool: Path) -> str:
     return f"artifacts-agent: {events} events not delivered yet, in {spool}: {taker}\n"
 
 
-def test_a_user_without_a_runtime_directory_looks_for_the_agent_of_the_system() -> None:
-    """As in cron and in containers. Where there is none, a job's agent has a directory of its own."""
-    environ = with_runtime_directory({"HOME": "/home/ci"}, 1000)
-    listen = config.load(None, environ, euid=1000).listen
-    assert (str(listen.stream), listen.control.parent) == ("/run/artifacts-agent/events.sock", listen.stream.parent)  # type: ignore[union-attr]
-    own = {"HOME": "/home/ci", "XDG_RUNTIME_DIR": "/run/user/1000"}
-    assert with_runtime_directory(own, 1000) == own
-    assert with_runtime_directory({}, 0) == {}
+@pytest.mark.parametrize(
+    ("mode", "reason"), [(0o700, "this user cannot write there"), (0o777, "it is another user's, 65533")]
+)
+def test_a_job_whose_queue_adopt_is_another_users_has_its_spool_in_the_users_own_state_directory(
+    mode: int, reason: str, job: Job, api_server: ApiServer
+) -> None:
+    """The configuration is that of the system's daemon, which does not run."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        home, theirs = Path(directory), Path(directory, "theirs")
+        home.chmod(0o777)
+        theirs.mkdir()
+        os.chown(theirs, 65533, 65533)
+        theirs.chmod(mode)
+        env = {name: text for name, text in environment(job.env).items() if not name.startswith("COV")}
+        env |= {"STATE_DIRECTORY": str(home / "state"), "ARTIFACTS_AGENT_QUEUE_ADOPT": str(theirs), "TMPDIR": directory}
+        del env["ARTIFACTS_AGENT_CONFIG"]  # it is root's
+        env |= {"ARTIFACTS_AGENT_LISTEN_CONTROL": str(home / "nobody"), "ARTIFACTS_AGENT_SHUTDOWN_DEADLINE": "500ms"}
+        send = [sys.executable, "-c", SEND + "by_socket('a')"]
+        command = [*as_user(NOBODY), *COMMAND, "exec", *PATIENT, "--", *send]
+        api_server.default = DOWN
+        first = subprocess.run(command, env=env, capture_output=True, text=True, timeout=HUNG_AFTER)
+        assert first.returncode == 0
+        notice, left = first.stderr.splitlines()
+        own = home / "state/spools"
+        assert notice == f"artifacts-agent: queue.adopt: {theirs}: {reason}: what this job leaves is in {own}, {NEXT}"
+        assert f"1 event not delivered yet, in {own}/" in left
+        assert list(theirs.iterdir()) == []
+
+        api_server.default = Answer()
+        second = subprocess.run(
+            [*command[: -len(send)], "true"], env=env, capture_output=True, text=True, timeout=HUNG_AFTER
+        )
+        assert second.stderr == f"{notice}\n"
+        assert names(api_server) == Counter("a")
+        assert list(own.iterdir()) == []
+
+
+NEXT = "for this user's next job"
+
+
+def test_a_configuration_that_the_user_may_not_read_does_not_fail_the_build(job: Job) -> None:
+    job.config.chmod(0o600)
+    command = [*as_user(NOBODY), *COMMAND, "exec", *PATIENT, "--", "sh", "-c", "exit 5"]
+    done = subprocess.run(command, env=environment(job.env), capture_output=True, text=True, timeout=HUNG_AFTER)
+    assert done.returncode == 5
+    assert done.stderr.startswith("artifacts-agent: no agent for this command: ")
 
 
 def test_while_the_api_is_down_the_job_ends_in_time_and_the_next_agent_delivers(

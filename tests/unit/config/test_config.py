@@ -1,6 +1,7 @@
 """What `agent.config` promises: the documented defaults, one order of sources, and errors that say what to do."""
 
 import re
+import socket
 import tomllib
 import traceback
 from collections.abc import Callable, Mapping
@@ -14,6 +15,8 @@ from agent.config import (
     RESTART_KEYS,
     VARIABLES,
     Config,
+    Directories,
+    control_socket,
     differences,
     exposed_token_files,
     load,
@@ -173,6 +176,63 @@ def test_state_directory_is_systemd_then_root_then_xdg_then_home(
     environ: dict[str, str], euid: int, expected: str | None
 ) -> None:
     assert state_directory(environ, euid) == (expected and Path(expected))
+
+
+def with_control_socket(directory: Path) -> Path:
+    directory.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(directory / "control.sock"))
+    return directory
+
+
+def test_a_daemon_is_looked_for_where_systemd_says_then_at_the_user_then_at_the_system(tmp_path: Path) -> None:
+    system, xdg = Path("/run/artifacts-agent"), {"XDG_RUNTIME_DIR": str(tmp_path)}
+    missing = (tmp_path / "artifacts-agent/control.sock",)
+    assert Directories.of_daemon({}, USER)[::2] == (system, ())
+    assert Directories.of_daemon(xdg, USER)[::2] == (system, missing)
+    own = with_control_socket(tmp_path / "artifacts-agent")
+    assert Directories.of_daemon(xdg, USER)[::2] == (own, ())
+    assert Directories.of_daemon(xdg | {"RUNTIME_DIRECTORY": "/run/r"}, USER)[::2] == (Path("/run/r"), ())
+    assert Directories.of_daemon(xdg, 0)[::2] == (system, ())
+
+
+def test_places_that_were_looked_at_count_only_for_a_socket_that_was_looked_for(tmp_path: Path) -> None:
+    found = Directories.of_daemon({"XDG_RUNTIME_DIR": str(tmp_path)}, USER)
+    assert found.passed_over_for(Path("/run/artifacts-agent/control.sock")) == found.passed_over != ()
+    assert found.passed_over_for(tmp_path / "named.sock") == ()
+
+
+def test_the_queue_of_a_daemon_is_the_users_own_if_there_is_one(tmp_path: Path) -> None:
+    home = {"HOME": str(tmp_path)}
+    own = tmp_path / ".local/state/artifacts-agent"
+    own.mkdir(parents=True)
+    assert Directories.of_daemon(home, USER).state == own
+    assert Directories.of_daemon(home | {"STATE_DIRECTORY": "/var/lib/s"}, USER).state == Path("/var/lib/s")
+    assert Directories.of_daemon({}, USER).state == Path("/var/lib/artifacts-agent")
+
+
+def test_to_ask_a_daemon_nothing_but_its_control_socket_has_to_be_valid(tmp_path: Path) -> None:
+    directories = Directories.of_daemon({}, USER)
+    path = written(tmp_path, '[batch]\nmax_event = 1\n[listen]\ncontrol = "c.sock"\n[queue]\nmax_bytes = "lots"\n')
+    assert control_socket(path, {"ARTIFACTS_AGENT_LOG_LEVEL": "loud"}, directories) == tmp_path / "c.sock"
+    assert control_socket(None, {}, directories) == Path("/run/artifacts-agent/control.sock")
+    named = {"ARTIFACTS_AGENT_LISTEN_CONTROL": "/run/other.sock"}
+    assert control_socket(path, named, directories) == Path("/run/other.sock")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("nonsense", "not TOML"),
+        ("[listen]\ncontrol = 5\n", "listen.control = 5: "),
+        ('[listen]\ncontrol = ""\n', "listen.control = '': should be a path"),
+        ('[listen]\ncontrol = "~/c.sock"\n', "~ stands for HOME"),
+        (f'[listen]\ncontrol = "/{"x" * 200}"\n', "a socket's path may have 107"),
+    ],
+)
+def test_a_control_socket_that_cannot_be_told_is_an_error_that_says_why(tmp_path: Path, text: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        control_socket(written(tmp_path, text), {}, Directories.of_daemon({}, USER))
 
 
 def test_missing_directories_name_the_keys_and_the_variable_to_set() -> None:
@@ -610,6 +670,17 @@ def test_token_sources_have_an_order(tmp_path: Path) -> None:
         environ.pop(variable or "", None)
 
 
+def test_a_blank_credential_stands_for_a_token_file_that_is_missing(tmp_path: Path) -> None:
+    """The unit's SetCredential= is what there is where LoadCredential= finds no file."""
+    (tmp_path / "token").write_text("\n")
+    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    with pytest.raises(ConfigError, match=r"the service has no token: write it into .* /etc/artifacts-agent/token"):
+        read_token(loaded(), environ)
+    token = read_token(loaded(), environ | {"TURBO_TOKEN": "of-turbo"})
+    assert token is not None
+    assert token.get_secret_value() == "of-turbo"
+
+
 @pytest.mark.parametrize("environ", [{"ARTIFACTS_AGENT_TOKEN": " ", "TURBO_TOKEN": ""}, {"CREDENTIALS_DIRECTORY": "/"}])
 def test_empty_variables_and_a_missing_credential_are_no_token(environ: dict[str, str]) -> None:
     assert read_token(loaded(), environ) is None
@@ -669,17 +740,6 @@ def test_a_value_that_looks_like_a_token_is_not_shown(tmp_path: Path, key: str, 
     (problem,) = problems(written(tmp_path, assigned(key, value)))
     assert f"{key} = (not shown" in problem
     assert pasted not in problem
-
-def test_a_blank_credential_stands_for_a_token_file_that_is_missing(tmp_path: Path) -> None:
-    """The unit's SetCredential= is what there is where LoadCredential= finds no file."""
-    (tmp_path / "token").write_text("\n")
-    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
-    with pytest.raises(ConfigError, match=r"the service has no token: write it into .* /etc/artifacts-agent/token"):
-        read_token(loaded(), environ)
-    token = read_token(loaded(), environ | {"TURBO_TOKEN": "of-turbo"})
-    assert token is not None
-    assert token.get_secret_value() == "of-turbo"
-
 
 
 @pytest.mark.parametrize("key", ["listen.stream", "listen.control", "http.socket", "queue.directory", "queue.adopt"])
