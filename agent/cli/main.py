@@ -1,4 +1,4 @@
-"""The group of commands, and the one place where an error becomes lines on standard error and an exit code.
+"""The group of commands, and the one place where an error becomes an exit code.
 
 A command's module is imported only when the command is called: `emit` runs in builds, and has to start quickly.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from agent import __version__
-from agent.cli.views.output import complain
+from agent.cli.problems import report
 from agent.cli.views.words import PROGRAM
 from agent.errors import AgentError
 from agent.escaping import printable
@@ -28,6 +28,7 @@ _COMMANDS = {
     "hook": "agent.cli.commands.hook:hook",
     "pause": "agent.cli.commands.delivery:pause",
     "resume": "agent.cli.commands.delivery:resume",
+    "reload": "agent.cli.commands.reload:reload",
     "queue": "agent.cli.commands.queue:queue",
     "dead-letters": "agent.cli.commands.dead_letters:dead_letters",
     "check": "agent.cli.commands.check:check",
@@ -109,7 +110,7 @@ def main() -> int:
     except click.Abort:
         return INTERRUPTED
     except (AgentError, ExceptionGroup) as error:
-        return _report(error)
+        return report(error)
     return int(code or 0)
 
 
@@ -118,22 +119,6 @@ def _open_closed_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
-
-
-def _report(error: AgentError | ExceptionGroup) -> int:
-    """Say what is wrong, each problem on one line; an error that is not the agent's own is a bug, and goes on up."""
-    problems = list(_leaves(error))
-    ours = [problem for problem in problems if isinstance(problem, AgentError)]
-    complain(*dict.fromkeys(line for problem in ours for line in str(problem).split("\n")))
-    if len(ours) < len(problems):
-        raise error
-    return ours[0].exit_code
-
-
-def _leaves(error: Exception) -> list[Exception]:
-    if isinstance(error, ExceptionGroup):
-        return [leaf for each in error.exceptions for leaf in _leaves(each)]
-    return [error]
 
 
 def _replace_unencodable_characters() -> None:

@@ -8,10 +8,10 @@ import anyio
 from agent.control.flush_routes import CatchUp, FlushRoute
 from agent.control.queue_routes import BadRequestError, QueueRoutes
 from agent.control.readiness import not_ready
-from agent.control.schema import NotReady, Readiness, StatusReport
+from agent.control.schema import NotReady, Readiness, Reloaded, StatusReport
 from agent.control.status import Describe, status_report
 from agent.delivery.pipeline import Pipeline
-from agent.errors import DeadlineError, StorageError
+from agent.errors import ConfigError, DeadlineError, StorageError
 from agent.http.server import Request, Response
 from agent.spools.identity import DESTINATION
 
@@ -40,7 +40,10 @@ class Delivery(Protocol):
 
 
 class Control:
-    """Answers requests about the pipelines, by destination. `describe` fills in what other parts say in the status."""
+    """Answers requests about the pipelines, by destination. `describe` fills in what other parts say in the status.
+
+    `reload` takes a new configuration over, or raises ConfigError.
+    """
 
     def __init__(
         self,
@@ -48,6 +51,7 @@ class Control:
         listeners: Sequence[CatchUp],
         wall_clock: Callable[[], float],
         *,
+        reload: Callable[[], Reloaded] = Reloaded,
         describe: Sequence[Describe] = (),
         deliveries: Iterable[Delivery] = (),
     ) -> None:
@@ -55,6 +59,7 @@ class Control:
         self._deliveries: list[Delivery] = [*pipelines.values(), *deliveries]
         self._describe = describe
         self._wall_clock = wall_clock
+        self._reload_all = reload
         self._started_at = wall_clock()
         flush, queue = FlushRoute(pipelines, listeners), QueueRoutes(pipelines[QUEUE_DESTINATION])
         self.routes = (
@@ -67,6 +72,7 @@ class Control:
             Route("POST", "/flush", flush.flush, "Wait until what was written has left the queue: barrier.FlushReport"),
             Route("POST", "/pause", self._pause, "Stop delivery"),
             Route("POST", "/resume", self._resume, "Deliver again, whatever the reason for a pause was"),
+            Route("POST", "/reload", self._reload, "Read configuration and tokens again: schema.Reloaded"),
             Route("GET", "/queue", queue.segments, "What the segments hold: browse.Listing"),
             Route("GET", "/queue/events", queue.events, "A page of queued events: browse.EventPage"),
             Route("GET", "/queue/verify", queue.verify, "What a check of the queue's files finds: audit.Audit"),
@@ -87,6 +93,8 @@ class Control:
             return await route.handler(request)
         except BadRequestError as error:
             return Response.error(400, "bad_request", str(error))
+        except ConfigError as error:
+            return Response.error(422, "invalid_configuration", str(error))
         except DeadlineError as error:
             return Response.error(504, "deadline_passed", str(error))
         except StorageError as error:
@@ -139,6 +147,9 @@ class Control:
         if overridden:
             answer["retry_after_overridden"] = max(overridden)
         return Response.json(answer)
+
+    async def _reload(self, _: Request) -> Response:
+        return Response.json(self._reload_all())
 
     async def _commit(self) -> None:
         """Have what was asked for on the disk before the answer; a disk that does not answer is no reason to refuse it."""

@@ -14,11 +14,12 @@ from agent import __version__, config
 from agent.config import Config
 from agent.daemon import logging
 from agent.daemon.assembly import assemble
+from agent.daemon.journal import is_journal
 from agent.daemon.reload import Reloader, resume_if_token_is_newer, warn_of_exposed_tokens
 from agent.daemon.service import Service
 from agent.daemon.settings import Settings
 from agent.daemon.signals import Signals
-from agent.daemon.systemd import Notifier
+from agent.daemon.systemd import Notifier, show_trouble
 from agent.queue.filesystem import OsFilesystem
 from agent.queue.lock import lock_queue
 from agent.runtime import Runtime, run_in_thread
@@ -37,24 +38,29 @@ def run(load: Callable[[], Config], environ: Mapping[str, str], parent: int | No
 
 async def _run(load: Callable[[], Config], environ: Mapping[str, str], parent: int | None) -> None:
     settings = Settings.read(load(), environ)
-    logging.configure(settings.config.log.level, settings.config.log.format)
+    log_settings = settings.config.log
+    logging.configure(log_settings.level, log_settings.format, to_journal=is_journal(environ))
     log = structlog.get_logger("agent.daemon")
     notifier, signals = Notifier(environ), Signals(parent)
     async with AsyncExitStack() as opened:
         fs = OsFilesystem()
         opened.callback(lock_queue(fs, settings.config.queue.directory).release)
-        parts = assemble(settings, environ, fs, RUNTIME, opened)
-        reloader = Reloader(load, environ, settings, parts.services, notifier)
+        services: list[Service] = []
+        reloader = Reloader(load, environ, settings, services, notifier)
+        parts = assemble(settings, environ, fs, RUNTIME, opened, reloader.reload)
+        services += parts.services
         resume_if_token_is_newer(parts.pipelines.values(), settings)
         async with anyio.create_task_group() as tasks:
-            await tasks.start(signals.watch, reloader.reload)
+            await tasks.start(signals.watch, reloader.reload_if_valid)
             tasks.start_soon(signals.watch_parent)
             tasks.start_soon(reloader.watch_tokens)
             tasks.start_soon(logging.report_held_back)
             tasks.start_soon(notifier.feed_watchdog, [each.commit_once for each in parts.pipelines.values()])
-            for service in parts.services:
+            for service in services:
                 service.start(tasks)
-            notifier.notify("READY=1", "STATUS=Taking events")
+            notifier.enter("Taking events", "READY=1")
+            for name, pipeline in parts.pipelines.items():
+                tasks.start_soon(show_trouble, notifier, name, pipeline)
             if config.token_source(settings.config, environ) is None:
                 log.warning("no_token", hint="set api.token_file, or requests go out without one")
             warn_of_exposed_tokens(settings, environ)
@@ -63,7 +69,7 @@ async def _run(load: Callable[[], Config], environ: Mapping[str, str], parent: i
             await signals.stop.wait()
             seconds = reloader.settings.config.shutdown.deadline
             deadline = anyio.current_time() + seconds
-            notifier.notify("STOPPING=1", "STATUS=Draining")
+            notifier.enter("Draining", "STOPPING=1")
             log.info("stopping", deadline=seconds)
             with signals.reading:
                 await _drain(parts.listeners, seconds)

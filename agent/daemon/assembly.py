@@ -1,11 +1,11 @@
 """Puts the parts of a daemon together, as a configuration wants them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from agent.control.routes import Control
-from agent.control.schema import StatusReport
+from agent.control.schema import Reloaded, StatusReport
 from agent.daemon.listening import connection_limits, open_sockets
 from agent.daemon.service import Service
 from agent.daemon.services import (
@@ -51,9 +51,17 @@ class Parts:
 
 
 def assemble(
-    settings: Settings, environ: Mapping[str, str], fs: Filesystem, runtime: Runtime, opened: AsyncExitStack
+    settings: Settings,
+    environ: Mapping[str, str],
+    fs: Filesystem,
+    runtime: Runtime,
+    opened: AsyncExitStack,
+    reload: Callable[[], Reloaded],
 ) -> Parts:
-    """Open the queue and the sockets; `opened` closes them. Raises ConfigError, StorageError or ListenError."""
+    """Open the queue and the sockets; `opened` closes them. Raises ConfigError, StorageError or ListenError.
+
+    `reload` is for who asks for it on the control socket.
+    """
     config, limits = settings.config, limits_of(settings.config)
     identity = IdentityService(fs, settings)
     identity.identify()
@@ -102,6 +110,7 @@ def assemble(
         pipelines,
         [service.listener for service in listeners],
         runtime.wall_clock,
+        reload=reload,
         describe=[describe_intake, *(service.describe for service in [*others, *deliveries, *listeners])],
         deliveries=adoptions,
     )

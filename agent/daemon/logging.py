@@ -9,6 +9,7 @@ from typing import Literal, TextIO, cast
 import anyio
 import structlog
 
+from agent.daemon import journal
 from agent.escaping import printable
 from agent.throttle import held_back
 
@@ -35,13 +36,20 @@ def _printable(_logger: object, _method: str, facts: structlog.typing.EventDict)
     return {**facts, **escaped}
 
 
-def configure(level: str, form: Literal["console", "json"]) -> None:
-    """Send every log line of this process to standard error, from `level` on."""
+def _prioritized(_logger: object, method: str, line: object) -> str:
+    """Take what a renderer has made."""
+    return journal.with_priority(str(line), method)
+
+
+def configure(level: str, form: Literal["console", "json"], *, to_journal: bool = False) -> None:
+    """Send every log line of this process to standard error, from `level` on; `to_journal` with its priority before it."""
     rendering: list[structlog.typing.Processor] = [structlog.processors.format_exc_info]
     if form == "console":
         rendering = [*rendering, _printable, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     else:
         rendering.append(structlog.processors.JSONRenderer())
+    if to_journal:
+        rendering.append(_prioritized)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

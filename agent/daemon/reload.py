@@ -1,5 +1,6 @@
 """Taking over a new configuration and new tokens while the daemon runs."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -8,7 +9,9 @@ import structlog
 
 from agent import config
 from agent.config import Config, TokenFiles, token_files
+from agent.control.schema import Reloaded
 from agent.daemon import logging
+from agent.daemon.journal import is_journal
 from agent.daemon.service import Service
 from agent.daemon.settings import Settings
 from agent.daemon.systemd import Notifier
@@ -37,9 +40,14 @@ class Reloader:
         self._notifier = notifier
         self._log = structlog.get_logger("agent.daemon")
 
-    def reload(self) -> None:
-        """Read configuration and tokens again."""
-        self._reload(self._load)
+    def reload(self) -> Reloaded:
+        """Read configuration and tokens again. Raises ConfigError, which is in the log already, if they are refused."""
+        return self._reload(self._load)
+
+    def reload_if_valid(self) -> None:
+        """Read configuration and tokens again, for nobody who waits for an answer."""
+        with contextlib.suppress(ConfigError):  # it is in the log
+            self.reload()
 
     async def watch_tokens(self) -> None:
         """Take new tokens over when their files are replaced; the configuration, which may be half edited, is not read."""
@@ -49,29 +57,39 @@ class Reloader:
             found = TokenFiles(found.api or self._files.api, found.clients or self._files.clients)
             if found != self._files:
                 self._files = found
-                self._reload(lambda: self.settings.config)
+                with contextlib.suppress(ConfigError):  # it is in the log
+                    self._reload(lambda: self.settings.config)
 
-    def _reload(self, load: Callable[[], Config]) -> None:
+    def _reload(self, load: Callable[[], Config]) -> Reloaded:
         self._notifier.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
-        old = self.settings
         try:
-            loaded = load()
-            new = Settings.read(_until_restart(old.config, loaded), self._environ)
-            prepared = [service.reload(new) for service in self._services]
+            done = self._take_over(load)
         except ConfigError as error:
             self._log.error("reload_refused", error=str(error))
+            self._notifier.show("reload", f"reload refused: {error}")
+            raise
         else:
-            self.settings, self._files = new, new.token_files
-            for key in config.needs_restart(old.config, loaded):
-                self._log.warning("restart_needed", key=key)
-            logging.configure(new.config.log.level, new.config.log.format)
-            new_token = (new.token, new.clients_token) != (old.token, old.clients_token)
-            changed = [*config.differences(old.config, new.config), *(["token"] if new_token else [])]
-            self._log.info("reloaded", changed=changed)
-            warn_of_exposed_tokens(new, self._environ)
-            for take_over in prepared:
-                take_over()
-        self._notifier.notify("READY=1")
+            self._notifier.show("reload", None)
+            return done
+        finally:
+            self._notifier.notify("READY=1")
+
+    def _take_over(self, load: Callable[[], Config]) -> Reloaded:
+        old, loaded = self.settings, load()
+        new = Settings.read(_until_restart(old.config, loaded), self._environ)
+        prepared = [service.reload(new) for service in self._services]
+        self.settings, self._files = new, new.token_files
+        restart_needed = config.needs_restart(old.config, loaded)
+        for key in restart_needed:
+            self._log.warning("restart_needed", key=key)
+        logging.configure(new.config.log.level, new.config.log.format, to_journal=is_journal(self._environ))
+        new_token = (new.token, new.clients_token) != (old.token, old.clients_token)
+        changed = [*config.differences(old.config, new.config), *(["token"] if new_token else [])]
+        self._log.info("reloaded", changed=changed)
+        warn_of_exposed_tokens(new, self._environ)
+        for take_over in prepared:
+            take_over()
+        return Reloaded(changed, restart_needed)
 
 
 def _until_restart(old: Config, new: Config) -> Config:

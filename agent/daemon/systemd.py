@@ -3,9 +3,15 @@
 import contextlib
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 import anyio
+
+from agent.delivery.pipeline import Pipeline
+
+SHOW_SECONDS = 1.0  # between two looks at what has changed
+LOOK_SECONDS = 30.0  # between two looks where nothing has
+MAX_STATUS = 500  # characters
 
 
 class Notifier:
@@ -16,6 +22,9 @@ class Notifier:
         self._address = "\0" + path[1:] if path.startswith("@") else path
         for_us = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         microseconds = environ.get("WATCHDOG_USEC", "")
+        self.has_listener = bool(path)
+        self._phase = ""
+        self._trouble: dict[str, str] = {}
         self.watchdog_seconds = (int(microseconds) / 1e6 if for_us and microseconds.isdigit() else 0) or None
 
     def notify(self, *assignments: str) -> None:
@@ -24,6 +33,20 @@ class Notifier:
             return
         with contextlib.suppress(OSError):  # the watchdog tells systemd what a lost notification would have
             self._send("\n".join(assignments).encode())
+
+    def enter(self, phase: str, *assignments: str) -> None:
+        """Send assignments such as `READY=1`, and show what the daemon does from now on."""
+        self._phase = phase
+        self.notify(*assignments, f"STATUS={status_line(phase, self._trouble.values())}")
+
+    def show(self, about: str, trouble: str | None) -> None:
+        """Show a trouble until there is another one, or None, about the same; not before the first phase is entered."""
+        before = dict(self._trouble)
+        self._trouble.pop(about, None)
+        if trouble is not None:
+            self._trouble[about] = trouble
+        if self._phase and before != self._trouble:
+            self.notify(f"STATUS={status_line(self._phase, self._trouble.values())}")
 
     async def feed_watchdog(self, write_paths: Sequence[Callable[[], Awaitable[object]]]) -> None:
         """Tell systemd again and again that the daemon is alive, but only as long as every write path answers."""
@@ -39,3 +62,21 @@ class Notifier:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
             sender.setblocking(False)
             sender.sendto(message, self._address)
+
+
+def status_line(phase: str, trouble: Iterable[str]) -> str:
+    """Return what `systemctl status` shows, on one line: what is wrong, or else what the daemon does."""
+    text = "; ".join(trouble) or phase
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= MAX_STATUS else f"{line[: MAX_STATUS - 1]}…"
+
+
+async def show_trouble(notifier: Notifier, name: str, pipeline: Pipeline) -> None:
+    """Let systemd show what keeps a pipeline from storing or delivering, until cancelled."""
+    while notifier.has_listener:
+        seen = pipeline.changed.count
+        error = pipeline.storage_error
+        notifier.show(f"storage of {name}", error and f"storage: {error}")
+        notifier.show(f"delivery of {name}", pipeline.trouble())
+        await anyio.sleep(SHOW_SECONDS)
+        await pipeline.changed.wait(seen=seen, seconds=LOOK_SECONDS)

@@ -29,7 +29,7 @@ from agent.queue.search import Search
 from agent.queue.snapshot import LogSnapshot, snapshot_of
 from agent.queue.store import Committed, Limits, Store
 from agent.queue.writer import Writer
-from agent.runtime import Runtime
+from agent.runtime import Broadcast, Runtime
 
 T = TypeVar("T")
 B = TypeVar("B", bound=Barrier)
@@ -122,14 +122,29 @@ class Pipeline:
         found = policy.describe(self._worker.state, anyio.current_time())
         return found.name, found.reason
 
+    @property
+    def changed(self) -> Broadcast:
+        """Notified when something may have changed of what can be asked here."""
+        return self._backlog.changed
+
+    @property
+    def storage_error(self) -> str | None:
+        """Why the queue cannot be written or read, or a dead letter not be kept."""
+        stalled = "the disk does not answer" if self._committer.stalled else None
+        return stalled or self._health.error or self._backlog.storage_error
+
+    def trouble(self) -> str | None:
+        """Return why nothing is sent now; None if delivery is running."""
+        found = policy.describe(self._worker.state, anyio.current_time())
+        return None if found.name == "running" else f"{found.name.replace('_', ' ')}: {found.reason}"
+
     def held_up(self) -> str | None:
         """Return why nothing is sent now, and for how long; None if delivery is running."""
-        now = anyio.current_time()
-        found = policy.describe(self._worker.state, now)
-        if found.name == "running":
-            return None
-        wait = "" if found.until is None else f"; the next attempt is in {max(found.until - now, 0):.3g} s"
-        return f"{found.name.replace('_', ' ')}: {found.reason}{wait}"
+        now, trouble = anyio.current_time(), self.trouble()
+        until = policy.describe(self._worker.state, now).until
+        if trouble is None or until is None:
+            return trouble
+        return f"{trouble}; the next attempt is in {max(until - now, 0):.3g} s"
 
     async def status(self) -> PipelineStatus:
         """Return how the pipeline is doing; reads the queue for the age of its oldest event."""
@@ -142,8 +157,7 @@ class Pipeline:
         since = None if state.since is None else now + state.since - steady
         since = pause.since if pause is not None else since
         view, copies, dead_letters = self.store.view, self.writer.published, self.dead_letters.published
-        storage_error = "the disk does not answer" if self._committer.stalled else None
-        storage_error = storage_error or self._health.error or self._backlog.storage_error
+        storage_error = self.storage_error
         return PipelineStatus(
             state=state.name,
             reason=state.reason or storage_error,

@@ -4,7 +4,8 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import MutableMapping, Sequence
+import time
+from collections.abc import Callable, MutableMapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -12,16 +13,20 @@ from typing import cast
 
 import click
 
+from agent.cli import STARTED
 from agent.cli.options import config_option, find_config
+from agent.cli.problems import report
+from agent.errors import ConfigError
 
 FIRST_PASSED_FD = 3  # see sd_listen_fds(3)
+WITH_SOCKETS_SECONDS = 5.0  # far from the start limits of the units in systemd/
 
 
 @click.command()
 @config_option
 @click.option("--job", type=click.Path(path_type=Path), hidden=True)
 @click.option("--socket", "sockets", multiple=True, hidden=True)
-def run(path: Path | None, job: Path | None, sockets: tuple[str, ...]) -> None:
+def run(path: Path | None, job: Path | None, sockets: tuple[str, ...]) -> int:
     """Run the daemon in the foreground.
 
     It accepts events on its sockets, stores them in the queue directory and delivers them to the API. Logs go to standard error.
@@ -36,13 +41,35 @@ def run(path: Path | None, job: Path | None, sockets: tuple[str, ...]) -> None:
     # Found once: a file that is missing at a reload must be an error, not a reason to fall back on the defaults.
     load = partial(config.load, find_config(path), os.environ)
     if job is None:
-        return daemon.run(load, os.environ)
+        return _run(partial(daemon.run, load, os.environ))
     # For `exec`: it has the other end of standard input, and `job` is a directory for sockets, which it has opened.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
-        return daemon.run(load, os.environ | _as_systemd_passes(sockets), sys.stdin.fileno())
+        daemon.run(load, os.environ | _as_systemd_passes(sockets), sys.stdin.fileno())
     finally:
         shutil.rmtree(job, ignore_errors=True)
+    return 0
+
+
+def _run(run_daemon: Callable[[], None]) -> int:
+    """Run a daemon. One with sockets of systemd's that cannot start says so at once, and ends a little later.
+
+    systemd starts it again for each client that waits there. If that happens too often it closes the sockets, and what waits in
+    them is lost.
+    """
+    try:
+        run_daemon()
+    except ConfigError as error:
+        if os.environ.get("LISTEN_PID") != str(os.getpid()):
+            raise
+        code = report(error)
+    else:
+        return 0
+    from agent.daemon.systemd import Notifier
+
+    Notifier(os.environ).enter("Not started: configuration or token is wrong, see the log")
+    time.sleep(max(0.0, STARTED + WITH_SOCKETS_SECONDS - time.monotonic()))  # a signal ends it at once
+    return code
 
 
 def _as_systemd_passes(sockets: Sequence[str]) -> dict[str, str]:

@@ -66,10 +66,10 @@ def write(text: str) -> None:
         raise AgentError(f"standard output: cannot write: {error.strerror}") from error
 
 
-def complain(*lines: str) -> None:
-    """Write lines to standard error, escaped, with the program's name before each."""
+def complain(*lines: str, before: str = "") -> None:
+    """Write lines to standard error, escaped, with the program's name before each, and `before` in front of that."""
     for line in lines:
-        click.echo(f"{PROGRAM}: {printable(line)}", err=True)
+        click.echo(f"{before}{PROGRAM}: {printable(line)}", err=True)
 
 
 def is_terminal() -> bool:

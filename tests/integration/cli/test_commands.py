@@ -1,6 +1,7 @@
 """The command as people and scripts use it: a process, against a real daemon and a real server."""
 
 import json
+import os
 import re
 import signal
 import socket
@@ -22,6 +23,8 @@ from tests.support.accounts import delivery_of, ledger, ledger_of
 from tests.support.api_server import Answer, ApiServer, error
 from tests.support.command import COMMAND, Terminal, environment, problems, run_command
 from tests.support.daemon import Daemon
+from tests.support.tools import require_tool
+from tests.support.users import NOBODY, as_user
 from tests.support.waiting import HUNG_AFTER
 
 SESSION = "11111111-2222-4333-8444-555555555555"
@@ -447,9 +450,73 @@ def test_a_wrong_command_line_is_explained(args: list[str]) -> None:
     assert "Traceback" not in done.stderr
 
 
+# reload
+
+
+def test_reload_says_what_has_changed(daemon: Daemon, api_server: ApiServer) -> None:
+    daemon.configure(api_server.url, {"batch": {"max_events": 7}, "queue": {"max_age": "1d"}})
+    done = run_command("reload", "--config", daemon.config)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "Reloaded: batch.max_events changed.",
+        "A restart is needed for queue.max_age.",
+    ]
+    assert run_command("reload", "--config", daemon.config).stdout.startswith("Reloaded: nothing changed.")
+
+
+def test_a_refused_reload_is_told_to_who_asked_for_it(daemon: Daemon) -> None:
+    """The daemon is found although its configuration is wrong: only its control socket has to be known."""
+    daemon.config.write_text(daemon.config.read_text() + "\n[log]\nlevel = 'loud'\n")
+    done = run_command("reload", "--config", daemon.config)
+    assert (done.returncode, done.stdout) == (78, "")
+    (problem,) = problems(done.stderr)
+    assert "log.level = 'loud'" in problem
+    assert "reload_refused" in daemon.stderr_text()
+    assert run_command("status", "--check", "--config", daemon.config).returncode == 0
+
+
+# finding the daemon
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("status", "--check"), "ready\n"),
+        (("flush", "--deadline", "60s"), "Everything that was sent before has left the queue"),
+    ],
+)
+def test_the_daemon_of_the_system_is_found_with_nothing_but_its_mounted_directory(
+    args: tuple[str, ...], said: str, daemon: Daemon
+) -> None:
+    """As by a probe in a container, or by sudo as the daemon's user: no configuration, no HOME, no XDG_RUNTIME_DIR."""
+    nobody = as_user(NOBODY)
+    unshare = require_tool("unshare", "apt-get install util-linux")
+    (daemon.directory / "control.sock").symlink_to("c.sock")
+    for path, mode in ((daemon.directory, 0o755), (daemon.control, 0o666)):
+        path.chmod(mode)
+    script = (
+        'mount -t tmpfs none /run && mkdir /run/artifacts-agent && mount --bind "$0" /run/artifacts-agent && exec "$@"'
+    )
+    command = [unshare, "--mount", "sh", "-c", script, daemon.directory, *nobody, *COMMAND, *args]
+    env = {"PATH": os.environ["PATH"]}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=HUNG_AFTER)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(said)
+
+
+def test_where_no_daemon_is_found_all_places_are_named(tmp_path: Path) -> None:
+    env = {"PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": str(tmp_path)}
+    command = [*as_user(NOBODY), *COMMAND, "status"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=HUNG_AFTER)
+    assert done.returncode == 4
+    (problem,) = problems(done.stderr)
+    assert problem.startswith("/run/artifacts-agent/control.sock: ")
+    assert f"and there is none at {tmp_path}/artifacts-agent/control.sock: " in problem
+
+
 # no daemon, or none to talk to
 
-ASKING = ("status", "flush", "pause", "resume")
+ASKING = ("status", "flush", "pause", "resume", "reload")
 
 
 @pytest.mark.parametrize("command", ASKING)

@@ -28,6 +28,7 @@ COMMANDS = (
     "hook",
     "pause",
     "resume",
+    "reload",
     "queue",
     "dead-letters",
     "check",

@@ -18,11 +18,12 @@ import pytest
 
 from agent import client, config
 from agent.acceptor import BACKLOG
+from agent.cli.commands.run import WITH_SOCKETS_SECONDS
 from agent.daemon.systemd import Notifier
 from agent.errors import ConfigError, ListenError
 from agent.ingest import sockets
 from tests.support import seccomp, units
-from tests.support.api_server import ApiServer
+from tests.support.api_server import Answer, ApiServer, error
 from tests.support.daemon import TOKEN
 from tests.support.recordings import encode
 from tests.support.service_manager import ManagedDaemon, Notifications
@@ -249,7 +250,11 @@ def test_a_refused_reload_is_over_for_systemd_too(daemon: ManagedDaemon, notific
     daemon.config.write_text("nonsense = 1\n")
     daemon.signal(signal.SIGHUP)
     messages = notifications.wait_for("READY=1")
-    assert [message[0] for message in messages] == ["RELOADING=1", "READY=1"]
+    assert [message[0].partition(":")[0] for message in messages] == [
+        "RELOADING=1",
+        "STATUS=reload refused",
+        "READY=1",
+    ]
     assert daemon.destination().state == "running"
 
 
@@ -264,6 +269,126 @@ def test_a_wrong_configuration_ends_with_the_code_that_systemd_does_not_restart(
     daemon.config.write_text("nonsense = 1\n")
     daemon.launch()
     assert [str(daemon.wait())] == units.directives(units.SERVICE)["RestartPreventExitStatus"]
+
+
+def test_a_wrong_configuration_does_not_cost_the_sockets_nor_what_waits_in_them(
+    daemon: ManagedDaemon, notifications: Notifications, api_server: ApiServer
+) -> None:
+    """systemd starts the daemon for each client that waits, and gives the sockets up if it ends too often too soon."""
+    on_stream, on_datagram = an_event(), an_event()
+    good = daemon.config.read_text()
+    daemon.config.write_text("nonsense = 1\n")
+    with ExitStack() as stack:
+        kept = [stack.enter_context(closing(socket.socket(socket.AF_UNIX, kind))) for kind in socket_kinds()]
+        kept[0].bind(str(daemon.stream))
+        kept[0].listen()
+        kept[1].bind(str(daemon.datagram))
+        daemon.send_lines(encode([on_stream]))
+        daemon.send_datagram(encode([on_datagram]))
+        started = time.monotonic()
+        daemon.launch_with_sockets(kept)
+        [said] = notifications.wait_for("STATUS=Not started: configuration or token is wrong, see the log")
+        assert "nonsense" in daemon.errors.read_text()  # at once
+        assert daemon.wait() == ConfigError.exit_code
+        assert time.monotonic() - started > 4.5  # its interpreter starts before it looks at the clock
+        assert len(said) == 1
+
+        daemon.launch_with_sockets(kept)
+        eventually(lambda: daemon.errors.read_text().count("nonsense"), lambda count: count == 2)
+        assert daemon.terminate() == -signal.SIGTERM  # and not 78: nobody waits for the five seconds
+
+        daemon.config.write_text(good)
+        daemon.launch_with_sockets(kept)
+        notifications.wait_for("READY=1")
+        assert delivered(api_server, 2) == hashes(on_stream, on_datagram)
+        assert daemon.terminate() == 0
+
+
+def test_the_limits_of_the_units_let_a_daemon_with_a_wrong_configuration_be_started_for_ever() -> None:
+    service = units.directives(units.SERVICE)
+    seconds, burst = service["StartLimitIntervalSec"][0].removesuffix("s"), int(service["StartLimitBurst"][0])
+    assert float(seconds) / WITH_SOCKETS_SECONDS < burst
+
+
+def test_systemd_shows_what_is_wrong_and_when_it_is_over(
+    daemon: ManagedDaemon, notifications: Notifications, api_server: ApiServer
+) -> None:
+    api_server.default = error(402, "payment_required", "Pay first")
+    daemon.launch()
+    notifications.wait_for("READY=1")
+    daemon.send_lines(encode([an_event()]))
+    wait_for_status(notifications, r"paused: \w+: 402 .*Pay first")
+    good = daemon.config.read_text()
+    daemon.config.write_text("nonsense = 1\n")
+    daemon.signal(signal.SIGHUP)
+    wait_for_status(notifications, r"paused: .*; reload refused: .*nonsense")
+    daemon.config.write_text(good)
+    api_server.default = Answer()
+    daemon.signal(signal.SIGHUP)
+    wait_for_status(notifications, "Taking events")
+
+
+def test_systemd_shows_that_the_disk_is_full(daemon: ManagedDaemon, notifications: Notifications) -> None:
+    daemon.configure("http://127.0.0.1:9", {"queue": {"min_free_bytes": 2**62}})
+    daemon.launch()
+    notifications.wait_for("READY=1")
+    daemon.send_lines(encode([an_event()]))
+    wait_for_status(notifications, r"storage: .* bytes are free, queue\.min_free_bytes is")
+
+
+def wait_for_status(notifications: Notifications, pattern: str) -> None:
+    """Wait until what systemd shows is like a pattern."""
+    wanted = re.compile(f"STATUS={pattern}")
+    deadline = time.monotonic() + HUNG_AFTER
+    shown: list[str] = []
+    while not (shown and wanted.match(shown[-1])):
+        message = notifications.next(max(deadline - time.monotonic(), 0.001))
+        assert message is not None, shown
+        shown += [each for each in message if each.startswith("STATUS=")]
+
+
+def test_lines_for_the_journal_have_their_priority(daemon: ManagedDaemon, notifications: Notifications) -> None:
+    with daemon.errors.open("ab") as errors:
+        found = os.fstat(errors.fileno())
+    daemon.env["JOURNAL_STREAM"] = f"{found.st_dev}:{found.st_ino}"
+    daemon.launch()
+    notifications.wait_for("READY=1")
+    good = daemon.config.read_text()
+    daemon.config.write_text("nonsense = 1\n")
+    daemon.signal(signal.SIGHUP)
+    eventually(daemon.errors.read_text, lambda text: "reload_refused" in text)
+    daemon.config.write_text(good)
+    daemon.signal(signal.SIGHUP)
+    eventually(daemon.errors.read_text, lambda text: "reloaded" in text)
+    assert daemon.terminate() == 0
+    daemon.config.write_text("nonsense = 1\n")
+    daemon.launch()
+    assert daemon.wait() == ConfigError.exit_code
+    lines = daemon.errors.read_text().splitlines()
+    found_names = [
+        (line[:3], name) for line in lines for name in ("started", "reload_refused", "reloaded") if name in line
+    ]
+    assert found_names == [("<6>", "started"), ("<3>", "reload_refused"), ("<6>", "reloaded")]
+    assert lines[-1].startswith("<3>artifacts-agent: ")
+
+
+def test_without_its_token_the_service_names_the_file(
+    tmp_path: Path, daemon: ManagedDaemon, api_server: ApiServer
+) -> None:
+    """As systemd gives it the unit's SetCredential= where LoadCredential= finds no file."""
+    (value,) = units.directives(units.SERVICE)["SetCredential"]
+    name, _, content = value.partition(":")
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    (credentials / name).write_bytes(content.encode().decode("unicode_escape").encode())
+    daemon.configure(api_server.url, {"api": {"token_file": None}})
+    daemon.env["CREDENTIALS_DIRECTORY"] = str(credentials)
+    daemon.launch()
+    assert daemon.wait() == ConfigError.exit_code
+    source = units.directives(units.SERVICE)["LoadCredential"][0].partition(":")[2]
+    assert f"the service has no token: write it into the file that LoadCredential= names, {source}" in (
+        daemon.errors.read_text()
+    )
 
 
 def test_the_token_is_taken_from_systemds_credential(

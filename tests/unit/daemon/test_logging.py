@@ -1,9 +1,11 @@
 """Logging: a line that cannot be written harms nothing, and a repeated one is held back and counted."""
 
 import json
+import os
 import subprocess
 import sys
 
+from agent.daemon.journal import is_journal, with_priority
 from agent.throttle import MAX_KEYS, HeldBack, Throttle, held_back
 from tests.support.waiting import HUNG_AFTER
 
@@ -81,3 +83,30 @@ def test_what_others_wrote_cannot_command_the_terminal_of_who_reads_the_log() ->
     assert text.isprintable()
     assert "hash=\\x1b[2J" in text
     assert "fine=\u00fc" in text
+
+
+def test_lines_for_the_journal_have_their_priority_before_each() -> None:
+    program = (
+        PROGRAM.partition("for number")[0].replace('"json"', '"console", to_journal=True').replace("info", "debug")
+    )
+    program += "for level in ('debug', 'info', 'warning', 'error'): getattr(log, level)(level)\n"
+    program += "try: 1 / 0\nexcept ZeroDivisionError: log.exception('failed')\n"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=HUNG_AFTER)
+    lines = done.stderr.decode().splitlines()
+    assert [line[:3] for line in lines[:4]] == ["<7>", "<6>", "<4>", "<3>"]
+    assert len(lines) > 6
+    assert {line[:3] for line in lines[4:]} == {"<3>"}
+
+
+def test_standard_error_is_the_journals_only_if_systemd_says_so_of_that_very_stream() -> None:
+    reader, writer = os.pipe()
+    try:
+        found = os.fstat(writer)
+        assert is_journal({"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"}, writer)
+        assert not is_journal({"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino + 1}"}, writer)
+        assert not is_journal({}, writer)
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert not is_journal({"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"}, writer)  # it is closed
+    assert with_priority("a\nb\n", "warning") == "<4>a\n<4>b\n"

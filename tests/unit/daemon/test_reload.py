@@ -11,6 +11,7 @@ import structlog
 
 from agent import config
 from agent.config import Config
+from agent.control.schema import Reloaded
 from agent.daemon import logging
 from agent.daemon.reload import Reloader
 from agent.daemon.service import Service
@@ -61,19 +62,21 @@ def test_settings_that_one_part_refuses_are_taken_over_by_none(
     before = Settings.read(loaded(tmp_path), {})
     parts = [Part(), Part(refuses="https://two"), Part()]
     reloader = Reloader(lambda: loaded(tmp_path, API_URL=url), {}, before, parts, Notifier({}))
-    reloader.reload()
+    assert reloader.reload() == Reloaded(["api.url"])
     url = "https://two"
-    reloader.reload()
+    with pytest.raises(ConfigError, match="this one will not do"):
+        reloader.reload()
+    reloader.reload_if_valid()  # as at SIGHUP, for which nobody gets an answer
     assert [part.taken for part in parts] == [["https://one"]] * 3
     assert reloader.settings.config.api.url == "https://one"
-    assert [each["event"] for each in logged(capsys)] == ["reloaded", "reload_refused"]
+    assert [each["event"] for each in logged(capsys)] == ["reloaded", "reload_refused", "reload_refused"]
 
 
 def test_what_needs_a_restart_is_named_and_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before, part = Settings.read(loaded(tmp_path), {}), Part()
     new = loaded(tmp_path, QUEUE_MAX_AGE="1d", BATCH_MAX_EVENTS="7")
     reloader = Reloader(lambda: new, {}, before, [part], Notifier({}))
-    reloader.reload()
+    assert reloader.reload() == Reloaded(["batch.max_events"], ["queue.max_age"])
     assert [(each["event"], each.get("key"), each.get("changed")) for each in logged(capsys)] == [
         ("restart_needed", "queue.max_age", None),
         ("reloaded", None, ["batch.max_events"]),
@@ -86,5 +89,5 @@ def test_a_new_token_is_named_as_such(tmp_path: Path, capsys: pytest.CaptureFixt
     environ = {"TURBO_TOKEN": "old"}
     reloader = Reloader(lambda: loaded(tmp_path), environ, Settings.read(loaded(tmp_path), environ), [], Notifier({}))
     environ["TURBO_TOKEN"] = "new"
-    reloader.reload()
+    assert reloader.reload() == Reloaded(["token"])
     assert [(each["event"], each["changed"]) for each in logged(capsys)] == [("reloaded", ["token"])]
