@@ -36,7 +36,7 @@ LONG_SECONDS = 3600.0
 _HOW_TO_START = (
     "start it with `artifacts-agent run`, or `systemctl start artifacts-agent`, or name the configuration with --config"
 )
-_ERRORS: dict[int, type[AgentError]] = {422: ConfigError, 504: DeadlineError, 507: StorageError}
+_ERRORS: dict[int, type[AgentError]] = {504: DeadlineError, 507: StorageError}
 
 T = TypeVar("T")
 
@@ -163,6 +163,8 @@ class ControlClient:
             message = msgspec.json.decode(answer.body, type=_Refusal).error.message
         except ValueError:
             message = f"{wanted} got {answer.status}: does listen.control name the right socket?"
+        if answer.status == 422:  # it names the file already
+            raise ConfigError(message)
         raise _ERRORS.get(answer.status, AgentError)(f"{self._path}: {message}")
 
     def _ask(self, method: str, target: str) -> bytes:

@@ -470,7 +470,7 @@ def test_a_refused_reload_is_told_to_who_asked_for_it(daemon: Daemon) -> None:
     done = run_command("reload", "--config", daemon.config)
     assert (done.returncode, done.stdout) == (78, "")
     (problem,) = problems(done.stderr)
-    assert "log.level = 'loud'" in problem
+    assert problem.startswith(f"{daemon.config}: log.level = 'loud': ")
     assert "reload_refused" in daemon.stderr_text()
     assert run_command("status", "--check", "--config", daemon.config).returncode == 0
 
