@@ -129,7 +129,7 @@ class _Sources:
         """Check this one value, which has to be there."""
         setting = self.found["listen.control"]
         try:
-            return TypeAdapter(SocketPath).validate_python(self._located(setting))
+            return TypeAdapter(SocketPath).validate_python(self._located("listen.control", setting))
         except ValidationError as error:
             reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         except ValueError as error:
