@@ -124,6 +124,7 @@ class Http1Connection(Connection):
         self._muted = False
         self._idle: anyio.CancelScope | None = None
         self._reading: anyio.CancelScope | None = None
+        self._left: anyio.CancelScope | None = None
         self._turns = turns
         self.turn = turns.of(self.group)
         self._work = 0
@@ -231,11 +232,12 @@ class Http1Connection(Connection):
     def evict(self, *, hard: bool = False) -> bool:
         """End the connection if it waits for a request of which nothing has come; tell whether it did.
 
-        If it is `hard`, also if it waits for more of a request.
+        If it is `hard`, also if it waits for more of a request, or for an answer that nobody waits for.
         """
-        idle, self._idle = self._idle, None
-        reading, self._reading = (self._reading, None) if hard else (None, self._reading)
-        waiting = idle or reading
+        waiting, self._idle = self._idle, None
+        if waiting is None and hard:
+            waiting = self._reading or self._left
+            self._reading = self._left = None
         if waiting is None:
             return False
         waiting.cancel()
@@ -276,6 +278,19 @@ class Http1Connection(Connection):
 
         with self._hang_ups.watching(self.socket, hung_up):
             yield
+
+    @contextlib.contextmanager
+    def until_left(self, seconds: float) -> Iterator[None]:
+        """End the block `seconds` after the client has hung up, or then as soon as another connection needs the place."""
+
+        def left() -> None:
+            self._left, scope.deadline = scope, anyio.current_time() + seconds
+
+        with anyio.CancelScope() as scope, self.on_hang_up(left):
+            try:
+                yield
+            finally:
+                self._left = None
 
     async def _event_within(
         self, seconds: float, size: int, what: str, told_seconds: float | None = None

@@ -2,7 +2,7 @@
 
 It holds no more of a body than one piece. What breaks on one side is broken off on the other: an answer that ends too early ends
 the client's connection, and a client that hangs up ends its request to the API. But a request with a body that the client
-wrote to its end goes on without it: the API has what it needs, be it the artifact of a build that has just ended.
+wrote to its end goes on without it for a while: the API has what it needs, be it the artifact of a build that has just ended.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ CONNECT_SECONDS = 10.0
 STALL_SECONDS = 300.0
 KEEP_SECONDS = 4.0  # a connection that is not used; servers of Node.js close theirs after 5 s
 IDLE_CONNECTIONS = 32
+LEFT_SECONDS = 30.0  # for the API to answer an upload whose client has gone
 LOG_INTERVAL = 60.0
 
 # Without it the event loop reads as much in one turn as the socket holds, several MB, and events wait for that. Elsewhere the
@@ -91,9 +92,8 @@ class Proxy:
     async def forward(self, exchange: Exchange) -> None:
         """Have the API answer a request. Raises ClientGoneError and what reading the request raises."""
         try:
-            if exchange.head.method not in _WANT_ONLY_AN_ANSWER:
-                return await self._relay(exchange)
-            with anyio.CancelScope() as scope, exchange.on_hang_up(scope.cancel):
+            wants_only_an_answer = exchange.head.method in _WANT_ONLY_AN_ANSWER
+            with exchange.until_left(0.0 if wants_only_an_answer else LEFT_SECONDS):
                 return await self._relay(exchange)
             raise ClientGoneError
         finally:

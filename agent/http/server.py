@@ -187,6 +187,10 @@ class Exchange:
         """Call `callback` if the client hangs up while the block lasts, or has hung up already. See `HangUps.watching`."""
         return self._connection.on_hang_up(callback)
 
+    def until_left(self, seconds: float) -> AbstractContextManager[None]:
+        """End the block when the client has left. See `Http1Connection.until_left`."""
+        return self._connection.until_left(seconds)
+
     async def hung_up(self) -> None:
         """Return when the client has hung up."""
         gone = anyio.Event()

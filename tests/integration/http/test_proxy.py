@@ -381,6 +381,22 @@ def test_an_unreachable_api_is_a_502_and_events_are_kept(tmp_path: Path) -> None
         assert 'http_requests_total{about="front",status="502"} 2.0' in daemon.request("GET", "/metrics").text
 
 
+def test_uploads_whose_clients_have_left_make_room_for_others(tmp_path: Path) -> None:
+    """They wait for an API that hangs."""
+    slots = 4
+    sections: Sections = {"http": {"listen": "127.0.0.1:0", "max_connections": slots}, "front": {"enabled": True}}
+    upload = b"PUT /hang HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"
+    with Upstream() as upstream, Daemon(tmp_path / "agent", upstream.url, sections) as daemon:
+        daemon.request("POST", "/pause").raise_for_status()
+        for _ in range(slots):
+            sent(daemon, upload).close()
+        eventually(lambda: len(upstream.seen), lambda count: count == slots)
+        with client_of(daemon) as client:
+            assert client.post("/v8/artifacts/events", json=[EVENT]).status_code == 200
+        assert upstream.left.wait(HUNG_AFTER)
+        assert "connection_evicted" in daemon.stderr_text()
+
+
 def test_shutdown_cuts_off_an_endless_answer(tmp_path: Path) -> None:
     sections: Sections = {**HTTP, "shutdown": {"deadline": "0s"}}
     with Upstream() as upstream, Daemon(tmp_path / "agent", upstream.url, sections) as daemon:

@@ -12,7 +12,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from agent.http import server as http_server
-from agent.http.server import MAX_BODY_BYTES, MAX_CONNECTIONS, Request, Response
+from agent.http.connection import ClientGoneError
+from agent.http.server import MAX_BODY_BYTES, MAX_CONNECTIONS, Exchange, Request, Response
 from agent.ingest import sockets
 from tests.support.http_client import Client
 from tests.support.waiting import HUNG_AFTER
@@ -112,6 +113,27 @@ async def test_a_handler_learns_of_a_hang_up_but_not_of_a_half_close(tmp_path: P
             assert not server.go_on.is_set()
         with anyio.fail_after(HUNG_AFTER):
             await server.go_on.wait()
+
+
+async def test_what_goes_on_without_its_client_ends_after_a_while(tmp_path: Path) -> None:
+    bound, ended = sockets.bind(tmp_path / "c.sock", sockets.STREAM, mode=0o600), anyio.Event()
+
+    async def handle(exchange: Exchange) -> None:
+        with exchange.until_left(0.05):
+            await anyio.sleep_forever()
+        ended.set()
+        raise ClientGoneError
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(http_server.Server(1).serve, bound.socket, handle)
+            with Client(str(tmp_path / "c.sock")) as client:
+                await client.send(GET)
+            with anyio.fail_after(HUNG_AFTER):
+                await ended.wait()
+            tasks.cancel_scope.cancel()
+    finally:
+        bound.release()
 
 
 async def test_whole_requests_of_a_client_that_has_hung_up_reach_the_handler(tmp_path: Path) -> None:
