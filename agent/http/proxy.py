@@ -9,6 +9,7 @@ import contextlib
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
+from http import HTTPStatus
 from typing import NamedTuple, cast
 
 import anyio
@@ -17,6 +18,7 @@ import structlog
 
 from agent.http.client import TAKE_TURN, ConnectionPool, transport_factory
 from agent.http.connection import TURN_PIECES, ClientGoneError
+from agent.http.outage import Outage, insists
 from agent.http.server import Exchange, Response
 from agent.runtime import Wakeup
 from agent.throttle import Throttle
@@ -26,6 +28,7 @@ STALL_SECONDS = 300.0
 KEEP_SECONDS = 4.0  # a connection that is not used; servers of Node.js close theirs after 5 s
 IDLE_CONNECTIONS = 32
 LEFT_SECONDS = 30.0  # for the API to answer an upload whose client has gone
+PATIENT_SECONDS = 2.0  # a client that leaves sooner may have other reasons than the API
 LOG_INTERVAL = 60.0
 
 # Without it the event loop reads as much in one turn as the socket holds, several MB, and events wait for that. Elsewhere the
@@ -36,6 +39,7 @@ _HOP_BY_HOP = {b"connection", b"proxy-connection", b"keep-alive", b"te", b"trans
 _CHUNKED = (b"transfer-encoding", b"chunked")
 _TURBO = "turbo "
 METHODS = "GET, HEAD, PUT, POST, OPTIONS, PATCH, DELETE"
+_FINAL = HTTPStatus.FAILED_DEPENDENCY
 _WANT_ONLY_AN_ANSWER = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _Headers = list[tuple[bytes, bytes]]
@@ -48,6 +52,7 @@ class BrokenOffError(ClientGoneError):
 class _Upstream(NamedTuple):
     url: httpx.URL
     connections: ConnectionPool
+    outage: Outage
 
 
 class Proxy:
@@ -91,41 +96,48 @@ class Proxy:
 
     async def forward(self, exchange: Exchange) -> None:
         """Have the API answer a request. Raises ClientGoneError and what reading the request raises."""
+        begun, upstream = anyio.current_time(), self._upstream
+        wants_only_an_answer = exchange.head.method in _WANT_ONLY_AN_ANSWER
         try:
-            wants_only_an_answer = exchange.head.method in _WANT_ONLY_AN_ANSWER
             with exchange.until_left(0.0 if wants_only_an_answer else LEFT_SECONDS):
-                return await self._relay(exchange)
+                return await self._relay(exchange, upstream)
+            if exchange.status is None and anyio.current_time() - begun >= PATIENT_SECONDS:
+                upstream.outage.note(anyio.current_time(), None)
             raise ClientGoneError
         finally:
             if exchange.status is not None:
                 self.answered[exchange.status] += 1
 
-    async def _relay(self, exchange: Exchange) -> None:
+    async def _relay(self, exchange: Exchange, upstream: _Upstream) -> None:
         if exchange.head.method not in METHODS.split(", ") or not exchange.head.target.startswith(b"/"):
             message = f"Only {METHODS} of a path are passed on"
             return await exchange.answer(Response.error(405, "method_not_allowed", message))
-        upstream = self._upstream
+        if upstream.outage.is_fresh(anyio.current_time()) and insists(_user_agent(exchange)):
+            message = f"{upstream.url} has just failed, and is not asked again so soon"
+            return await exchange.answer(Response.error(_FINAL, "bad_gateway", message))
         connection = upstream.connections.acquire()
         try:
-            return await self._exchange(exchange, upstream.url, connection)
+            return await self._exchange(exchange, upstream, connection)
         finally:
             await upstream.connections.release(connection)
             self._idle.set()
 
-    async def _exchange(self, exchange: Exchange, url: httpx.URL, connection: httpx.AsyncBaseTransport) -> None:
+    async def _exchange(self, exchange: Exchange, upstream: _Upstream, connection: httpx.AsyncBaseTransport) -> None:
         try:
-            response = await connection.handle_async_request(_request(exchange, url))
+            response = await connection.handle_async_request(_request(exchange, upstream.url))
         except httpx.ConnectTimeout as error:
-            return await _no_answer(exchange, url, error)
+            return await _no_answer(exchange, upstream, error)
         except httpx.TimeoutException:
-            message = f"{url} has not answered within {STALL_SECONDS:g} s"
-            return await exchange.answer(Response.error(504, "gateway_timeout", message))
+            upstream.outage.note(anyio.current_time(), None)
+            message = f"{upstream.url} has not answered within {STALL_SECONDS:g} s"
+            return await exchange.answer(_failed(exchange, upstream, message, 504, "gateway_timeout"))
         except (httpx.TransportError, httpx.InvalidURL, UnicodeError) as error:
             if isinstance(error, httpx.RemoteProtocolError):
                 self._warn_invalid(exchange, error)
-            return await _no_answer(exchange, url, error)
+            return await _no_answer(exchange, upstream, error)
+        upstream.outage.note(anyio.current_time(), response.status_code)
         try:
-            return await _pass_back(exchange, response)
+            return await _pass_back(exchange, response, is_final=_is_final(exchange, upstream))
         finally:
             await response.aclose()
 
@@ -136,9 +148,14 @@ class Proxy:
             self._log.warning("answer_invalid", reason=str(error), **facts)
 
 
-async def _pass_back(exchange: Exchange, response: httpx.Response) -> None:
+async def _pass_back(exchange: Exchange, response: httpx.Response, *, is_final: bool) -> None:
+    """Pass an answer on; with `is_final`, under a status after which the client does not ask again."""
     headers, stream = _end_to_end(response.headers.raw), cast(httpx.AsyncByteStream, response.stream)
-    await exchange.start(response.status_code, headers, response.extensions.get("reason_phrase", b""))
+    status, reason = response.status_code, response.extensions.get("reason_phrase", b"")
+    if is_final:
+        headers.append((b"proxy-status", b"artifacts-agent; received-status=%d" % status))  # RFC 9209
+        status, reason = _FINAL, _FINAL.phrase.encode()
+    await exchange.start(status, headers, reason)
     with contextlib.suppress(httpx.TransportError):  # an answer without its end is cut off
         pieces = 0
         async for piece in stream:
@@ -165,9 +182,8 @@ class _Body(httpx.AsyncByteStream):
 
 
 def _open(url: str) -> _Upstream:
-    return _Upstream(
-        httpx.URL(url), ConnectionPool(transport_factory(url, KEEP_SECONDS, _SMALL_BUFFER), IDLE_CONNECTIONS)
-    )
+    connections = ConnectionPool(transport_factory(url, KEEP_SECONDS, _SMALL_BUFFER), IDLE_CONNECTIONS)
+    return _Upstream(httpx.URL(url), connections, Outage())
 
 
 def _request(exchange: Exchange, url: httpx.URL) -> httpx.Request:
@@ -190,14 +206,28 @@ def _end_to_end(headers: Iterable[tuple[bytes, bytes]], *others: bytes) -> _Head
     return [(name, value) for name, lower, value in found if lower not in dropped]
 
 
-async def _no_answer(exchange: Exchange, url: httpx.URL, error: Exception) -> None:
+def _user_agent(exchange: Exchange) -> str:
+    return exchange.head.headers.get("user-agent", "")
+
+
+def _is_final(exchange: Exchange, upstream: _Upstream) -> bool:
+    """Tell whether the client is to get a status after which it does not ask again: see `agent.http.outage`."""
+    return upstream.outage.lasts and insists(_user_agent(exchange))
+
+
+def _failed(exchange: Exchange, upstream: _Upstream, message: str, status: int, code: str) -> Response:
+    return Response.error(_FINAL if _is_final(exchange, upstream) else status, code, message)
+
+
+async def _no_answer(exchange: Exchange, upstream: _Upstream, error: Exception) -> None:
     """Answer that the API cannot be reached, or, to turbo, hang up, as the API's own address would have.
 
     A connection that fails is for turbo an artifact that it does not get. For a 5xx it waits 2 s and asks again, for one
     artifact after the other: a build of 130 packages takes 3 s more.
     """
-    if exchange.head.headers.get("user-agent", "").startswith(_TURBO):
+    upstream.outage.note(anyio.current_time(), None)
+    if _user_agent(exchange).startswith(_TURBO) and not _is_final(exchange, upstream):
         raise BrokenOffError
     reason = str(error) or type(error).__name__
-    message = f"{url} cannot be reached: {reason}"
-    await exchange.answer(Response.error(502, "bad_gateway", message))
+    message = f"{upstream.url} cannot be reached: {reason}"
+    await exchange.answer(_failed(exchange, upstream, message, 502, "bad_gateway"))

@@ -381,6 +381,65 @@ def test_an_unreachable_api_is_a_502_and_events_are_kept(tmp_path: Path) -> None
         assert 'http_requests_total{about="front",status="502"} 2.0' in daemon.request("GET", "/metrics").text
 
 
+TURBO_1 = {"user-agent": "turbo 1.10.16 go1.20.10 linux (amd64)"}
+TURBO_2 = {"user-agent": "turbo 2.11.11 1.98.0-nightly linux x86_64"}
+
+
+def test_in_an_outage_turbo_1_is_told_not_to_ask_again_and_others_what_the_api_says(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    with Daemon(tmp_path / "agent", upstream.url, HTTP) as daemon, client_of(daemon) as client:
+        failures = [client.head("/status/503", headers=TURBO_1).status_code for _ in range(4)]
+        assert (failures[0], failures[2:]) == (503, [424, 424])
+        for others in ({}, TURBO_2):
+            answer = client.head("/status/503", headers=others)
+            assert (answer.status_code, answer.headers.get("proxy-status")) == (503, None)
+
+        def put_after_failures() -> int:
+            for _ in range(3):
+                client.head("/status/503")
+            return client.put("/x", content=b"abc", headers=TURBO_1).status_code
+
+        assert eventually(put_after_failures, lambda status: status == 424), "the API is not asked: it would take it"
+        assert client.get("/sized/3").status_code == 200
+        assert client.get("/sized/3", headers=TURBO_1).content == pattern(3)
+        assert client.head("/status/503", headers=TURBO_1).status_code == 503
+
+
+def test_an_answer_that_turbo_1_gets_in_an_outage_says_what_the_api_has_said(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    with Daemon(tmp_path / "agent", upstream.url, HTTP) as daemon, client_of(daemon) as client:
+        for _ in range(2):
+            client.head("/status/503")
+        with client.stream("GET", "/status/503", headers=TURBO_1) as answer:
+            body = b"".join(answer.iter_raw())
+        assert (answer.status_code, answer.reason_phrase) == (424, "Failed Dependency")
+        assert answer.headers["proxy-status"] == "artifacts-agent; received-status=503"
+        assert answer.headers["x-artifact-tag"] == "t"
+        assert body == b"not gzip at all"
+
+
+def test_an_api_that_is_gone_hangs_up_on_turbo_1_until_that_has_not_helped(tmp_path: Path) -> None:
+    with Upstream() as upstream:
+        url = upstream.url
+    with Daemon(tmp_path / "agent", url, HTTP) as daemon, client_of(daemon) as client:
+
+        def answer_to(headers: dict[str, str]) -> httpx.Response | None:
+            try:
+                return client.get("/x", headers=headers)
+            except httpx.RemoteProtocolError:
+                return None
+
+        assert answer_to(TURBO_1) is None
+        answer = eventually(lambda: answer_to(TURBO_1), lambda found: found is not None)
+        assert answer is not None
+        assert (answer.status_code, answer.json()["error"]["code"]) == (424, "bad_gateway")
+        assert answer.json()["error"]["message"].startswith(url)
+        assert client.get("/x").status_code == 502
+        assert answer_to(TURBO_2) is None
+
+
 def test_uploads_whose_clients_have_left_make_room_for_others(tmp_path: Path) -> None:
     """They wait for an API that hangs."""
     slots = 4
