@@ -4,7 +4,7 @@ It knows how artifacts are put and got. It must never know which events come wit
 """
 
 from tests.support.api_server import Answer, ApiServer, error
-from tests.support.capture import Captured
+from tests.support.capture import STATUS_PATH, Captured
 
 _ARTIFACTS = "/v8/artifacts/"
 _KEPT = ("x-artifact-duration", "x-artifact-tag", "content-type")
@@ -27,7 +27,8 @@ class ArtifactsApi(ApiServer):
             return super()._found(request, scripted)
         if request.method == "OPTIONS":
             return Answer(headers={"access-control-allow-headers": "Authorization"})
-        return self.artifacts_down or self._artifact(request) or super()._found(request, scripted)
+        found = None if request.path == STATUS_PATH else self._artifact(request)
+        return self.artifacts_down or found or super()._found(request, scripted)
 
     def _artifact(self, request: Captured) -> Answer | None:
         if request.method == "PUT":

@@ -23,18 +23,22 @@ class Monorepo:
 
     With `gated`, the last package depends on all the others, says by the file `started` that its task runs, and then waits until
     somebody writes to the pipe `gate`: so that a test can end turbo when everything else is done. With `signed`, turbo signs its
-    artifacts, for which it needs a key.
+    artifacts, for which it needs a key. `release` is the one of turbo that is to read it, 1 or 2.
     """
 
-    def __init__(self, root: Path, packages: int, *, gated: bool = False, signed: bool = False) -> None:
+    def __init__(
+        self, root: Path, packages: int, *, gated: bool = False, signed: bool = False, release: int = 2
+    ) -> None:
         self.root = root
+        self.release = release
         self.names = [f"p{number:03}" for number in range(packages)]
         self.started = root / "started"
         self._gate = root / "gate"
         (root / "bin").mkdir(parents=True)
         self._write("bin/npm", _NPM).chmod(0o755)
         task = {"dependsOn": ["^build"], "inputs": ["source"], "outputs": ["dist/**"]}
-        self._write("turbo.json", {"tasks": {"build": task}, "remoteCache": {"signature": signed}})
+        tasks = "tasks" if release > 1 else "pipeline"
+        self._write("turbo.json", {tasks: {"build": task}, "remoteCache": {"signature": signed}})
         for name in self.names:
             self._package(name, [])
         if gated:
@@ -50,11 +54,12 @@ class Monorepo:
     @property
     def local_cache(self) -> Path:
         """Where turbo keeps artifacts on this machine."""
-        return self.root / ".turbo/cache"
+        return self.root / (".turbo/cache" if self.release > 1 else "node_modules/.cache/turbo")
 
     def forget_local_results(self) -> None:
         """Remove what builds left behind here; what is in the remote cache stays."""
         for directory in (
+            self.local_cache,
             self.root / ".turbo",
             *self.root.glob("packages/*/dist"),
             *self.root.glob("packages/*/.turbo"),

@@ -7,7 +7,7 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,12 @@ from tests.support.monorepo import Monorepo
 from tests.support.tools import missing
 
 HINT = "npm install --prefix tests/npm"
+RELEASES = (1, 2)
 TOKEN = "a-token-of-the-tests"
 TEAM = "acme"
-_HOME = Path(__file__).parents[1] / "npm/node_modules/@turbo"
+_HOME = Path(__file__).parents[1] / "npm/node_modules"
+_PROGRAMS = {1: "turbo-linux-{}/bin/turbo", 2: "@turbo/linux-{}/bin/turbo"}
+_OPTIONS = {1: ("--no-daemon",), 2: ()}  # turbo 1 leaves a daemon behind
 _MACHINES = {"x86_64": "64", "aarch64": "arm64"}
 _QUIET = {"TURBO_TELEMETRY_DISABLED": "1", "DO_NOT_TRACK": "1", "TURBO_GLOBAL_WARNING_DISABLED": "1"}
 _LONGEST_SECONDS = 240.0
@@ -65,16 +68,17 @@ class Run:
         return self.ended - last / 1000
 
 
-def program() -> Path | None:
-    """Return turbo's own binary, if it is installed."""
-    found = _HOME / f"linux-{_MACHINES.get(platform.machine(), 'unknown')}/bin/turbo"
+def program(release: int = 2) -> Path | None:
+    """Return turbo's own binary of a release, if it is installed."""
+    found = _HOME / _PROGRAMS[release].format(_MACHINES.get(platform.machine(), "unknown"))
     return found if found.exists() else None
 
 
 def command(monorepo: Monorepo) -> list[str | Path]:
     """Return what builds everything, wherever it is called; ends the test where turbo is not installed."""
-    turbo = program() or missing("turbo", HINT)
-    return [turbo, "run", "build", "--summarize", "--no-update-notifier", "--cwd", monorepo.root]
+    turbo = program(monorepo.release) or missing(f"turbo {monorepo.release}", HINT)
+    options = ("--summarize", "--no-update-notifier", *_OPTIONS[monorepo.release])
+    return [turbo, "run", "build", *options, "--cwd", monorepo.root]
 
 
 def environment(monorepo: Monorepo, api: str | None) -> dict[str, str]:
@@ -85,14 +89,17 @@ def environment(monorepo: Monorepo, api: str | None) -> dict[str, str]:
 
 @contextmanager
 def running(
-    monorepo: Monorepo, api: str | None, env: Mapping[str, str] | None = None
+    monorepo: Monorepo,
+    api: str | None,
+    env: Mapping[str, str] | None = None,
+    within: Sequence[str | Path] = (),
 ) -> Iterator[subprocess.Popen[str]]:
     """Run a build of everything; turbo is killed if it is still there when the block is left, but not the tasks that run.
 
-    Without an API there is no remote cache, and there are no events.
+    Without an API there is no remote cache, and there are no events. `within` is a command that runs turbo's, and is the process.
     """
     with subprocess.Popen(
-        command(monorepo),
+        [*within, *command(monorepo)],
         env=environment(monorepo, api) | dict(env or {}),
         text=True,
         stdin=subprocess.DEVNULL,
@@ -105,11 +112,16 @@ def running(
             process.kill()
 
 
-def run(monorepo: Monorepo, api: str | None, env: Mapping[str, str] | None = None) -> Run:
+def run(
+    monorepo: Monorepo,
+    api: str | None,
+    env: Mapping[str, str] | None = None,
+    within: Sequence[str | Path] = (),
+) -> Run:
     """Build everything, and return when that is done."""
     before = _summaries(monorepo)
     began = time.time()
-    with running(monorepo, api, env) as process:
+    with running(monorepo, api, env, within) as process:
         output, _ = process.communicate(timeout=_LONGEST_SECONDS)
         ended = time.time()
     (written,) = _summaries(monorepo) - before
