@@ -210,8 +210,17 @@ def cut_lines(text: bytes, size: int) -> Iterator[bytes]:
         start = end
 
 
-may_hold_items = re.compile(rb"(?:\A|\n)[ \t\r\v\f]*+[\[{]").search  # linear, whatever a peer sends
-"""Tells whether any line of a text begins as an event, an array or a context line does: no other line can be valid."""
+def may_hold_items(text: bytes) -> bool:
+    """Tell whether any line of a text may be an event, an array or a context line: False only if none can be valid.
+
+    It is asked of floods, and so has no loop but those of `bytes`: whether any line begins as these do, and whether there are the
+    keys that they need, unless they are escaped.
+    """
+    has_keys = b"{" in text and (b"sessionId" in text or b"context" in text or b"\\" in text)
+    if not has_keys and b"[" not in text:
+        return False
+    packed = text.translate(None, b" \t\r\v\f")
+    return any(packed.startswith(each) or b"\n" + each in packed for each in (b"[", *([b"{"] if has_keys else [])))
 
 
 def split_lines(lines: bytes, count: int) -> tuple[bytes, bytes]:

@@ -19,7 +19,7 @@ from agent.runtime import Broadcast
 
 # More than net.core.wmem_default lets a client send at once.
 MAX_DATAGRAM_BYTES = 256 * 1024
-# How many datagrams may wait in a socket: as the kernel says, and not fewer than it may have said when the socket was made.
+# How many datagrams may wait in a socket: as the kernel says. It may have said something else when systemd made the socket.
 _QUEUE_LENGTH = Path("/proc/sys/net/unix/max_dgram_qlen")
 _USUAL_QUEUE_LENGTH = 512  # systemd's; the kernel's own default is 10
 # What is received in one turn, before others have theirs.
@@ -47,7 +47,7 @@ class DatagramListener:
         self._taking = False
         self._taken = 0
         self._progress = Broadcast()
-        self._most_waiting = _most_waiting()
+        self._most_waiting = _most_waiting(made_here=bound.path is not None)
         bound.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
 
     async def serve(self) -> None:
@@ -127,9 +127,9 @@ class DatagramListener:
                 await self._intake.submit(lines, client)
 
 
-def _most_waiting() -> int:
+def _most_waiting(*, made_here: bool) -> int:
     try:
-        return max(int(_QUEUE_LENGTH.read_text()), _USUAL_QUEUE_LENGTH) + 1
+        return max(int(_QUEUE_LENGTH.read_text()), 0 if made_here else _USUAL_QUEUE_LENGTH) + 1
     except (OSError, ValueError):  # /proc may be hidden
         return 8 * _USUAL_QUEUE_LENGTH
 

@@ -161,6 +161,7 @@ class Intake:
     async def _submit_in_pieces(self, text: bytes, client: ClientState, waiting: list[tuple[int, CommitGroup]]) -> None:
         """Queue the events, and reject the rest. Others have their turns in between if there is something to reject."""
         turn, done = self.turns.of(client.peer), 0
+        await turn.wait()  # it may be the first piece of each of many connections
         for piece in cut_lines(text, TURN_BYTES):
             if self._is_rubbish(client) and self.dismiss(text[done:], client):
                 return

@@ -639,11 +639,25 @@ def test_messages_give_a_block_for_each_context_and_what_takes_more_is_named(
     assert decode_messages(messages) == (blocks, others)
 
 
-@pytest.mark.parametrize("text", [b"{", b"[", b" \t{", b"a\n\n \r[", b"a\r\n\v\f{"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"sessionId"',
+        b"[",
+        b' \t{"context"',
+        b"a\n\n \r[",
+        b'a\r\n\v\f{ "sessionId" :',
+        b'a\n{"session\\u0049d":',
+        b'{\n"context',
+    ],
+)
 def test_a_text_with_a_line_that_may_be_valid_is_known(text: bytes) -> None:
     assert may_hold_items(text)
 
 
-@pytest.mark.parametrize("text", [b"", b"a{\nb[", b"\n" * 2_000_000, b" " * 2_000_000, b"\n " * 1_000_000])
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"a{\nb[", b'a{"sessionId"', b"{\n" * 1_000_000, b"\n" * 2_000_000, b" " * 2_000_000, b"\n " * 1_000_000],
+)
 def test_a_text_without_one_is_known_in_one_pass(text: bytes) -> None:
     assert not may_hold_items(text)

@@ -7,7 +7,7 @@ import socket
 import struct
 import termios
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import anyio
@@ -267,6 +267,20 @@ async def test_rubbish_is_taken_in_smaller_turns_than_events(tmp_path: Path) -> 
             assert made.intake.rejected < 10_000
         await made.settle()
         assert (made.intake.rejected, made.pipeline.ledger().queued) == (20_000, 201)
+
+
+async def test_of_many_connections_of_a_process_one_has_its_bad_lines_looked_at_in_a_turn(tmp_path: Path) -> None:
+    bad = b"{}\n" * 300
+    async with edge(tmp_path) as made:
+        with ExitStack() as clients:
+            for _ in range(32):
+                assert clients.enter_context(made.client()).fill(bad) == len(bad)
+            most = 0
+            while made.intake.rejected < 32 * 300:
+                before = made.intake.rejected
+                await anyio.lowlevel.checkpoint()
+                most = max(most, made.intake.rejected - before)
+            assert most <= 2 * 300
 
 
 async def test_while_the_disk_hangs_writes_wait_and_then_are_dropped_and_counted(tmp_path: Path) -> None:
