@@ -4,9 +4,9 @@ The stream listener and the HTTP server use it. It decides who gets in and who h
 """
 
 import array
+import contextlib
 import errno
 import fcntl
-import itertools
 import socket
 import termios
 from abc import ABC, abstractmethod
@@ -20,18 +20,26 @@ import anyio.abc
 import anyio.lowlevel
 import structlog
 
-from agent.peers import STRANGERS, group_of, peer_of
+from agent.peers import STRANGERS, group_of, owner_of, peer_of, take_turns
 from agent.runtime import Broadcast
 from agent.throttle import Throttle
 
 # How many clients are accepted in one turn, before others have theirs.
 TURN_CLIENTS = 32
-# After so many turns without an end to those who wait, the log says who they are, and turns are smaller.
-MANY_TURNS = 8
+# After so many clients without an end to those who wait, the log says whose they are, and turns are smaller.
+CROWD = 256
 # How many are accepted in a turn from then on.
-CROWD_TURN_CLIENTS = 8
+CROWD_TURN_CLIENTS = 16
 # No more can wait to be accepted than what a socket is opened with, here or by systemd.
 BACKLOG = 4096
+# After so many without an end, no more than CROWDED_BACKLOG may wait: whoever fills the line makes it long for everybody, and it
+# drains no faster for that. Who would wait longer waits to connect; who does not want to wait finds it full either way.
+LONG_CROWD = 1024
+CROWDED_BACKLOG = 64
+CALM_SECONDS = 2.0
+# With `refuse_when_full`, of the places one part in so many is kept for other users than the one that keeps all others busy, and
+# another one for other processes.
+KEPT_PART = 8
 RETRY_SECONDS = 0.1
 EVICTION_SECONDS = 0.1
 LOG_INTERVAL = 60.0
@@ -60,6 +68,11 @@ class Connection(ABC):
     def join(self, group: Hashable) -> None:
         """Belong to another group from now on. It is `Acceptor.regroup` that says so."""
         self.group = group
+
+    @property
+    @abstractmethod
+    def idle(self) -> bool:
+        """Whether it waits for the client, and could end now."""
 
     @abstractmethod
     def evict(self, *, hard: bool = False) -> bool:
@@ -99,25 +112,89 @@ class Connection(ABC):
 C = TypeVar("C", bound=Connection)
 
 
+class Line:
+    """Those who wait at a listening socket to be accepted. `crowd` is how many were since the last time that nobody waited.
+
+    After LONG_CROWD of them the line is short, until it has not been longer than a turn for CALM_SECONDS.
+    """
+
+    def __init__(self, listening: socket.socket) -> None:
+        self.listening = listening
+        self.accepted = 0
+        self.crowd = 0
+        self._short_since: int | None = None  # of `accepted`
+        self._calm_at = 0.0
+
+    @property
+    def most_waiting(self) -> int:
+        """No more than so many can wait now."""
+        if self._short_since is None:
+            return BACKLOG
+        return max(CROWDED_BACKLOG, BACKLOG - (self.accepted - self._short_since))
+
+    async def wait(self) -> None:
+        """Return when somebody waits."""
+        with anyio.move_on_at(float("inf") if self._short_since is None else self._calm_at):
+            await anyio.wait_readable(self.listening)
+            return
+        self.lengthen()
+        await anyio.wait_readable(self.listening)
+
+    def accept(self, most: int, now: float) -> tuple[list[socket.socket], OSError | None]:
+        """Accept at most so many of those who wait; return why no more could be, None if there may be more."""
+        found: list[socket.socket] = []
+        problem = None
+        try:
+            while len(found) < most:
+                found.append(self.listening.accept()[0])
+        except OSError as error:
+            problem = error
+        self.accepted += len(found)
+        if problem is None:
+            self.crowd += len(found)
+            self._calm_at = now + CALM_SECONDS
+        elif problem.errno in _NOBODY_WAITS:
+            self.crowd = 0
+        # A full backlog of TCP answers nobody, and clients then wait for a second or longer.
+        if self._short_since is None and self.crowd >= LONG_CROWD and self.listening.family == socket.AF_UNIX:
+            self._short_since = self.accepted
+            self._set_length(CROWDED_BACKLOG)
+        elif now >= self._calm_at:
+            self.lengthen()
+        return found, problem
+
+    def lengthen(self) -> None:
+        """Let as many wait as at first."""
+        if self._short_since is not None:
+            self._short_since = None
+            self._set_length(BACKLOG)
+
+    def _set_length(self, length: int) -> None:
+        with contextlib.suppress(OSError):  # EINVAL: the socket is shut down, and takes nobody any more
+            self.listening.listen(length)
+
+
 @dataclass(eq=False)
 class _Listening(Generic[C]):
     """A listening socket, what becomes of those who come through it, and the tasks that serve them."""
 
-    listening: socket.socket
+    line: Line
     admit: Callable[[list[socket.socket]], Iterable[C]]
     serve: Callable[[C], Awaitable[None]]
     tasks: anyio.abc.TaskGroup
     accepting: anyio.CancelScope
     open: bool = True
-    accepted: int = 0
 
 
 class Acceptor(Generic[C]):
     """Accepts clients on any number of listening sockets, and keeps at most `max_connections` of their connections together.
 
-    When there are more, or no more files can be opened, the group that has most of them has to give one up, the one that was idle
-    longest; strangers go before all others. If none can go, a new one is closed with `refuse_when_full`; otherwise nobody is
-    accepted until there is room. `wait_for_capacity` is awaited before each turn. `evicted` counts those that had to go.
+    When there are more, or no more files can be opened, the user that has most of them has to give one up, of its processes the
+    one that has most, of that the one that was idle longest; strangers go before all others. If none can go, a new one is closed
+    with `refuse_when_full`; otherwise nobody is accepted until there is room. `wait_for_capacity` is awaited before each turn.
+    `evicted` counts those that had to go, `refused` those that were closed.
+
+    Of clients that are accepted together, users are served in turn, and of each user its processes.
     """
 
     def __init__(
@@ -128,12 +205,14 @@ class Acceptor(Generic[C]):
         refuse_when_full: bool = False,
         wait_for_capacity: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
-        self.evicted = 0
+        self.evicted = self.refused = 0
         self._max_connections = max_connections
         self._refuse_when_full = refuse_when_full
         self._wait_for_capacity = wait_for_capacity
         self._connections: OrderedDict[C, None] = OrderedDict()  # those that were used last are last
         self._groups: Counter[Hashable] = Counter()  # how many of them each has
+        self._owners: Counter[Hashable] = Counter()  # and how many each user has
+        self._ending: set[C] = set()  # those of them that have to go
         self._listening: list[_Listening[C]] = []
         self._closing = False
         self._left = Broadcast()
@@ -161,11 +240,12 @@ class Acceptor(Generic[C]):
         """
         async with anyio.create_task_group() as tasks:
             with anyio.CancelScope() as accepting:
-                entry = _Listening(listening, admit, serve, tasks, accepting)
+                entry = _Listening(Line(listening), admit, serve, tasks, accepting)
                 self._listening.append(entry)
                 while not self._closing:
-                    await anyio.wait_readable(listening)
+                    await entry.line.wait()
                     await self._accept_ready(entry)
+            entry.line.lengthen()  # who has the socket next finds it as it was
             if not keep_backlog:
                 if listening.family == socket.AF_UNIX:
                     listening.shutdown(socket.SHUT_RD)  # nobody else can connect, and who has can be accepted
@@ -195,31 +275,30 @@ class Acceptor(Generic[C]):
 
     def regroup(self, connection: C, group: Hashable) -> None:
         """Say that a connection belongs to another group."""
-        self._leave_group(connection)
+        self._count(connection, -1)
         connection.join(group)
-        self._groups[group] += 1
+        self._count(connection, 1)
 
-    def _leave_group(self, connection: C) -> None:
-        self._groups[connection.group] -= 1
-        if not self._groups[connection.group]:
-            del self._groups[connection.group]
+    def _count(self, connection: C, change: int) -> None:
+        for counts, key in ((self._groups, connection.group), (self._owners, owner_of(connection.group))):
+            counts[key] += change
+            if not counts[key]:
+                del counts[key]
 
     async def _accept_ready(self, entry: _Listening[C]) -> None:
         """Accept everyone who waits now. What is accepted is served, even if this is cancelled."""
-        most = entry.accepted + BACKLOG
-        for turn in itertools.count(1):
+        most = entry.line.accepted + entry.line.most_waiting
+        while True:
             if self._wait_for_capacity is not None:
                 await self._wait_for_capacity()
             if not entry.open:
                 return
-            error = self._accept_some(entry, crowd=turn > MANY_TURNS)
-            while len(self._connections) > self._max_connections and not self._refuse_when_full:
-                self._evict()
-                with anyio.move_on_after(EVICTION_SECONDS):  # one that waits for the disk must not hold up the others
-                    await self._left.wait()
+            error = self._accept_some(entry)
+            if not self._refuse_when_full:
+                await self._make_room(entry)
             if error is None:
                 await anyio.lowlevel.checkpoint()
-                if entry.accepted > most:
+                if entry.line.accepted > most:
                     return
             elif error.errno in _NOBODY_WAITS:
                 return
@@ -228,40 +307,60 @@ class Acceptor(Generic[C]):
                 self._evict(f"a new connection cannot be accepted: {error.strerror}")
                 await anyio.sleep(RETRY_SECONDS)
 
-    def _accept_some(self, entry: _Listening[C], *, crowd: bool) -> OSError | None:
-        """Accept some of those who wait; return why no more could be, None if there may be more.
+    async def _make_room(self, entry: _Listening[C]) -> None:
+        """If there are too many connections, have some end and wait for that; where a crowd waits, have more of them end."""
+        spare = CROWD_TURN_CLIENTS if entry.line.crowd > CROWD else 0
+        while len(self._connections) > self._max_connections:
+            for _ in range(len(self._connections) + spare - self._max_connections - len(self._ending)):
+                self._evict()
+            with anyio.move_on_after(EVICTION_SECONDS):  # one that waits for the disk must not hold up the others
+                await self._left.wait()
 
-        If there is a `crowd`, log who is the last of these: if it is of one process, it is most likely that.
-        """
-        accepted: list[socket.socket] = []
-        problem = None
-        turn = CROWD_TURN_CLIENTS if crowd else TURN_CLIENTS
+    def _accept_some(self, entry: _Listening[C]) -> OSError | None:
+        """Accept some of those who wait; return why no more could be, None if there may be more."""
+        turn = CROWD_TURN_CLIENTS if entry.line.crowd > CROWD else TURN_CLIENTS
         most = max(1, min(turn, self._max_connections + 1 - len(self._connections)))
-        try:
-            while len(accepted) < most:
-                accepted.append(entry.listening.accept()[0])
-        except OSError as error:
-            problem = error
-        entry.accepted += len(accepted)
-        if crowd and accepted:
-            reason = f"more than {MANY_TURNS * TURN_CLIENTS} connections have waited to be accepted"
-            self._warn("many_connections", reason=reason, **peer_of(accepted[-1]).facts)
+        accepted, problem = entry.line.accept(most, anyio.current_time())
+        if len(accepted) > 1:
+            peers = {each: peer_of(each) for each in accepted}
+            accepted = take_turns(accepted, peers.__getitem__)
+            if entry.line.crowd > CROWD:
+                ((loudest, _),) = Counter(peers.values()).most_common(1)
+                reason = f"more than {CROWD} connections have waited to be accepted"
+                self._warn("many_connections", reason=reason, **loudest.facts)
         for connection in entry.admit(accepted) if accepted else ():
-            full = self._refuse_when_full and len(self._connections) >= self._max_connections
-            if full and not self._evict(newcomer=connection.group):
-                connection.close()
+            if self._refuse_when_full and not self._has_place(connection.group):
+                self._refuse(connection)
                 continue
             self._connections[connection] = None
-            self._groups[connection.group] += 1
+            self._count(connection, 1)
             entry.tasks.start_soon(self._serve, entry, connection)
         return problem
+
+    def _has_place(self, newcomer: Hashable) -> bool:
+        """Tell whether there is a place; one is made if none is left. The last ones are kept for other users and processes."""
+        if len(self._connections) >= self._max_connections:
+            return self._evict(newcomer=newcomer)
+        kept, owner = self._max_connections // KEPT_PART, owner_of(newcomer)
+        of_owner, of_group = self._max_connections - kept, self._max_connections - 2 * kept
+        if newcomer == STRANGERS or (self._owners[owner] < of_owner and self._groups[newcomer] < of_group):
+            return True  # strangers make room for whoever comes
+        busy = Counter(each.group for each in self._connections if not each.idle)
+        return busy[newcomer] < of_group and sum(busy[each] for each in busy if owner_of(each) == owner) < of_owner
+
+    def _refuse(self, connection: C) -> None:
+        self.refused += 1
+        reason = "it has all connections that it may have, and none of them is idle"
+        self._warn("connection_refused", reason=reason, **connection.peer.facts)
+        connection.close()
 
     async def _serve(self, entry: _Listening[C], connection: C) -> None:
         try:
             await entry.serve(connection)
         finally:
             del self._connections[connection]
-            self._leave_group(connection)
+            self._ending.discard(connection)
+            self._count(connection, -1)
             connection.close()
             self._left.notify_all()
 
@@ -271,6 +370,7 @@ class Acceptor(Generic[C]):
         if evicted is None:
             return False
         self.evicted += 1
+        self._ending.add(evicted)
         reason = reason or f"there are more than {self._max_connections} connections"
         self._warn("connection_evicted", reason=reason, **evicted.peer.facts)
         return True
@@ -280,14 +380,19 @@ class Acceptor(Generic[C]):
 
         A newcomer over TCP is a stranger at first, even if it has the token.
         """
-        groups = sorted(self._groups, key=lambda group: (group == STRANGERS, self._groups[group]), reverse=True)
+        groups = sorted(self._groups, key=self._weight, reverse=True)
         for group in groups:
+            if newcomer not in {None, STRANGERS} and self._weight(group) < self._weight(newcomer):
+                return None  # it has more than those that are left
             may_interrupt = group == STRANGERS or newcomer not in {None, group}
             for hard in (False, True) if may_interrupt else (False,):
                 for connection in self._connections:
                     if connection.group == group and connection.evict(hard=hard):
                         return connection
         return None
+
+    def _weight(self, group: Hashable) -> tuple[bool, int, int]:
+        return group == STRANGERS, self._owners[owner_of(group)], self._groups[group]
 
     def _warn(self, event: str, **facts: object) -> None:
         held_back = self._throttle.allow(event, anyio.current_time())

@@ -1,13 +1,14 @@
-"""Who is at the other end of a socket, and turns at the event loop, which are fair by peer.
+"""Who is at the other end of a socket, and turns at the event loop, which are fair by user and then by process.
 
-A process is a peer, as the kernel names it. Over TCP the kernel does not say: there all who have shown the token are one peer,
-and all who have not are another.
+A process is a peer, as the kernel names it, and a user owns all of its processes. Over TCP the kernel does not say: there all who
+have shown the token are one peer, and all who have not are another.
 """
 
 import socket
 import struct
-from collections.abc import Hashable
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable
+from typing import NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
 import anyio
@@ -20,6 +21,11 @@ TOKEN_HOLDERS = "tcp with the token"  # noqa: S105
 _NO_UID = 0xFFFF_FFFF
 _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid: struct ucred of unix(7)
 CREDENTIALS_SPACE = socket.CMSG_SPACE(_CREDENTIALS.size)
+
+# So many processes of one user have a turn in a pass of the event loop.
+OWNER_TURNS = 8
+
+T = TypeVar("T")
 
 
 class Peer(NamedTuple):
@@ -54,6 +60,26 @@ def group_of(peer: Peer) -> Hashable:
     return peer if peer.address is None else STRANGERS
 
 
+def owner_of(group: Hashable) -> Hashable:
+    """Return whose group it is: a process's user. Those over TCP have no owner but themselves."""
+    return group.uid if isinstance(group, Peer) else group
+
+
+def take_turns(items: Iterable[T], peer: Callable[[T], Peer]) -> list[T]:
+    """Order what came together: users in turn, and of each user its processes; what is of one process keeps its order."""
+    return _interleave(_interleave(items, peer), lambda item: owner_of(group_of(peer(item))))
+
+
+def _interleave(items: Iterable[T], key: Callable[[T], Hashable]) -> list[T]:
+    """Put the first item of each key before all second ones, and so on."""
+    seen: Counter[Hashable] = Counter()
+    ranked: list[tuple[int, T]] = []
+    for item in items:
+        ranked.append((seen[key(item)], item))
+        seen[key(item)] += 1
+    return [item for _, item in sorted(ranked, key=lambda each: each[0])]
+
+
 def read_credentials(data: bytes) -> tuple[int, int]:
     """Return (pid, uid) out of a `struct ucred`."""
     pid, uid, _ = _CREDENTIALS.unpack_from(data)
@@ -61,17 +87,28 @@ def read_credentials(data: bytes) -> tuple[int, int]:
 
 
 class Turn:
-    """The turns of one group. However many tasks work for it, each pass of the event loop lets one of them through."""
+    """The turns of one group. However many tasks work for it, each pass of the event loop lets one of them through.
 
-    __slots__ = ("__weakref__", "_lock")
+    Of the groups that have an owner in common, each pass lets OWNER_TURNS through.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("__weakref__", "_lock", "_owner")
+
+    def __init__(self, owner: "_Owner") -> None:
         self._lock = anyio.Lock(fast_acquire=True)
+        self._owner = owner
 
     async def wait(self) -> None:
         """Return when it is the caller's turn. What it does before it waits again should take no longer than some ms."""
-        async with self._lock:
+        async with self._lock, self._owner.turns:
             await anyio.lowlevel.checkpoint()
+
+
+class _Owner:
+    __slots__ = ("__weakref__", "turns")
+
+    def __init__(self) -> None:
+        self.turns = anyio.Semaphore(OWNER_TURNS, fast_acquire=True)
 
 
 class Turns:
@@ -79,10 +116,12 @@ class Turns:
 
     def __init__(self) -> None:
         self._turns: WeakValueDictionary[Hashable, Turn] = WeakValueDictionary()
+        self._owners: WeakValueDictionary[Hashable, _Owner] = WeakValueDictionary()
 
     def of(self, group: Hashable) -> Turn:
         """Return the turns of a group."""
         found = self._turns.get(group)
         if found is None:
-            found = self._turns[group] = Turn()
+            owner = self._owners.setdefault(owner_of(group), _Owner())
+            found = self._turns[group] = Turn(owner)
         return found

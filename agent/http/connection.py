@@ -229,6 +229,11 @@ class Http1Connection(Connection):
         """Whether another request may follow the one that is under way."""
         return self.http.their_state is h11.DONE and not self._is_last
 
+    @property
+    def idle(self) -> bool:
+        """See `Connection`."""
+        return self._idle is not None
+
     def evict(self, *, hard: bool = False) -> bool:
         """End the connection if it waits for a request of which nothing has come; tell whether it did.
 

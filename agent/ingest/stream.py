@@ -28,11 +28,11 @@ class StreamConnection(Connection):
 
     __slots__ = ("_ends", "_sending", "client", "first", "framer")
 
-    def __init__(self, accepted: socket.socket, first: bytes) -> None:
-        """`first` is what has been read from it already."""
+    def __init__(self, accepted: socket.socket, first: bytes | None) -> None:
+        """`first` is what has been read from it already; None if nobody has tried."""
         super().__init__(accepted)
         self.first = first
-        self.received = len(first)
+        self.received = len(first or b"")
         self.client = ClientState(self.peer)
         self.framer = LineFramer(MAX_LINE_BYTES)
         self._ends = False
@@ -58,6 +58,11 @@ class StreamConnection(Connection):
             return data
         except ConnectionError:
             return b""
+
+    @property
+    def idle(self) -> bool:
+        """See `Connection`."""
+        return not self._ends
 
     def evict(self, *, hard: bool = False) -> bool:
         """Have the connection end; nothing that the client has written is lost by it. False if that has been said before."""
@@ -119,7 +124,10 @@ class StreamListener:
         ended: list[tuple[socket.socket, bytes]] = []
         size = 0
         for each in accepted:
-            data, is_all = _read_at_once(each) if size < TURN_BYTES else (b"", False)
+            if size >= TURN_BYTES:
+                connections.append(StreamConnection(each, None))
+                continue
+            data, is_all = _read_at_once(each)
             size += len(data)
             if is_all:
                 ended.append((each, data))
@@ -140,7 +148,9 @@ class StreamListener:
     async def _read(self, connection: StreamConnection) -> None:
         """Read a connection to its end."""
         framer, turn = connection.framer, self._intake.turns.of(connection.peer)
-        chunk, connection.first = connection.first, b""
+        if connection.first is None:  # it is one of many that have been accepted together, with much to read
+            await turn.wait()
+        chunk, connection.first = connection.first or b"", b""
         while chunk := chunk or await self._receive(connection):
             self._acceptor.touch(connection)
             await self._take(framer.feed(chunk), connection)
