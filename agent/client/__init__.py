@@ -9,6 +9,8 @@ It needs nothing but the standard library, and nothing else of `agent`: a build 
 - **A line is whole or the last of its connection.** When the kernel takes only a part of a line, the connection is
   closed: the daemon refuses that piece alone, as an unterminated last line, and the event counts as unsent. So there is
   no tail to keep, and it is rare: up to about 36 KiB, Linux takes a write to a Unix stream whole or not at all.
+- **Where a crowd waits** to be accepted, so that nobody can connect at once, events go to the datagram socket beside the
+  stream socket, if they have their usual names: `events.sock` and `datagram.sock`.
 - **Threads, forks, event loops.** Use it from any of them, also while the interpreter ends. A forked child gets a connection
   of its own and counts from zero, but keeps the session: workers belong to the run that forked them.
 - **Other descriptors are never touched**, even if a program closes all descriptors and their numbers are used again.

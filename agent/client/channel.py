@@ -8,7 +8,7 @@ from _thread import RLock
 from _weakref import ref  # what `weakref` has under the same name; that module costs a millisecond
 from time import monotonic
 
-from .connection import DaemonConnection, find_socket
+from .connection import DaemonConnection, datagram_socket_beside, find_socket, send_datagram
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,13 +38,14 @@ class Channel:
     """`greeting` makes what each connection begins with: a line that is short enough to be taken whole."""
 
     __slots__ = (
-        *("_busy", "_connection", "_greeting", "_lock", "_path", "_reason", "_retry_at"),
+        *("_beside", "_busy", "_connection", "_greeting", "_lock", "_path", "_reason", "_retry_at"),
         *("sent", "unsent", "__weakref__"),
     )
 
     def __init__(self, path: str | os.PathLike[str] | None, greeting: Callable[[], bytes]) -> None:
         self._path, self._greeting = path, greeting
         self._connection: DaemonConnection | None = None
+        self._beside: str | None = None
         self._retry_at = 0.0
         self._reason: Reason = "absent"
         self.begin()
@@ -81,6 +82,7 @@ class Channel:
     def close(self) -> None:
         with self._lock:
             self.disconnect()
+            self._beside = None
             self._back_off("closed", for_seconds=float("inf"))
 
     def disconnect(self) -> None:
@@ -95,7 +97,7 @@ class Channel:
         for _ in range(2):  # the daemon closes idle connections, and it is the next write that tells
             connection = self._connection or self._connect()
             if connection is None:
-                return 0
+                return lines if self._send_beside(block) else 0
             try:
                 size = connection.send(block)
             except BlockingIOError:
@@ -109,6 +111,17 @@ class Channel:
         self._back_off(self._reason)
         return 0
 
+    def _send_beside(self, block: bytes | bytearray) -> bool:
+        """Send as a datagram what found the backlog of the stream socket full: whoever fills that leaves this one alone."""
+        if self._beside is None:
+            return False
+        try:
+            send_datagram(self._beside, self._greeting() + block)
+        except OSError:  # full as well, or not there, or too large
+            self._beside = None
+            return False
+        return True
+
     def _cut(self, block: bytes | bytearray, size: int) -> int:
         """Return how many lines are within the first `size` bytes; a line that lacks only its newline is."""
         self._reason = "full"
@@ -120,6 +133,8 @@ class Channel:
     def _connect(self) -> DaemonConnection | None:
         if monotonic() < self._retry_at:
             return None
+        self._beside = None
+        path: str | None = None
         try:
             path = find_socket(os.environ) if self._path is None else os.fspath(self._path)
             if path:
@@ -130,6 +145,8 @@ class Channel:
         except (OSError, TypeError, ValueError) as error:  # the latter two: something that is no path
             self.disconnect()
             self._back_off(_reason_of(error))
+            if path and self._reason == "full":
+                self._beside = datagram_socket_beside(path)
         return self._connection
 
     def _back_off(self, reason: Reason, for_seconds: float = RETRY_SECONDS) -> None:

@@ -1,4 +1,4 @@
-"""A connection to the daemon's stream socket that never blocks."""
+"""A connection to the daemon's stream socket that never blocks, and the way beside it, which does not either."""
 
 from __future__ import annotations
 
@@ -28,6 +28,22 @@ def find_socket(environ: Mapping[str, str]) -> str:
     runtime = environ.get("XDG_RUNTIME_DIR")
     own = f"{runtime}/artifacts-agent/events.sock"
     return own if runtime and os.access(own, os.F_OK) else "/run/artifacts-agent/events.sock"
+
+
+def datagram_socket_beside(path: str | bytes) -> str | None:
+    """Return the path of the datagram socket of the same daemon; None if the stream socket's name is not the usual one."""
+    if isinstance(path, bytes) or os.path.basename(path) != "events.sock":  # noqa: PTH119 - pathlib takes milliseconds
+        return None
+    return f"{path[: -len('events.sock')]}datagram.sock"
+
+
+def send_datagram(path: str, block: bytes) -> None:
+    """Send it at once, as a whole, or not at all. Raises OSError."""
+    sender = _socket_above_standard_error(_socket.SOCK_DGRAM)
+    try:
+        sender.sendto(block, _FLAGS, path)
+    finally:
+        sender.close()
 
 
 class DaemonConnection:
@@ -66,9 +82,9 @@ class DaemonConnection:
             self._socket.detach()
 
 
-def _socket_above_standard_error() -> _socket.socket:
+def _socket_above_standard_error(kind: int = _socket.SOCK_STREAM) -> _socket.socket:
     """Return a socket whose number a program, or one that it starts, does not take for a standard stream that was closed."""
-    created = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    created = _socket.socket(_socket.AF_UNIX, kind)
     if created.fileno() > 2:
         return created
     from fcntl import F_DUPFD_CLOEXEC, fcntl

@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.client import MAX_LINE_BYTES, EventClient
-from agent.events import Context
+from agent.events import Context, Session, decode_events, decode_lines
 from tests.support.client_programs import decoded, events_in, listening, output_of, read_connection
 from tests.support.recordings import Recorded
-from tests.support.waiting import eventually
+from tests.support.waiting import HUNG_AFTER, eventually
 
 if TYPE_CHECKING:
     from agent.client import EventFields
@@ -240,6 +240,50 @@ def test_a_stopped_daemon_with_a_full_backlog_does_not_block(path: Path) -> None
         sent = [hit(client) for client in clients for _ in range(100)]
     assert sent.count(True) == sum(client.sent for client in clients) == 300
     assert [client.unsent_by_reason for client in clients[3:]] == [{"full": 100}] * 7
+
+
+@pytest.fixture
+def datagrams(path: Path) -> Iterator[socket.socket]:
+    """The datagram socket beside the stream socket; nobody reads it before the test does."""
+    beside = path.with_name("datagram.sock")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bound:
+        bound.bind(str(beside))
+        bound.settimeout(HUNG_AFTER)
+        yield bound
+    beside.unlink()
+
+
+@pytest.mark.usefixtures("stopped_daemon")
+def test_where_the_backlog_is_full_events_go_to_the_datagram_socket(path: Path, datagrams: socket.socket) -> None:
+    crowd = [EventClient(path) for _ in range(3)]
+    assert all(hit(client) for client in crowd)
+    with EventClient(path, ci="CIRCLE", interactive=0, session_id="s") as client:
+        assert client.emit("MISS", "LOCAL", "a")
+        assert client.emit_many([{"event": "MISS", "source": "LOCAL", "hash": name} for name in "bc"]) == 2
+        assert (client.sent, client.unsent) == (3, 0)
+    found = [decode_lines(datagrams.recv(1 << 16), Session()).blocks for _ in range(2)]
+    assert [[event.hash for event in decode_events(block.lines)] for (block,) in found] == [["a"], ["b", "c"]]
+    assert {block.context for (block,) in found} == {Context("CIRCLE", 0)}
+
+
+@pytest.mark.usefixtures("stopped_daemon", "datagrams")
+def test_where_both_are_full_events_count_as_unsent_and_nothing_blocks(path: Path) -> None:
+    crowd = [EventClient(path) for _ in range(3)]
+    assert all(hit(client) for client in crowd)
+    with EventClient(path) as client, waits_at_most(100):
+        sent = [hit(client) for _ in range(2000)]
+        assert not sent[-1]
+        assert client.unsent_by_reason == {"full": sent.count(False)}
+
+
+@pytest.mark.usefixtures("stopped_daemon", "datagrams")
+def test_a_socket_of_another_name_has_no_datagram_socket_beside_it(path: Path) -> None:
+    other = path.with_name("other.sock")
+    other.symlink_to(path)
+    clients = [EventClient(other) for _ in range(4)]
+    assert [hit(client) for client in clients] == [True, True, True, False]
+    assert clients[-1].unsent_by_reason == {"full": 1}
+    other.unlink()
 
 
 @pytest.mark.usefixtures("stopped_daemon")
