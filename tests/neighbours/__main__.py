@@ -6,6 +6,7 @@ refused, and every event is accounted for.
 """
 
 import argparse
+import os
 import sys
 import tempfile
 import threading
@@ -16,11 +17,11 @@ from pathlib import Path
 
 import httpx
 
-from tests.neighbours.attacks import ATTACKS
+from tests.neighbours.attacks import ATTACKS, NOBODY
+from tests.neighbours.processes import attack, server
 from tests.neighbours.victims import Addresses, Victim, victims
 from tests.support.accounts import flushed, holds, ledger_of
 from tests.support.daemon import TOKEN, Daemon, Sections
-from tests.support.process import Child, running
 
 MOST_MORE = 100.0  # milliseconds
 SETTLE_SECONDS = 1.0  # for an attack to be at work before it is measured
@@ -32,20 +33,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.neighbours", description=__doc__)
     parser.add_argument("attacks", nargs="*", metavar="ATTACK", help=", ".join(ATTACKS))
     parser.add_argument("--seconds", type=float, default=5.0, help="how long the victims are watched each time")
+    parser.add_argument("--same-user", action="store_true", help="attack as the victims' user: root does it as nobody")
     options = parser.parse_args()
+    uid = os.getuid() if options.same_user or os.getuid() else NOBODY
     if unknown := set(options.attacks) - ATTACKS.keys():
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(ATTACKS)}")
-    failed = [name for name in options.attacks or ATTACKS if not _play(name, options.seconds)]
+    failed = [name for name in options.attacks or ATTACKS if not _play(name, options.seconds, uid)]
     sys.stdout.write(f"\n{'failed: ' + ', '.join(failed) if failed else 'everybody was served'}\n")
     return 1 if failed else 0
 
 
-def _play(name: str, seconds: float) -> bool:
-    """Measure the victims alone and under attack; print it, and tell whether all is well."""
+def _play(name: str, seconds: float, uid: int) -> bool:
+    """Measure the victims alone and under attack by that user; print it, and tell whether all is well."""
     with _daemon() as (daemon, where):
         idle = _watch(where, seconds)
         logged = len(daemon.stderr_text())
-        with _attack(name, where):
+        with attack(name, where, uid):
             time.sleep(SETTLE_SECONDS)
             attacked = _watch(where, seconds)
         log = daemon.stderr_text()[logged:]
@@ -89,7 +92,7 @@ def _watch(where: Addresses, seconds: float) -> Sequence[Victim]:
 @contextmanager
 def _daemon() -> Iterator[tuple[Daemon, Addresses]]:
     """Run a daemon with every way in, before an API that takes everything."""
-    with tempfile.TemporaryDirectory(prefix="neighbours-") as directory, _server() as url:
+    with tempfile.TemporaryDirectory(prefix="neighbours-") as directory, server() as url:
         here = Path(directory)
         here.chmod(0o755)  # other users of the machine can come in
         sections: Sections = {
@@ -99,28 +102,12 @@ def _daemon() -> Iterator[tuple[Daemon, Addresses]]:
             "queue": {"max_bytes": "64MiB", "min_free_bytes": 0},
             "log": {"format": "json"},
         }
-        with Daemon(here, url, sections) as daemon:
+        daemon = Daemon(here, url)
+        daemon.stream, daemon.datagram = here / "events.sock", here / "datagram.sock"  # as clients know them
+        daemon.configure(url, sections)
+        with daemon:
             port = int(daemon.status()["http"]["listen"].rpartition(":")[2])
             yield daemon, Addresses(daemon.stream, daemon.datagram, daemon.control, here / "h.sock", port, TOKEN)
-
-
-@contextmanager
-def _server() -> Iterator[str]:
-    with _module("tests.neighbours.server") as server:
-        yield server.wait_for_line(r"listening on (\S+)", 60.0)[1]
-
-
-@contextmanager
-def _attack(name: str, where: Addresses) -> Iterator[None]:
-    paths = map(str, (where.stream, where.datagram, where.control, where.http))
-    with _module("tests.neighbours.attacks", name, *paths, str(where.port)):
-        yield
-
-
-@contextmanager
-def _module(name: str, *arguments: str) -> Iterator[Child]:
-    with running([sys.executable, "-m", name, *arguments], {"PYTHONPATH": str(Path.cwd())}) as child:
-        yield child
 
 
 if __name__ == "__main__":

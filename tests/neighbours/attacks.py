@@ -1,23 +1,27 @@
-"""What hostile neighbours do, each in a process of its own, until it is killed: `python -m tests.neighbours.attacks NAME …`.
+"""What hostile neighbours do, each in a process of its own, until it is killed: `python -m tests.neighbours.attacks UID NAME …`.
 
 They know the sockets and the port, as any local user does; none of them has the token. NAMES are those of issue reports: what
 each once did to everybody else stands beside it.
 """
 
 import contextlib
+import ctypes
 import fcntl
 import json
 import os
+import signal
 import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tests.neighbours.victims import EVENTS_PATH, Addresses
 
 NOBODY = 65534
+_PR_SET_PDEATHSIG = 1
 RUBBISH = b"a\n" * 100_000
 
 
@@ -55,15 +59,71 @@ def short_connections_with_rubbish(where: Addresses) -> None:
     _connect_and_send(where, b"a\n" * 1000)
 
 
+def short_connections_of_many_processes(where: Addresses) -> None:
+    """The same from 16 processes at once."""
+    _fork(16, lambda: short_connections(where))
+
+
+def short_connections_without_a_token(where: Addresses) -> None:
+    """Open, ask, close, on the port."""
+    while True:
+        with contextlib.suppress(OSError), _tcp(where) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+
+
+def short_requests(where: Addresses) -> None:
+    """Open, post an event, close, on the Unix socket for HTTP."""
+    body = b'[{"sessionId":"attacker","source":"LOCAL","event":"MISS","hash":"a","duration":0}]'
+    head = b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (EVENTS_PATH.encode(), len(body))
+    while True:
+        with contextlib.suppress(OSError), _unix(where.http) as client:
+            client.sendall(head + body)
+
+
+def held_connections(where: Addresses) -> None:
+    """Open more connections than there may be, say nothing on them, and open them again."""
+    held: deque[socket.socket] = deque(maxlen=900)  # beyond that the first one is closed
+    while True:
+        with contextlib.suppress(OSError):
+            held.append(_unix(where.stream))
+
+
+def held_connections_of_many_processes(where: Addresses) -> None:
+    """The same from 16 processes at once, of which none has most of them."""
+    _fork(16, lambda: held_connections(where))
+
+
 def _connect_and_send(where: Addresses, text: bytes) -> None:
     while True:
         with contextlib.suppress(OSError), _unix(where.stream) as client:
             client.sendall(text)
 
 
+def datagrams_like_events(where: Addresses) -> None:
+    """16 processes that send datagrams of lines which only look like events."""
+
+    def pour() -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            while True:
+                with contextlib.suppress(OSError):
+                    sender.sendto(b"{\n" * 50_000, str(where.datagram))
+
+    _fork(16, pour)
+
+
 def rubbish_streams(where: Addresses) -> None:
     """64 connections that send bad lines without an end."""
     _all(64, lambda: _pour(where.stream, RUBBISH))
+
+
+def rubbish_like_events(where: Addresses) -> None:
+    """64 connections that send lines which only look like events."""
+    _all(64, lambda: _pour(where.stream, b"{\n" * 100_000))
+
+
+def rubbish_streams_of_many_processes(where: Addresses) -> None:
+    """The same from 32 processes."""
+    _fork(32, lambda: _pour(where.stream, b"{\n" * 100_000))
 
 
 def drip_bodies_without_a_token(where: Addresses) -> None:
@@ -101,7 +161,6 @@ def informational_answers(where: Addresses) -> None:
 
 def flood(where: Addresses) -> None:
     """Events of 60 KB from another user: pushed the acknowledged events of others out of a full queue."""
-    os.setuid(NOBODY)
     filler = "x" * 60_000
     event = {"sessionId": filler, "source": "LOCAL", "event": "MISS", "hash": "flood", "duration": 0}
     _pour(where.stream, json.dumps(event).encode() + b"\n")
@@ -119,9 +178,17 @@ ATTACKS: Mapping[str, Callable[[Addresses], None]] = {
     for each in (
         pipeline_without_a_token,
         rubbish_datagrams,
+        datagrams_like_events,
         rubbish_streams,
+        rubbish_like_events,
+        rubbish_streams_of_many_processes,
         short_connections,
         short_connections_with_rubbish,
+        short_connections_of_many_processes,
+        short_connections_without_a_token,
+        short_requests,
+        held_connections,
+        held_connections_of_many_processes,
         drip_bodies_without_a_token,
         drip_bodies,
         drip_heads,
@@ -135,7 +202,9 @@ ATTACKS: Mapping[str, Callable[[Addresses], None]] = {
 
 
 def _tcp(where: Addresses) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", where.port))
+    client = socket.socket()  # not `create_connection`: it imports a codec, of a Python that nobody may read
+    client.connect(("127.0.0.1", where.port))
+    return client
 
 
 def _unix(path: Path) -> socket.socket:
@@ -168,6 +237,23 @@ def _drip(client: socket.socket, head: bytes, seconds: float, drop: bytes = b" "
             time.sleep(seconds)
 
 
+def _fork(count: int, work: Callable[[], None]) -> None:
+    """Do it in that many processes, which end with this one."""
+    parent = os.getpid()
+    for _ in range(count):
+        if os.fork() == 0:
+            _end_with(parent)
+            work()
+    threading.Event().wait()
+
+
+def _end_with(parent: int) -> None:
+    """Have this process killed when its parent ends."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
 def _all(count: int, work: Callable[[], None]) -> None:
     """Do it in that many threads, each again and again."""
 
@@ -183,5 +269,7 @@ def _all(count: int, work: Callable[[], None]) -> None:
 
 
 if __name__ == "__main__":
-    name, stream, datagram, control, http, port = sys.argv[1:]
+    uid, name, stream, datagram, control, http, port = sys.argv[1:]
+    if int(uid) != os.getuid():
+        os.setuid(int(uid))
     ATTACKS[name](Addresses(Path(stream), Path(datagram), Path(control), Path(http), int(port), token=""))

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.support.daemon import Conversation
+from agent.client import EventClient
+from tests.support.daemon import Conversation, connect
 
 PATIENCE = 30.0
 PAUSE = 0.01
@@ -74,6 +75,7 @@ def victims(where: Addresses) -> list[Victim]:
     return [
         Victim("stream", _Stream(where.stream)),
         Victim("one-shot", lambda number: _one_shot(where.stream, number)),
+        Victim("emit", lambda number: _emit(where.stream, number)),
         Victim("datagram", lambda number: _datagram(where.datagram, number)),
         Victim("http", _Post(lambda: _UnixConnection(where.http), None)),
         Victim("http-tcp", _Post(lambda: http.client.HTTPConnection("127.0.0.1", where.port, PATIENCE), where.token)),
@@ -109,6 +111,12 @@ def _one_shot(path: Path, number: int) -> bool:
         return bool(answers) and answers[-1]["durable"] == 1
 
 
+def _emit(path: Path, number: int) -> bool:
+    """Send as build tools do, which wait for nothing."""
+    with EventClient(path, session_id="victim-emit") as client:
+        return client.emit("MISS", "LOCAL", f"{number}", duration=0)
+
+
 def _datagram(path: Path, number: int) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         sender.settimeout(PATIENCE)
@@ -123,8 +131,7 @@ class _UnixConnection(http.client.HTTPConnection):
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(PATIENCE)
-        self.sock.connect(str(self._path))
+        connect(self.sock, self._path, PATIENCE)
 
 
 class _Post:

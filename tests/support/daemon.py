@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -186,7 +187,7 @@ class Conversation:
     def __init__(self, path: Path, context: Mapping[str, object], timeout: float = HUNG_AFTER) -> None:
         self._socket = _unix(socket.SOCK_STREAM, timeout)
         try:
-            self._socket.connect(str(path))
+            connect(self._socket, path, timeout)
             self._answers = self._socket.makefile("rb")
         except OSError:
             self._socket.close()
@@ -235,6 +236,14 @@ def _toml(name: str, section: Mapping[str, object]) -> str:
 
 def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
+
+
+def connect(client: socket.socket, path: Path, timeout: float) -> None:
+    """Connect as most programs do, which wait for a place in a full backlog; one with Python's timeouts gives up at once."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(timeout), int(timeout % 1 * 1e6)))
+    client.setblocking(True)
+    client.connect(str(path))
+    client.settimeout(timeout)
 
 
 def _unix(kind: socket.SocketKind, timeout: float = HUNG_AFTER) -> socket.socket:
