@@ -16,6 +16,23 @@ DAY = 86400.0
 KILL_EVERY = 5.0  # seconds, at least
 # Two of them together stay below queue.max_age: no event is ever too old.
 MOST_SKEW = 3 * DAY
+# Those of `tests.neighbours` that send no valid event: whatever the server takes is a client's.
+ATTACKS = [
+    "pipeline-without-a-token",
+    "rubbish-datagrams",
+    "datagrams-like-events",
+    "rubbish-streams",
+    "rubbish-like-events",
+    "short-connections-with-rubbish",
+    "held-connections",
+    "held-connections-of-many-processes",
+    "short-connections-without-a-token",
+    "drip-bodies-without-a-token",
+    "drip-bodies",
+    "drip-heads",
+    "drip-chunks",
+    "one-byte-chunks",
+]
 
 
 def kill_at_work(world: World) -> None:
@@ -162,7 +179,20 @@ def jump_in_time(world: World) -> None:
     world.note(f"the clock is off by {offset / DAY:+.2f} days")
 
 
-# How often each comes, of a hundred, and the disk that it takes.
+def hostile_neighbours(world: World) -> None:
+    """One or two; sometimes it ends amidst that, and has to start under attack."""
+    with world.under_attack(*world.random.sample(ATTACKS, world.random.randint(1, 2))):
+        world.idle(1.0, 4.0)
+        if world.chance(0.4):
+            world.kill("under attack")
+            world.start()
+            world.idle(0.5, 2.0)
+        elif world.chance(0.3):
+            world.terminate()
+            world.start()
+
+
+# How often each comes, and the disk that it takes.
 TABLE: Mapping[Fault, int] = {
     kill_at_work: 34,
     kill_at_start_up: 10,
@@ -177,6 +207,7 @@ TABLE: Mapping[Fault, int] = {
     start_on_a_read_only_disk: 2,
     freeze_the_disk: 3,
     jump_in_time: 6,
+    hostile_neighbours: 12,
 }
 _NEEDS: Mapping[Fault, type[SmallDisk]] = {
     fill_the_disk: SmallDisk,

@@ -12,10 +12,12 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.neighbours.processes import attack
+from tests.neighbours.victims import Addresses
 from tests.soak.disk import Disk
 from tests.support.accounts import holds, ledger_of
 from tests.support.daemon import Daemon, Sections
@@ -28,9 +30,11 @@ MAX_EVENTS, CONCURRENCY, SEGMENT_BYTES = 100, 3, 64 * 1024
 MANY_FILES = 16
 
 
-def sections(queue: Path, max_events: int) -> Sections:
-    """Return a configuration: small segments and batches, so that there is much of everything."""
+def sections(queue: Path, http: Path, max_events: int) -> Sections:
+    """Return a configuration: small segments and batches, so that there is much of everything, and every way in."""
     return {
+        "http": {"socket": str(http), "listen": "127.0.0.1:0"},
+        "front": {"enabled": True},
         "api": {"timeout": "2s"},
         "queue": {
             "directory": str(queue),
@@ -86,6 +90,11 @@ class World:
     happened: Happened = field(default_factory=Happened)
     _began: float = field(default_factory=time.monotonic)
     _files: Counter[str] = field(default_factory=Counter)
+    _attacked: bool = False
+
+    @property
+    def _http(self) -> Path:
+        return self.daemon.directory / "h.sock"
 
     @property
     def seconds(self) -> float:
@@ -104,7 +113,7 @@ class World:
 
     def configure(self, max_events: int = MAX_EVENTS) -> None:
         """Write a good configuration, with that many events in a batch; a running daemon does not notice."""
-        self.daemon.configure(self.url, sections(self.disk.path / "queue", max_events))
+        self.daemon.configure(self.url, sections(self.disk.path / "queue", self._http, max_events))
 
     def idle(self, least: float, most: float) -> None:
         """Let the daemon go on for a random time; it must not end by itself."""
@@ -157,6 +166,22 @@ class World:
         self.note(number.name)
 
     @contextmanager
+    def under_attack(self, *names: str) -> Iterator[None]:
+        """Let these attacks of `tests.neighbours` go on meanwhile."""
+        daemon = self.daemon
+        port = int(daemon.status()["http"]["listen"].rpartition(":")[2])
+        where = Addresses(daemon.stream, daemon.datagram, daemon.control, self._http, port, token="")
+        with ExitStack() as attackers:
+            for name in names:
+                attackers.enter_context(attack(name, where, os.getuid()))
+            self.note(f"under attack: {', '.join(names)}")
+            self._attacked = True
+            yield
+        eventually(self._new_files, lambda new: new.total() <= MANY_FILES)
+        self._attacked = False
+        self.note("the attack is over, and its connections are closed")
+
+    @contextmanager
     def standing_still(self) -> Iterator[None]:
         """Hold every thread while the block lasts, outside of any system call that touches the disk."""
         self.daemon.signal(signal.SIGSTOP)
@@ -184,7 +209,9 @@ class World:
     def _measure(self) -> None:
         peak = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{self.daemon.pid}/status").read_text(), re.MULTILINE)
         self.happened.peak_rss = max(self.happened.peak_rss, int(peak[1]) if peak else 0)
-        new = self._open_files() - self._files
+        if self._attacked:  # the attackers' connections are files, too
+            return
+        new = self._new_files()
         self.happened.last_new_files = new.total()
         self.happened.most_new_files = max(self.happened.most_new_files, new.total())
         if new.total() > MANY_FILES:
@@ -194,6 +221,10 @@ class World:
         """Return what the daemon's threads do, by the letters of proc_pid_stat(5)."""
         tasks = Path(f"/proc/{self.daemon.pid}/task").glob("*/stat")
         return {task.read_text().rpartition(")")[2].split()[0] for task in tasks}
+
+    def _new_files(self) -> Counter[str]:
+        """Count what it has open beyond what it had at its start."""
+        return self._open_files() - self._files
 
     def _open_files(self) -> Counter[str]:
         """Count what the daemon has open, by what it is; a file that is closed meanwhile is not there."""
