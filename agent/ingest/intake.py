@@ -55,6 +55,7 @@ class ClientState:
     durable: int = 0
     rejected: int = 0
     dropped: int = 0
+    dropped_by_reason: dict[str, int] = field(default_factory=dict)
     errors: list[Reject] = field(default_factory=list)
     _acked: tuple[int, int, int] = (0, 0, 0)
 
@@ -62,6 +63,11 @@ class ClientState:
     def wants_acks(self) -> bool:
         """Whether the client has asked for durable acks, and can be sent them."""
         return self.answerable and self.session.durable_acks
+
+    def drop(self, count: int, reason: Outcome) -> None:
+        """Count events that were dropped."""
+        self.dropped += count
+        self.dropped_by_reason[reason] = self.dropped_by_reason.get(reason, 0) + count
 
     def next_ack(self) -> bytes | None:
         """Return the cumulative counts as a line for the client; None if it asked for none or they have not changed."""
@@ -71,6 +77,7 @@ class ClientState:
         ack: dict[str, object] = {"durable": self.durable, "rejected": self.rejected}
         if self.dropped:
             ack["dropped"] = self.dropped
+            ack["dropped_by_reason"] = self.dropped_by_reason
         if self.rejected != self._acked[1] and self.errors:
             ack["errors"] = [{"line": line, "reason": reason} for line, reason in self.errors]
         self._acked = counts
@@ -112,8 +119,10 @@ class Intake:
         if client.wants_acks:
             for count, group in waiting:
                 refused = (await group.wait()).refused
-                client.durable += 0 if refused else count
-                client.dropped += count if refused else 0
+                if refused is None:
+                    client.durable += count
+                else:
+                    client.drop(count, refused)
 
     def submit_messages(self, messages: Sequence[bytes], client_of: Callable[[int], ClientState]) -> list[int]:
         """Queue the events of whole messages from different senders, whose lines are complete, without waiting for anything.
@@ -183,7 +192,7 @@ class Intake:
             waiting.append((block.event_count, self._pipeline.submit(block)))
         else:
             self._pipeline.shed(block.event_count)
-            client.dropped += block.event_count
+            client.drop(block.event_count, Outcome.STALLED)
 
     def _is_rubbish(self, client: ClientState) -> bool:
         """Tell whether a client has sent so many bad lines that it is worth a look whether any of the next ones can be valid."""

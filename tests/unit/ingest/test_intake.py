@@ -105,10 +105,10 @@ async def test_what_the_disk_refuses_is_answered_as_dropped() -> None:
         intake, client = Intake(pipeline), ClientState(PEER)
         host.fs.errors = failing("pwrite", errno.EIO)
         await intake.submit(lines(ACKS + line() * 2), client)
-        assert answered(client) == {"durable": 0, "rejected": 0, "dropped": 2}
+        assert answered(client) == {"durable": 0, "rejected": 0, "dropped": 2, "dropped_by_reason": {"disk_error": 2}}
         host.fs.errors = no_errors
         await intake.submit(lines(line()), client)
-        assert answered(client) == {"durable": 1, "rejected": 0, "dropped": 2}
+        assert answered(client) == {"durable": 1, "rejected": 0, "dropped": 2, "dropped_by_reason": {"disk_error": 2}}
         assert pipeline.ledger().dropped == {"disk_error": 2}
         assert balanced(pipeline)
         tasks.cancel_scope.cancel()
