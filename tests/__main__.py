@@ -18,6 +18,7 @@ PURE = [
     "agent/queue/segment.py",
     "agent/queue/cursor.py",
     "agent/queue/barrier.py",
+    "agent/queue/shares.py",
     "agent/delivery/batch_size.py",
     "agent/delivery/batching.py",
     "agent/delivery/policy.py",

@@ -56,11 +56,20 @@ class BatchLimitStatus(msgspec.Struct, frozen=True):
     reason: str | None = None
 
 
+class OverQuotaStatus(msgspec.Struct, frozen=True):
+    """How much of a user's was dropped as `quota` since the start; `uid` is None for all who are connected over TCP."""
+
+    uid: int | None
+    events: int
+    bytes: int
+
+
 class DestinationStatus(msgspec.Struct, frozen=True):
     """One destination. `state` is "running", "backing_off" or "paused"; `since` and `until` are times, where they are known.
 
     `dead_letters` is how many are kept, None while that cannot be told; `dead_letters_discarded` made room for younger ones.
-    `batch_limit` is None where an older daemon does not say.
+    `batch_limit` is None where an older daemon does not say. `over_quota` are those who sent more than their share, most bytes
+    first.
     """
 
     state: str = ""
@@ -76,6 +85,7 @@ class DestinationStatus(msgspec.Struct, frozen=True):
     dead_letters_discarded: int = 0
     storage_error: str | None = None
     batch_limit: BatchLimitStatus | None = None
+    over_quota: list[OverQuotaStatus] = []
 
 
 class NotReady(msgspec.Struct, frozen=True):

@@ -11,6 +11,7 @@ from agent.control.schema import (
     HttpStatus,
     LeftSpool,
     OpenSpoolStatus,
+    OverQuotaStatus,
     QueueStatus,
     StatusReport,
 )
@@ -64,6 +65,7 @@ def _destination(status: PipelineStatus, now: float) -> DestinationStatus:
         dead_letters_discarded=status.dead_letters_discarded,
         storage_error=status.storage_error,
         batch_limit=BatchLimitStatus(*status.batch_limit),
+        over_quota=[OverQuotaStatus(*each) for each in status.over_quota],
     )
 
 

@@ -1,6 +1,6 @@
 """One destination, whole: its queue, its delivery worker and its ledger, from opening to drain."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,20 +12,21 @@ import anyio
 from agent.delivery import policy
 from agent.delivery.batching import BatchOptions
 from agent.delivery.disk_backlog import DiskBacklog
+from agent.delivery.refusals import OverQuota, Refusals
 from agent.delivery.storage_health import StorageHealth
 from agent.delivery.transport import Transport
 from agent.delivery.worker import Worker
 from agent.errors import StorageError
 from agent.events import Block, session_prefix
 from agent.queue.barrier import Barrier, SessionBarrier, WholeBarrier
-from agent.queue.committer import CommitGroup, Committer
+from agent.queue.committer import Committer, Submission
 from agent.queue.cursor import Cursor, Ledger, Outcome
 from agent.queue.dead_letters import DeadLetters
 from agent.queue.filesystem import Filesystem
-from agent.queue.grouping import Submitted, entries_of
 from agent.queue.ownership import Exclusive
 from agent.queue.reader import oldest_enqueued_at
 from agent.queue.search import Search
+from agent.queue.shares import NOBODY, UNNAMED
 from agent.queue.snapshot import LogSnapshot, snapshot_of
 from agent.queue.store import Committed, Limits, Store
 from agent.queue.writer import Writer
@@ -67,6 +68,7 @@ class PipelineStatus:
     dead_letters_discarded: int
     storage_error: str | None
     batch_limit: policy.BatchLimit
+    over_quota: Sequence[OverQuota]
 
 
 class Pipeline:
@@ -90,6 +92,7 @@ class Pipeline:
         )
         self._worker = Worker(self._backlog, delivery.transport, delivery.settings, runtime)
         self._health = StorageHealth(self.ledger())
+        self._refusals = Refusals()
 
     # Intake
 
@@ -102,9 +105,9 @@ class Pipeline:
         """Whether there is no room, and waiting for it is no use because the disk does not answer."""
         return self._committer.should_drop
 
-    def submit(self, block: Block) -> CommitGroup:
-        """Queue the block's events; the group's `wait` returns when they are durable, or says why they were dropped."""
-        return self._committer.submit(block)
+    def submit(self, *blocks: Block, owner: int = UNNAMED) -> Submission:
+        """Queue an owner's events, all or none; what is returned can be waited for, and says why they were dropped."""
+        return self._committer.submit(*blocks, owner=owner)
 
     def shed(self, count: int) -> None:
         """Drop events that there was no room for, and count them."""
@@ -175,6 +178,7 @@ class Pipeline:
             dead_letters_discarded=dead_letters.discarded,
             storage_error=storage_error,
             batch_limit=self._worker.batch_limit,
+            over_quota=self._refusals.over_quota,
         )
 
     async def commit_once(self) -> Committed:
@@ -277,9 +281,7 @@ class Pipeline:
         """Queue events of dead letters; return when they are committed, or why they are not. It pushes nothing out."""
         if not await self.wait_for_capacity():
             return Outcome.STALLED
-        if not self.store.has_room(entries_of([Submitted(block)], self._runtime.wall_clock())):
-            return Outcome.OVERFLOW
-        return (await self._committer.submit(block, retried=True).wait()).refused
+        return (await self._committer.submit(block, owner=NOBODY, retried=True).wait()).refused
 
     async def purge(self, seconds: float) -> int | None:
         """Settle all that is queued as purged; see `Worker.purge`."""
@@ -296,6 +298,8 @@ class Pipeline:
             tasks.start_soon(self._worker.run)
             while (committed := await self._committer.commit_next()) is not None:
                 self._health.note_commit(committed, self.ledger())
+                if committed.refusals:
+                    self._refusals.note(committed.refusals)
                 self._backlog.changed.notify_all()
             tasks.cancel_scope.cancel()
 

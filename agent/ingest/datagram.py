@@ -29,6 +29,7 @@ TURN_BYTES = 256 * 1024
 
 # As an int: to test a flag of an enum takes longer than to receive a datagram.
 _TRUNCATED = int(socket.MSG_TRUNC)
+_CREDENTIALS = int(socket.SCM_CREDENTIALS)
 
 # What was received, its ancillary data, which say who sent it, and its flags: a plain tuple costs least.
 _Datagram = tuple[bytes, list[tuple[int, int, bytes]], int]
@@ -91,7 +92,7 @@ class DatagramListener:
         others: list[int] = []
         if whole:
             messages = [as_lines(data) for data, _, _ in whole]
-            others = self._intake.submit_messages(messages, lambda index: _client(whole[index]))
+            others = self._intake.submit_messages(messages, _owners(whole), lambda index: _client(whole[index]))
         for datagram in [whole[index] for index in others] + odd:
             await self._take(datagram)
         self._taking = False
@@ -132,6 +133,15 @@ def _most_waiting(*, made_here: bool) -> int:
         return max(int(_QUEUE_LENGTH.read_text()), 0 if made_here else _USUAL_QUEUE_LENGTH) + 1
     except (OSError, ValueError):  # /proc may be hidden
         return 8 * _USUAL_QUEUE_LENGTH
+
+
+def _owners(datagrams: list[_Datagram]) -> list[int]:
+    """Return the uid of each one's sender. What the kernel says of one process is read once."""
+    senders = [
+        ancillary[0][2] if ancillary and ancillary[0][1] == _CREDENTIALS else b"" for _, ancillary, _ in datagrams
+    ]
+    uids = {each: read_credentials(each)[1] if each else UNKNOWN.uid for each in set(senders)}
+    return [uids[each] for each in senders]
 
 
 def _client(datagram: _Datagram) -> ClientState:

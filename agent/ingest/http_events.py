@@ -23,6 +23,7 @@ from agent.http.server import Exchange, Head, Response, Server
 from agent.ingest.intake import LOG_INTERVAL, MAX_REASON_CHARACTERS, Intake
 from agent.ingest.sockets import BoundSocket
 from agent.peers import Peer
+from agent.queue.cursor import Outcome
 from agent.throttle import Throttle
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
@@ -33,6 +34,8 @@ RETRY_SECONDS = 5
 CI_HEADER = "x-artifact-client-ci"
 INTERACTIVE_HEADER = "x-artifact-client-interactive"
 
+# What is answered to those whose events cannot be kept for a reason that is their own; 503 for all others.
+_UNKEPT = {Outcome.QUOTA: (429, "too_many_requests")}
 _METHODS = "POST, OPTIONS"
 _ALLOWED_HEADERS = f"Authorization, Content-Type, User-Agent, {CI_HEADER}, {INTERACTIVE_HEADER}"
 _GZIP = 16 + zlib.MAX_WBITS
@@ -192,11 +195,12 @@ class HttpListener:
         except RefusedError as refusal:
             self._log_refusal(refusal, exchange.peer)
             return refusal.response
-        refused = await self._intake.submit_all_or_none(chunks, context)
+        refused = await self._intake.submit_all_or_none(chunks, context, exchange.peer.uid)
         if refused is None:
             return Response(200, b"{}")
+        status, code = _UNKEPT.get(refused, (503, "service_unavailable"))
         message = f"The events cannot be kept: {refused}. Send them again later"
-        return RefusedError(503, "service_unavailable", message, ("retry-after", str(RETRY_SECONDS))).response
+        return RefusedError(status, code, message, ("retry-after", str(RETRY_SECONDS))).response
 
     def _log_refusal(self, refusal: RefusedError, peer: Peer) -> None:
         """Log once in a while what is refused: build tools do not tell their users."""

@@ -23,7 +23,7 @@ from agent.events import (
 )
 from agent.ingest.framing import Lines
 from agent.peers import Peer, Turns
-from agent.queue.committer import CommitGroup
+from agent.queue.committer import Submission
 from agent.queue.cursor import Outcome
 from agent.throttle import Throttle
 
@@ -108,7 +108,7 @@ class Intake:
         if lines.oversized:
             client.lines += lines.oversized
             self._reject([Reject(0, f"Line is longer than {MAX_LINE_BYTES:,} bytes")] * lines.oversized, client)
-        waiting: list[tuple[int, CommitGroup]] = []
+        waiting: list[tuple[int, Submission]] = []
         block = decode_bare_events(lines.block, client.session.context)
         if block is not None:
             client.lines += block.event_count
@@ -117,43 +117,50 @@ class Intake:
         else:
             await self._submit_in_pieces(lines.block, client, waiting)
         if client.wants_acks:
-            for count, group in waiting:
-                refused = (await group.wait()).refused
+            for count, submission in waiting:
+                refused = (await submission.wait()).refused
                 if refused is None:
                     client.durable += count
                 else:
                     client.drop(count, refused)
 
-    def submit_messages(self, messages: Sequence[bytes], client_of: Callable[[int], ClientState]) -> list[int]:
+    def submit_messages(
+        self, messages: Sequence[bytes], owners: Sequence[int], client_of: Callable[[int], ClientState]
+    ) -> list[int]:
         """Queue the events of whole messages from different senders, whose lines are complete, without waiting for anything.
 
-        `client_of` returns the sender of the message with an index. Returns the indexes of those that `submit` is for: nothing of
-        them is queued. Call `wait_for_capacity` before.
+        `owners` are the uids of their senders; `client_of` returns the sender of the message with an index. Returns the indexes
+        of those that `submit` is for: nothing of them is queued. Call `wait_for_capacity` before.
         """
-        block = decode_bare_events(b"".join(messages), Context())
-        kept = range(len(messages)) if block is not None else self._kept(messages, client_of)
-        blocks, others = ([block], []) if block is not None else decode_messages([messages[index] for index in kept])
-        for block in blocks:
-            if self._pipeline.should_drop:
-                self._pipeline.shed(block.event_count)
+        others: list[int] = []
+        for owner in dict.fromkeys(owners):  # nearly always one
+            indexes = [index for index, each in enumerate(owners) if each == owner]
+            block = decode_bare_events(b"".join([messages[index] for index in indexes]), Context())
+            if block is not None:
+                blocks = [block]
             else:
-                self._pipeline.submit(block)
-        return [kept[index] for index in others]
+                indexes = [index for index in indexes if not self.dismiss(messages[index], client_of(index))]
+                blocks, left = decode_messages([messages[index] for index in indexes])
+                others += [indexes[index] for index in left]
+            for block in blocks:
+                if self._pipeline.should_drop:
+                    self._pipeline.shed(block.event_count)
+                else:
+                    self._pipeline.submit(block, owner=owner)
+        return others
 
-    def _kept(self, messages: Sequence[bytes], client_of: Callable[[int], ClientState]) -> Sequence[int]:
-        """Return the indexes of the messages that are not dismissed."""
-        return [index for index, message in enumerate(messages) if not self.dismiss(message, client_of(index))]
+    async def submit_all_or_none(self, chunks: Sequence[bytes], context: Context, owner: int) -> Outcome | None:
+        """Queue what `decode_array` has returned; return None when all of it is durable, or why none is kept.
 
-    async def submit_all_or_none(self, chunks: Sequence[bytes], context: Context) -> Outcome | None:
-        """Queue what `decode_array` has returned; return None when all of it is durable, or why none is kept."""
+        `owner` is the uid of the sender.
+        """
         if not chunks:
             return None
         blocks = [Block(context, chunk.count(b"\n"), chunk) for chunk in chunks]
         if not await self._pipeline.wait_for_capacity():
             self._pipeline.shed(sum(block.event_count for block in blocks))
             return Outcome.STALLED
-        groups = [self._pipeline.submit(block) for block in blocks]  # the same one: nothing waits in between
-        return (await groups[-1].wait()).refused
+        return (await self._pipeline.submit(*blocks, owner=owner).wait()).refused
 
     def dismiss(self, text: bytes, client: ClientState) -> bool:
         """Reject all lines of a sender of many bad ones if none of them can be valid; tell whether they were."""
@@ -167,7 +174,7 @@ class Intake:
         client.lines += count
         return True
 
-    async def _submit_in_pieces(self, text: bytes, client: ClientState, waiting: list[tuple[int, CommitGroup]]) -> None:
+    async def _submit_in_pieces(self, text: bytes, client: ClientState, waiting: list[tuple[int, Submission]]) -> None:
         """Queue the events, and reject the rest. Others have their turns in between if there is something to reject."""
         turn, done = self.turns.of(client.peer), 0
         await turn.wait()  # it may be the first piece of each of many connections
@@ -187,9 +194,9 @@ class Intake:
             if decoded.rejects:
                 await turn.wait()
 
-    async def _queue(self, block: Block, client: ClientState, waiting: list[tuple[int, CommitGroup]]) -> None:
+    async def _queue(self, block: Block, client: ClientState, waiting: list[tuple[int, Submission]]) -> None:
         if await self._pipeline.wait_for_capacity():
-            waiting.append((block.event_count, self._pipeline.submit(block)))
+            waiting.append((block.event_count, self._pipeline.submit(block, owner=client.peer.uid)))
         else:
             self._pipeline.shed(block.event_count)
             client.drop(block.event_count, Outcome.STALLED)

@@ -135,8 +135,9 @@ class StreamListener:
                 connections.append(StreamConnection(each, data))
         if not ended:
             return connections
+        peers = [peer_of(each) for each, _ in ended]
         others = self._intake.submit_messages(
-            [as_lines(data) for _, data in ended], lambda index: ClientState(peer_of(ended[index][0]))
+            [as_lines(data) for _, data in ended], [peer.uid for peer in peers], lambda index: ClientState(peers[index])
         )
         for index, (each, data) in enumerate(ended):
             if index in others:

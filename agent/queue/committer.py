@@ -1,6 +1,6 @@
 """Group commit: everything that is waiting goes to the disk in one write and one sync, without a fixed delay.
 
-A commit: the store plans, the writer writes in a thread, the store applies what became of it.
+A commit: the store admits and plans, the writer writes in a thread, the store applies what became of it.
 """
 
 from collections.abc import Callable
@@ -9,9 +9,11 @@ from functools import partial
 import anyio
 
 from agent.events import Block
+from agent.queue.cursor import Outcome
 from agent.queue.grouping import Submitted, entries_of
 from agent.queue.ownership import Owner
-from agent.queue.store import Committed, Store
+from agent.queue.shares import UNNAMED
+from agent.queue.store import Admitted, Committed, Store
 from agent.queue.writer import Writer
 from agent.runtime import Broadcast, Wakeup
 
@@ -40,6 +42,23 @@ class CommitGroup:
         return self._committed
 
 
+class Submission(Submitted):
+    """What was submitted, as those who wait for it see it."""
+
+    __slots__ = ("group", "refused")
+
+    group: CommitGroup
+    refused: Outcome | None
+
+    async def wait(self) -> Committed:
+        """Return when the commit is over: the blocks are durable, unless it says why they, all of them, were refused."""
+        committed = await self.group.wait()
+        return committed if self.refused is None else committed._replace(refused=self.refused)
+
+
+NOTHING = Admitted[Submission](())
+
+
 class Committer:
     """Commits what is submitted, one group after another, each when `commit_next` is called."""
 
@@ -48,7 +67,7 @@ class Committer:
         self._writer = writer
         self._wall_clock = wall_clock
         self._wakeup = Wakeup()
-        self._submitted: list[Submitted] = []
+        self._submitted: list[Submission] = []
         self._group = CommitGroup()
         self._requested = False
         self._reclaim = False
@@ -57,11 +76,16 @@ class Committer:
         self._started_at: float | None = None
         self._closing = False
 
-    def submit(self, block: Block, *, retried: bool = False) -> CommitGroup:
-        """Add `block` to the next commit; wait for the group to know that it is durable. Call `wait_for_capacity` before."""
-        self._submitted.append(Submitted(block, retried))
-        self._pending_bytes += len(block.lines)
-        return self.request()
+    def submit(self, *blocks: Block, owner: int = UNNAMED, retried: bool = False) -> Submission:
+        """Add the owner's blocks to the next commit, all or none. Call `wait_for_capacity` before.
+
+        What is returned is to be waited for, to know that they are durable.
+        """
+        submission = Submission(blocks, owner, retried=retried)
+        submission.group, submission.refused = self.request(), None
+        self._submitted.append(submission)
+        self._pending_bytes += submission.size
+        return submission
 
     def request(self, *, reclaim: bool = False) -> CommitGroup:
         """Ask for a commit even if nothing is pending: it writes the cursor's checkpoint.
@@ -115,9 +139,14 @@ class Committer:
         size, reclaim = self._pending_bytes, self._reclaim
         self._requested = self._reclaim = False
         now = self._wall_clock()
-        plan = self._store.plan(entries_of(submitted, now), now, reclaim=reclaim)
+        admitted = self._store.admit(submitted, now) if submitted else NOTHING
+        for submission, reason in admitted.refused:
+            submission.refused = reason
+        plan = self._store.plan(entries_of(admitted.accepted, now), now, reclaim=reclaim)
         self._started_at = anyio.current_time()
         committed = await self._writer.run(partial(Writer.commit, plan=plan, now=now))
+        if admitted.refusals:
+            committed = committed._replace(refusals=admitted.refusals)
         self._started_at = None
         self._store.apply(plan, committed)
         self._pending_bytes -= size

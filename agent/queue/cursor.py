@@ -25,6 +25,7 @@ class Outcome(StrEnum):
     DELIVERED = "delivered"
     DEAD_LETTERED = "dead_lettered"
     OVERFLOW = "overflow"  # queue.max_bytes was reached
+    QUOTA = "quota"  # its sender's share of a queue that is half full was used up
     EXPIRED = "expired"  # older than queue.max_age
     CORRUPT = "corrupt"  # its bytes on disk are damaged or gone
     DISK_FULL = "disk_full"  # no room, or less than queue.min_free_bytes
@@ -69,8 +70,18 @@ class Ledger(msgspec.Struct, frozen=True):
     retried: int = 0
 
 
+class Run(NamedTuple):
+    """Segments of which all up to the next run are of one owner alone: a uid. None stands for several owners, or unknown ones."""
+
+    first_seq: int
+    owner: int | None
+
+
+MAX_RUNS = 64
+
+
 class CursorState(msgspec.Struct, frozen=True, array_like=True):
-    """What a checkpoint holds. `shed` counts events that were dropped before they had a number.
+    """What a checkpoint holds. `shed` counts events that were dropped before they had a number; `runs` say whose segments are.
 
     What is added comes last and has a default: older checkpoints lack it, and older daemons ignore it.
     """
@@ -83,6 +94,7 @@ class CursorState(msgspec.Struct, frozen=True, array_like=True):
     shed: dict[str, int]
     pause: Pause | None
     retried: int = 0
+    runs: tuple[Run, ...] = ()
 
 
 _END_OF_TIME = 253_402_300_800.0  # the year 10000, which no calendar here goes to
@@ -123,7 +135,18 @@ class Cursor:
     Everyone in `watchers` is told what is settled.
     """
 
-    __slots__ = ("_counts", "_origin", "_settled", "_shed", "next_seq", "pause", "position", "retried", "watchers")
+    __slots__ = (
+        "_counts",
+        "_origin",
+        "_settled",
+        "_shed",
+        "next_seq",
+        "pause",
+        "position",
+        "retried",
+        "runs",
+        "watchers",
+    )
 
     def __init__(self, first_seq: int = 1) -> None:
         """Begin at `first_seq`, as for a new queue or one whose cursor was lost."""
@@ -131,6 +154,7 @@ class Cursor:
         self.next_seq = first_seq
         self.retried = 0
         self.pause: Pause | None = None
+        self.runs: tuple[Run, ...] = ()
         self.watchers: list[Watcher] = []
         self._origin = first_seq
         self._settled: list[Span] = []
@@ -145,6 +169,7 @@ class Cursor:
         cursor.next_seq = state.next_seq
         cursor.pause = state.pause
         cursor.retried = state.retried
+        cursor.runs = state.runs
         cursor._settled = list(state.settled)
         cursor._counts = dict(state.counts)
         cursor._shed = dict(state.shed)
@@ -161,6 +186,7 @@ class Cursor:
             self._shed.copy(),
             self.pause,
             self.retried,
+            self.runs,
         )
 
     def settle(self, spans: Sequence[Span], outcome: Outcome) -> int:

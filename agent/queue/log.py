@@ -25,6 +25,7 @@ from agent.queue.filesystem import FOREIGN, SHORTAGE, File, Filesystem, put_asid
 from agent.queue.quarantine import DamagedBytes, Quarantine
 from agent.queue.record import MAX_SEQ, encode_frame
 from agent.queue.segment import End, Segment
+from agent.queue.shares import UNNAMED
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -32,12 +33,13 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 class Entry(NamedTuple):
     """What is appended as one frame: `item_count` items, encoded in `payload`.
 
-    `retried` says that they are kept elsewhere until they are durable here: refusing them drops nothing.
+    `retried` says that they are kept elsewhere until they are durable here: refusing them drops nothing. `owner` sent them.
     """
 
     item_count: int
     payload: bytes
     retried: bool = False
+    owner: int = UNNAMED
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,32 @@
 """The queue of one destination as the event loop sees it: what is settled, what the log holds, and what the limits say must go.
 
-A commit goes through `plan`, then `Writer.commit` in a thread, then `apply`.
+A commit goes through `admit` and `plan`, then `Writer.commit` in a thread, then `apply`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Generic, Literal, NamedTuple, TypeVar
 
-from agent.queue import record, segment
-from agent.queue.cursor import Cursor, CursorState, Outcome, Span
+from agent.queue import record, segment, shares
+from agent.queue.cursor import Cursor, CursorState, Outcome, Run, Span
 from agent.queue.filesystem import Filesystem
+from agent.queue.grouping import Submitted
 from agent.queue.log import Entry, LogView
 from agent.queue.ownership import OneThread
 from agent.queue.reader import Reader
 from agent.queue.segment import Segment
+from agent.queue.shares import Occupancy, Part, Senders
 from agent.queue.undelivered import Undelivered, UndeliveredLog
+
+S = TypeVar("S", bound=Submitted)
+
 
 # A segment takes events for this part of their greatest age, so that what it holds can expire together, soon enough.
 SEGMENTS_PER_AGE = 24
+# Of so many senders it is remembered without looking whether all of them still count.
+REMEMBERED_SENDERS = 1024
 
 
 @dataclass(frozen=True)
@@ -41,18 +48,20 @@ class Limits:
 
 
 class Plan(NamedTuple):
-    """What a commit is to write: the cursor's checkpoint, and the entries unless `refused` says why not.
+    """What a commit is to write: the cursor's checkpoint, and the entries, of which each owner `holds` so many bytes.
 
-    `new` of their events come from clients, `retried` from dead letters. `undelivered` is what the checkpoint has settled and not
-    delivered, as far as no commit has written it yet. With `keep_segments` no segment is deleted: somebody reads them. With
-    `reclaim` all that is settled is deleted, even the last segment.
+    `new` of their events come from clients, `retried` from dead letters. Whose they are `is_known` where the last run of segments
+    is the only owner's, as nearly always. `undelivered` is what the checkpoint has settled and not delivered, as far as no commit
+    has written it yet. With `keep_segments` no segment is deleted: somebody reads them. With `reclaim` all that is settled is
+    deleted, even the last segment.
     """
 
     entries: Sequence[Entry]
     new: int
     retried: int
     checkpoint: CursorState
-    refused: Outcome | None = None
+    holds: Mapping[int, int]
+    is_known: bool = False
     undelivered: Sequence[Undelivered] = ()
     keep_segments: bool = False
     reclaim: bool = False
@@ -62,7 +71,8 @@ class Committed(NamedTuple):
     """What became of a plan: the log after it, why its entries were refused, and what the disk refused otherwise.
 
     A refused append lost its entries; a failed checkpoint or deletion is tried again, and so is writing what was not delivered.
-    `append_error` says why events cannot be kept now, even if there were none in the plan.
+    `append_error` says why events cannot be kept now, even if there were none in the plan. `refusals` are of what was not let
+    into the plan.
     """
 
     view: LogView
@@ -71,6 +81,18 @@ class Committed(NamedTuple):
     checkpoint_error: str | None = None
     delete_error: str | None = None
     undelivered_error: str | None = None
+    refusals: Sequence["Refusal"] = ()
+
+
+class Refusal(NamedTuple):
+    """What an owner was refused in one commit, and how many bytes it held, and might have held."""
+
+    owner: int
+    reason: Outcome
+    events: int
+    bytes: int
+    held: int
+    share: int
 
 
 class Recovered(NamedTuple):
@@ -80,12 +102,28 @@ class Recovered(NamedTuple):
     checkpoint: CursorState
 
 
+class Admitted(NamedTuple, Generic[S]):
+    """What was let into a commit, and what was refused, with the reason; `refusals` sum that up by owner."""
+
+    accepted: Sequence[S]
+    refused: Sequence[tuple[S, Outcome]] = ()
+    refusals: Sequence[Refusal] = ()
+
+
 def recovered_cursor(checkpoint: CursorState | None, view: LogView) -> Cursor:
     """Return the cursor of a log that was found with this checkpoint; without one, all of the log is queued."""
     oldest = view.segments[0].first_seq if view.segments else view.next_seq
     cursor = Cursor(oldest) if checkpoint is None else Cursor.from_state(checkpoint)
+    if view.segments and cursor.next_seq < view.next_seq:  # events that the checkpoint does not know may be anybody's
+        cursor.runs = shares.runs_until(cursor.runs, view.segments[max(view.index_of(cursor.next_seq), 0)].first_seq)
     cursor.next_seq = view.next_seq
     return cursor
+
+
+def runs_after(plan: Plan, view: LogView) -> tuple[Run, ...]:
+    """Return whose segments are whose after the plan's entries have been appended, all of them to one segment."""
+    before, last = plan.checkpoint, view.segments[-1].first_seq
+    return shares.runs_with(before.runs, last, plan.holds, begun=last >= before.next_seq)
 
 
 class Store(OneThread):
@@ -106,6 +144,12 @@ class Store(OneThread):
         self.directory = directory
         self.first_own_seq = recovered.view.next_seq
         self.readers: set[object] = set()
+        # By segment, how many bytes are whose. What was found is wholly one owner's, or nobody's.
+        self._held = {
+            each.first_seq: {shares.owner_of(self._cursor.runs, each.first_seq): each.size}
+            for each in self._view.segments
+        }
+        self._senders = Senders({owner for held in self._held.values() for owner in held})
 
     @property
     def cursor(self) -> Cursor:
@@ -125,67 +169,106 @@ class Store(OneThread):
         self.check()
         return tuple(self._undelivered.pending)
 
-    def plan(self, entries: Sequence[Entry], now: float, *, reclaim: bool = False) -> Plan:
-        """Settle what is too old or must make room for `entries`, and say what the next commit has to write."""
+    def admit(self, submitted: Sequence[S], now: float) -> Admitted[S]:
+        """Decide what the next commit takes, count what is refused, and settle what has to make room."""
         self.check()
-        cursor = self._cursor
-        oldest, span = now - self._limits.max_age, self._limits.max_age / SEGMENTS_PER_AGE
-        expired = segment.expired_before(self._view.segments, oldest, span)
-        if expired > cursor.position:
-            cursor.settle([Span(cursor.position, expired)], Outcome.EXPIRED)
-        excess = self._excess(entries) if entries else 0
-        refused = None
-        if excess > 0 and self._limits.overflow == "drop-newest":
-            refused = Outcome.OVERFLOW
-        elif excess > 0:
-            room = segment.overflow_before(self._in_use(), excess)
-            if room > cursor.position:
-                cursor.settle([Span(cursor.position, room)], Outcome.OVERFLOW)
+        senders, size = self._senders.last, segment.HEADER_BYTES
+        for each in submitted:
+            if not each.retried:
+                senders[each.owner] = now
+            size += each.size
+        for part in self._in_use():
+            size += part.size
+        if size <= self._limits.max_bytes // 2 and len(senders) <= REMEMBERED_SENDERS and not self._senders.found:
+            return Admitted(submitted)
+        return self._admit_by_shares(submitted, now)
+
+    def plan(self, entries: Sequence[Entry], now: float, *, reclaim: bool = False) -> Plan:
+        """Settle what is too old, and say what the next commit has to write."""
+        self.check()
+        if len(self._view.segments) > 1:  # the last one stays
+            self._expire(now)
         new = retried = 0
+        holds: dict[int, int] = {}
         for entry in entries:
             if entry.retried:
                 retried += entry.item_count
             else:
                 new += entry.item_count
-        return Plan(entries, new, retried, cursor.state(), refused, self.undelivered, bool(self.readers), reclaim)
+            holds[entry.owner] = holds.get(entry.owner, 0) + record.HEADER_BYTES + len(entry.payload)
+        runs = self._cursor.runs
+        is_known = bool(runs) and len(holds) == 1 and runs[-1].owner in holds
+        checkpoint, readers = self._cursor.state(), bool(self.readers)
+        return Plan(entries, new, retried, checkpoint, holds, is_known, self.undelivered, readers, reclaim)
 
     def checkpoint(self, *, reclaim: bool = False) -> Plan:
         """Say what a commit has to write that settles nothing by itself."""
         self.check()
-        return Plan((), 0, 0, self._cursor.state(), undelivered=self.undelivered, reclaim=reclaim)
+        return Plan((), 0, 0, self._cursor.state(), {}, undelivered=self.undelivered, reclaim=reclaim)
 
     def apply(self, plan: Plan, committed: Committed) -> None:
         """Take over what became of a plan: what is queued now, and the counts that its checkpoint on the disk has already."""
         self.check()
         cursor = self._cursor
-        self._view = committed.view
+        self._view = view = committed.view
         if committed.undelivered_error is None:
             del self._undelivered.pending[: len(plan.undelivered)]
-        cursor.next_seq = committed.view.next_seq
-        if committed.refused is None:
+        cursor.next_seq = view.next_seq
+        if committed.refused is not None:
+            if plan.new:
+                cursor.shed(plan.new, committed.refused)
+        elif plan.entries:
             cursor.retried += plan.retried
-        elif plan.new:
-            cursor.shed(plan.new, committed.refused)
-
-    def has_room(self, entries: Sequence[Entry]) -> bool:
-        """Tell whether entries would push nothing out of the queue."""
-        self.check()
-        return self._excess(entries) <= 0
+            if not plan.is_known:
+                cursor.runs = runs_after(plan, view)
+            held = self._held.setdefault(view.segments[-1].first_seq, {})
+            for owner, size in plan.holds.items():
+                held[owner] = held.get(owner, 0) + size
+        if len(self._held) > len(view.segments) and view.segments:
+            cursor.runs = shares.runs_from(cursor.runs, view.segments[0].first_seq)
+            self._held = {each.first_seq: self._held.get(each.first_seq, {}) for each in view.segments}
 
     def reader(self, start: int = 0) -> Reader:
         """Return a reader that begins at the first event that is not settled, or at `start` if that is later."""
         return Reader(self._fs, self.directory / "segments", max(self.cursor.position, start))
 
+    def _expire(self, now: float) -> None:
+        """Settle the segments of which all events are too old."""
+        oldest, span = now - self._limits.max_age, self._limits.max_age / SEGMENTS_PER_AGE
+        expired = segment.expired_before(self._view.segments, oldest, span)
+        if expired > self._cursor.position:
+            self._cursor.settle([Span(self._cursor.position, expired)], Outcome.EXPIRED)
+
+    def _admit_by_shares(self, submitted: Sequence[S], now: float) -> Admitted[S]:
+        self._expire(now)
+        occupancy, in_use = self._occupancy(now), self._in_use()
+        outcomes, replaced = shares.admit(submitted, occupancy)
+        if replaced:
+            position = in_use[replaced].first_seq if replaced < len(in_use) else self._view.next_seq
+            self._cursor.settle([Span(self._cursor.position, position)], Outcome.OVERFLOW)
+        refused = [(each, why) for each, why in zip(submitted, outcomes, strict=True) if why is not None]
+        accepted = [each for each, why in zip(submitted, outcomes, strict=True) if why is None]
+        totals: dict[tuple[int, Outcome], tuple[int, int]] = {}
+        for each, why in refused:
+            if not each.retried:  # that stays among the dead letters
+                events, size = totals.get((each.owner, why), (0, 0))
+                totals[each.owner, why] = events + each.event_count, size + each.size
+        refusals = []
+        for (owner, why), (events, size) in totals.items():
+            self._cursor.shed(events, why)
+            held = sum(part.held.get(owner, 0) for part in occupancy.parts)
+            refusals.append(Refusal(owner, why, events, size, held, occupancy.share))
+        return Admitted(accepted, refused, refusals)
+
+    def _occupancy(self, now: float) -> Occupancy:
+        in_use, limits = self._in_use(), self._limits
+        parts = [Part(each.size, self._held.get(each.first_seq, {})) for each in in_use]
+        replaceable = len(in_use) if limits.overflow == "drop-oldest" else 0
+        if replaceable and in_use[-1].size < limits.segment_bytes:  # what comes may go into it
+            replaceable -= 1
+        return Occupancy(limits.max_bytes - segment.HEADER_BYTES, parts, self._senders.count(now), replaceable)
+
     def _in_use(self) -> tuple[Segment, ...]:
         """Return the segments that hold something unsettled. The others can go, the last of them once another one follows."""
         position, segments = self._cursor.position, self._view.segments
         return segments[segment.deletable(segments, position) :] if position < self._view.next_seq else ()
-
-    def _excess(self, entries: Sequence[Entry]) -> int:
-        """Return by how many bytes the queue would be too large with `entries`, if they begin a new segment."""
-        size = segment.HEADER_BYTES
-        for each in self._in_use():
-            size += each.size
-        for entry in entries:
-            size += record.HEADER_BYTES + len(entry.payload)
-        return size - self._limits.max_bytes

@@ -15,10 +15,10 @@ from agent.queue.cursor_file import CursorFile, read_slots
 from agent.queue.filesystem import Filesystem, remove_unfinished
 from agent.queue.history import DIRECTORY as HISTORY
 from agent.queue.history import History
-from agent.queue.log import AppendError, Log
+from agent.queue.log import AppendError, Log, LogView
 from agent.queue.ownership import OneThreadAtATime, entry
 from agent.queue.quarantine import DIRECTORY, Copies, DamagedBytes, Quarantine
-from agent.queue.store import SEGMENTS_PER_AGE, Committed, Limits, Plan, Recovered, recovered_cursor
+from agent.queue.store import SEGMENTS_PER_AGE, Committed, Limits, Plan, Recovered, recovered_cursor, runs_after
 from agent.queue.undelivered import FILE_NAME as UNDELIVERED
 from agent.queue.undelivered import UndeliveredFile
 
@@ -85,7 +85,7 @@ class Writer(OneThreadAtATime):
             delete_error = self._delete_before(checkpoint.position)
         refused, append_error = self._append(plan, now)
         if plan.entries:  # only now: it must know the numbers that were given, and what was refused
-            checkpoint_error = self._write_checkpoint(_checkpoint_after(plan, refused, self._log.view.next_seq))
+            checkpoint_error = self._write_checkpoint(_checkpoint_after(plan, refused, self._log.view))
         if checkpoint.pause != self._durable_pause and self._limits.sync == "commit":
             checkpoint_error = checkpoint_error or self._sync_pause(checkpoint.pause)
         if plan.reclaim and not keep and checkpoint_error is None:
@@ -153,8 +153,6 @@ class Writer(OneThreadAtATime):
 
     def _append(self, plan: Plan, now: float) -> tuple[Outcome | None, str | None]:
         """Append the plan's entries; return why they were refused, and what is wrong with the disk, entries or not."""
-        if plan.refused is not None:
-            return plan.refused, None
         failure = self._try_to_append(plan, now)
         for make_room in (self._clear_history, partial(self._make_room, plan.checkpoint)):
             if failure is not None and failure.reason is Outcome.DISK_FULL and make_room():
@@ -257,14 +255,15 @@ class Writer(OneThreadAtATime):
         return None
 
 
-def _checkpoint_after(plan: Plan, refused: Outcome | None, next_seq: int) -> CursorState:
+def _checkpoint_after(plan: Plan, refused: Outcome | None, view: LogView) -> CursorState:
     """Return the plan's checkpoint with what became of its entries, as `Store.apply` counts it."""
     before = plan.checkpoint
-    shed, retried = before.shed, before.retried
+    shed, retried, runs = before.shed, before.retried, before.runs
     if refused is None:
         retried += plan.retried
+        runs = runs if plan.is_known else runs_after(plan, view)
     elif plan.new:
         shed = {**shed, refused: shed.get(refused, 0) + plan.new}
     return CursorState(
-        before.position, next_seq, before.origin, before.settled, before.counts, shed, before.pause, retried
+        before.position, view.next_seq, before.origin, before.settled, before.counts, shed, before.pause, retried, runs
     )

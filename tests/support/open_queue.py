@@ -3,14 +3,29 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from agent.queue.cursor import Cursor
+from agent.queue.cursor import Cursor, Outcome
 from agent.queue.filesystem import Filesystem
+from agent.queue.grouping import Submitted
 from agent.queue.log import Entry, LogView
 from agent.queue.reader import Reader
-from agent.queue.record import Frame
+from agent.queue.record import HEADER_BYTES, Frame
 from agent.queue.segment import Gap
 from agent.queue.store import Committed, Limits, Plan, Store
 from agent.queue.writer import Writer
+
+
+class Entries(Submitted):
+    """Entries of one owner, in the place of the blocks that they are made of."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        super().__init__((), entries[0].owner, retried=entries[0].retried)
+        self.size = sum(HEADER_BYTES + len(entry.payload) for entry in entries)
+        self._event_count = sum(entry.item_count for entry in entries)
+
+    @property
+    def event_count(self) -> int:
+        """How many events they are."""
+        return self._event_count
 
 
 class OpenQueue:
@@ -32,8 +47,15 @@ class OpenQueue:
         return self.store.view
 
     def commit(self, entries: Sequence[Entry] = (), now: float = 0.0, *, reclaim: bool = False) -> Committed:
-        """Plan, commit and apply, as the committer does."""
-        return self.perform(self.store.plan(entries, now, reclaim=reclaim), now)
+        """Admit, plan, commit and apply, as the committer does; the entries are all let in, or none."""
+        refused = self.refusal(entries, now)
+        committed = self.perform(self.store.plan(() if refused else entries, now, reclaim=reclaim), now)
+        return committed._replace(refused=refused or committed.refused)
+
+    def refusal(self, entries: Sequence[Entry], now: float) -> Outcome | None:
+        """Have all of one owner's entries admitted; return why they are not."""
+        refused = self.store.admit([Entries(entries)] if entries else (), now).refused
+        return refused[0][1] if refused else None
 
     def perform(self, plan: Plan, now: float = 0.0) -> Committed:
         """Commit a plan and apply what became of it."""

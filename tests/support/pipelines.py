@@ -16,7 +16,7 @@ from agent.delivery.policy import DeliverySettings
 from agent.delivery.transport import Transport
 from agent.events import Block, Context, Event, encode_events
 from agent.queue import segment
-from agent.queue.committer import CommitGroup
+from agent.queue.committer import Submission
 from agent.queue.cursor import Span
 from agent.queue.dead_letters import DeadLetter, decode_dead_letter
 from agent.queue.store import Limits
@@ -134,12 +134,12 @@ async def host() -> AsyncIterator[Host]:
             tasks.cancel_scope.cancel()
 
 
-def submit(pipeline: Pipeline, names: Iterable[str], context: Context = PLAIN) -> CommitGroup:
+def submit(pipeline: Pipeline, names: Iterable[str], context: Context = PLAIN) -> Submission:
     """Submit events with these names as one record."""
     return submit_events(pipeline, events(*names), context)
 
 
-def submit_events(pipeline: Pipeline, events: list[Event], context: Context = PLAIN) -> CommitGroup:
+def submit_events(pipeline: Pipeline, events: list[Event], context: Context = PLAIN) -> Submission:
     """Submit events as one record."""
     return pipeline.submit(Block(context, len(events), encode_events(events)))
 

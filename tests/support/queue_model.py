@@ -164,7 +164,7 @@ class QueueModel:
     def commit(self, entries: Sequence[Entry] = ()) -> Committed:
         """Plan and commit; what is acknowledged is from then on part of the promises."""
         plan = self._plan(entries)
-        items = self._numbered(entries)
+        items = self._numbered(plan.entries)
         for number, item in items.items():
             self.in_flight.setdefault(number, set()).add(item)
             self.written[item] = self.now
@@ -293,12 +293,14 @@ class QueueModel:
     def _plan(self, entries: Sequence[Entry]) -> Plan:
         cursor, view = self.queue.cursor, self.queue.view
         before, position = cursor.ledger().dropped, cursor.position
-        plan = self.queue.store.plan(entries, self.now)
+        refused = self.queue.refusal(entries, self.now)
+        plan = self.queue.store.plan(() if refused else entries, self.now)
+        self._accepted += sum(entry.item_count for entry in entries) if refused else 0
         dropped = cursor.ledger().dropped
         if dropped.get(Outcome.EXPIRED, 0) > before.get(Outcome.EXPIRED, 0):
             oldest = [self.born[n] for n in range(position, cursor.position) if n in self.born][:1]
             assert all(born <= self.now - self.limits.max_age for born in oldest)
-        if dropped.get(Outcome.OVERFLOW, 0) > before.get(Outcome.OVERFLOW, 0) or plan.refused:
+        if dropped.get(Outcome.OVERFLOW, 0) > before.get(Outcome.OVERFLOW, 0):
             added = SEGMENT_HEADER_BYTES + sum(FRAME_HEADER_BYTES + len(entry.payload) for entry in entries)
             assert view.size + added > self.limits.max_bytes
         return plan
@@ -372,8 +374,8 @@ class QueueModel:
 
 
 def _numberless(state: CursorState) -> CursorState:
-    """Return the state without `next_seq`, which recovery takes from the log where that knows more."""
-    return msgspec.structs.replace(state, next_seq=0)
+    """Return the state without what recovery takes from the log where that knows more."""
+    return msgspec.structs.replace(state, next_seq=0, runs=())
 
 
 def _shed_as(plan: Plan, reason: Outcome) -> CursorState:
@@ -384,8 +386,7 @@ def _shed_as(plan: Plan, reason: Outcome) -> CursorState:
 
 def _with_shed(plan: Plan) -> list[CursorState]:
     """Return the checkpoints that a refusal would write."""
-    reasons = (Outcome.OVERFLOW,) if plan.refused else (Outcome.DISK_FULL, Outcome.DISK_ERROR)
-    return [_shed_as(plan, reason) for reason in reasons] if plan.entries else []
+    return [_shed_as(plan, reason) for reason in (Outcome.DISK_FULL, Outcome.DISK_ERROR)] if plan.entries else []
 
 
 CODES: Final = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EMFILE)

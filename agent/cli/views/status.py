@@ -1,7 +1,7 @@
 """What `status` shows to people. Pure: the daemon's answer and the time in, something that rich renders out."""
 
 import datetime as dt
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -9,12 +9,13 @@ from rich.text import Text
 
 from agent.cli.views.rendered import rendered
 from agent.cli.views.words import amount, duration, size
-from agent.control.schema import AdoptionStatus, DestinationStatus, StatusReport
+from agent.control.schema import AdoptionStatus, DestinationStatus, OverQuotaStatus, StatusReport
 from agent.queue.cursor import Ledger
 
 # What `agent.queue.cursor.Outcome` calls them, in the words of an operator.
 DROPS = {
     "overflow": "queue.max_bytes was reached",
+    "quota": "their sender's share of the queue was used up",
     "expired": "older than queue.max_age",
     "corrupt": "damaged on disk",
     "disk_full": "the disk was full, or below queue.min_free_bytes",
@@ -67,9 +68,18 @@ def _rows(destination: DestinationStatus, rejected: int, now: float) -> Iterator
         yield "batch limit", rendered(f"{most}, since the server refuses more: {limit.reason}", style="yellow")
     yield "last delivery", _last_delivery(destination, now)
     yield "dropped", _dropped(ledger.dropped)
+    if destination.over_quota:
+        yield "", _over_quota(destination.over_quota)
     yield "dead letters", _dead_letters(ledger, destination.dead_letters)
     yield "rejected", _counted(rejected, "line", "not valid, since the daemon started", "none")
     yield "ledger", _equation(ledger)
+
+
+def _over_quota(found: Sequence[OverQuotaStatus]) -> Text:
+    """Name those who sent most beyond their share."""
+    named = [f"{'TCP' if each.uid is None else f'uid {each.uid}'} ({size(each.bytes)})" for each in found[:3]]
+    more = [f"{amount(len(found) - 3, 'other')}"] if len(found) > 3 else []
+    return Text(f"beyond their share: {', '.join(named + more)}", style="yellow")
 
 
 def _state(destination: DestinationStatus) -> Text:

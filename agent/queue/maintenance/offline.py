@@ -16,6 +16,7 @@ from agent.queue.dead_letters import DeadLetters
 from agent.queue.filesystem import Filesystem
 from agent.queue.grouping import Submitted, entries_of
 from agent.queue.ownership import Inline
+from agent.queue.shares import NOBODY
 from agent.queue.store import Committed, Limits, Plan, Store
 from agent.queue.writer import Writer
 
@@ -48,10 +49,10 @@ class OfflineQueue:
     async def put_back(self, block: Block) -> Outcome | None:
         """Queue events of dead letters; return why they are not. It pushes nothing out."""
         now = self.wall_clock()
-        entries = entries_of([Submitted(block, retried=True)], now)
-        if not self.store.has_room(entries):
-            return Outcome.OVERFLOW
-        return self._commit(self.store.plan(entries, now), now).refused
+        accepted, refused, _ = self.store.admit([Submitted((block,), NOBODY, retried=True)], now)
+        if refused:
+            return refused[0][1]
+        return self._commit(self.store.plan(entries_of(accepted, now), now), now).refused
 
     async def purge(self, seconds: float) -> int | None:
         """Settle all that is queued as purged; return how many events that was."""

@@ -74,6 +74,13 @@ def test_an_operators_pause_says_how_to_end_it() -> None:
     assert "for 10 s; until `artifacts-agent resume`" in text
 
 
+def test_who_has_sent_more_than_a_share_is_named() -> None:
+    over = [{"uid": uid, "events": 3, "bytes": 2048} for uid in (65534, None, 0, 1, 2)]
+    text = shown(status(ledger={"dropped": {"quota": 15}}, over_quota=over))
+    assert "15 events: 15 quota (their sender's share of the queue was used up)" in text
+    assert "beyond their share: uid 65534 (2.0 KiB), TCP (2.0 KiB), uid 0 (2.0 KiB), 2 others\n" in text
+
+
 def test_backing_off_shows_the_failure_and_the_next_attempt() -> None:
     text = shown(status(state="backing_off", reason="503 Service Unavailable", until="2023-11-14T22:13:32.000Z"))
     assert "backing off: 503 Service Unavailable" in text

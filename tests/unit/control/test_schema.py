@@ -14,6 +14,7 @@ from agent.control.schema import (
     HttpStatus,
     LeftSpool,
     OpenSpoolStatus,
+    OverQuotaStatus,
     QueueStatus,
     StatusReport,
     decode_status,
@@ -47,6 +48,7 @@ def test_the_keys_and_types_of_the_status_stay_as_they_are() -> None:
                 dead_letters=13,
                 dead_letters_discarded=14,
                 batch_limit=BatchLimitStatus(15, 16, "413"),
+                over_quota=[OverQuotaStatus(17, 18, 19), OverQuotaStatus(None, 1, 2)],
             )
         },
         adopted=AdoptionStatus(
@@ -85,6 +87,7 @@ def test_the_keys_and_types_of_the_status_stay_as_they_are() -> None:
                     "dead_letters_discarded": 14,
                     "storage_error": None,
                     "batch_limit": {"events": 15, "bytes": 16, "reason": "413"},
+                    "over_quota": [{"uid": 17, "events": 18, "bytes": 19}, {"uid": None, "events": 1, "bytes": 2}],
                 }
             },
             "adopted": {

@@ -14,6 +14,7 @@ from agent.ingest.framing import Lines
 from agent.ingest.intake import NAMED_REJECTS, PATIENCE, ClientState, Intake
 from agent.peers import Peer
 from agent.queue.committer import MAX_PENDING_BYTES, STALL_SECONDS
+from agent.queue.store import Limits
 from tests.support import virtual_time
 from tests.support.edge import ACKS, GatedHost, line
 from tests.support.fault_filesystem import failing, no_errors
@@ -227,6 +228,23 @@ async def test_good_lines_in_a_flood_of_bad_ones_are_taken() -> None:
         tasks.cancel_scope.cancel()
 
 
+async def test_messages_count_to_their_senders() -> None:
+    async with anyio.create_task_group() as tasks:
+        host = GatedHost(tasks, limits=Limits(max_bytes=20_000, segment_bytes=1000))
+        pipeline = host.start()
+        pipeline.pause()
+        intake = Intake(pipeline)
+        messages = [line("a")] + [line(padding=3000) for _ in range(10)] + [line("b") + BAD, line("c")]
+        owners = [1] + [2] * 10 + [3, 1]
+        assert intake.submit_messages(messages, owners, client_of) == [11]
+        await pipeline.commit_once()
+        assert pipeline.ledger().dropped == {"quota": 10}
+        assert pipeline.ledger().queued == 2
+        (over,) = (await pipeline.status()).over_quota
+        assert (over.uid, over.events) == (2, 10)
+        tasks.cancel_scope.cancel()
+
+
 async def test_messages_are_dropped_and_counted_while_the_disk_hangs() -> None:
     async with anyio.create_task_group() as tasks:
         host = GatedHost(tasks)
@@ -238,11 +256,11 @@ async def test_messages_are_dropped_and_counted_while_the_disk_hangs() -> None:
         message = line() * 500
         accepted = 0
         while not pipeline.should_drop and accepted < 2 * MAX_PENDING_BYTES:
-            assert intake.submit_messages([message], client_of) == []
+            assert intake.submit_messages([message], [PEER.uid], client_of) == []
             accepted += len(message)
             await anyio.sleep(STALL_SECONDS / 10)
         assert accepted >= MAX_PENDING_BYTES
-        assert intake.submit_messages([line(), line()], client_of) == []
+        assert intake.submit_messages([line(), line()], [PEER.uid, 0], client_of) == []
         assert pipeline.ledger().dropped == {"stalled": 2}
         host.gate.open()
         await pipeline.commit_once()

@@ -11,11 +11,12 @@ import anyio.lowlevel
 import pytest
 
 from agent.events import Block, Context
-from agent.queue.committer import MAX_PENDING_BYTES, STALL_SECONDS, CommitGroup, Committer
+from agent.queue.committer import MAX_PENDING_BYTES, STALL_SECONDS, Committer, Submission
 from agent.queue.cursor import Outcome, Span
 from agent.queue.filesystem import OsFilesystem
 from agent.queue.ownership import Exclusive
 from agent.queue.record import Frame, decode_record
+from agent.queue.shares import UNNAMED
 from agent.queue.store import Committed, Limits
 from agent.runtime import RunBlocking, run_in_thread
 from tests.support.fault_filesystem import FaultFilesystem, failing, no_errors
@@ -117,7 +118,7 @@ class TestGroups:
         async with running(setting):
             for group in groups:
                 assert (await outcome(group.wait())).refused is None
-        assert (len(set(groups)), setting.writes(), setting.store.cursor.queued) == (1, 1, 100)
+        assert (len({each.group for each in groups}), setting.writes(), setting.store.cursor.queued) == (1, 1, 100)
 
     async def test_those_who_come_during_a_commit_share_the_next(self) -> None:
         setting = Setting()
@@ -126,7 +127,7 @@ class TestGroups:
             first = committer.submit(block("a"))
             await settled(lambda: setting.gate.entered == 1)
             later = [committer.submit(block("b")) for _ in range(10)]
-            assert first not in later
+            assert first.group not in [each.group for each in later]
             setting.gate.open()
             for group in (first, *later):
                 await outcome(group.wait())
@@ -145,7 +146,7 @@ class TestGroups:
         setting = Setting()
         group, told = setting.committer.submit(block("a")), []
 
-        async def wait(group: CommitGroup) -> None:
+        async def wait(group: Submission) -> None:
             told.append(await group.wait())
 
         async with anyio.create_task_group() as tasks:
@@ -201,7 +202,10 @@ class TestRefusals:
         setting = Setting(Limits(max_bytes=100, overflow="drop-newest"))
         async with running(setting) as committer:
             committed = await outcome(committer.submit(block("x" * 200, 4)).wait())
-        assert committed == Committed(setting.store.view, Outcome.OVERFLOW)
+        assert committed._replace(refusals=()) == Committed(setting.store.view, Outcome.OVERFLOW)
+        assert [(each.owner, each.reason, each.events) for each in committed.refusals] == [
+            (UNNAMED, Outcome.OVERFLOW, 4)
+        ]
         assert setting.store.cursor.ledger().dropped == {Outcome.OVERFLOW: 4}
 
     async def test_a_failed_checkpoint_costs_no_events(self) -> None:

@@ -21,6 +21,7 @@ from agent.queue.cursor import (
     Ledger,
     Outcome,
     Pause,
+    Run,
     Span,
     decode_slot,
     encode_slot,
@@ -143,15 +144,17 @@ def test_a_ledger_is_a_copy() -> None:
     assert cursor.ledger().dropped == {"stalled": 1}
 
 
-def test_a_checkpoint_of_an_earlier_version_counts_no_retries_and_an_earlier_daemon_ignores_them() -> None:
-    fields = msgspec.msgpack.decode(msgspec.msgpack.encode(msgspec.structs.replace(STATE, retried=3)))
-    assert fields[-1] == 3
-    assert msgspec.msgpack.decode(msgspec.msgpack.encode(fields[:-1]), type=CursorState) == STATE
+def test_a_checkpoint_of_an_earlier_version_lacks_what_was_added_and_an_earlier_daemon_ignores_it() -> None:
+    state = msgspec.structs.replace(STATE, retried=3, runs=(Run(1, 65534), Run(5, None)))
+    fields = msgspec.msgpack.decode(msgspec.msgpack.encode(state))
+    assert fields[7:] == [3, [[1, 65534], [5, None]]]
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(fields), type=CursorState) == state
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(fields[:7]), type=CursorState) == STATE
     earlier = msgspec.defstruct(
-        "CursorState", [(f.name, f.type) for f in msgspec.structs.fields(CursorState)[:-1]], array_like=True
+        "CursorState", [(f.name, f.type) for f in msgspec.structs.fields(CursorState)[:7]], array_like=True
     )
     assert msgspec.structs.asdict(msgspec.msgpack.decode(msgspec.msgpack.encode(fields), type=earlier)) == {
-        name: value for name, value in msgspec.structs.asdict(STATE).items() if name != "retried"
+        name: value for name, value in msgspec.structs.asdict(STATE).items() if name not in {"retried", "runs"}
     }
 
 
@@ -282,9 +285,10 @@ def test_a_slot_that_was_written_in_part_holds_no_checkpoint(length: int) -> Non
 
 
 def test_a_slot_of_which_only_zeros_are_missing_is_whole_where_there_are_zeros() -> None:
-    begun = encode_slot(7, STATE)[:-1]
+    state = replace(STATE, runs=(Run(1, 0),))
+    begun = encode_slot(7, state)[:-1]
     assert decode_slot(begun) is None
-    assert decode_slot(begun.ljust(SLOT_BYTES, b"\0")) == Checkpoint(7, STATE)
+    assert decode_slot(begun.ljust(SLOT_BYTES, b"\0")) == Checkpoint(7, state)
 
 
 @pytest.mark.parametrize("cut", range(len(encode_slot(7, STATE)) + 1))

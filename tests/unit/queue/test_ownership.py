@@ -75,7 +75,7 @@ def in_a_thread(call: Callable[[], object]) -> BaseException | None:
         lambda queue: queue.store.view,
         lambda queue: queue.store.plan((), 0.0),
         lambda queue: queue.store.apply(queue.store.plan((), 0.0), queue.writer.commit(queue.store.plan((), 0.0), 0.0)),
-        lambda queue: queue.store.has_room(()),
+        lambda queue: queue.store.admit((), 0.0),
         lambda queue: queue.store.reader(),
     ],
 )

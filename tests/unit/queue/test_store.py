@@ -89,7 +89,7 @@ class TestOverflow:
         queue.commit([entry("a", 4)])
         queue.commit([entry("b")])
         deliver(queue, 2, 4)
-        queue.commit([entry("x" * 300)])
+        queue.commit([entry("x" * 180)])
         assert dropped(queue) == {Outcome.OVERFLOW: 2}
         assert queue.cursor.ledger().delivered == 2
 

@@ -1,0 +1,168 @@
+"""Who is let into a queue: everybody up to half of it, from there on by shares, and nobody in another's place."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.peers import UNKNOWN
+from agent.queue.cursor import MAX_RUNS, Outcome, Run
+from agent.queue.shares import (
+    NOBODY,
+    SENDING_SECONDS,
+    UNNAMED,
+    Occupancy,
+    Part,
+    Senders,
+    admit,
+    owner_of,
+    runs_from,
+    runs_until,
+    runs_with,
+)
+
+QUOTA, OVERFLOW = Outcome.QUOTA, Outcome.OVERFLOW
+A, B, C = 1000, 1001, 1002
+
+
+class Wish(NamedTuple):
+    """A claim."""
+
+    owner: int
+    size: int
+    retried: bool = False
+
+
+def part(**held: int) -> Part:
+    """Return a segment in which these owners hold so much, and in which nothing else is."""
+    sizes = {{"a": A, "b": B, "c": C, "nobody": NOBODY}[name]: size for name, size in held.items()}
+    return Part(sum(sizes.values()), sizes)
+
+
+HALF = (part(a=50),)
+FULL = (part(a=30), part(a=30), part(a=40))
+MIXED = (part(a=20, b=10), part(a=30), part(a=40))
+
+
+@pytest.mark.parametrize(
+    ("parts", "senders", "replaceable", "claims", "refused", "replaced"),
+    [
+        pytest.param((), 9, 0, [Wish(A, 50)], [None], 0, id="up to half everybody is let in"),
+        pytest.param((), 9, 0, [Wish(A, 51)], [QUOTA], 0, id="from there on not beyond a share"),
+        pytest.param(HALF, 2, 0, [Wish(A, 1), Wish(B, 50)], [QUOTA, None], 0, id="a share is for each"),
+        pytest.param(HALF, 2, 0, [Wish(B, 1)] * 51, [None] * 50 + [QUOTA], 0, id="a share is used up"),
+        pytest.param(HALF, 1, 0, [Wish(A, 50)], [None], 0, id="who is alone has all of it"),
+        pytest.param(HALF, 1, 0, [Wish(A, 51), Wish(A, 50)], [OVERFLOW, None], 0, id="and no more"),
+        pytest.param(FULL, 2, 0, [Wish(B, 1)], [OVERFLOW], 0, id="what somebody who was alone has filled is full"),
+        pytest.param(FULL, 2, 3, [Wish(B, 1)], [OVERFLOW], 0, id="and makes no room for others"),
+        pytest.param(FULL, 1, 2, [Wish(A, 1)], [None], 1, id="it makes room for its own"),
+        pytest.param(FULL, 1, 2, [Wish(A, 31), Wish(A, 29)], [None, None], 2, id="as far as it has to"),
+        pytest.param(FULL, 1, 2, [Wish(A, 61), Wish(A, 1)], [OVERFLOW, None], 1, id="but not in vain"),
+        pytest.param(FULL, 1, 3, [Wish(A, 100)], [None], 3, id="even all of it"),
+        pytest.param(MIXED, 1, 2, [Wish(A, 30)], [OVERFLOW], 0, id="not if somebody else has events in it"),
+        pytest.param((part(nobody=100),), 1, 1, [Wish(A, 1)], [OVERFLOW], 0, id="nor if that is not known"),
+        pytest.param((Part(5, {}), *FULL), 1, 3, [Wish(A, 1)], [None], 2, id="an empty one is in nobody's way"),
+        pytest.param(FULL, 1, 2, [Wish(NOBODY, 1, True)], [OVERFLOW], 0, id="dead letters push nothing out"),
+        pytest.param(HALF, 9, 0, [Wish(NOBODY, 50, True)], [None], 0, id="and have no share"),
+    ],
+)
+def test_claims_are_decided_by_the_table(
+    parts: Sequence[Part],
+    senders: int,
+    replaceable: int,
+    claims: list[Wish],
+    refused: list[Outcome | None],
+    replaced: int,
+) -> None:
+    assert admit(claims, Occupancy(100, parts, senders, replaceable)) == (refused, replaced)
+
+
+OWNERS = st.sampled_from([A, B, C])
+PARTS = st.lists(st.dictionaries(OWNERS | st.just(NOBODY), st.integers(1, 40), min_size=1), max_size=6)
+
+
+@given(
+    PARTS,
+    st.lists(st.builds(Wish, OWNERS, st.integers(1, 60), st.just(False)), max_size=12),
+    st.booleans(),
+    st.integers(100, 400),
+)
+def test_nothing_acknowledged_is_pushed_out_by_another_and_shares_are_kept(
+    held: list[dict[int, int]], claims: list[Wish], replace: bool, size: int
+) -> None:
+    parts = [Part(sum(each.values()), each) for each in held]
+    queue = Occupancy(size, parts, len({claim.owner for claim in claims}), len(parts) if replace else 0)
+    refused, replaced = admit(claims, queue)
+    used, has = (
+        sum(each.size for each in parts),
+        {owner: sum(each.get(owner, 0) for each in held) for owner in (A, B, C)},
+    )
+    assert all(len(each) == 1 and each.keys() <= {claim.owner for claim in claims} for each in held[:replaced])
+    before = used
+    for claim, reason in zip(claims, refused, strict=True):
+        within = has[claim.owner] + claim.size <= queue.share
+        if reason is QUOTA:
+            assert queue.senders > 1
+            assert not within or replaced
+        elif reason is OVERFLOW:
+            assert used + claim.size > size
+        else:
+            used, has[claim.owner] = used + claim.size, has[claim.owner] + claim.size
+            assert within or queue.senders == 1 or used <= size // 2 or replaced
+    assert used - sum(each.size for each in parts[:replaced]) <= max(before, size)
+
+
+def test_who_has_sent_something_lately_counts_whatever_the_clock_does() -> None:
+    senders = Senders({A, NOBODY})
+    senders.last[B] = 1000.0
+    assert senders.count(1000.0) == 3
+    senders.last[C] = 1001.0
+    assert senders.count(1000.0 + SENDING_SECONDS) == 4
+    assert senders.count(1001.0 + SENDING_SECONDS) == 1
+    assert senders.last == {C: 1001.0}
+    assert senders.count(0.0) == 0
+
+
+def test_all_whom_the_kernel_does_not_name_are_one_owner() -> None:
+    assert UNKNOWN.uid == UNNAMED
+
+
+def test_runs_tell_whose_segments_are_whose() -> None:
+    runs: tuple[Run, ...] = ()
+    for first_seq, owners, begun in [
+        (1, {A}, True),
+        (1, {A}, False),
+        (10, {A}, True),
+        (20, {A}, True),
+        (20, {B}, False),
+        (30, {B}, True),
+        (40, {A, B}, True),
+        (40, {A}, False),
+        (50, {NOBODY}, True),
+        (60, {B}, True),
+    ]:
+        runs = runs_with(runs, first_seq, owners, begun=begun)
+    assert runs == (Run(1, A), Run(20, None), Run(30, B), Run(40, None), Run(60, B))
+    owners_found = [owner_of(runs, first_seq) for first_seq in (1, 10, 20, 30, 40, 50, 60, 99)]
+    assert owners_found == [A, A, NOBODY, B, NOBODY, NOBODY, B, B]
+    assert runs_from(runs, 30) == (Run(30, B), Run(40, None), Run(60, B))
+    assert runs_from(runs, 5) == runs
+    assert runs_from((), 5) == ()
+    assert runs_until(runs, 60) == (Run(1, A), Run(20, None), Run(30, B), Run(40, None))
+    assert runs_until(runs, 10) == (Run(1, A), Run(10, None))
+
+
+def test_nothing_is_known_of_a_segment_that_was_there_before() -> None:
+    assert owner_of((), 7) == NOBODY
+    assert runs_with((), 7, {A}, begun=False) == ()
+    assert runs_with((Run(20, A),), 7, {NOBODY}, begun=True) == ()
+
+
+def test_so_many_runs_are_remembered_and_the_latest_ones() -> None:
+    runs: tuple[Run, ...] = ()
+    for number in range(1, MAX_RUNS + 10):
+        runs = runs_with(runs, number, {A if number % 2 else B}, begun=True)
+    assert (len(runs), runs[0].first_seq, runs[-1]) == (MAX_RUNS, 10, Run(MAX_RUNS + 9, A))
+    assert owner_of(runs, 9) == NOBODY
