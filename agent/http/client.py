@@ -111,11 +111,17 @@ class _Stream(httpcore.AsyncNetworkStream):
         return _Stream(await self._stream.start_tls(ssl_context, server_hostname, timeout), self._limit)
 
     def get_extra_info(self, info: str) -> object:
+        if info == "is_readable" and _is_buffered(self._stream):
+            return True
         return self._stream.get_extra_info(info)
 
 
 class SingleConnectionTransport(httpx.AsyncBaseTransport):
-    """Makes one request at a time on a connection that it keeps for `keep_seconds`, and replaces when it is no longer good."""
+    """Makes one request at a time on a connection that it keeps for `keep_seconds`, and replaces when it is no longer good.
+
+    A connection on which anything has come behind an answer is no good: it would be taken for the answer to the next request.
+    Whether it has is looked at just before that request; what comes between it and its answer cannot be told from an answer.
+    """
 
     def __init__(
         self, url: httpx.URL, ssl_context: ssl.SSLContext | None, keep_seconds: float, options: Sequence[SocketOption]
@@ -156,11 +162,30 @@ class SingleConnectionTransport(httpx.AsyncBaseTransport):
             await self._connection.aclose()
 
     async def _usable_connection(self) -> httpcore.AsyncHTTPConnection:
-        if self._connection is not None and not self._connection.is_closed() and self._connection.has_expired():
-            await self._connection.aclose()
+        connection = self._connection
+        if (
+            connection is not None
+            and not connection.is_closed()
+            and (connection.has_expired() or _has_surplus(connection))
+        ):
+            await connection.aclose()
         if self._connection is None or self._connection.is_closed():
             self._connection = self._connect()
         return self._connection
+
+
+def _has_surplus(connection: httpcore.AsyncHTTPConnection) -> bool:
+    """Tell whether more was read of an idle connection than the last answer."""
+    inner = connection._connection  # noqa: SLF001 - httpcore gives what is left to the next request, and says nothing of it
+    return isinstance(inner, httpcore.AsyncHTTP11Connection) and bool(inner._h11_state.trailing_data[0])  # noqa: SLF001
+
+
+def _is_buffered(stream: object) -> bool:
+    """Tell whether a stream, or what it reads from, has read something that was not asked for yet: no socket knows of that."""
+    if (inner := getattr(stream, "_stream", None) or getattr(stream, "transport_stream", None)) is not None:
+        bio = getattr(inner, "_read_bio", None)
+        return bool(bio is not None and bio.pending) or _is_buffered(inner)
+    return bool(getattr(getattr(stream, "_protocol", None), "read_queue", None))
 
 
 class _ResponseStream(httpx.AsyncByteStream):
@@ -192,7 +217,8 @@ def transport_factory(url: str, keep_seconds: float, *local_options: SocketOptio
         if proxy is None and urlsplit(url).scheme in {"http", "https"}:  # of any other httpx says what is wrong with it
             options = local_options if _is_loopback(urlsplit(url).hostname or "") else ()
             return partial(SingleConnectionTransport, httpx.URL(url), certificates, keep_seconds, options)
-        limits = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=keep_seconds)
+        # By way of a proxy each request has a connection of its own: whether one has surplus on it cannot be asked there.
+        limits = httpx.Limits(max_connections=1, max_keepalive_connections=0)
         make = partial(httpx.AsyncHTTPTransport, verify=certificates or False, limits=limits, proxy=proxy)
         make()  # whatever is wrong with the proxy is said now
     except OSError as error:
