@@ -238,20 +238,14 @@ class _CutAnswerError(Exception):
 
 
 async def _read_some(response: httpx.Response) -> bytes:
-    """Read the answer, but not more than is worth reading; of a refusal the status is enough.
-
-    The rest is given up by cancelling the read: httpx's nested generators end properly in no other way.
-    """
-    body, stream = (
-        bytearray(),
-        cast(httpx.AsyncByteStream, response.stream),
-    )  # that of an AsyncBaseTransport is no other
+    """Read the answer, but not more than is worth reading; of a refusal the status is enough."""
+    body = bytearray()
+    stream = cast(httpx.AsyncByteStream, response.stream)  # that of an AsyncBaseTransport is no other
     try:
-        with anyio.CancelScope() as enough:
-            async for chunk in stream:
-                body += chunk
-                if len(body) >= MAX_ANSWER_BYTES:
-                    enough.cancel()
+        async for chunk in stream:
+            body += chunk
+            if len(body) >= MAX_ANSWER_BYTES:
+                break
     except httpx.TransportError as error:
         if response.is_success:
             raise _CutAnswerError(_reason(error)) from error

@@ -1,223 +1,267 @@
 """The client's side: connections to a server as httpx transports of one connection each, and a small pool of them.
 
-httpcore's own pool looks at all of its connections several times for each request, be it one: that takes a fifth of a small
-request's time.
+HTTP is h11's, over sockets that do not block: httpx's own transports cost twice as much per request, and read ahead, so that
+nobody can tell whether more has come than an answer.
 """
 
-import contextlib
+import base64
 import ipaddress
+import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
+from typing import cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import anyio
 import anyio.lowlevel
-import httpcore
+import h11
 import httpx
 
 from agent.errors import ConfigError
+from agent.http import dialing
 
-SocketOption = tuple[int, int, int]
 TransportFactory = Callable[[], httpx.AsyncBaseTransport]
 
-_EXCEPTIONS = (  # which both httpcore and httpx have, the more special ones first
-    *("ConnectTimeout", "ReadTimeout", "WriteTimeout", "TimeoutException"),
-    *("ConnectError", "ReadError", "WriteError", "NetworkError"),
-    *("LocalProtocolError", "RemoteProtocolError", "ProtocolError", "UnsupportedProtocol"),
-)
-_HTTPX_ERRORS: Sequence[tuple[type[Exception], type[httpx.TransportError]]] = [
-    (getattr(httpcore, name), getattr(httpx, name)) for name in _EXCEPTIONS
-]
-
-
+READ_BYTES = 128 * 1024  # in one turn
 # How much of the head of an answer is looked at in one turn, and how long it may be: any number of informational answers may come
 # before it (RFC 9110, 15.2).
 HEAD_READ_BYTES = 1024
 MAX_HEAD_BYTES = 128 * 1024
+MAX_ONE_HEAD_BYTES = 100 * 1024
 
 TAKE_TURN = "agent.take_turn"
 """The extension of a request that lets others run while the head of its answer comes in many pieces."""
 
 
-class _HeadLimit(httpcore.AsyncNetworkBackend):
-    """Makes connections that bound how much is read before an answer's body begins."""
+class _Connection:
+    """A connection to a server, for one request after the other."""
 
-    def __init__(self) -> None:
-        self._backend = httpcore.AnyIOBackend()
-        self._left: int | None = None
-        self._take_turn: Callable[[], Awaitable[None]] = anyio.lowlevel.checkpoint
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+        self._http = h11.Connection(h11.CLIENT, MAX_ONE_HEAD_BYTES)
+        self._idle_since: float | None = None  # by the event loop's clock; None while a request is under way
 
-    def begin_head(self, take_turn: Callable[[], Awaitable[None]]) -> None:
-        """Say that an answer is to come."""
-        self._left, self._take_turn = MAX_HEAD_BYTES, take_turn
+    async def send(self, head: h11.Request, body: httpx.AsyncByteStream, seconds: float | None) -> None:
+        """Send a request. That the server reads no more of it is no error: it may have answered.
 
-    def end_head(self) -> None:
-        """Say that its head has come."""
-        self._left = None
+        Raises httpx.TransportError if the request is not valid, or if nothing more is taken of it for so long.
+        """
+        self._idle_since = None
+        try:
+            parts = self._encode(head)
+            if isinstance(body, httpx.ByteStream):  # it is in memory: head and body go together
+                parts += [part for piece in body if piece for part in self._encode(h11.Data(data=piece))]
+            else:
+                await self._send(parts, seconds)
+                async for piece in body:
+                    await self._send(self._encode(h11.Data(data=piece)), seconds)
+                parts = []
+            await self._send([*parts, *self._encode(h11.EndOfMessage())], seconds)
+        except h11.LocalProtocolError as error:
+            raise httpx.LocalProtocolError(str(error)) from error
+        except _BrokenError:
+            self._http.send_failed()
 
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,  # noqa: ASYNC109
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        return _Stream(await self._backend.connect_tcp(host, port, timeout, local_address, socket_options), self)
+    async def head(self, seconds: float | None, take_turn: Callable[[], Awaitable[None]]) -> h11.Response:
+        """Return the head of the answer. Raises httpx.TransportError."""
+        left = MAX_HEAD_BYTES
+        while True:
+            event = self._next_event()
+            if isinstance(event, h11.Response):
+                return event
+            if event is not h11.NEED_DATA:
+                continue
+            if left <= 0:
+                raise httpx.RemoteProtocolError(
+                    f"the head of its answer, with those that go before it, is longer than {MAX_HEAD_BYTES:,} bytes"
+                )
+            if left < MAX_HEAD_BYTES:
+                await take_turn()
+            data = await self._receive(min(left, HEAD_READ_BYTES), seconds)
+            if not data:
+                raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
+            left -= len(data)
+            self._http.receive_data(data)
 
-    async def sleep(self, seconds: float) -> None:
-        await self._backend.sleep(seconds)
+    async def piece(self, seconds: float | None) -> bytes:
+        """Return the next piece of the answer's body; b"" at its end. Raises httpx.TransportError."""
+        while (event := self._next_event()) is h11.NEED_DATA:
+            await anyio.lowlevel.checkpoint()  # a socket that always has more would let nobody else run
+            self._http.receive_data(await self._receive(READ_BYTES, seconds))
+        return bytes(event.data) if isinstance(event, h11.Data) else b""
 
-    async def read(self, stream: httpcore.AsyncNetworkStream, max_bytes: int, timeout: float | None) -> bytes:  # noqa: ASYNC109
-        """Read from a stream. Raises httpcore.RemoteProtocolError if the head is too long."""
-        if self._left is None:
-            return await stream.read(max_bytes, timeout)
-        if self._left <= 0:
-            raise httpcore.RemoteProtocolError(
-                f"the head of its answer, with those that go before it, is longer than {MAX_HEAD_BYTES:,} bytes"
-            )
-        if self._left < MAX_HEAD_BYTES:
-            await self._take_turn()
-        data = await stream.read(min(max_bytes, HEAD_READ_BYTES), timeout)
-        if self._left is not None:
-            self._left -= len(data)
-        return data
+    def finish(self) -> bool:
+        """Get ready for another request; False if the connection cannot have one, as after an answer with more behind it."""
+        done = self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
+        if not done or self._http.trailing_data != (b"", False):
+            return False
+        self._http.start_next_cycle()
+        self._idle_since = anyio.current_time()
+        return True
 
-
-class _Stream(httpcore.AsyncNetworkStream):
-    """A connection that is read by way of a `_HeadLimit`."""
-
-    def __init__(self, stream: httpcore.AsyncNetworkStream, limit: _HeadLimit) -> None:
-        self._stream = stream
-        self._limit = limit
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
-        return await self._limit.read(self._stream, max_bytes, timeout)
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
-        await self._stream.write(buffer, timeout)
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-    async def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109
-    ) -> httpcore.AsyncNetworkStream:
-        return _Stream(await self._stream.start_tls(ssl_context, server_hostname, timeout), self._limit)
-
-    def get_extra_info(self, info: str) -> object:
-        if info == "is_readable" and _is_buffered(self._stream):
+    def is_usable(self, keep_seconds: float) -> bool:
+        """Tell whether it has been idle for less than that, and nothing has come meanwhile, be it the end of the connection."""
+        if self._idle_since is None or anyio.current_time() - self._idle_since >= keep_seconds:
+            return False
+        try:
+            self._socket.recv(1)
+        except (BlockingIOError, ssl.SSLWantReadError):
             return True
-        return self._stream.get_extra_info(info)
+        except OSError:
+            return False
+        return False
+
+    def close(self) -> None:
+        """Close it."""
+        self._socket.close()
+
+    def _next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        try:
+            return self._http.next_event()
+        except h11.RemoteProtocolError as error:
+            raise httpx.RemoteProtocolError(str(error)) from error
+
+    def _encode(self, event: h11.Event) -> list[bytes]:
+        return self._http.send_with_data_passthrough(event) or []
+
+    async def _send(self, parts: list[bytes], seconds: float | None) -> None:
+        try:
+            await dialing.send_all(self._socket, b"".join(parts), seconds)
+        except OSError as error:
+            if _has_waited(error):
+                raise httpx.WriteTimeout(f"nothing was taken for {seconds} s") from error
+            raise _BrokenError from error
+
+    async def _receive(self, size: int, seconds: float | None) -> bytes:
+        try:
+            return await dialing.perform(self._socket, partial(self._socket.recv, size), seconds=seconds)
+        except OSError as error:
+            if _has_waited(error):
+                raise httpx.ReadTimeout(f"nothing came for {seconds} s") from error
+            raise httpx.ReadError(str(error)) from error
+
+
+def _has_waited(error: OSError) -> bool:
+    return isinstance(error, TimeoutError) and error.errno is None
+
+
+class _BrokenError(Exception):
+    """The server takes no more."""
 
 
 class SingleConnectionTransport(httpx.AsyncBaseTransport):
     """Makes one request at a time on a connection that it keeps for `keep_seconds`, and replaces when it is no longer good.
 
     A connection on which anything has come behind an answer is no good: it would be taken for the answer to the next request.
-    Whether it has is looked at just before that request; what comes between it and its answer cannot be told from an answer.
+    That is looked at when an answer ends, and again just before the next request; what comes between a request and its answer
+    cannot be told from an answer.
     """
 
     def __init__(
-        self, url: httpx.URL, ssl_context: ssl.SSLContext | None, keep_seconds: float, options: Sequence[SocketOption]
+        self,
+        route: dialing.Route,
+        keep_seconds: float,
+        dial: Callable[[dialing.Route], Awaitable[socket.socket]] = dialing.dial,
     ) -> None:
-        self._limit = _HeadLimit()
-        self._connect = partial(
-            httpcore.AsyncHTTPConnection,
-            origin=_url(url).origin,
-            ssl_context=ssl_context,
-            keepalive_expiry=keep_seconds,
-            socket_options=options,
-            network_backend=self._limit,
-        )
-        self._connection: httpcore.AsyncHTTPConnection | None = None
+        self._route = route
+        self._keep_seconds = keep_seconds
+        self._dial = dial
+        self._connection: _Connection | None = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Make a request. Raises httpx.TransportError."""
-        connection = await self._usable_connection()
-        self._limit.begin_head(request.extensions.get(TAKE_TURN, anyio.lowlevel.checkpoint))
-        with _httpx_errors():
-            response = await connection.handle_async_request(
-                httpcore.Request(
-                    request.method,
-                    _url(request.url),
-                    headers=request.headers.raw,
-                    content=request.stream,
-                    extensions=request.extensions,
-                )
+        """Make a request. Raises httpx.TransportError, and UnicodeError for a name that no host can have."""
+        timeouts = request.extensions.get("timeout", {})
+        if self._connection is not None and not self._connection.is_usable(self._keep_seconds):
+            await self.aclose()
+        if self._connection is None:
+            self._connection = await self._connect(timeouts.get("connect"))
+        connection, seconds = self._connection, timeouts.get("read")
+        try:
+            await connection.send(
+                self._head(request), cast(httpx.AsyncByteStream, request.stream), timeouts.get("write")
             )
-        self._limit.end_head()
+            answer = await connection.head(seconds, request.extensions.get(TAKE_TURN, anyio.lowlevel.checkpoint))
+        except BaseException:
+            await self.aclose()
+            raise
         return httpx.Response(
-            response.status, headers=response.headers, stream=_ResponseStream(response), extensions=response.extensions
+            answer.status_code,
+            headers=answer.headers.raw_items(),
+            stream=_Body(connection, seconds, self._finish),
+            extensions={"http_version": b"HTTP/" + answer.http_version, "reason_phrase": answer.reason},
         )
 
     async def aclose(self) -> None:
         """Close the connection."""
-        if self._connection is not None:
-            await self._connection.aclose()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
-    async def _usable_connection(self) -> httpcore.AsyncHTTPConnection:
-        connection = self._connection
-        if (
-            connection is not None
-            and not connection.is_closed()
-            and (connection.has_expired() or _has_surplus(connection))
-        ):
-            await connection.aclose()
-        if self._connection is None or self._connection.is_closed():
-            self._connection = self._connect()
-        return self._connection
+    async def _connect(self, seconds: float | None) -> _Connection:
+        try:
+            with anyio.fail_after(seconds):
+                return _Connection(await self._dial(self._route))
+        except OSError as error:
+            if _has_waited(error):
+                raise httpx.ConnectTimeout(f"no connection within {seconds} s") from error
+            raise httpx.ConnectError(str(error)) from error
+
+    def _head(self, request: httpx.Request) -> h11.Request:
+        target, headers, proxy = (
+            request.extensions.get("target", request.url.raw_path),
+            request.headers.raw,
+            self._route.proxy,
+        )
+        if proxy is not None and self._route.tls is None:
+            target, headers = b"http://" + request.url.netloc + target, [*proxy.headers, *headers]
+        try:
+            return h11.Request(method=request.method, target=target, headers=headers)
+        except h11.LocalProtocolError as error:
+            raise httpx.LocalProtocolError(str(error)) from error
+
+    async def _finish(self) -> None:
+        if self._connection is not None and not self._connection.finish():
+            await self.aclose()
 
 
-def _has_surplus(connection: httpcore.AsyncHTTPConnection) -> bool:
-    """Tell whether more was read of an idle connection than the last answer."""
-    inner = connection._connection  # noqa: SLF001 - httpcore gives what is left to the next request, and says nothing of it
-    return isinstance(inner, httpcore.AsyncHTTP11Connection) and bool(inner._h11_state.trailing_data[0])  # noqa: SLF001
+class _Body(httpx.AsyncByteStream):
+    """The body of a response, piece by piece. No generator: what is left of it needs no end."""
 
+    def __init__(self, connection: _Connection, seconds: float | None, finish: Callable[[], Awaitable[None]]) -> None:
+        self._connection = connection
+        self._seconds = seconds
+        self._finish: Callable[[], Awaitable[None]] | None = finish
 
-def _is_buffered(stream: object) -> bool:
-    """Tell whether a stream, or what it reads from, has read something that was not asked for yet: no socket knows of that."""
-    if (inner := getattr(stream, "_stream", None) or getattr(stream, "transport_stream", None)) is not None:
-        bio = getattr(inner, "_read_bio", None)
-        return bool(bio is not None and bio.pending) or _is_buffered(inner)
-    return bool(getattr(getattr(stream, "_protocol", None), "read_queue", None))
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
 
-
-class _ResponseStream(httpx.AsyncByteStream):
-    """The body of a response, piece by piece."""
-
-    def __init__(self, response: httpcore.Response) -> None:
-        self._response = response
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        with _httpx_errors():
-            async for piece in self._response.aiter_stream():
-                yield piece
+    async def __anext__(self) -> bytes:
+        if piece := await self._connection.piece(self._seconds):
+            return piece
+        raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        await self._response.aclose()
+        finish, self._finish = self._finish, None
+        if finish is not None:
+            await finish()
 
 
-def transport_factory(url: str, keep_seconds: float, *local_options: SocketOption) -> TransportFactory:
+def transport_factory(url: str, keep_seconds: float) -> TransportFactory:
     """Return a function that makes transports of one connection to `url`, by way of the environment's proxies and certificates.
 
-    A connection that was idle for `keep_seconds` is not used again; `local_options` are for the sockets if the server is on this
-    machine. Raises ConfigError.
+    A connection that was idle for `keep_seconds` is not used again. Raises ConfigError.
     """
     proxy = _proxy(url)
     try:
         # Certificates are read only where they are needed: that takes longer than all the rest of the start, and 3 MiB.
         secure = "https" in {urlsplit(url).scheme, urlsplit(proxy or "").scheme}
         certificates = httpx.create_ssl_context() if secure else None
-        if proxy is None and urlsplit(url).scheme in {"http", "https"}:  # of any other httpx says what is wrong with it
-            options = local_options if _is_loopback(urlsplit(url).hostname or "") else ()
-            return partial(SingleConnectionTransport, httpx.URL(url), certificates, keep_seconds, options)
-        # By way of a proxy each request has a connection of its own: whether one has surplus on it cannot be asked there.
+        if (route := _route(httpx.URL(url), certificates, proxy)) is not None:
+            return partial(SingleConnectionTransport, route, keep_seconds)
+        # Of another scheme httpx says what is wrong. By way of a proxy that is not plain HTTP each request has a connection
+        # of its own, since nobody can ask httpx whether more has come than an answer.
         limits = httpx.Limits(max_connections=1, max_keepalive_connections=0)
         make = partial(httpx.AsyncHTTPTransport, verify=certificates or False, limits=limits, proxy=proxy)
         make()  # whatever is wrong with the proxy is said now
@@ -230,6 +274,25 @@ def transport_factory(url: str, keep_seconds: float, *local_options: SocketOptio
     return make
 
 
+def _route(url: httpx.URL, certificates: ssl.SSLContext | None, proxy: str | None) -> dialing.Route | None:
+    """Return the way to a server; None if it is not one of `dialing`. Raises ValueError and httpx.InvalidURL for a bad proxy."""
+    if url.scheme not in {"http", "https"} or not url.host:
+        return None
+    tls = certificates if url.scheme == "https" else None
+    if tls is not None:
+        tls.set_alpn_protocols(["http/1.1"])
+    direct = dialing.Route(url.raw_host, url.port or (443 if tls else 80), tls)
+    if proxy is None:
+        return direct
+    found = httpx.Proxy(proxy)
+    if found.url.scheme != "http":
+        return None
+    name, password = found.raw_auth or (b"", b"")
+    credentials = b"Basic " + base64.b64encode(name + b":" + password)
+    headers = [(b"Proxy-Authorization", credentials)] if found.raw_auth else []
+    return direct._replace(proxy=dialing.Proxy(found.url.raw_host, found.url.port or 80, headers))
+
+
 def _proxy(url: str) -> str | None:
     """Return the proxy that the environment names for `url`."""
     parts, proxies = urlsplit(url), getproxies()
@@ -237,21 +300,6 @@ def _proxy(url: str) -> str | None:
     if found is None or _is_loopback(parts.hostname or "") or proxy_bypass(parts.netloc):
         return None
     return found if "://" in found else f"http://{found}"
-
-
-def _url(url: httpx.URL) -> httpcore.URL:
-    return httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
-
-
-@contextlib.contextmanager
-def _httpx_errors() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        found = next((ours for theirs, ours in _HTTPX_ERRORS if isinstance(error, theirs)), None)
-        if found is None:
-            raise
-        raise found(str(error)) from error
 
 
 class ConnectionPool:

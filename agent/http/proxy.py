@@ -6,7 +6,6 @@ wrote to its end goes on without it for a while: the API has what it needs, be i
 """
 
 import contextlib
-import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from http import HTTPStatus
@@ -31,9 +30,6 @@ LEFT_SECONDS = 30.0  # for the API to answer an upload whose client has gone
 PATIENT_SECONDS = 2.0  # a client that leaves sooner may have other reasons than the API
 LOG_INTERVAL = 60.0
 
-# Without it the event loop reads as much in one turn as the socket holds, several MB, and events wait for that. Elsewhere the
-# network is slower than a turn, and a small buffer would make it slower still.
-_SMALL_BUFFER = (socket.SOL_SOCKET, socket.SO_RCVBUF, 128 * 1024)
 _TIMEOUT = {"connect": CONNECT_SECONDS, "read": STALL_SECONDS, "write": STALL_SECONDS, "pool": CONNECT_SECONDS}
 _HOP_BY_HOP = {b"connection", b"proxy-connection", b"keep-alive", b"te", b"transfer-encoding", b"upgrade"}
 _CHUNKED = (b"transfer-encoding", b"chunked")
@@ -182,7 +178,7 @@ class _Body(httpx.AsyncByteStream):
 
 
 def _open(url: str) -> _Upstream:
-    connections = ConnectionPool(transport_factory(url, KEEP_SECONDS, _SMALL_BUFFER), IDLE_CONNECTIONS)
+    connections = ConnectionPool(transport_factory(url, KEEP_SECONDS), IDLE_CONNECTIONS)
     return _Upstream(httpx.URL(url), connections, Outage())
 
 
@@ -192,7 +188,8 @@ def _request(exchange: Exchange, url: httpx.URL) -> httpx.Request:
     headers = [(b"Host", url.netloc), *_end_to_end(head.raw_headers, b"host"), *chunked]
     target = url.raw_path.rstrip(b"/") + head.target
     extensions = {"timeout": _TIMEOUT, "target": target, TAKE_TURN: exchange.take_turn}
-    return httpx.Request(head.method, url, headers=headers, stream=_Body(exchange), extensions=extensions)
+    body = httpx.ByteStream(b"") if head.length == 0 else _Body(exchange)
+    return httpx.Request(head.method, url, headers=headers, stream=body, extensions=extensions)
 
 
 def _end_to_end(headers: Iterable[tuple[bytes, bytes]], *others: bytes) -> _Headers:

@@ -1,14 +1,16 @@
 """Targets for what a server answers: the reading of a status, headers and body, and raw bytes over a real socket."""
 
 import math
+import socket
 
 import anyio
-import httpx
 
 from agent.delivery.batching import Batch
-from agent.delivery.http_transport import Endpoint, HttpTransport, classify
+from agent.delivery.http_transport import KEEP_SECONDS, Endpoint, HttpTransport, classify
 from agent.delivery.transport import Kind, Verdict
 from agent.events import Context
+from agent.http.client import SingleConnectionTransport
+from agent.http.dialing import Route
 from agent.queue.cursor import Span
 from tests.fuzz.loop import Loop
 from tests.fuzz.scratch import scratch
@@ -64,7 +66,7 @@ class Server:
         self.answer = b""
         self._path = scratch() / "api.sock"
         endpoint = Endpoint("http://127.0.0.1:9", TOKEN, timeout=5.0)
-        wire = httpx.AsyncHTTPTransport(uds=str(self._path))
+        wire = SingleConnectionTransport(Route(b"127.0.0.1", 9), KEEP_SECONDS, self._dial)
         self._transport = HttpTransport(endpoint, wall_clock=lambda: NOW, transport=wire)
 
     async def run(self, started: anyio.Event) -> None:
@@ -81,6 +83,12 @@ class Server:
         verdict = await self._transport.send(BATCH)
         probed = await self._transport.probe()
         return [verdict] if probed is None else [verdict, probed]
+
+    async def _dial(self, _: Route) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.setblocking(False)
+        connection.connect(str(self._path))
+        return connection
 
     async def _serve(self, stream: anyio.abc.SocketStream) -> None:
         async with stream:

@@ -3,18 +3,35 @@
 import asyncio
 import fcntl
 import socket
+import ssl
 import struct
 import termios
 import threading
 from collections.abc import Sequence
+from enum import Enum, auto
+from typing import NamedTuple
 
-from tests.support.tcp_server import TcpServer
+from tests.support.tcp_server import TcpServer, reset
 from tests.support.waiting import HUNG_AFTER, eventually
 
 _ESTABLISHED = 1  # what the low byte of TCP_INFO says of a connection that nobody has closed
 
-Piece = bytes | threading.Event
-"""Bytes to send, in a segment of their own; or what to wait for before the next ones."""
+
+class Endless(NamedTuple):
+    """Bytes that are sent again and again until the client leaves."""
+
+    data: bytes
+
+
+class End(Enum):
+    """How a connection ends."""
+
+    CLOSED = auto()
+    RESET = auto()
+
+
+Piece = bytes | threading.Event | Endless | End
+"""Bytes to send, in a segment of their own; what to wait for before the next ones; or the end of the connection."""
 
 
 class RawServer(TcpServer):
@@ -24,8 +41,8 @@ class RawServer(TcpServer):
     has arrived at the other end, wholly, although it may not have been read there.
     """
 
-    def __init__(self, default: bytes) -> None:
-        super().__init__()
+    def __init__(self, default: bytes, tls: ssl.SSLContext | None = None) -> None:
+        super().__init__(tls=tls)
         self.default = default
         self.requests: list[bytes] = []
         self.accepted = 0
@@ -46,13 +63,24 @@ class RawServer(TcpServer):
             self.requests.append(line)
             pieces, finished = self._script.pop() if self._script else ([self.default], threading.Event())
             for piece in pieces:
-                if isinstance(piece, threading.Event):
-                    await asyncio.to_thread(piece.wait, HUNG_AFTER)
-                else:
-                    writer.write(piece)
-                    await writer.drain()
-                    await asyncio.to_thread(_arrived, writer.get_extra_info("socket"))
+                if piece is End.RESET:
+                    reset(writer)
+                if isinstance(piece, End):
+                    return
+                await self._send(piece, writer)
             finished.set()
+
+    async def _send(self, piece: bytes | threading.Event | Endless, writer: asyncio.StreamWriter) -> None:
+        if isinstance(piece, threading.Event):
+            await asyncio.to_thread(piece.wait, HUNG_AFTER)
+        elif isinstance(piece, Endless):
+            while not writer.is_closing():
+                writer.write(piece.data)
+                await writer.drain()
+        else:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.to_thread(_arrived, writer.get_extra_info("socket"))
 
     async def _read(self, reader: asyncio.StreamReader) -> bytes:
         try:

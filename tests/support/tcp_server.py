@@ -6,6 +6,7 @@ Subclasses say in `serve` what travels over the connections.
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
 import threading
 from abc import ABC, abstractmethod
@@ -22,8 +23,9 @@ class TcpServer(ABC):
     An exception in `serve` that is not the client's doing is raised when the block is left, as an ExceptionGroup.
     """
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self.port = port
+        self._tls = tls
         self._thread: threading.Thread | None = None
         self._errors: list[Exception] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -31,7 +33,7 @@ class TcpServer(ABC):
     @property
     def url(self) -> str:
         """Where it listens, without a trailing slash; the port is known once it has started."""
-        return f"http://{HOST}:{self.port}"
+        return f"{'https' if self._tls else 'http'}://{HOST}:{self.port}"
 
     @property
     def connections(self) -> int:
@@ -74,7 +76,7 @@ class TcpServer(ABC):
             runner.run(self._main(listening))
 
     async def _main(self, listening: socket.socket) -> None:
-        server = await asyncio.start_server(self._accept, sock=listening)
+        server = await asyncio.start_server(self._accept, sock=listening, ssl=self._tls)
         await self._stopping.wait()
         server.close()
         await asyncio.sleep(0)  # one more turn for what had been accepted already

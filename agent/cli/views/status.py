@@ -79,7 +79,7 @@ def _over_quota(found: Sequence[OverQuotaStatus]) -> Text:
     """Name those who sent most beyond their share."""
     named = [f"{'TCP' if each.uid is None else f'uid {each.uid}'} ({size(each.bytes)})" for each in found[:3]]
     more = [f"{amount(len(found) - 3, 'other')}"] if len(found) > 3 else []
-    return Text(f"beyond their share: {', '.join(named + more)}", style="yellow")
+    return rendered(f"beyond their share: {', '.join(named + more)}", style="yellow")
 
 
 def _state(destination: DestinationStatus) -> Text:

@@ -150,8 +150,6 @@ async def test_an_event_that_was_refused_before_goes_over_another_connection() -
         assert server.connections == 2
 
 
-# httpx leaves its generator of the body to the garbage collector when an upload breaks, which trio warns of.
-@pytest.mark.filterwarnings("ignore:Async generator 'httpx._content.ByteStream.__aiter__':ResourceWarning")
 @pytest.mark.parametrize(
     ("answer", "kind"),
     [

@@ -1,0 +1,62 @@
+"""Connecting to a host of several addresses, of which some do not answer."""
+
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import anyio
+import pytest
+
+from agent.http.dialing import Address, connect_to_any
+from tests.support.waiting import HUNG_AFTER
+
+pytestmark = pytest.mark.anyio
+
+HOST = "127.0.0.1"
+Place = tuple[int, Address]
+
+
+@pytest.fixture
+def good() -> Iterator[Place]:
+    with socket.create_server((HOST, 0)) as listening:
+        yield socket.AF_INET, listening.getsockname()
+
+
+@pytest.fixture
+def silent() -> Iterator[Place]:
+    """An address that answers nothing: its listener takes no more connections."""
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.create_server((HOST, 0), backlog=0))
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listening.getsockname())
+        yield socket.AF_INET, listening.getsockname()
+
+
+@pytest.fixture
+def closed() -> Place:
+    with socket.create_server((HOST, 0)) as listening:
+        return socket.AF_INET, listening.getsockname()
+
+
+async def test_the_next_address_is_tried_when_one_refuses_or_does_not_answer(
+    good: Place, silent: Place, closed: Place
+) -> None:
+    for places in ([good, silent, closed], [closed, good], [silent, good], [silent, closed, good], [good, good]):
+        with anyio.fail_after(HUNG_AFTER):
+            connection = await connect_to_any(places)
+        assert connection.getpeername() == good[1]
+        connection.close()
+
+
+async def test_the_reason_is_told_once_if_none_answers(closed: Place) -> None:
+    with pytest.raises(OSError, match=r"^Connection refused$"):
+        await connect_to_any([closed, closed])
+
+
+async def test_who_gives_up_leaves_no_connection_behind(silent: Place) -> None:
+    """Sockets that are left to the garbage collector are warned of, and warnings are errors."""
+    with anyio.move_on_after(0.1) as scope:
+        await connect_to_any([silent, silent])
+    assert scope.cancelled_caught
