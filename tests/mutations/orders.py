@@ -18,7 +18,7 @@ ORDERS = (
         COMMITTER,
         "committed = await self._writer.run(partial(Writer.commit, plan=plan, now=now))",
         """
-        group.finish(Committed(self._store.view, plan.refused))
+        group.finish(Committed(self._store.view))
         committed = await self._writer.run(partial(Writer.commit, plan=plan, now=now))
         """,
     ),
@@ -113,12 +113,12 @@ ORDERS = (
         """
         refused, append_error = self._append(plan, now)
         if plan.entries:  # only now: it must know the numbers that were given, and what was refused
-            checkpoint_error = self._write_checkpoint(_checkpoint_after(plan, refused, self._log.view.next_seq))
+            checkpoint_error = self._write_checkpoint(_checkpoint_after(plan, refused, self._log.view))
         """,
         """
         if plan.entries:
-            end = self._log.view.next_seq + plan.new + plan.retried
-            checkpoint_error = self._write_checkpoint(_checkpoint_after(plan, plan.refused, end))
+            view = LogView(self._log.view.segments, self._log.view.next_seq + plan.new + plan.retried)
+            checkpoint_error = self._write_checkpoint(_checkpoint_after(plan, None, view))
         refused, append_error = self._append(plan, now)
         """,
     ),
@@ -127,7 +127,7 @@ ORDERS = (
         WRITER,
         """
         if plan.entries:  # only now: it must know the numbers that were given, and what was refused
-            checkpoint_error = self._write_checkpoint(_checkpoint_after(plan, refused, self._log.view.next_seq))
+            checkpoint_error = self._write_checkpoint(_checkpoint_after(plan, refused, self._log.view))
         """,
         """
         if plan.entries:
