@@ -219,7 +219,8 @@ def test_a_queue_that_may_grow_no_more_is_unhealthy_and_recovers(tmp_path: Path,
         resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (64 * 1024, resource.RLIM_INFINITY))
         with daemon.connect() as client:
             client.send(line_of(64 * 1024))
-            assert client.answer() == {"durable": 0, "rejected": 0, "dropped": 1}
+            dropped = {"dropped": 1, "dropped_by_reason": {"disk_full": 1}}
+            assert client.answer() == {"durable": 0, "rejected": 0, **dropped}
         assert daemon.status()["destinations"]["default"]["storage_error"]
         resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         with daemon.connect() as client:
