@@ -38,6 +38,11 @@ def code(text: str) -> list[str]:
     return blocks + re.findall(r"`([^`]+)`", prose(text))
 
 
+def blocks(text: str, language: str) -> list[str]:
+    """Return the code blocks in that language, without their fences."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
 def links(text: str) -> list[str]:
     """Return the targets of links and images."""
     return re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "", prose(text)))
