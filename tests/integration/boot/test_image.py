@@ -1,0 +1,133 @@
+"""The image of systemd/README.md, built and run by podman as the page says.
+
+What it is built upon is not the image of that name but a root of Debian's, with the Python that Debian has.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.api_server import ApiServer
+from tests.support.containers import Engine, engine, import_base
+from tests.support.daemon import TOKEN
+from tests.support.documents import ROOT, blocks, read, section
+from tests.support.installed import checkout
+from tests.support.waiting import eventually
+
+PAGE = section(read("systemd/README.md"), "In a container")
+BUILD, RUN, CLIENT = (
+    f"docker {command}" for command in blocks(PAGE, "sh")[0].removeprefix("docker ").split("\ndocker ")
+)
+BUILDER = """FROM artifacts-agent:0.1.0
+CMD ["artifacts-agent", "emit", "--strict", "--event", "HIT", "--source", "LOCAL", "--hash", "built"]
+"""
+EMIT = "artifacts-agent emit --strict --event HIT --source LOCAL --hash"
+CONFINED = "--read-only --cap-drop=all --security-opt=no-new-privileges"
+
+
+@pytest.fixture(scope="module")
+def api() -> Iterator[ApiServer]:
+    with ApiServer(token=TOKEN) as server:
+        yield server
+    assert server.violations == []
+
+
+@pytest.fixture(scope="module")
+def docker(api: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """An engine with the image, built from a checkout with the page's Dockerfile and command."""
+    directory = tmp_path_factory.mktemp("engine")
+    source = directory / "checkout"
+    (dockerfile,) = blocks(PAGE, "dockerfile")
+    files = {**checkout(), "Dockerfile": dockerfile.encode(), "token": b"a secret"}
+    files[".dockerignore"] = (ROOT / ".dockerignore").read_bytes()
+    for name, content in files.items():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(content)
+    variables = {"ARTIFACTS_AGENT_API_URL": api.url, "ARTIFACTS_AGENT_BATCH_MAX_DELAY": "50ms"}
+    with engine(directory, variables) as docker:
+        import_base(docker, directory)
+        docker.must(BUILD, source)
+        yield docker
+
+
+@pytest.fixture
+def running(docker: Engine) -> Iterator[Engine]:
+    """The agent's container, started by the page's command."""
+    try:
+        docker.must(RUN, env={"ARTIFACTS_AGENT_TOKEN": TOKEN})
+        wait_ready(docker, "artifacts-agent")
+        yield docker
+    finally:
+        docker.must("docker rm --force --volumes artifacts-agent; docker volume prune --force")
+
+
+def wait_ready(docker: Engine, container: str) -> None:
+    """Wait until the agent in it can deliver."""
+    check = f"docker exec {container} artifacts-agent status --check || docker logs {container}"
+    eventually(lambda: docker.run(check).stdout, lambda said: said == "ready\n")
+
+
+def inspect(docker: Engine, container: str, path: str) -> str:
+    return docker.must(f"docker inspect --format '{{{{{path}}}}}' {container}").strip()
+
+
+def test_a_build_in_another_container_sends_and_the_agent_delivers(
+    running: Engine, api: ApiServer, tmp_path: Path
+) -> None:
+    (tmp_path / "Dockerfile").write_text(BUILDER)
+    running.must("docker build --tag my-build .", tmp_path)
+    running.must(CLIENT)
+    eventually(lambda: [event["hash"] for event in api.accepted_events()], lambda hashes: "built" in hashes)
+
+
+def test_it_ends_by_itself_before_the_engine_kills_it(running: Engine) -> None:
+    assert "--stop-timeout 30" in RUN
+    assert inspect(running, "artifacts-agent", ".Config.StopTimeout") == "30"
+    running.must("docker stop artifacts-agent")
+    assert inspect(running, "artifacts-agent", ".State.ExitCode") == "0"
+
+
+def test_what_waits_is_on_the_volume_for_the_next_one(running: Engine, api: ApiServer) -> None:
+    running.must("docker exec artifacts-agent artifacts-agent pause")
+    running.must(f"docker exec artifacts-agent {EMIT} kept")
+    running.must("docker rm --force artifacts-agent")
+    running.must(RUN, env={"ARTIFACTS_AGENT_TOKEN": TOKEN})
+    eventually(
+        lambda: running.run("docker exec artifacts-agent artifacts-agent resume").returncode, lambda code: code == 0
+    )
+    eventually(lambda: [event["hash"] for event in api.accepted_events()], lambda hashes: "kept" in hashes)
+
+
+def test_a_second_one_on_the_same_volume_ends_with_code_5(running: Engine) -> None:
+    second = RUN.replace("--detach --name artifacts-agent --restart unless-stopped", "--rm")
+    second = second.replace("artifacts-agent-sockets:", "other-sockets:")
+    done = running.run(second, env={"ARTIFACTS_AGENT_TOKEN": TOKEN})
+    assert done.returncode == 5, done.stdout
+
+
+@pytest.mark.parametrize("user", ["10001", "1000700000:0"], ids=["its own user", "any user of group 0"])
+def test_it_needs_no_right_and_no_certain_user(docker: Engine, api: ApiServer, user: str) -> None:
+    """As a pod that keeps to the standard "restricted", and as OpenShift with a user of its choice."""
+    name = f"confined-{user.partition(':')[0]}"
+    docker.must(
+        f"docker run --detach --name {name} --user {user} {CONFINED} --env ARTIFACTS_AGENT_TOKEN artifacts-agent:0.1.0",
+        env={"ARTIFACTS_AGENT_TOKEN": TOKEN},
+    )
+    wait_ready(docker, name)
+    docker.must(f"docker exec {name} {EMIT} {name}")
+    eventually(lambda: [event["hash"] for event in api.accepted_events()], lambda hashes: name in hashes)
+    docker.must(f"docker rm --force --volumes {name}")
+
+
+def test_no_layer_holds_the_token_that_lay_in_the_checkout(docker: Engine) -> None:
+    layers = docker.must(
+        "docker save artifacts-agent:0.1.0 | tar -xO --wildcards '*.tar' | tar -t --ignore-zeros | grep -c '^src/' || true"
+    )
+    assert int(layers.split()[-1]) > 0
+    assert (
+        docker.run(
+            "docker save artifacts-agent:0.1.0 | tar -xO --wildcards '*.tar' | tar -t --ignore-zeros | grep -x src/token"
+        ).returncode
+        != 0
+    )
