@@ -88,6 +88,19 @@ def test_it_ends_by_itself_before_the_engine_kills_it(running: Engine) -> None:
     assert inspect(running, "artifacts-agent", ".State.ExitCode") == "0"
 
 
+def test_it_heeds_a_signal_from_its_first_moment_on(docker: Engine) -> None:
+    """It is process 1 of the container, for which the kernel drops signals that have no handler."""
+    docker.must(f"{RUN} && docker kill --signal TERM artifacts-agent", env={"ARTIFACTS_AGENT_TOKEN": TOKEN})
+    eventually(lambda: inspect(docker, "artifacts-agent", ".State.Running"), lambda running: running == "false")
+    docker.must("docker rm --force --volumes artifacts-agent; docker volume prune --force")
+
+
+def test_orphans_leave_no_zombies(running: Engine) -> None:
+    running.must("docker exec artifacts-agent sh -c 'sleep 0.5 &'")
+    listing = "docker exec artifacts-agent ps -e -o stat=,comm="
+    eventually(lambda: running.must(listing), lambda processes: "sleep" not in processes)
+
+
 def test_what_waits_is_on_the_volume_for_the_next_one(running: Engine, api: ApiServer) -> None:
     running.must("docker exec artifacts-agent artifacts-agent pause")
     running.must(f"docker exec artifacts-agent {EMIT} kept")

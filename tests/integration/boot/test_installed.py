@@ -3,6 +3,8 @@
 Each test leaves the service running. They are run for this machine's own release, or for those that BOOT_RELEASES names.
 """
 
+import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,7 +13,8 @@ import pytest
 from tests.support.api_server import Answer, ApiServer, error
 from tests.support.daemon import TOKEN
 from tests.support.debian import releases
-from tests.support.installed import CHECKOUT, CONFIG, SERVICE, SOCKET, Installed, checkout, prepared_machine
+from tests.support.documents import read, section
+from tests.support.installed import CHECKOUT, CONFIG, PAGE, SERVICE, SOCKET, Installed, checkout, prepared_machine
 from tests.support.waiting import eventually
 
 STATE = "/var/lib/artifacts-agent"
@@ -199,6 +202,57 @@ def test_a_reload_takes_a_new_configuration(agent: Installed) -> None:
     agent.edit('s|^slug = .*|slug = "my-team"|')
     agent.must("sudo systemctl reload artifacts-agent")
     assert agent.status()["api"]["slug"] == "my-team"
+
+
+# Who runs a hook, where its instructions put it, and how the system runs it.
+HOOKS = {
+    "github": ("ci", "/usr/local/lib/artifacts-agent/job-completed.sh", "bash -e {}"),
+    "gitlab": ("gitlab-runner", "/usr/local/lib/artifacts-agent/after-job.sh", "set -o pipefail; {}"),
+    "buildkite": ("buildkite-agent", "/etc/buildkite-agent/hooks/pre-exit", "bash -c '. {}'"),
+}
+
+
+@pytest.mark.parametrize("system", HOOKS)
+def test_a_hook_that_is_installed_by_its_instructions_flushes_as_its_systems_user(
+    agent: Installed, system: str
+) -> None:
+    user, path, command = HOOKS[system]
+    instructions = re.findall(r"^#   (.*)$", agent.must(f"artifacts-agent hook {system}"), re.MULTILINE)
+    (rule,) = (line for line in instructions if "NOPASSWD" in line)
+    agent.must(f"sudo install -d /etc/buildkite-agent/hooks; sudo usermod --append --groups artifacts-agent {user}")
+    agent.must("\n".join(line for line in instructions if " install " in line))
+    agent.must(f"echo '{rule}' | sudo install -m 0440 /dev/stdin /etc/sudoers.d/artifacts-agent; sudo visudo --check")
+    assert agent.emit(system, 3, user).returncode == 0
+    said = agent.must(command.format(path), user)
+    assert "Everything that was sent before has left the queue" in said, said
+    agent.must(f"sudo rm -r /etc/sudoers.d/artifacts-agent {path}; sudo rm -rf /usr/local/lib/artifacts-agent")
+    assert sorted(agent.delivered(system)) == [f"{system}-{n}" for n in range(3)]
+
+
+def test_what_clients_send_to_a_daemon_with_a_wrong_configuration_waits_until_the_page_has_mended_it(
+    agent: Installed,
+) -> None:
+    agent.edit("s|^slug = .*|slug = 7|")
+    assert agent.machine.run(f"systemctl restart {SERVICE}").returncode != 0
+    assert agent.machine.show(SERVICE, "ExecMainStatus") == ["78"]
+    for n in range(25):
+        assert agent.emit(f"waits{n}").returncode == 0
+    agent.edit('s|^slug = .*|slug = "my-team"|')
+    (mend,) = (
+        each for each in re.findall(r"`([^`]+)`", section(read(PAGE), "Socket activation")) if "reset-failed" in each
+    )
+    agent.must(f"sudo sh -ec {shlex.quote(mend)}")
+    for n in range(25):
+        agent.wait_delivered(f"waits{n}", 1)
+
+
+def test_a_refused_reload_fails_and_the_daemon_goes_on(agent: Installed) -> None:
+    before = agent.wait_running()
+    agent.edit("s|^slug = .*|slug = 7|")
+    assert agent.machine.run("sudo systemctl reload artifacts-agent", "admin").returncode != 0
+    agent.edit('s|^slug = .*|slug = "my-team"|')
+    agent.must("sudo systemctl reload artifacts-agent")
+    assert agent.wait_running() == before
 
 
 def test_nothing_is_left_of_it_after_its_removal(agent: Installed) -> None:
