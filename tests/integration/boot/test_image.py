@@ -95,7 +95,7 @@ def test_it_heeds_a_signal_from_before_its_first_slow_import_on(docker: Engine) 
     try:
         docker.must(command, env={"ARTIFACTS_AGENT_TOKEN": TOKEN})
         process = inspect(docker, "artifacts-agent", ".State.Pid")
-        eventually(lambda: handled_signals(docker, process), lambda mask: mask & 1 << (signal.SIGTERM - 1))
+        eventually(lambda: handled_signals(docker, process), lambda mask: bool(mask & 1 << (signal.SIGTERM - 1)))
         docker.must("docker kill --signal TERM artifacts-agent")
         eventually(lambda: inspect(docker, "artifacts-agent", ".State.Running"), lambda running: running == "false")
         assert inspect(docker, "artifacts-agent", ".State.ExitCode") == "0"
