@@ -5,11 +5,12 @@
 
 import sys
 
-from tests.benchmarks import backlog, client_cost, front, idle, ingest, scale, short_lived, throughput, turbo
+from tests.benchmarks import backlog, client_cost, front, idle, ingest, scale, short_lived, startup, throughput, turbo
 from tests.benchmarks.harness import main
 
 BENCHMARKS = [
-    module.BENCHMARK for module in (throughput, ingest, short_lived, client_cost, backlog, idle, front, scale, turbo)
+    module.BENCHMARK
+    for module in (throughput, ingest, short_lived, client_cost, startup, backlog, idle, front, scale, turbo)
 ]
 
 if __name__ == "__main__":

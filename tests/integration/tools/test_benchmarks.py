@@ -26,13 +26,21 @@ CASES = {
         *(f"emit, daemon {state}" for state in ("idle", "busy", "stopped", "absent")),
         "artifacts-agent emit",
     ],
+    "startup": [
+        "--version",
+        "emit",
+        "exec, an agent runs",
+        "exec, an agent of its own",
+        "daemon until ready",
+        "exec at once",
+    ],
     "backlog": ["start", "drain"],
     "idle": ["cold start", "idle"],
     "front": ["download", "upload"],
     "scale": ["clients 1", "clients 10", "clients 100", "clients 1,000", "events 1,000"],
     "turbo": [*(case.name for case in turbo_benchmark.CASES), "10 builds"],
 }
-SMALLER = {"turbo": ["--events", "20"]}
+SMALLER = {"turbo": ["--events", "20"], "startup": ["--events", "3"]}
 MAY_BE_ZERO = {"delivered", "requests", "wake-ups/s", "CPU ms/s", "over 1 ms", "lost", "blocked", "unsent %"}
 
 
