@@ -73,6 +73,7 @@ async def _run(load: Callable[[], Config], environ: Mapping[str, str], parent: i
             log.info("stopping", deadline=seconds)
             with signals.reading:
                 await _drain(parts.listeners, seconds)
+            notifier.enter("Delivering what is queued", "X_INTAKE_ENDED=1")  # which `exec` waits for
             with signals.patience:
                 await _drain(parts.deliveries, deadline - anyio.current_time())
             tasks.cancel_scope.cancel()

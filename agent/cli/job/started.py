@@ -6,7 +6,6 @@ there.
 
 import contextlib
 import os
-import secrets
 import select
 import signal
 import socket
@@ -23,15 +22,15 @@ from agent.cli.commands.flush import LONGEST
 from agent.cli.job.agent import DURABLE_SECONDS, JobAgent
 from agent.cli.views.words import amount
 from agent.config import SOCKET_PATH_LIMIT, Config
-from agent.control.client import ControlClient
 from agent.errors import AgentError, StorageError
 
-HURRY_SECONDS = 0.2  # between two SIGTERMs that are to be two
+READING_SECONDS = 0.5  # for an agent that stops to read what was written before: milliseconds, unless it hangs
 BACKLOG = 4096  # connections; the system's own limit may be lower
 # What the supervisor of this process has set is not for another one.
 _NOT_INHERITED = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 LOG = "agent.log"  # in the spool
 _LONGEST_NAME = "artifacts-agent-12345678/control.sock"
+INTAKE_ENDED = b"X_INTAKE_ENDED=1"  # what agent/daemon/app.py notifies of
 GRACE_SECONDS = 2.0
 PROGRESS_SECONDS = 15.0
 
@@ -49,6 +48,7 @@ class StartedAgent(JobAgent):
         self._process = process
         self._lifeline = lifeline
         self._notify = notify
+        self._ended = os.pidfd_open(process.pid)
         self._ready = False
         self.problem: str | None = None  # to be said; the job has its agent all the same
         # So that `artifacts-agent flush` or another `exec` in the job find it.
@@ -59,20 +59,29 @@ class StartedAgent(JobAgent):
         return str(self.spool)
 
     def wait_until_ready(self, until: float) -> bool:
-        if self._ready:
-            return True
-        ended = os.pidfd_open(self._process.pid)
-        waiting_for = [self._notify.fileno(), ended]
-        try:
-            while readable := select.select(waiting_for, [], [], max(until - time.monotonic(), 0.0))[0]:
-                if self._notify.fileno() not in readable:
-                    raise AgentError(f"it did not start: {self._discard()}")
-                if b"READY=1" in self._notify.recv(4096).splitlines():
-                    self._ready = True
-                    return True
+        if not self._ready:
+            heard = self._hears(b"READY=1", until)
+            if heard is None:
+                raise AgentError(f"it did not start: {self._discard()}")
+            self._ready = heard
+        return self._ready
+
+    def _hears(self, assignment: bytes, until: float) -> bool | None:
+        """Wait until the agent notifies of this; return False at `until` on the steady clock, None if it ends without."""
+        sources = [self._notify.fileno(), self._ended]
+        while readable := select.select(sources, [], [], max(until - time.monotonic(), 0.0))[0]:
+            if self._notify.fileno() not in readable:
+                return None
+            if assignment in self._notify.recv(4096).splitlines():
+                return True
+        return False
+
+    def _ends_within(self, seconds: float) -> bool:
+        """Wait for its end; `Popen.wait` with a timeout looks only every 50 ms."""
+        if not select.select([self._ended], [], [], seconds)[0]:
             return False
-        finally:
-            os.close(ended)
+        self._process.wait()
+        return True
 
     def _discard(self) -> str:
         """Remove what is left of an agent that has ended before it took an event; return its last words."""
@@ -91,6 +100,8 @@ class StartedAgent(JobAgent):
         if not self.wait_until_ready(time.monotonic() + GRACE_SECONDS):
             self.let_go()
             return f"the agent is not ready yet: it ends by itself, and keeps what was sent in {self.spool}"
+        from agent.control.client import ControlClient
+
         control, flushed = ControlClient(self.control), None
         until = time.monotonic() + (GRACE_SECONDS if seconds is None else seconds)
         with contextlib.suppress(AgentError):  # the spool says what is left
@@ -98,25 +109,31 @@ class StartedAgent(JobAgent):
                 flushed = control.flush(PROGRESS_SECONDS, until="stalled", grace=DURABLE_SECONDS)
             else:
                 flushed = control.flush(min(seconds, LONGEST))
-        # What of its own is not delivered now is not waited for again; spools that it has adopted may take what time is left.
+        # What of its own is not delivered now is not waited for again; requests of adopted spools may take what time is left.
         delivered = flushed is not None and flushed.in_time
-        self.stop(max(until - time.monotonic(), HURRY_SECONDS) if delivered else HURRY_SECONDS)
-        if self._process.returncode is None:
+        if not self.stop(max(until - time.monotonic(), 0.0) if delivered else 0.0):
             return f"the agent does not stop; what it has not delivered is in {self.spool}"
         try:
             return _tidy(self.spool)
         except (OSError, StorageError) as error:
             return f"{self.spool} stays: {error}"
 
-    def stop(self, seconds: float) -> None:
-        """Ask the agent to stop, after `seconds` to hurry; then let it go."""
-        for patience in (seconds, GRACE_SECONDS):
+    def stop(self, seconds: float, reading_seconds: float = READING_SECONDS) -> bool:
+        """Ask the agent to stop, and to stop at once `seconds` after it has read what was written; return whether it has ended.
+
+        An agent that has not read it after `reading_seconds` hangs. It is let go in either case.
+        """
+        while select.select([self._notify], [], [], 0.0)[0]:
+            self._notify.recv(4096)  # to make room for what it says next: the socket holds few notifications
+        self._process.send_signal(signal.SIGTERM)
+        self._hears(INTAKE_ENDED, time.monotonic() + reading_seconds)
+        ended = self._ends_within(seconds)
+        if not ended:
             self._process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(patience)
-                break
+            ended = self._ends_within(GRACE_SECONDS)
         self.let_go()
         _remove_all(self.control.parent)  # an agent that was killed has left its sockets
+        return ended
 
     def let_go(self) -> None:
         """End the agent without waiting for it: it drains first."""
@@ -124,6 +141,7 @@ class StartedAgent(JobAgent):
             os.close(self._lifeline)
             self._lifeline = -1
             self._notify.close()
+            os.close(self._ended)
 
 
 def start(settings: Config, path: Path | None, environ: Mapping[str, str]) -> StartedAgent:
@@ -132,7 +150,7 @@ def start(settings: Config, path: Path | None, environ: Mapping[str, str]) -> St
 
     state = config.state_directory(environ, os.geteuid())
     place = _place_for_spools(settings.queue.adopt, state and state / "spools", os.geteuid())
-    spool, runtime = place.parent / secrets.token_hex(8), _runtime_directory(environ)
+    spool, runtime = place.parent / os.urandom(8).hex(), _runtime_directory(environ)
     try:
         OsFilesystem().make_directory(spool)
         has_token = config.read_token(settings, environ) is not None
@@ -230,8 +248,9 @@ def _launch(spool: Path, runtime: Path, path: Path | None, environ: Mapping[str,
                     pass_fds=[*passed.values()],
                     start_new_session=True,
                 )
+        agent = StartedAgent(spool, runtime, process, lifeline, notify)
         on_failure.pop_all()
-    return StartedAgent(spool, runtime, process, lifeline, notify)
+    return agent
 
 
 def _listen(path: Path) -> socket.socket:

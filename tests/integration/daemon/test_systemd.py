@@ -222,6 +222,8 @@ def test_systemd_hears_of_start_reload_and_stop(daemon: ManagedDaemon, notificat
     daemon.signal(signal.SIGTERM)
     [stopping] = notifications.wait_for("STOPPING=1")
     assert stopping == ["STOPPING=1", "STATUS=Draining"]
+    [delivering] = notifications.wait_for("X_INTAKE_ENDED=1")
+    assert delivering == ["X_INTAKE_ENDED=1", "STATUS=Delivering what is queued"]
     assert daemon.wait() == 0
 
 
