@@ -4,11 +4,9 @@ import contextlib
 import errno
 import fcntl
 import grp
-import ipaddress
 import os
 import socket
 import stat
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,9 +21,6 @@ MAX_PATH_BYTES = 107
 FIRST_PASSED_FD = 3
 LOCK_SECONDS = 3.0
 LOCK_RETRY_SECONDS = 0.01
-
-_LISTENING = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
-_LISTEN_STATE = "0A"
 
 
 @dataclass(frozen=True)
@@ -77,21 +72,6 @@ def shared_directory(directory: Path) -> str | None:
         return None
 
 
-def impostor(path: Path) -> str | None:
-    """Say why the socket at `path` may be an impostor's: another user's, in a directory in which others can make one.
-
-    None if it is not, or nothing can be seen there. A sticky bit keeps others from replacing a socket, and not from being first.
-    """
-    try:
-        made, directory = path.lstat(), path.parent.stat()
-    except OSError:
-        return None
-    if made.st_uid in {0, os.geteuid(), directory.st_uid} or not directory.st_mode & 0o022:
-        return None
-    advice = "choose a directory of the daemon's own"
-    return f"{path}: belongs to another user, {made.st_uid}, in a directory in which anybody can make it: {advice}"
-
-
 def bind_tcp(address: str, *, listening: bool = True) -> BoundSocket:
     """Open a TCP socket at `HOST:PORT`, the host an IP address, which for IPv6 is in brackets. Raises ListenError.
 
@@ -117,32 +97,6 @@ def tcp_address(bound: BoundSocket) -> str:
     """Return where a TCP socket listens, as `bind_tcp` takes it."""
     host, port = bound.socket.getsockname()[:2]
     return f"[{host}]:{port}" if bound.socket.family == socket.AF_INET6 else f"{host}:{port}"
-
-
-def listening_uids(address: str) -> set[int]:
-    """Return the users whose sockets accept connections to `HOST:PORT` on this machine; empty if the system does not say.
-
-    A socket that listens at all addresses counts: it accepts them where no other one does.
-    """
-    host, _, port = address.rpartition(":")
-    ip = ipaddress.ip_address(host.strip("[]"))
-    mapped = ipaddress.ip_address(f"::ffff:{ip}") if ip.version == 4 else ip
-    any_v4, any_v6 = ipaddress.ip_address("0.0.0.0"), ipaddress.ip_address("::")  # noqa: S104 - to be found, not to be bound
-    wanted = {
-        f"{_as_in_proc(each)}:{int(port):04X}" for each in (ip, mapped, any_v6, *([any_v4] if ip.version == 4 else []))
-    }
-    found: set[int] = set()
-    for table in _LISTENING:
-        with contextlib.suppress(OSError):
-            rows = [line.split() for line in table.read_text().splitlines()[1:]]
-            found |= {int(row[7]) for row in rows if row[3] == _LISTEN_STATE and row[1] in wanted}
-    return found
-
-
-def _as_in_proc(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
-    """Write an address as the kernel does: words of 32 bits, each in the machine's order."""
-    words = [ip.packed[start : start + 4] for start in range(0, len(ip.packed), 4)]
-    return "".join(f"{int.from_bytes(word, sys.byteorder):08X}" for word in words)
 
 
 def passed_by_systemd(environ: Mapping[str, str], pid: int) -> dict[str, socket.socket]:

@@ -18,7 +18,7 @@ from agent.cli.views.words import size
 from agent.config import Config
 from agent.control.client import ControlClient
 from agent.errors import AgentError, ConfigError, ListenError, NotRunningError
-from agent.ingest import sockets
+from agent.ingest import owners, sockets
 from agent.peers import peer_of
 from agent.queue.filesystem import OsFilesystem
 
@@ -172,7 +172,7 @@ def _socket_state(path: Path, bound: set[str], *, running: bool) -> str:
 
 
 def _port(address: str, *, running: bool) -> CheckResult:
-    if not running and os.geteuid() != 0 and sockets.listening_uids(address) == {0}:
+    if not running and os.geteuid() != 0 and owners.listening_uids(address) == {0}:
         return CheckResult(
             "HTTP port", True, f"{address}: root listens here: fine if it is systemd, for artifacts-agent.socket"
         )

@@ -1,21 +1,21 @@
 """The agent of a job that `exec` runs: one that runs already. `agent.cli.job.started` has the one that is started for it."""
 
-import http.client
-import json
 import os
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlencode
 
 from agent.cli.commands.flush import LONGEST
 from agent.cli.views.words import amount
 from agent.config import DEFAULT_URL, Config
-from agent.control.client import ControlClient, DeniedError, SilentError, UnansweredError
-from agent.control.schema import StatusReport
 from agent.errors import AgentError, NotRunningError
-from agent.ingest import sockets
+from agent.ingest import owners
+
+if TYPE_CHECKING:  # what an agent is asked with is imported when there is one, and mostly after the command has started
+    from agent.control.schema import StatusReport
 
 SHORTEST_SECONDS = 0.1
 DURABLE_SECONDS = 0.9  # for a commit, which takes milliseconds: it hangs
@@ -28,7 +28,7 @@ class JobAgent:
 
     without_front = "the agent has no front on a port: set http.listen and front.enabled"
 
-    def __init__(self, control: Path, stream: Path | None, status: StatusReport | None = None) -> None:
+    def __init__(self, control: Path, stream: Path | None, status: "StatusReport | None" = None) -> None:
         """Without a `status` it has not answered so far."""
         self.control = control
         self.stream = stream
@@ -47,6 +47,8 @@ class JobAgent:
 
         Return what to say of what is left. Raises AgentError.
         """
+        from agent.control.client import ControlClient
+
         control = ControlClient(self.control)
         if seconds is None:
             flushed = control.flush(DURABLE_SECONDS, until="durable", grace=SHORTEST_SECONDS)
@@ -85,6 +87,8 @@ class JobAgent:
         self.variables.update(_without_proxy(environ, front.address), TURBO_API=f"http://{front.address}")
 
     def _front(self, until: float) -> "_Front":
+        from agent.control.client import ControlClient
+
         status = self._status or ControlClient(self.control, time_left(until)).status()
         listening, api = status.http, status.api
         return _Front(listening.listen if listening and listening.forwards else None, api.url if api else None)
@@ -124,7 +128,7 @@ class GuestAgent(JobAgent):
                 trusted = {0, self.control.stat().st_uid}  # the port may be systemd's
             except OSError as error:
                 raise AgentError(f"{self.control}: whose agent it is cannot be seen: {error.strerror}") from error
-            uids = sockets.listening_uids(address)
+            uids = owners.listening_uids(address)
             if not uids:
                 raise AgentError(f"the front does not answer: nobody listens at {address}")
             if not uids <= trusted:
@@ -139,8 +143,12 @@ def find(settings: Config, until: float) -> JobAgent | None:
     Raises AgentError if it is no agent, or may be an impostor: what it vouches for gets the job's token.
     """
     control = settings.listen.control
-    if problem := sockets.impostor(control):
+    if problem := owners.impostor(control):
         raise AgentError(problem)
+    if not _is_listened_at(control):
+        return None
+    from agent.control.client import ControlClient, DeniedError, SilentError, UnansweredError
+
     try:
         return JobAgent(control, settings.listen.stream, ControlClient(control, time_left(until) / 2).status())
     except DeniedError:
@@ -151,6 +159,19 @@ def find(settings: Config, until: float) -> JobAgent | None:
         raise
     except NotRunningError:
         return None
+
+
+def _is_listened_at(path: Path) -> bool:
+    """Tell whether somebody listens at a socket, or may: what cannot be seen is for a `ControlClient` to say."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.setblocking(False)
+        try:
+            client.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except OSError:
+            return True
+    return True
 
 
 def _may_send(settings: Config) -> bool:
@@ -188,6 +209,9 @@ def _try_as_client(address: str, environ: Mapping[str, str], seconds: float) -> 
 
 
 def _try_token(address: str, environ: Mapping[str, str], seconds: float, variable: str, token: str) -> None:
+    import http.client
+    import json
+
     names = {"TURBO_TEAMID": "teamId", "TURBO_TEAM": "slug"}
     query = urlencode({key: environ[name] for name, key in names.items() if environ.get(name)})
     headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}

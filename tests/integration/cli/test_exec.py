@@ -90,7 +90,7 @@ class Job:
     def start_impatiently(
         self, code: str, *options: str, env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[str]:
-        """Start it as anybody would: the command waits for the agent for two seconds at most."""
+        """Start it as anybody would: the command does not wait for the agent for long."""
         command = [*COMMAND, "exec", *options, "--", sys.executable, "-uc", SEND + code]
         variables = environment(self.env | dict(env or {}))
         return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -256,6 +256,7 @@ import encodings.idna, encodings.utf_8_sig, http.client, json, os, sys
 from agent import config
 from agent.cli.job import agent, command, started, turbo
 from agent.cli.commands import exec
+from agent.control import client
 from agent.cli.main import main
 os.geteuid() or os.setuid(65534)
 sys.exit(main())

@@ -1,4 +1,4 @@
-"""What `exec` costs a build: nothing at the end that the agent has no use for."""
+"""What `exec` costs a build: little before its command starts, and nothing at the end that the agent has no use for."""
 
 import os
 import socket
@@ -8,7 +8,59 @@ import time
 from pathlib import Path
 
 from agent.cli.job.started import INTAKE_ENDED, StartedAgent
-from tests.support.waiting import HUNG_AFTER
+from tests.support.api_server import ApiServer
+from tests.support.command import environment
+from tests.support.daemon import TOKEN
+from tests.support.waiting import HUNG_AFTER, eventually
+
+# The start
+
+PRINTS_ITS_MODULES = """
+import sys
+from agent.cli.job import command
+def run(*_):
+    print(*sys.modules)
+    return 3
+command.run = run
+from agent.cli import main
+sys.exit(main())
+"""
+HELD = """
+import os, sys
+if "--job" in sys.orig_argv:
+    open(os.environ["HELD_BY"]).read()
+"""
+HEAVY = {"anyio", "asyncio", "http.client", "httpx", "logging", "msgspec", "rich", "structlog", "uvloop"}
+OWN = {"cli", "config", "errors", "escaping", "ingest", "queue", "units"}
+
+
+def test_exec_imports_only_what_it_needs_before_its_command_starts(tmp_path: Path, api_server: ApiServer) -> None:
+    """Of many jobs that start at once each waits for the imports of all others. What asks an agent is for when there is one."""
+    (tmp_path / "sitecustomize.py").write_text(HELD)
+    held_by = tmp_path / "held"
+    os.mkfifo(held_by)
+    job = {
+        "STATE_DIRECTORY": str(tmp_path / "state"),
+        "RUNTIME_DIRECTORY": str(tmp_path),
+        "TURBO_TOKEN": TOKEN,
+        "TURBO_API": api_server.url,
+        "PYTHONPATH": str(tmp_path),
+        "HELD_BY": str(held_by),
+    }
+    command = [sys.executable, "-c", PRINTS_ITS_MODULES, "exec", "--", "true"]
+    process = subprocess.Popen(command, env=environment(job), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process.stdout:
+        modules = {*process.stdout.readline().split()}
+        held_by.write_text("")  # the agent may go on, which has not imported anything so far
+    assert process.wait(HUNG_AFTER) == 3
+    assert modules & HEAVY == set()
+    assert {name.split(".")[1] for name in modules if name.startswith("agent.")} <= OWN
+    spools = tmp_path / "state" / "spools"
+    eventually(lambda: [*spools.iterdir()] == [] or "stopped" in next(spools.rglob("agent.log")).read_text(), bool)
+
+
+# The end
 
 PLAYS_AN_AGENT = """
 import signal, socket, sys

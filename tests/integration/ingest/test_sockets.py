@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import ListenError
-from agent.ingest import sockets
+from agent.ingest import owners, sockets
 from agent.ingest.sockets import DATAGRAM, STREAM, BoundSocket, bind
 from agent.peers import Peer, peer_of
 from tests.support.tools import require_root
@@ -300,7 +300,7 @@ def test_the_peer_is_who_the_kernel_says(path: Path, opened: ExitStack) -> None:
 ADOPT = """
 import os, socket, sys
 from agent.errors import ListenError
-from agent.ingest import sockets
+from agent.ingest import owners, sockets
 exec(sys.argv[1])
 for fd, each in enumerate(made, 3):
     os.dup2(each.fileno(), 100 + fd)
@@ -371,10 +371,10 @@ def test_whose_socket_accepts_connections_to_an_address(family: socket.AddressFa
     with socket.socket(family) as listening:
         listening.bind((at, 0))
         address = f"{asked}:{listening.getsockname()[1]}"
-        assert sockets.listening_uids(address) == set()
+        assert owners.listening_uids(address) == set()
         listening.listen()
-        assert sockets.listening_uids(address) == {os.getuid()}
-        assert sockets.listening_uids(f"127.1.1.1:{listening.getsockname()[1]}") in ({os.getuid()}, set())
+        assert owners.listening_uids(address) == {os.getuid()}
+        assert owners.listening_uids(f"127.1.1.1:{listening.getsockname()[1]}") in ({os.getuid()}, set())
 
 
 def test_a_count_of_passed_sockets_that_is_no_number_is_refused() -> None:
