@@ -2,8 +2,32 @@
 
 import sys
 import time
+from pathlib import Path
 
-STARTED = time.monotonic()  # what is imported from here on can take long on a busy machine
+
+def seconds_in_queue(schedstat: str) -> float:
+    """Return how long a process has run or has waited for a processor, from what its `/proc/PID/schedstat` holds.
+
+    It is its age without the time it has slept: a process that has become this program may have been another one before, a shell
+    say, that was in no hurry (https://docs.kernel.org/scheduler/sched-stats.html#proc-pid-schedstat).
+    """
+    running, waiting, _ = schedstat.split()
+    return (int(running) + int(waiting)) / 1e9
+
+
+def _started() -> float:
+    """Return when this program started, on the steady clock; where that is hidden, now.
+
+    Of many that start at once each waits for the others long before its first line runs.
+    """
+    now = time.monotonic()
+    try:
+        return now - seconds_in_queue(Path("/proc/self/schedstat").read_text())
+    except (OSError, ValueError):
+        return now
+
+
+STARTED = _started()  # what is imported from here on can take long on a busy machine
 
 
 def main() -> int:

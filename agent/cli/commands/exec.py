@@ -38,10 +38,10 @@ _LEFT_ALONE = "TURBO_API is left as it is"
 @click.option(
     "--start-deadline",
     type=Duration(),
-    default="2s",
+    default="1.5s",
     show_default=True,
     metavar="DURATION",
-    help="How long COMMAND waits for the daemon before it starts, at most.",
+    help="How long COMMAND waits for the daemon before it starts, at most, counted from the start of this process.",
 )
 @config_option
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)

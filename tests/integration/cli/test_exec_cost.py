@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from agent.cli import seconds_in_queue
 from agent.cli.job.started import INTAKE_ENDED, StartedAgent
 from tests.support.api_server import ApiServer
 from tests.support.command import environment
@@ -58,6 +59,30 @@ def test_exec_imports_only_what_it_needs_before_its_command_starts(tmp_path: Pat
     assert {name.split(".")[1] for name in modules if name.startswith("agent.")} <= OWN
     spools = tmp_path / "state" / "spools"
     eventually(lambda: [*spools.iterdir()] == [] or "stopped" in next(spools.rglob("agent.log")).read_text(), bool)
+
+
+TELLS_ITS_START = """
+import time
+from pathlib import Path
+def queued():
+    return Path("/proc/self/schedstat").read_text().strip()
+before, began = queued(), time.monotonic()
+time.sleep(0.5)
+slept = time.monotonic()
+from agent import cli
+print(before, queued(), slept - began, time.monotonic() - slept, slept - cli.STARTED, sep="\\n")
+"""
+TICK_SECONDS = 0.02  # the kernel does not count continuously
+
+
+def test_the_start_deadline_counts_from_the_start_of_the_process_without_what_it_has_slept() -> None:
+    """A shell that waits for something and then becomes `exec` leaves it all of its time."""
+    command = [sys.executable, "-c", TELLS_ITS_START]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=HUNG_AFTER)
+    before, after = map(seconds_in_queue, done.stdout.splitlines()[:2])
+    slept, imported, counted = map(float, done.stdout.splitlines()[2:])
+    assert before - imported <= counted <= after
+    assert after - before <= slept - 0.5 + imported + TICK_SECONDS
 
 
 # The end
