@@ -18,6 +18,8 @@ from typing import Annotated, Literal, NamedTuple
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from agent.cache_use import NO_USE, CacheUse, count_use
+
 MAX_LINE_BYTES = 64 * 1024
 
 # msgpack, and so the queue, holds integers of 64 bits.
@@ -85,11 +87,15 @@ class _ContextLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Block(NamedTuple):
-    """Events that share a context, as canonical JSON: one a line, each with its line end, in the order they came."""
+    """Events that share a context, as canonical JSON: one a line, each with its line end, in the order they came.
+
+    `use` is what they say of the cache, where they come from a client; events that are queued again say nothing new.
+    """
 
     context: Context
     event_count: int
     lines: bytes
+    use: CacheUse = NO_USE
 
 
 class Reject(NamedTuple):
@@ -130,8 +136,8 @@ def decode_lines(text: bytes, session: Session, max_rejects: int | None = None) 
     return Decoded([block], [], session, block.event_count)
 
 
-def decode_array(text: bytes) -> list[bytes]:
-    """Validate an array of events, the API's body; return them as lines, in chunks of at most MAX_LINE_BYTES.
+def decode_array(text: bytes) -> tuple[list[bytes], CacheUse]:
+    """Validate an array of events, the API's body; return them as lines, in chunks of at most MAX_LINE_BYTES, and what they say.
 
     Raises ValueError, which names the offending item and field, where there is one.
     """
@@ -141,7 +147,7 @@ def decode_array(text: bytes) -> list[bytes]:
             _refuse_repeated_keys_of_items(text)
     except ValueError as error:
         raise ValueError(_reason_of(error)) from error
-    return _chunk(encode_events(events))
+    return _chunk(encode_events(events)), count_use(events)
 
 
 def _chunk(lines: bytes) -> list[bytes]:
@@ -178,7 +184,10 @@ def decode_messages(messages: Sequence[bytes]) -> tuple[list[Block], list[int]]:
 
 
 def _join(context: Context, blocks: list[Block]) -> Block:
-    return Block(context, sum(block.event_count for block in blocks), b"".join(block.lines for block in blocks))
+    use = NO_USE
+    for block in blocks:
+        use = use.plus(block.use)
+    return Block(context, sum(block.event_count for block in blocks), b"".join(block.lines for block in blocks), use)
 
 
 def decode_bare_events(text: bytes, context: Context) -> Block | None:
@@ -189,7 +198,7 @@ def decode_bare_events(text: bytes, context: Context) -> Block | None:
         return None
     lines = encode_events(events)
     plain = lines == text or (_is_one_a_line(text, events) and not _may_repeat_a_key(text, events))
-    return Block(context, len(events), lines) if plain and events else None
+    return Block(context, len(events), lines, count_use(events)) if plain and events else None
 
 
 ARRAY_OVERHEAD = 1
@@ -306,7 +315,7 @@ def _decode_line_by_line(text: bytes, session: Session, max_rejects: int | None)
             groups[-1][1].extend(events)
         elif events:
             groups.append((session.context, [*events]))
-    blocks = [Block(context, len(events), encode_events(events)) for context, events in groups]
+    blocks = [Block(context, len(events), encode_events(events), count_use(events)) for context, events in groups]
     return Decoded(blocks, rejects, session, line_count(text))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PURE = [
+    "agent/cache_use.py",
     "agent/events.py",
     "agent/ingest/framing.py",
     "agent/queue/record.py",

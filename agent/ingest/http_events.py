@@ -13,6 +13,7 @@ import msgspec
 import structlog
 from pydantic import SecretStr
 
+from agent.cache_use import CacheUse
 from agent.delivery.http_transport import EVENTS_PATH
 from agent.events import Ci, Context, decode_array
 from agent.http import server as http_server
@@ -191,11 +192,11 @@ class HttpListener:
             self._check_team(head)
             is_packed = _is_packed(head)
             body = await exchange.body(MAX_BODY_BYTES, self._memory)
-            chunks = _decode(await _unpack(body, exchange) if is_packed else body)
+            chunks, use = _decode(await _unpack(body, exchange) if is_packed else body)
         except RefusedError as refusal:
             self._log_refusal(refusal, exchange.peer)
             return refusal.response
-        refused = await self._intake.submit_all_or_none(chunks, context, exchange.peer.uid)
+        refused = await self._intake.submit_all_or_none(chunks, use, context, exchange.peer.uid)
         if refused is None:
             return Response(200, b"{}")
         status, code = _UNKEPT.get(refused, (503, "service_unavailable"))
@@ -247,7 +248,7 @@ async def _unpack(packed: bytes, exchange: Exchange) -> bytes:
     return bytes(unpacked)
 
 
-def _decode(body: bytes) -> list[bytes]:
+def _decode(body: bytes) -> tuple[list[bytes], CacheUse]:
     try:
         return decode_array(body)
     except ValueError as error:

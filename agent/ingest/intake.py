@@ -7,6 +7,7 @@ import anyio
 import msgspec
 import structlog
 
+from agent.cache_use import CacheUse
 from agent.delivery.pipeline import Pipeline
 from agent.events import (
     MAX_LINE_BYTES,
@@ -21,6 +22,7 @@ from agent.events import (
     line_count,
     may_hold_items,
 )
+from agent.ingest.cache_uses import CacheUses
 from agent.ingest.framing import Lines
 from agent.peers import Peer, Turns
 from agent.queue.committer import Submission
@@ -85,7 +87,8 @@ class ClientState:
 
 
 class Intake:
-    """Submits what clients send to one pipeline; `rejected` counts the lines that were refused since the start.
+    """Submits what clients send to one pipeline; `rejected` counts the lines that were refused since the start, and `cache_uses`
+    what the others say of the cache.
 
     `wait_for_capacity` waits until there is room for more, so that what clients write stays in their sockets meanwhile. It does
     not wait for a disk that does not answer: then events are dropped, and counted.
@@ -97,6 +100,7 @@ class Intake:
         self._log = structlog.get_logger("agent.intake")
         self._throttle = Throttle(LOG_INTERVAL)
         self.rejected = 0
+        self.cache_uses = CacheUses()
         self.turns = Turns()
         self._bad_in_a_row: dict[Peer, int] = {}
 
@@ -143,13 +147,16 @@ class Intake:
                 blocks, left = decode_messages([messages[index] for index in indexes])
                 others += [indexes[index] for index in left]
             for block in blocks:
+                self.cache_uses.add(block.context.ci, block.use)
                 if self._pipeline.should_drop:
                     self._pipeline.shed(block.event_count)
                 else:
                     self._pipeline.submit(block, owner=owner)
         return others
 
-    async def submit_all_or_none(self, chunks: Sequence[bytes], context: Context, owner: int) -> Outcome | None:
+    async def submit_all_or_none(
+        self, chunks: Sequence[bytes], use: CacheUse, context: Context, owner: int
+    ) -> Outcome | None:
         """Queue what `decode_array` has returned; return None when all of it is durable, or why none is kept.
 
         `owner` is the uid of the sender.
@@ -160,7 +167,10 @@ class Intake:
         if not await self._pipeline.wait_for_capacity():
             self._pipeline.shed(sum(block.event_count for block in blocks))
             return Outcome.STALLED
-        return (await self._pipeline.submit(*blocks, owner=owner).wait()).refused
+        refused = (await self._pipeline.submit(*blocks, owner=owner).wait()).refused
+        if refused is None:  # else the client is told, and sends them again
+            self.cache_uses.add(context.ci, use)
+        return refused
 
     def dismiss(self, text: bytes, client: ClientState) -> bool:
         """Reject all lines of a sender of many bad ones if none of them can be valid; tell whether they were."""
@@ -195,6 +205,7 @@ class Intake:
                 await turn.wait()
 
     async def _queue(self, block: Block, client: ClientState, waiting: list[tuple[int, Submission]]) -> None:
+        self.cache_uses.add(block.context.ci, block.use)
         if await self._pipeline.wait_for_capacity():
             waiting.append((block.event_count, self._pipeline.submit(block, owner=client.peer.uid)))
         else:

@@ -7,6 +7,7 @@ import time
 import msgspec
 import pytest
 
+from agent.cache_use import NO_USE
 from agent.events import (
     ARRAY_OVERHEAD,
     MAX_LINE_BYTES,
@@ -28,6 +29,7 @@ from agent.events import (
     to_json_array,
 )
 from agent.queue.record import Record, decode_record, encode_record
+from tests.support.cache_use import use_of
 from tests.support.recordings import Recorded
 
 PLAIN = b'{"sessionId":"s","source":"REMOTE","event":"HIT","hash":"h","duration":7}'
@@ -50,6 +52,11 @@ def with_hash(literal: bytes) -> bytes:
 
 def with_ci(text: str) -> bytes:
     return json.dumps({"context": {"ci": text}}).encode()
+
+
+def block_of(context: Context, count: int, lines: bytes) -> Block:
+    """Return the block of lines, with what they say of the cache."""
+    return Block(context, count, lines, use_of(lines))
 
 
 def events_of(decoded: Decoded) -> list[Event]:
@@ -86,7 +93,7 @@ def the_session(*lines: bytes, before: Session = VERCEL) -> Session:
 
 
 def test_an_event_is_taken_as_it_was_sent() -> None:
-    assert decode_lines(PLAIN + b"\n", VERCEL) == Decoded([Block(VERCEL.context, 1, PLAIN + b"\n")], [], VERCEL, 1)
+    assert decode_lines(PLAIN + b"\n", VERCEL) == Decoded([block_of(VERCEL.context, 1, PLAIN + b"\n")], [], VERCEL, 1)
 
 
 def test_duration_may_be_left_out_and_then_stays_out() -> None:
@@ -284,7 +291,7 @@ def test_blank_lines_are_ignored(block: bytes) -> None:
     ],
 )
 def test_white_space_around_an_event_does_not_matter(block: bytes) -> None:
-    expected = Decoded([Block(VERCEL.context, 1, PLAIN + b"\n")], [], VERCEL, len(block.splitlines()))
+    expected = Decoded([block_of(VERCEL.context, 1, PLAIN + b"\n")], [], VERCEL, len(block.splitlines()))
     assert decode_lines(block, VERCEL) == expected
 
 
@@ -344,14 +351,15 @@ def test_one_bad_item_costs_the_whole_array_and_nothing_else(line: bytes) -> Non
 
 
 def test_the_apis_body_becomes_lines() -> None:
-    assert decode_array(b"[%b]" % PLAIN) == [PLAIN + b"\n"]
-    assert decode_array(b" [\n%b , %b ] " % (PLAIN, COLON)) == [PLAIN + b"\n" + COLON + b"\n"]
-    assert decode_array(b"[]") == []
+    assert decode_array(b"[%b]" % PLAIN) == ([PLAIN + b"\n"], use_of(PLAIN))
+    lines = PLAIN + b"\n" + COLON + b"\n"
+    assert decode_array(b" [\n%b , %b ] " % (PLAIN, COLON)) == ([lines], use_of(lines))
+    assert decode_array(b"[]") == ([], NO_USE)
 
 
 def test_a_long_body_becomes_chunks_of_whole_lines() -> None:
     fitting = MAX_LINE_BYTES // (len(PLAIN) + 1)
-    pieces = decode_array(b"[%b]" % b",".join([PLAIN] * (2 * fitting + 1)))
+    pieces, _ = decode_array(b"[%b]" % b",".join([PLAIN] * (2 * fitting + 1)))
     assert [piece.count(b"\n") for piece in pieces] == [fitting, fitting, 1]
     assert b"".join(pieces) == (PLAIN + b"\n") * (2 * fitting + 1)
 
@@ -364,7 +372,7 @@ def test_an_event_of_a_body_has_the_length_of_a_line(size: int) -> None:
         with pytest.raises(ValueError, match=r"Event is longer than 65,536 bytes - at `\$\[1\]`"):
             decode_array(body)
     else:
-        assert [len(piece) for piece in decode_array(body)] == [len(PLAIN) + 1, size + 1]
+        assert [len(piece) for piece in decode_array(body)[0]] == [len(PLAIN) + 1, size + 1]
 
 
 @pytest.mark.parametrize(
@@ -488,7 +496,7 @@ def test_a_context_line_holds_for_what_follows_it() -> None:
 def test_asking_for_acks_in_between_does_not_part_events_of_one_context() -> None:
     decoded = decode_lines(b"\n".join([PLAIN, b'{"context":{"ack":"durable"}}', PLAIN]), VERCEL)
     session = Session(VERCEL.context, durable_acks=True)
-    assert decoded == Decoded([Block(VERCEL.context, 2, (PLAIN + b"\n") * 2)], [], session, 3)
+    assert decoded == Decoded([block_of(VERCEL.context, 2, (PLAIN + b"\n") * 2)], [], session, 3)
 
 
 # --- bounds and the queue ---------------------------------------------------------------------------------------------
@@ -547,7 +555,7 @@ REORDERED = b'{"duration":7,"hash":"h","event":"HIT","source":"REMOTE","sessionI
 )
 def test_the_lines_of_a_block_are_canonical_however_they_were_written(text: bytes, lines: bytes) -> None:
     [block] = decode_lines(text, VERCEL).blocks
-    assert block == Block(VERCEL.context, lines.count(b"\n"), lines)
+    assert block == block_of(VERCEL.context, lines.count(b"\n"), lines)
 
 
 ONE, TWO, THREE = b"1\n", b"22\n", b"333\n"
@@ -612,23 +620,23 @@ NOTHING = Context()
     [
         pytest.param([], [], [], id="none"),
         pytest.param([b"", b"\n"], [], [], id="nothing in them"),
-        pytest.param([CANONICAL, CANONICAL * 2], [Block(NOTHING, 3, CANONICAL * 3)], [], id="canonical"),
-        pytest.param([CANONICAL, REORDERED + b"\n"], [Block(NOTHING, 2, CANONICAL * 2)], [], id="not canonical"),
+        pytest.param([CANONICAL, CANONICAL * 2], [block_of(NOTHING, 3, CANONICAL * 3)], [], id="canonical"),
+        pytest.param([CANONICAL, REORDERED + b"\n"], [block_of(NOTHING, 2, CANONICAL * 2)], [], id="not canonical"),
         pytest.param(
             [CANONICAL, X + CANONICAL, CANONICAL],
-            [Block(NOTHING, 2, CANONICAL * 2), Block(Context("X"), 1, CANONICAL)],
+            [block_of(NOTHING, 2, CANONICAL * 2), block_of(Context("X"), 1, CANONICAL)],
             [],
             id="a context holds for its message",
         ),
         pytest.param(
             [X + CANONICAL, X + CANONICAL + b'{"context":{"ci":null}}\n' + CANONICAL],
-            [Block(Context("X"), 2, CANONICAL * 2), Block(NOTHING, 1, CANONICAL)],
+            [block_of(Context("X"), 2, CANONICAL * 2), block_of(NOTHING, 1, CANONICAL)],
             [],
             id="equal contexts are one",
         ),
-        pytest.param([CANONICAL, b"x\n" + CANONICAL], [Block(NOTHING, 1, CANONICAL)], [1], id="something to reject"),
-        pytest.param([ACKS + CANONICAL, CANONICAL], [Block(NOTHING, 1, CANONICAL)], [0], id="acks are wanted"),
-        pytest.param([PLAIN[:-1] + b"\n", b"}\n", CANONICAL], [Block(NOTHING, 1, CANONICAL)], [0, 1], id="halves"),
+        pytest.param([CANONICAL, b"x\n" + CANONICAL], [block_of(NOTHING, 1, CANONICAL)], [1], id="something to reject"),
+        pytest.param([ACKS + CANONICAL, CANONICAL], [block_of(NOTHING, 1, CANONICAL)], [0], id="acks are wanted"),
+        pytest.param([PLAIN[:-1] + b"\n", b"}\n", CANONICAL], [block_of(NOTHING, 1, CANONICAL)], [0, 1], id="halves"),
         pytest.param([PLAIN + CANONICAL, b"\n"], [], [0], id="two on a line, beside a blank message"),
         pytest.param([b"\xff\n", b"\xff\n"], [], [0, 1], id="nothing valid"),
     ],
