@@ -30,7 +30,7 @@ _SOCKETS: Final = {
     "listen.control": CONTROL_SOCKET,
 }
 _TOKEN_FILES: Final = {"api.token_file", "http.token_file"}
-_PATHS: Final = {"http.socket", "queue.directory", "queue.adopt", *_TOKEN_FILES, *_SOCKETS}
+_PATHS: Final = {"http.socket", "metrics.socket", "queue.directory", "queue.adopt", *_TOKEN_FILES, *_SOCKETS}
 # A word of letters and digits that nobody would write by hand, or one of Vercel's own tokens.
 _LIKE_A_TOKEN: Final = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9_.~+=-]{20,}|vc[a-z]_.*", re.DOTALL)
 _TOKEN_OF_VERCEL: Final = re.compile(

@@ -4,6 +4,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal, Self, TypeVar, get_type_hints
@@ -174,6 +175,11 @@ class FrontConfig(_Section):
     enabled: bool = False
 
 
+class MetricsConfig(_Section):
+    socket: OrOff[SocketPath] = None
+    listen: OrOff[LoopbackAddress] = None
+
+
 class QueueConfig(_Section):
     directory: AbsolutePath
     adopt: OrOff[AbsolutePath] = None
@@ -229,6 +235,7 @@ class Config(_Section):
     listen: ListenConfig
     http: HttpConfig = HttpConfig()
     front: FrontConfig = FrontConfig()
+    metrics: MetricsConfig = MetricsConfig()
     queue: QueueConfig
     history: HistoryConfig = HistoryConfig()
     batch: BatchConfig = BatchConfig()
@@ -240,10 +247,11 @@ class Config(_Section):
     @model_validator(mode="after")
     def _http_fits(self) -> Self:
         http, listen = self.http, self.listen
-        for key in ("stream", "datagram", "control"):
-            if http.socket is not None and http.socket == getattr(listen, key):
-                reason = "are the same path: each socket needs its own"
-                raise _conflict("http.socket", f"listen.{key}", reason)
+        paths = {"http.socket": http.socket, "metrics.socket": self.metrics.socket}
+        others = {f"listen.{key}": getattr(listen, key) for key in ("stream", "datagram", "control")}
+        for one, other in [*product(paths, others), ("metrics.socket", "http.socket")]:
+            if paths[one] is not None and paths[one] == (others | paths)[other]:
+                raise _conflict(one, other, "are the same path: each socket needs its own")
         if self.front.enabled and http.socket is None and http.listen is None:
             raise _conflict("front.enabled", "http.listen", "belong together: set http.listen, or http.socket")
         if http.listen is not None and http.token_file is None and not self.front.enabled:
@@ -256,7 +264,7 @@ SECTIONS: Final[Mapping[str, type[BaseModel]]] = {name: get_type_hints(Config)[n
 KEYS: Final = tuple(f"{section}.{key}" for section, model in SECTIONS.items() for key in model.model_fields)
 # Sockets are bound once, and the queue is opened once.
 RESTART_KEYS: Final = frozenset(
-    key for key in KEYS if key.startswith(("listen.", "http.", "front.", "queue.", "history."))
+    key for key in KEYS if key.startswith(("listen.", "http.", "front.", "metrics.", "queue.", "history."))
 )
 
 

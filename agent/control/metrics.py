@@ -1,23 +1,49 @@
-"""The status as Prometheus text."""
+"""The status, and what is measured besides, as Prometheus text."""
 
+import platform
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
+from operator import attrgetter
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
+from agent.cache_use import CacheUse
 from agent.control.schema import AdoptionStatus, DestinationStatus, HttpStatus, StatusReport
+from agent.delivery.measures import Histogram, Measures
 from agent.queue.cursor import DROP_REASONS
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _STATES = ("running", "backing_off", "paused")
 _PREFIX = "artifacts_agent_"
+_EVENTS = (
+    ("LOCAL", "HIT", attrgetter("local_hits")),
+    ("LOCAL", "MISS", attrgetter("local_misses")),
+    ("REMOTE", "HIT", attrgetter("remote_hits")),
+    ("REMOTE", "MISS", attrgetter("remote_misses")),
+)
 
 
-def render(report: StatusReport) -> bytes:
-    """Return every counter and gauge of a status. Without adoption there are none of spools."""
+def render(report: StatusReport, measures: Mapping[str, Measures], uses: Mapping[str, CacheUse]) -> bytes:
+    """Return every counter and gauge of a status, what was measured by destination, and what was used of the cache by CI system.
+
+    Without adoption there are none of spools. The process is described by the names that Prometheus gives to any process.
+    """
     http = report.http or HttpStatus()
     families = [
+        InfoMetricFamily(
+            _PREFIX + "build",
+            "The agent's version, and that of Python.",
+            value={"version": report.version, "python": platform.python_version()},
+        ),
+        *_cache(uses),
         CounterMetricFamily(
             _PREFIX + "lines_rejected", "Lines that were not valid, since the start.", value=report.rejected
         ),
@@ -31,10 +57,12 @@ def render(report: StatusReport) -> bytes:
         _answers({"events": http.events, "front": http.front}),
         *_ledgers(report.destinations),
         *_gauges(report.destinations),
+        *_measured(measures),
         *(_spools(report.adopted) if report.adopted is not None else ()),
     ]
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Fixed(families))
+    ProcessCollector(registry=registry)
     return generate_latest(registry)
 
 
@@ -45,6 +73,21 @@ def _answers(answered: Mapping[str, Mapping[int, int]]) -> Metric:
         for status, count in sorted(statuses.items()):
             family.add_metric([about, str(status)], count)
     return family
+
+
+def _cache(uses: Mapping[str, CacheUse]) -> Iterator[Metric]:
+    text = "Events taken from clients since the start, by source, event and CI system. A task may have two of them."
+    events = CounterMetricFamily(_PREFIX + "cache_events", text, labels=["source", "event", "ci"])
+    text = (
+        "Task time that hits saved, since the start. Tasks run in parallel, so it may be more than builds were shorter."
+    )
+    saved = CounterMetricFamily(_PREFIX + "cache_time_saved_seconds", text, labels=["source", "ci"])
+    for ci, use in sorted(uses.items()):
+        for source, event, count in _EVENTS:
+            events.add_metric([source, event, ci], count(use))
+        saved.add_metric(["LOCAL", ci], use.local_saved / 1000)
+        saved.add_metric(["REMOTE", ci], use.remote_saved / 1000)
+    yield from (events, saved)
 
 
 class _Fixed(Collector):
@@ -82,16 +125,39 @@ def _ledgers(statuses: Mapping[str, DestinationStatus]) -> Iterator[Metric]:
 
 def _gauges(statuses: Mapping[str, DestinationStatus]) -> Iterator[Metric]:
     size = _gauge("queue_bytes", "Bytes of the queue's segments.")
+    limit = _gauge("queue_limit_bytes", "The most bytes that the queue may have.")
     age = _gauge("oldest_event_age_seconds", "Age of the oldest queued event; 0 when nothing is queued.")
     state = _gauge("delivery_state", "1 for the state that delivery is in.", "state")
     failing = _gauge("storage_failing", "1 while the queue cannot be written or read.")
     for name, status in statuses.items():
         size.add_metric([name], status.queue.bytes)
+        limit.add_metric([name], status.queue.max_bytes)
         age.add_metric([name], status.oldest_event_age or 0.0)
         failing.add_metric([name], status.storage_error is not None)
         for each in _STATES:
             state.add_metric([name, each], each == status.state)
-    yield from (size, age, state, failing)
+    yield from (size, limit, age, state, failing)
+
+
+def _measured(measures: Mapping[str, Measures]) -> Iterator[Metric]:
+    seconds = _histogram("request_duration_seconds", "How long requests with events took, answered or not.")
+    delays = _histogram("event_delay_seconds", "From when events were accepted to when they were delivered.")
+    responses = _counter("responses", "Answers to requests with events since the start, by status.", "status")
+    last = _gauge("last_delivery_timestamp_seconds", "When events were delivered last; absent before the first time.")
+    for name, each in measures.items():
+        seconds.add_metric([name], _buckets(each.request_seconds), each.request_seconds.total)
+        delays.add_metric([name], _buckets(each.delay_seconds), each.delay_seconds.total)
+        for status, count in sorted(each.responses.items()):
+            responses.add_metric([name, status], count)
+        if each.last_delivery_at is not None:
+            last.add_metric([name], each.last_delivery_at)
+    yield from (seconds, delays, responses, last)
+
+
+def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
+    """Return the upper bounds, and how many values are no larger."""
+    bounds = [*map(str, histogram.bounds), "+Inf"]
+    return list(zip(bounds, accumulate(histogram.counts), strict=True))
 
 
 def _spools(adopted: AdoptionStatus) -> Iterator[Metric]:
@@ -117,6 +183,10 @@ def _spools(adopted: AdoptionStatus) -> Iterator[Metric]:
 
 def _counter(name: str, text: str, *labels: str) -> CounterMetricFamily:
     return CounterMetricFamily(_PREFIX + name, text, labels=["destination", *labels])
+
+
+def _histogram(name: str, text: str) -> HistogramMetricFamily:
+    return HistogramMetricFamily(_PREFIX + name, text, labels=["destination"])
 
 
 def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:

@@ -39,13 +39,25 @@ class HttpStatus(msgspec.Struct, frozen=True):
     forwards: bool = False
 
 
+class MetricsStatus(msgspec.Struct, frozen=True):
+    """Where the metrics can be asked for without the control socket, and the open connections there; `listen` is HOST:PORT."""
+
+    socket: str | None = None
+    listen: str | None = None
+    connections: int = 0
+
+
 class QueueStatus(msgspec.Struct, frozen=True):
-    """The queue's files. `quarantined` counts the damaged pieces that are kept, `quarantine_lost` those that could not be."""
+    """The queue's files. `quarantined` counts the damaged pieces that are kept, `quarantine_lost` those that could not be.
+
+    `max_bytes` is the most that they may have, 0 where an older daemon does not say.
+    """
 
     bytes: int = 0
     segments: int = 0
     quarantined: int = 0
     quarantine_lost: int = 0
+    max_bytes: int = 0
 
 
 class BatchLimitStatus(msgspec.Struct, frozen=True):
@@ -139,7 +151,8 @@ class StatusReport(msgspec.Struct):
     """How the daemon is doing. `uptime` is in seconds; `rejected` counts lines that were not valid.
 
     `connections` are those that are open on the stream socket, `evicted` those that were closed because there were too many.
-    `adopted` is None where no spools are adopted, `api` and `http` where an older daemon does not say.
+    `adopted` is None where no spools are adopted, `metrics` where they have no socket of their own, `api` and `http` where an
+    older daemon does not say.
     """
 
     version: str = ""
@@ -152,6 +165,7 @@ class StatusReport(msgspec.Struct):
     http: HttpStatus | None = None
     destinations: dict[str, DestinationStatus] = {}
     adopted: AdoptionStatus | None = None
+    metrics: MetricsStatus | None = None
 
 
 class Resumed(msgspec.Struct, frozen=True):

@@ -60,7 +60,9 @@ def _destination(status: PipelineStatus, now: float) -> DestinationStatus:
         oldest_event_age=None if oldest is None else round(max(now - oldest, 0.0), 3),
         last_delivery_at=_iso(status.last_delivery_at),
         requests=status.requests,
-        queue=QueueStatus(status.queue_bytes, status.segments, status.quarantined, status.quarantine_lost),
+        queue=QueueStatus(
+            status.queue_bytes, status.segments, status.quarantined, status.quarantine_lost, status.queue_limit
+        ),
         dead_letters=status.dead_letters,
         dead_letters_discarded=status.dead_letters_discarded,
         storage_error=status.storage_error,

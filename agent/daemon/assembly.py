@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from agent.control.routes import Control
 from agent.control.schema import Reloaded, StatusReport
+from agent.control.scrape import ScrapeListener
 from agent.daemon.listening import connection_limits, open_sockets
 from agent.daemon.service import Service
 from agent.daemon.services import (
@@ -15,6 +16,7 @@ from agent.daemon.services import (
     HttpService,
     IdentityService,
     ListenerService,
+    MetricsService,
     PipelineService,
     StreamService,
 )
@@ -33,6 +35,7 @@ from agent.spools.adoption import Adoption
 from agent.spools.identity import DESTINATION
 
 HTTP_ROLES = ("http", "http_tcp")
+METRICS_ROLES = ("metrics", "metrics_tcp")
 
 
 @dataclass(frozen=True)
@@ -106,13 +109,21 @@ def assemble(
     def describe_intake(report: StatusReport) -> None:
         report.rejected = intake.rejected
 
+    describe = [describe_intake, *(service.describe for service in [*others, *deliveries, *listeners])]
     control = Control(
         pipelines,
         [service.listener for service in listeners],
         runtime.wall_clock,
         reload=reload,
-        describe=[describe_intake, *(service.describe for service in [*others, *deliveries, *listeners])],
+        describe=describe,
+        cache_uses=intake.cache_uses.by_ci,
         deliveries=adoptions,
     )
     others.append(ControlService(bound["control"].socket, control))
+    if for_metrics := [bound[role] for role in METRICS_ROLES if role in bound]:
+        path = str(config.metrics.socket) if config.metrics.socket is not None else None
+        address = sockets.tcp_address(bound["metrics_tcp"]) if "metrics_tcp" in bound else None
+        metrics = MetricsService(ScrapeListener(for_metrics, control.monitoring.routes), path, address)
+        describe.append(metrics.describe)
+        others.append(metrics)
     return Parts(pipelines, listeners, deliveries, others)

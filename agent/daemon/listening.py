@@ -14,13 +14,13 @@ from agent.ingest import sockets
 from agent.ingest.sockets import BoundSocket
 
 CONTROL_MODE = 0o600
-# For the queue's files, the control socket's connections and the requests to the API.
+# For the queue's files, the connections of the control socket and of the metrics, and the requests to the API.
 RESERVED_FILES = 192
 
 
 def open_sockets(settings: Config, environ: Mapping[str, str]) -> dict[str, BoundSocket]:
     """Open every socket that is configured, by role; those that systemd passed come first. Raises ListenError."""
-    listen, http = settings.listen, settings.http
+    listen, http, metrics = settings.listen, settings.http, settings.metrics
     passed = sockets.passed_by_systemd(environ, os.getpid())
     bound = {role: BoundSocket(each, None) for role, each in passed.items()}
     try:
@@ -33,6 +33,10 @@ def open_sockets(settings: Config, environ: Mapping[str, str]) -> dict[str, Boun
             bound["http"] = sockets.bind(http.socket, sockets.STREAM, mode=listen.mode, group=listen.group)
         if http.listen is not None and "http_tcp" not in bound:
             bound["http_tcp"] = sockets.bind_tcp(http.listen)
+        if metrics.socket is not None:
+            bound["metrics"] = sockets.bind(metrics.socket, sockets.STREAM, mode=listen.mode, group=listen.group)
+        if metrics.listen is not None:
+            bound["metrics_tcp"] = sockets.bind_tcp(metrics.listen)
         if "control" not in bound:
             bound["control"] = sockets.bind(listen.control, sockets.STREAM, mode=CONTROL_MODE)
     except ListenError:

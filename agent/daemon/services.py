@@ -10,7 +10,8 @@ import structlog
 from anyio.abc import TaskGroup
 
 from agent.control.routes import Control
-from agent.control.schema import ApiStatus, HttpStatus, StatusReport
+from agent.control.schema import ApiStatus, HttpStatus, MetricsStatus, StatusReport
+from agent.control.scrape import ScrapeListener
 from agent.control.status import adoption_status
 from agent.daemon.service import Apply, Service
 from agent.daemon.settings import Settings, account_of
@@ -206,6 +207,21 @@ class IdentityService(Service):
             identity.identify(self._fs, self._directory, self._account, secrets.token_hex(16))
         except StorageError as error:
             structlog.get_logger("agent.daemon").warning("identity_not_written", error=str(error))
+
+
+class MetricsService(Service):
+    """The metrics on the path `socket` and the TCP address `address`. They go on to the end, as the control socket does."""
+
+    def __init__(self, listener: ScrapeListener, socket: str | None, address: str | None) -> None:
+        self._listener = listener
+        self._socket = socket
+        self._address = address
+
+    def start(self, tasks: TaskGroup) -> None:
+        tasks.start_soon(self._listener.serve)
+
+    def describe(self, report: StatusReport) -> None:
+        report.metrics = MetricsStatus(self._socket, self._address, self._listener.connections)
 
 
 class ControlService(Service):

@@ -40,6 +40,7 @@ class Batch:
     """Events to send in one request: `lines` as `events.Block` has them, and their numbers, in the same order.
 
     `half_of` is the refused batch that this is a half of; `suspicion` is that against a single event that was refused.
+    `enqueued_at`, in seconds since the epoch, is when its first event was accepted, where that is known.
     """
 
     context: Context
@@ -47,6 +48,7 @@ class Batch:
     spans: tuple[Span, ...]
     half_of: Refused | None = field(default=None, compare=False)
     suspicion: Suspicion | None = field(default=None, compare=False)
+    enqueued_at: float | None = field(default=None, compare=False)
 
     @property
     def event_count(self) -> int:
@@ -84,8 +86,10 @@ class Batch:
     def _split_at(self, middle: int, whole: Refused | None) -> tuple["Batch", "Batch"]:
         head, tail = events.split_lines(self.lines, middle)
         return (
-            Batch(self.context, head, tuple(self._numbers(0, middle)), whole),
-            Batch(self.context, tail, tuple(self._numbers(middle, self.event_count)), whole),
+            Batch(self.context, head, tuple(self._numbers(0, middle)), whole, enqueued_at=self.enqueued_at),
+            Batch(
+                self.context, tail, tuple(self._numbers(middle, self.event_count)), whole, enqueued_at=self.enqueued_at
+            ),
         )
 
     def _numbers(self, start: int, stop: int) -> Iterator[Span]:
@@ -104,15 +108,17 @@ class Piece(NamedTuple):
     session: str | None
     span: Span
     lines: bytes
+    enqueued_at: float | None = None
 
 
 class _Open:
     """A batch that still grows; `size` is in bytes, as lines."""
 
-    __slots__ = ("chunks", "count", "opened_at", "size", "spans")
+    __slots__ = ("chunks", "count", "enqueued_at", "opened_at", "size", "spans")
 
-    def __init__(self, opened_at: float) -> None:
+    def __init__(self, opened_at: float, enqueued_at: float | None) -> None:
         self.opened_at = opened_at
+        self.enqueued_at = enqueued_at
         self.chunks: list[bytes] = []
         self.spans: list[Span] = []
         self.count = 0
@@ -145,7 +151,7 @@ class Batcher:
         key, span, lines = (piece.context, piece.session), piece.span, piece.lines
         most = limit.bytes - events.ARRAY_OVERHEAD
         while span.length:
-            batch = self._open.get(key) or self._open.setdefault(key, _Open(now))
+            batch = self._open.get(key) or self._open.setdefault(key, _Open(now, piece.enqueued_at))
             room = max(limit.events - batch.count, 0)
             part = events.count_fitting(lines, min(span.length, room), most - batch.size)
             if not batch.count:
@@ -182,4 +188,4 @@ class Batcher:
         batch = self._open.pop(key)
         self.held_bytes -= batch.size
         self.held_spans -= len(batch.spans)
-        return Batch(key[0], b"".join(batch.chunks), tuple(batch.spans))
+        return Batch(key[0], b"".join(batch.chunks), tuple(batch.spans), enqueued_at=batch.enqueued_at)

@@ -267,7 +267,7 @@ class DiskBacklog:
         if record.enqueued_at < self._runtime.wall_clock() - self._options.max_age:
             return self._store.cursor.settle([whole], Outcome.EXPIRED)
         for batch in self._batches_of(item):
-            piece = Piece(batch.context, None, batch.spans[0], batch.lines)
+            piece = Piece(batch.context, None, batch.spans[0], batch.lines, record.enqueued_at)
             for part in _by_session(piece) if self._options.split_sessions else (piece,):
                 self._ready.extend(self._batcher.add(part, self._most, now))
         if self._batcher.held_spans > MAX_HELD_SPANS or self._batcher.held_bytes > MAX_HELD_BYTES:
@@ -282,7 +282,7 @@ class DiskBacklog:
             lines = record.lines
             if span != whole:
                 lines = split_lines(split_lines(lines, span.start - whole.start)[1], span.length)[0]
-            found.append(Batch(record.context, lines, (span,)))
+            found.append(Batch(record.context, lines, (span,), enqueued_at=record.enqueued_at))
         return found
 
     def _unsampled(self, spans: Iterable[Span]) -> Iterator[Span]:
@@ -367,5 +367,6 @@ def _by_session(piece: Piece) -> Iterator[Piece]:
     seq = piece.span.start
     for session, group in groupby(decoded, attrgetter("session_id")):
         events = list(group)
-        yield Piece(piece.context, session, Span(seq, seq + len(events)), encode_events(events))
+        span = Span(seq, seq + len(events))
+        yield Piece(piece.context, session, span, encode_events(events), piece.enqueued_at)
         seq += len(events)

@@ -12,6 +12,7 @@ import anyio
 from agent.delivery import policy
 from agent.delivery.batching import BatchOptions
 from agent.delivery.disk_backlog import DiskBacklog
+from agent.delivery.measures import Measures
 from agent.delivery.refusals import OverQuota, Refusals
 from agent.delivery.storage_health import StorageHealth
 from agent.delivery.transport import Transport
@@ -61,6 +62,7 @@ class PipelineStatus:
     last_delivery_at: float | None
     requests: int
     queue_bytes: int
+    queue_limit: int
     segments: int
     quarantined: int
     quarantine_lost: int
@@ -126,6 +128,11 @@ class Pipeline:
         return found.name, found.reason
 
     @property
+    def measures(self) -> Measures:
+        """What was measured of requests and deliveries since the start."""
+        return self._worker.measures
+
+    @property
     def changed(self) -> Broadcast:
         """Notified when something may have changed of what can be asked here."""
         return self._backlog.changed
@@ -168,9 +175,10 @@ class Pipeline:
             since=since,
             ledger=self.ledger(),
             oldest_event_at=oldest,
-            last_delivery_at=self._worker.last_delivery_at,
+            last_delivery_at=self._worker.measures.last_delivery_at,
             requests=self._worker.requests,
             queue_bytes=view.size,
+            queue_limit=self._limits.max_bytes,
             segments=len(view.segments),
             quarantined=copies.kept,
             quarantine_lost=copies.lost,

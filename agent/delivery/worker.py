@@ -14,6 +14,7 @@ from agent.delivery import policy
 from agent.delivery.backlog import Backlog
 from agent.delivery.batch_size import Size
 from agent.delivery.batching import Batch
+from agent.delivery.measures import Measures
 from agent.delivery.policy import Action, Decision, DeliverySettings, DeliveryState, Paused, Reason
 from agent.delivery.suspects import Suspects
 from agent.delivery.transport import Kind, Transport, Verdict
@@ -31,7 +32,7 @@ _WORTH_A_TRY = {Kind.ACCEPTED, Kind.REJECTED, Kind.TOO_LARGE, Kind.MISCONFIGURED
 class Worker:
     """Delivers what a backlog holds, for as long as `run` runs; `state` says how it is doing.
 
-    `requests` and `last_delivery_at` (seconds since the epoch) count from the start.
+    `requests` counts from the start, and so do `measures`.
     """
 
     def __init__(self, backlog: Backlog, transport: Transport, settings: DeliverySettings, runtime: Runtime) -> None:
@@ -52,7 +53,7 @@ class Worker:
         self._suspects = Suspects()
         self._next_request_at = float("-inf")
         self.requests = 0
-        self.last_delivery_at: float | None = None
+        self.measures = Measures()
         self.state = self._restored()
 
     @property
@@ -221,11 +222,12 @@ class Worker:
         self, batch: Batch, transport: Transport, probed: Paused | None = None, *, is_sample: bool = False
     ) -> None:
         """Send a batch, decide about the answer and perform the decision. A batch can be the probe of a pause, or a sample."""
+        begun_at = anyio.current_time()
         verdict = await transport.send(batch)
+        self.measures.note_answer(batch, verdict, anyio.current_time() - begun_at, self._runtime.wall_clock())
         self._log.debug("request", events=batch.event_count, verdict=verdict.kind, status=verdict.status)
         match self._decide(batch, verdict, transport, probed, is_sample=is_sample):
             case Action.SETTLE:
-                self.last_delivery_at = self._runtime.wall_clock()
                 await self._backlog.settle(batch, Outcome.DELIVERED)
             case Action.RETRY:
                 self._give_back(batch)

@@ -88,7 +88,7 @@ def bind_tcp(address: str, *, listening: bool = True) -> BoundSocket:
         bound.setblocking(False)
     except OSError as error:
         bound.close()
-        reason = f"{address}: the port cannot be opened: {error.strerror or error}: choose another http.listen"
+        reason = f"{address}: the port cannot be opened: {error.strerror or error}: choose another one"
         raise ListenError(reason) from error
     return BoundSocket(bound, None)
 

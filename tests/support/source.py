@@ -11,7 +11,14 @@ from typing import NamedTuple
 from tests.support.documents import ROOT
 
 _LEVELS = {"debug": "debug", "info": "info", "warning": "warning", "error": "error", "exception": "error"}
-_METRICS = {"CounterMetricFamily": "_total", "_counter": "_total", "GaugeMetricFamily": "", "_gauge": ""}
+_METRICS = {
+    "CounterMetricFamily": "_total",
+    "_counter": "_total",
+    "GaugeMetricFamily": "",
+    "_gauge": "",
+    "_histogram": "",
+    "InfoMetricFamily": "_info",
+}
 
 
 class _Wrapper(NamedTuple):

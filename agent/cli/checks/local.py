@@ -133,6 +133,7 @@ def _sockets(settings: Config, environ: Mapping[str, str], daemon: CheckResult) 
         "datagram": "listen.datagram",
         "control": "listen.control",
         "HTTP": "http.socket",
+        "metrics": "metrics.socket",
     }
     for role, key in keys.items():
         path: Path | None = attrgetter(key)(settings)
@@ -144,7 +145,9 @@ def _sockets(settings: Config, environ: Mapping[str, str], daemon: CheckResult) 
             running = daemon.message.startswith(_HOLDS_SOCKETS)
             yield CheckResult(f"{role} socket", problem is None, problem or _socket_state(path, bound, running=running))
     if settings.http.listen is not None:
-        yield _port(settings.http.listen, running=daemon.message.startswith(_HOLDS_SOCKETS))
+        yield _port("HTTP port", settings.http.listen, running=daemon.message.startswith(_HOLDS_SOCKETS))
+    if settings.metrics.listen is not None:
+        yield _port("metrics port", settings.metrics.listen, running=daemon.message.startswith(_HOLDS_SOCKETS))
     if settings.front.enabled:
         yield CheckResult("front", True, f"forwards all other requests to {settings.api.url}")
     if settings.front.enabled and settings.http.listen is not None:
@@ -171,17 +174,17 @@ def _socket_state(path: Path, bound: set[str], *, running: bool) -> str:
     return f"{path}: left by a daemon that has ended; the next one replaces it" if path.exists() else str(path)
 
 
-def _port(address: str, *, running: bool) -> CheckResult:
+def _port(title: str, address: str, *, running: bool) -> CheckResult:
     if not running and os.geteuid() != 0 and owners.listening_uids(address) == {0}:
         return CheckResult(
-            "HTTP port", True, f"{address}: root listens here: fine if it is systemd, for artifacts-agent.socket"
+            title, True, f"{address}: root listens here: fine if it is systemd, for artifacts-agent.socket"
         )
     if not running:
         try:
             sockets.bind_tcp(address, listening=False).release()
         except ListenError as error:
-            return CheckResult("HTTP port", False, str(error))
-    return CheckResult("HTTP port", True, address)
+            return CheckResult(title, False, str(error))
+    return CheckResult(title, True, address)
 
 
 def _proxy(address: str, environ: Mapping[str, str]) -> CheckResult:

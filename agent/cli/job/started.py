@@ -215,6 +215,8 @@ def _environment(
         "LISTEN_GROUP": "",
         "HTTP_SOCKET": "",
         "HTTP_LISTEN": "127.0.0.1:0" if with_front else "",
+        "METRICS_SOCKET": "",
+        "METRICS_LISTEN": "",
         "FRONT_ENABLED": "true" if with_front else "false",
     }
     inherited = {name: value for name, value in environ.items() if name not in _NOT_INHERITED}

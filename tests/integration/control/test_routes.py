@@ -40,6 +40,7 @@ class Controlled:
             [made.stream, made.datagram],
             made.host.wall_clock,
             describe=[self._describe],
+            cache_uses=made.intake.cache_uses.by_ci,
         )
 
     def _describe(self, report: StatusReport) -> None:
@@ -336,6 +337,11 @@ async def test_metrics_are_what_the_status_says(tmp_path: Path) -> None:
         assert samples["artifacts_agent_delivery_state/default/paused"] == 1
         assert samples["artifacts_agent_delivery_state/default/running"] == 0
         assert samples["artifacts_agent_storage_failing/default"] == 0
+        assert samples["artifacts_agent_queue_limit_bytes/default"] == made.edge.host.limits.max_bytes
+        assert samples["process_resident_memory_bytes"] > 0
+        used = {name: value for name, value in samples.items() if "cache_events" in name}
+        assert sorted(used.values()) == [0, 0, 0, 3]
+        assert "artifacts_agent_last_delivery_timestamp_seconds/default" not in samples
 
 
 async def test_every_destination_is_asked_and_the_queue_is_that_of_the_default_one() -> None:

@@ -82,6 +82,8 @@ DEFAULTS: dict[str, object] = {
     "http.token_file": None,
     "http.max_connections": 512,
     "front.enabled": False,
+    "metrics.socket": None,
+    "metrics.listen": None,
     "queue.directory": Path("/home/ci/.local/state/artifacts-agent"),
     "queue.adopt": None,
     "queue.segment_bytes": 8 * 1024**2,
@@ -439,6 +441,7 @@ REFUSED = [
     ("http.max_connections", "0", "greater than or equal to 1"),
     ("http.listen", '"127.0.0.1:80"', "http.listen and http.token_file belong together"),
     ("front.enabled", '"true"', "front.enabled and http.listen belong together"),
+    ("metrics.listen", '"0.0.0.0:9902"', "an address of this machine alone"),
     ("queue.directory", '""', "not empty"),
     ("queue.segment_bytes", '"63KiB"', "65536"),
     ("queue.max_bytes", '"255KiB"', "262144"),
@@ -788,4 +791,5 @@ def test_differences_name_the_changed_keys() -> None:
 
 
 def test_sockets_and_the_queue_need_a_restart_and_nothing_else_does() -> None:
-    assert {key for key in KEYS if key.split(".")[0] in {"listen", "http", "front", "queue", "history"}} == RESTART_KEYS
+    fixed = {"listen", "http", "front", "metrics", "queue", "history"}
+    assert {key for key in KEYS if key.split(".")[0] in fixed} == RESTART_KEYS

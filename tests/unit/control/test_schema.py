@@ -13,6 +13,7 @@ from agent.control.schema import (
     DestinationStatus,
     HttpStatus,
     LeftSpool,
+    MetricsStatus,
     OpenSpoolStatus,
     OverQuotaStatus,
     QueueStatus,
@@ -44,7 +45,7 @@ def test_the_keys_and_types_of_the_status_stay_as_they_are() -> None:
                 ledger=COUNTS,
                 oldest_event_age=0.125,
                 requests=8,
-                queue=QueueStatus(9, 10, 11, 12),
+                queue=QueueStatus(9, 10, 11, 12, 18),
                 dead_letters=13,
                 dead_letters_discarded=14,
                 batch_limit=BatchLimitStatus(15, 16, "413"),
@@ -54,6 +55,7 @@ def test_the_keys_and_types_of_the_status_stay_as_they_are() -> None:
         adopted=AdoptionStatus(
             15, [OpenSpoolStatus("/a", "running", None, COUNTS)], 16, COUNTS, [LeftSpool("/b", "why")]
         ),
+        metrics=MetricsStatus("/m.sock", None, 17),
     )
     assert list(json.loads(Response.json(report).body).items()) == list(
         {
@@ -82,7 +84,7 @@ def test_the_keys_and_types_of_the_status_stay_as_they_are() -> None:
                     "oldest_event_age": 0.125,
                     "last_delivery_at": None,
                     "requests": 8,
-                    "queue": {"bytes": 9, "segments": 10, "quarantined": 11, "quarantine_lost": 12},
+                    "queue": {"bytes": 9, "segments": 10, "quarantined": 11, "quarantine_lost": 12, "max_bytes": 18},
                     "dead_letters": 13,
                     "dead_letters_discarded": 14,
                     "storage_error": None,
@@ -97,6 +99,7 @@ def test_the_keys_and_types_of_the_status_stay_as_they_are() -> None:
                 "ledger": LEDGER,
                 "left": [{"directory": "/b", "reason": "why"}],
             },
+            "metrics": {"socket": "/m.sock", "listen": None, "connections": 17},
         }.items()
     )
     assert decode_status(Response.json(report).body) == report
@@ -124,7 +127,7 @@ def test_an_invalid_status_is_refused(answer: bytes) -> None:
 def test_every_reason_for_a_drop_has_its_counter() -> None:
     counts = Ledger(10, 3, 2, {"overflow": 4, "expired": 1}, 0, 2)
     report = StatusReport(rejected=7, destinations={'a "b"\n': DestinationStatus(ledger=counts)})
-    text = metrics.render(report).decode()
+    text = metrics.render(report, {}, {}).decode()
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     drops = {s.labels["reason"]: s.value for s in samples if s.name == "artifacts_agent_events_dropped_total"}
     assert drops == dict.fromkeys(DROP_REASONS, 0) | {"overflow": 4, "expired": 1}
