@@ -31,6 +31,7 @@ _COMMANDS = {
     "reload": "agent.cli.commands.reload:reload",
     "queue": "agent.cli.commands.queue:queue",
     "dead-letters": "agent.cli.commands.dead_letters:dead_letters",
+    "monitoring": "agent.cli.commands.monitoring:monitoring",
     "check": "agent.cli.commands.check:check",
     "demo": "agent.cli.commands.demo:demo",
     "devserver": "agent.cli.commands.devserver:devserver",

@@ -131,7 +131,9 @@ def test_every_metric_is_documented_and_there_is_no_other() -> None:
 
 
 def test_alerts_are_about_metrics_that_there_are() -> None:
-    named = {found for span in first_cells("Alerts") for found in re.findall(r"artifacts_agent_\w+", span)}
+    named = {
+        found for span in code(section(OPERATIONS, "Alerts")) for found in re.findall(r"artifacts_agent_\w+", span)
+    }
     assert named
     assert named <= set(metric_names())
 

@@ -1,0 +1,1 @@
+"""What is ready to use with Prometheus and Grafana: rules, a dashboard, a scrape configuration."""
