@@ -24,6 +24,7 @@ PURE = [
     "agent/delivery/batching.py",
     "agent/delivery/policy.py",
     "agent/delivery/transport.py",
+    "agent/usage/counting.py",
 ]
 _PURE = ",".join(PURE)
 _PYTHON = [sys.executable, "-m"]

@@ -35,8 +35,9 @@ _SETTLED = "settled.json"
 _ADOPTED = "adopted.ndjson"
 _BELOW = ("segments", "history", "quarantine", "dead-letters", "dead-letters/quarantine")
 _PARTS = (Path(), Path(DESTINATION), *(Path(DESTINATION, name) for name in _BELOW))  # each after the one that it is in
+_USAGE = ("usage.sqlite3", "usage.sqlite3-journal")  # what `report` has counted: see agent/usage
 _FILES = frozenset(
-    map(Path, [LOCK, LOG, _IDENTITY, _SETTLED, _ADOPTED, "default/cursor", "default/undelivered.ndjson"])
+    map(Path, [LOCK, LOG, _IDENTITY, _SETTLED, _ADOPTED, *_USAGE, "default/cursor", "default/undelivered.ndjson"])
 )
 _MAX_JSON_BYTES = 64 * 1024
 _MAX_LIST_BYTES = 64 * 1024 * 1024

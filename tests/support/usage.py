@@ -1,0 +1,100 @@
+"""A queue on a real disk whose events are counted, and what a report says of them."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from agent.events import Context, decode_event, encode_events
+from agent.queue.cursor import Outcome, Span
+from agent.queue.log import Entry
+from agent.queue.record import Record, encode_record
+from agent.queue.store import Limits
+from agent.usage.fold import Folded, Keeping, query
+from agent.usage.reading import KeptEvents
+from agent.usage.report import Period, Question, Report, report
+from tests.support.open_queue import OpenQueue
+from tests.support.unsynced import UnsyncedFilesystem
+
+LIMITS = Limits(segment_bytes=2000, history_bytes=1 << 30, max_age=1e12)
+NOW = 1_750_000_000.0
+KEEPING = Keeping(tasks=30 * 86_400.0)
+
+
+class CountedQueue:
+    """A queue below `root`, and all events that were ever appended."""
+
+    def __init__(self, root: Path, limits: Limits = LIMITS) -> None:
+        self.root = root
+        self.now = NOW
+        self.events: list[dict[str, Any]] = []
+        self.fs = UnsyncedFilesystem()
+        self._limits = limits
+        self.queue = self._opened()
+
+    @property
+    def directory(self) -> Path:
+        """Where the queue of the destination is."""
+        return self.root / "default"
+
+    def _opened(self) -> OpenQueue:
+        return OpenQueue(self.fs, self.directory, self._limits)
+
+    def append(self, *records: list[dict[str, Any]], ci: str | None = None) -> None:
+        """Commit records of these events, of clients in a CI system."""
+        entries = []
+        for events in records:
+            lines = encode_events([decode_event(msgspec.json.encode(event)) for event in events])
+            entries.append(Entry(len(events), encode_record(Record(self.now, Context(ci), lines))))
+            self.events += events
+        self.queue.commit(entries, self.now)
+
+    def deliver(self) -> None:
+        """Settle all that waits; segments go into the history."""
+        cursor = self.queue.cursor
+        self.queue.cursor.settle([Span(cursor.position, cursor.next_seq)], Outcome.DELIVERED)
+        self.queue.commit((), self.now)
+
+    def restart(self) -> None:
+        """End the queue in order, and open it again."""
+        self.queue.close()
+        self.queue = self._opened()
+
+    def kept(self) -> KeptEvents:
+        """Return what another process sees."""
+        return KeptEvents.read(self.fs, self.directory)
+
+    def asked(self, question: Question = Question(Period())) -> tuple[Report, Folded]:  # noqa: B008 - it is frozen
+        """Fold, and return a report."""
+        kept = self.kept()
+        return query(
+            self.fs,
+            self.root,
+            kept,
+            KEEPING,
+            self.now,
+            lambda store: report(store, question, shed=kept.shed, history=True),
+        )
+
+    def report(self, question: Question = Question(Period())) -> Report:  # noqa: B008 - it is frozen
+        """Fold, and return a report of which nothing is missing."""
+        found, folded = self.asked(question)
+        assert not folded.problems
+        return found
+
+
+def summary(found: Report) -> dict[str, Any]:
+    """Return those keys of a report that are promised to stay."""
+    names = ("events", "tasks", "hits", "misses", "unanswered", "saved_ms", "hit_rate")
+    return {name: msgspec.to_builtins(getattr(found, name)) for name in names}
+
+
+def use(session: str, source: str, kind: str, hash_: str, **more: object) -> dict[str, Any]:
+    """Return an event."""
+    return {"sessionId": session, "source": source, "event": kind, "hash": hash_, **more}
+
+
+def builds(recorded: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the events of recorded requests."""
+    return [event for request in recorded for event in request["events"]]
