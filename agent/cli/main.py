@@ -24,6 +24,7 @@ _COMMANDS = {
     "exec": "agent.cli.commands.exec:exec_",
     "emit": "agent.cli.commands.emit:emit",
     "status": "agent.cli.commands.status:status",
+    "report": "agent.cli.commands.report:report",
     "flush": "agent.cli.commands.flush:flush",
     "hook": "agent.cli.commands.hook:hook",
     "pause": "agent.cli.commands.delivery:pause",
@@ -50,7 +51,7 @@ Exit codes:
     6  a socket cannot be opened
     7  the queue directory cannot be read or written
     8  events were dead-lettered or dropped
-    9  delivery is paused (status --check)
+    9  delivery is paused (status --check), or the hit rate is below --fail-under (report)
    10  delivery has been backing off for more than a minute, or is going to (status --check)
    78  the configuration or the token is wrong
   130  interrupted (Ctrl-C)

@@ -11,19 +11,15 @@ from typing import NamedTuple, TypeVar
 
 from agent.errors import StorageError
 from agent.queue.filesystem import Filesystem
-from agent.usage.counting import Sessions, Task, Totals, count, events_in, totals_of
-from agent.usage.reading import KeptEvents, Piece, Progress, SegmentKey
-from agent.usage.store import DamagedError, UnwritableError, UsageStore, set_aside
+from agent.usage.counting import Sessions, Task
+from agent.usage.reading import KeptEvents, Piece, Progress, SegmentKey, count_piece
+from agent.usage.store import DAMAGED, DELETED, DamagedError, UnwritableError, UsageStore, set_aside
 
 T = TypeVar("T")
 
 BATCH_EVENTS = 200_000
 """What memory holds at one time."""
 FORGET_SECONDS = 86_400.0
-DELETED = "deleted"
-"""Events that left the queue and its history before they were folded."""
-DAMAGED = "damaged"
-"""Events whose bytes cannot be read."""
 _NEXT = "next_seq"
 _FORGOTTEN = "forgotten_at"
 
@@ -42,36 +38,37 @@ class Folded(NamedTuple):
     problems: tuple[str, ...] = ()
 
 
-def count_all(kept: KeptEvents) -> Totals:
-    """Return what all events of a queue and its history come to, without a file. Raises StorageError."""
-    sessions = Sessions()
-    for piece in kept.pieces({}):
-        _count(sessions, piece)
-    return totals_of(sessions.values())
-
-
 def query(
-    fs: Filesystem, directory: Path, kept: KeptEvents, keeping: Keeping, now: float, ask: Callable[[UsageStore], T]
+    fs: Filesystem,
+    directory: Path,
+    kept: KeptEvents,
+    keeping: Keeping,
+    now: float,
+    ask: Callable[[UsageStore], T],
+    *,
+    may_write: bool = True,
 ) -> tuple[T, Folded]:
     """Fold into the file in a queue directory, and return what `ask` finds in it. `now` is in seconds since the epoch.
 
-    A damaged file is put aside, and made anew of what there is; where none can be written, what there is is counted in memory.
-    Raises StorageError for what cannot be read.
+    A damaged file is put aside, and made anew of what there is. Where none can be written, or the disk has no room to spare (not
+    `may_write`), what there is is counted in memory. Raises StorageError for what cannot be read.
     """
-    try:
-        return _query(UsageStore.open(directory), kept, keeping, now, ask)
-    except DamagedError as error:
-        set_aside(fs, directory)
-        problem = f"{error}: it was put aside, and made anew of what the queue and its history hold"
-    except UnwritableError as error:
-        found, folded = _query(UsageStore.in_memory(), kept, keeping, now, ask)
-        problem = f"{error}: this report is of what the queue and its history hold, and nothing of it is kept"
-        return found, Folded(folded.events, (problem, *folded.problems))
-    try:
-        found, folded = _query(UsageStore.open(directory), kept, keeping, now, ask)
-    except DamagedError as error:  # again: it is the disk
-        raise StorageError(str(error)) from error
-    return found, Folded(folded.events, (problem, *folded.problems))
+    said: tuple[str, ...] = ()
+    for _ in range(2):
+        try:
+            if not may_write:
+                raise UnwritableError(f"{directory}: less is free on the disk than queue.min_free_bytes")  # noqa: TRY301
+            found, folded = _query(UsageStore.open(directory), kept, keeping, now, ask)
+        except DamagedError as error:
+            set_aside(fs, directory)
+            said = (f"{error}: it was put aside, and made anew of what the queue and its history hold",)
+        except UnwritableError as error:
+            found, folded = _query(UsageStore.in_memory(), kept, keeping, now, ask)
+            said = (f"{error}: this report is of what the queue and its history hold, and nothing of it is kept",)
+            return found, Folded(folded.events, (*said, *folded.problems))
+        else:
+            return found, Folded(folded.events, (*said, *folded.problems))
+    raise StorageError(*said)  # twice: it is the disk
 
 
 def _query(
@@ -127,7 +124,7 @@ class _Batch:
             if piece.problem is not None:
                 self.problems[piece.key] = piece.problem
                 continue
-            events, lost = _count(self._sessions, piece)
+            events, lost = count_piece(self._sessions, piece)
             self.events += events
             self._lost += lost
             if self.events >= enough:
@@ -159,17 +156,6 @@ class _Batch:
         tasks = self._store.tasks_of(name)
         self._before[name] = tasks.copy()
         return tasks
-
-
-def _count(sessions: Sessions, piece: Piece) -> tuple[int, int]:
-    """Count a piece's events; return how many they are, and how many cannot be read."""
-    number, lost = 0, piece.lost
-    for record in piece.records:
-        events, others = events_in(record.lines)
-        count(sessions, events, record.context.ci, record.enqueued_at)
-        number += len(events)
-        lost += others
-    return number, lost
 
 
 def _forget(store: UsageStore, keeping: Keeping, now: float) -> None:

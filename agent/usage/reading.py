@@ -18,6 +18,7 @@ from agent.queue.log import LogView
 from agent.queue.record import Record, record_in
 from agent.queue.segment import Gap, Segment
 from agent.queue.snapshot import Contents, LogSnapshot
+from agent.usage.counting import Sessions, Totals, count, events_in, totals_of
 
 SEGMENTS = "segments"
 
@@ -94,6 +95,11 @@ class KeptEvents:
         return self.view.size
 
     @property
+    def complete(self) -> bool:
+        """Whether all events since the queue began are here."""
+        return bool(self.view.segments) and self.view.segments[0].first_seq <= self.origin
+
+    @property
     def keys(self) -> list[SegmentKey]:
         """The segments, oldest first."""
         return [SegmentKey.of(each) for each in self.view.segments]
@@ -132,3 +138,22 @@ def _piece(key: SegmentKey, contents: Contents, start: int, stop: int, *, comple
         else:
             records.append(record)
     return Piece(key, Progress(max(start, stop), complete), records, lost)
+
+
+def count_piece(sessions: Sessions, piece: Piece) -> tuple[int, int]:
+    """Count a piece's events; return how many they are, and how many cannot be read."""
+    number, lost = 0, piece.lost
+    for record in piece.records:
+        events, others = events_in(record.lines)
+        count(sessions, events, record.context.ci, record.enqueued_at)
+        number += len(events)
+        lost += others
+    return number, lost
+
+
+def count_all(kept: KeptEvents) -> Totals:
+    """Return what all events of a queue and its history come to. Raises StorageError."""
+    sessions = Sessions()
+    for piece in kept.pieces({}):
+        count_piece(sessions, piece)
+    return totals_of(sessions.values())

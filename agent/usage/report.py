@@ -8,7 +8,7 @@ import msgspec
 
 from agent.timestamps import iso
 from agent.usage.counting import HOUR_SECONDS, Totals, shortened
-from agent.usage.store import UsageStore
+from agent.usage.store import DAMAGED, DELETED, UsageStore
 
 By = Literal["hour", "day", "session", "ci"]
 WORST = 10
@@ -97,14 +97,21 @@ class Unknown(msgspec.Struct, frozen=True):
     """What is missing in all reports of this queue together, in events since it began.
 
     `deleted` left the history before they were folded, `damaged` cannot be read, `dropped` were dropped before they were written.
-    `history` says whether a history is kept at all, and `problems` what went wrong this time.
+    `adopted` were of spools, whose events are not in this queue. `history` says whether a history is kept at all, and `problems`
+    what went wrong this time.
     """
 
     deleted: int
     damaged: int
-    dropped: int
-    history: bool
-    problems: list[str]
+    dropped: int = 0
+    adopted: int = 0
+    history: bool = True
+    problems: list[str] = []
+
+    @property
+    def events(self) -> int:
+        """How many there are in all."""
+        return self.deleted + self.damaged + self.dropped + self.adopted
 
 
 class Report(Summary, frozen=True, kw_only=True):
@@ -134,8 +141,8 @@ class Question(NamedTuple):
     by: By | None = None
 
 
-def report(store: UsageStore, question: Question, *, shed: int, history: bool) -> Report:
-    """Answer a question from what has been folded. `shed` and `history`: see `Unknown`."""
+def report(store: UsageStore, question: Question) -> Report:
+    """Answer a question from what has been folded. What is not known by that, `unknown` does not say yet."""
     period = question.period
     where, values = _condition(period)
     with store.reading() as connection:
@@ -156,7 +163,7 @@ def report(store: UsageStore, question: Question, *, shed: int, history: bool) -
             by_ci=asked.groups("ci"),
             worst=asked.worst(),
             missed_again=asked.missed_again(period),
-            unknown=Unknown(losses.get("deleted", 0), losses.get("damaged", 0), shed, history, []),
+            unknown=Unknown(losses.get(DELETED, 0), losses.get(DAMAGED, 0)),
         )
 
 

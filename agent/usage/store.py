@@ -31,6 +31,11 @@ FILE_NAME = "usage.sqlite3"
 VERSION = 1
 APPLICATION_ID = 0x41415155
 MAX_BYTES = 1024**3
+"""The file grows no larger."""
+DELETED = "deleted"
+"""Events that left the queue and its history before they were folded."""
+DAMAGED = "damaged"
+"""Events whose bytes cannot be read."""
 PAGE_BYTES = 4096
 TURN_SECONDS = 60.0
 _CACHE_KIB = 32 * 1024
@@ -47,8 +52,7 @@ CREATE TABLE usage (
 CREATE INDEX usage_session ON usage (session);
 CREATE TABLE tasks (session INTEGER PRIMARY KEY, packed BLOB NOT NULL);
 CREATE TABLE hashes (
-  hash TEXT PRIMARY KEY, misses INTEGER NOT NULL, hits INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
-  last_miss INTEGER
+  hash TEXT PRIMARY KEY, misses INTEGER NOT NULL, hits INTEGER NOT NULL, last INTEGER NOT NULL, last_miss INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE segments (
   first_seq INTEGER NOT NULL, created_at REAL NOT NULL, read_to INTEGER NOT NULL, complete INTEGER NOT NULL,
@@ -60,6 +64,7 @@ PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {VERSION};
 COMMIT;
 """
+_MISS = Answer.MISS.value
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(dict[str, Task]).decode
 
@@ -224,18 +229,18 @@ class UsageStore:
         self._add_hashes(sessions, before)
 
     def _add_hashes(self, sessions: Mapping[str, SessionTasks], before: Mapping[str, Mapping[str, Task]]) -> None:
-        changes: dict[str, list[int | None]] = {}
+        changes: dict[str, _HashChange] = {}
         for name, session in sessions.items():
             known = before[name]
             for hash_, task in session.tasks.items():
-                if (old := known.get(hash_)) != task:
+                old = known.get(hash_)
+                if old != task:
                     _note_change(changes, hash_, task, old)
         self.connection.executemany(
-            "INSERT INTO hashes VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (hash) DO UPDATE SET "
-            "misses = misses + excluded.misses, hits = hits + excluded.hits, first = min(first, excluded.first), "
-            "last = max(last, excluded.last), last_miss = max(coalesce(last_miss, excluded.last_miss), "
-            "coalesce(excluded.last_miss, last_miss))",
-            ((hash_, *changes[hash_]) for hash_ in sorted(changes)),
+            "INSERT INTO hashes VALUES (?, ?, ?, ?, ?) ON CONFLICT (hash) DO UPDATE SET "
+            "misses = misses + excluded.misses, hits = hits + excluded.hits, last = max(last, excluded.last), "
+            "last_miss = max(last_miss, excluded.last_miss)",
+            map(changes.__getitem__, sorted(changes)),  # in the order of the table
         )
 
     def forget_before(self, tasks: float, usage: float) -> None:
@@ -251,23 +256,23 @@ class UsageStore:
         execute("DELETE FROM sessions WHERE last < ?", (usage,))
 
 
-def _note_change(changes: dict[str, list[int | None]], hash_: str, task: Task, old: Task | None) -> None:
-    """Add what a task changes to the row of its hash: misses, hits, first, last, last_miss; hours, the last three."""
-    missed, hit = (task.answer == Answer.MISS), (task.answer > Answer.MISS)
-    was_missed, was_hit = (False, False) if old is None else (old.answer == Answer.MISS, old.answer > Answer.MISS)
-    hour = task.hour
+def _note_change(changes: dict[str, "_HashChange"], hash_: str, task: Task, old: Task | None) -> None:
+    """Add what a task changes to the row of its hash."""
+    answer, _, hour = task
+    misses, hits = int(answer == _MISS), int(answer > _MISS)
+    last_miss = hour if misses else 0
+    if old is not None:
+        misses -= old[0] == _MISS
+        hits -= old[0] > _MISS
     row = changes.get(hash_)
-    if row is None:
-        changes[hash_] = [missed - was_missed, hit - was_hit, hour, hour, hour if missed else None]
-        return
-    misses, hits, first, last, last_miss = row
-    changes[hash_] = [
-        (misses or 0) + missed - was_missed,
-        (hits or 0) + hit - was_hit,
-        min(first or hour, hour),
-        max(last or hour, hour),
-        max(last_miss or hour, hour) if missed else last_miss,
-    ]
+    if row is not None:
+        _, more_misses, more_hits, last, before = row
+        misses, hits, hour, last_miss = misses + more_misses, hits + more_hits, max(hour, last), max(last_miss, before)
+    changes[hash_] = (hash_, misses, hits, hour, last_miss)
+
+
+_HashChange = tuple[str, int, int, int, int]
+"""A row of `hashes`, whose numbers of misses and hits are added to those that are there; the last two are hours."""
 
 
 def set_aside(fs: Filesystem, directory: Path) -> None:

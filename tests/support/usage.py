@@ -67,15 +67,7 @@ class CountedQueue:
 
     def asked(self, question: Question = Question(Period())) -> tuple[Report, Folded]:  # noqa: B008 - it is frozen
         """Fold, and return a report."""
-        kept = self.kept()
-        return query(
-            self.fs,
-            self.root,
-            kept,
-            KEEPING,
-            self.now,
-            lambda store: report(store, question, shed=kept.shed, history=True),
-        )
+        return query(self.fs, self.root, self.kept(), KEEPING, self.now, lambda store: report(store, question))
 
     def report(self, question: Question = Question(Period())) -> Report:  # noqa: B008 - it is frozen
         """Fold, and return a report of which nothing is missing."""

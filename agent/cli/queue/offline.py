@@ -4,7 +4,6 @@ The functions are those behind the control socket's requests.
 """
 
 import errno
-import os
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
+from agent.cli.queue.owner import as_owner, denied
 from agent.config import Config
 from agent.daemon.settings import limits_of
 from agent.errors import QueueLockedError, StorageError
@@ -36,7 +36,7 @@ T = TypeVar("T")
 def offline(settings: Config, reason: str) -> Iterator["Offline"]:
     """Yield the queue, locked; `reason` says why no daemon was asked. Raises QueueLockedError or StorageError."""
     directory = settings.queue.directory
-    with _as_owner(directory):
+    with as_owner(directory):
         lock = _lock(directory, reason)
     try:
         yield Offline(settings)
@@ -64,21 +64,21 @@ class Offline:
         return read_queue(self._fs, self._directory)
 
     def listing(self) -> Listing:
-        with _as_owner(self._root):
+        with as_owner(self._root):
             return list_segments(self._queue)
 
     def event_page(self, wanted: EventFilter, start: int, limit: int) -> EventPage:
-        with _as_owner(self._root):
+        with as_owner(self._root):
             return event_page(self._queue, wanted, start, limit)
 
     def audit(self) -> Audit:
-        with _as_owner(self._root):
+        with as_owner(self._root):
             slots = read_slots(self._fs, self._directory / "cursor")
             log, repeats = self._letters.read(lambda *found: found)
             return audit(read_queue(self._fs, self._directory), slots, log, partial(weigh, repeats))
 
     def dead_letter_page(self, wanted: DeadLetterFilter, start: int, limit: int) -> DeadLetterPage:
-        with _as_owner(self._root):
+        with as_owner(self._root):
             return self._letters.read(lambda log, repeats: dead_letter_page(log, repeats, wanted, start, limit))
 
     def repair(self) -> Repaired:
@@ -94,31 +94,8 @@ class Offline:
         return self._change(partial(purge_dead_letters, wanted=wanted))
 
     def _change(self, change: Callable[[OfflineQueue], Coroutine[None, None, T]]) -> T:
-        with _as_owner(self._root), opened(self._fs, self._directory, self._limits, time.time) as host:
+        with as_owner(self._root), opened(self._fs, self._directory, self._limits, time.time) as host:
             return at_once(change(host))
-
-
-@contextmanager
-def _as_owner(directory: Path) -> Iterator[None]:
-    """Let root be the owner of the queue meanwhile: a file that root makes there, the daemon could not open."""
-    try:
-        owner = directory.stat()
-    except FileNotFoundError as error:
-        reason = "there is no queue here: no daemon has run with this configuration yet, or queue.directory is wrong"
-        raise StorageError(f"{directory}: {reason}") from error
-    except OSError as error:
-        raise _denied(directory, error) from error
-    if os.geteuid() != 0 or owner.st_uid == 0:
-        yield
-        return
-    group = os.getegid()
-    os.setegid(owner.st_gid)
-    os.seteuid(owner.st_uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(group)
 
 
 def _lock(directory: Path, reason: str) -> Lock | None:
@@ -135,10 +112,5 @@ def _lock(directory: Path, reason: str) -> Lock | None:
         if isinstance(cause, OSError) and cause.errno == errno.EROFS:
             return None
         if isinstance(cause, PermissionError):
-            raise _denied(directory, cause) from error
+            raise denied(directory, cause) from error
         raise
-
-
-def _denied(directory: Path, error: OSError) -> StorageError:
-    advice = ": run it as the daemon's user, or as root" if isinstance(error, PermissionError) else ""
-    return StorageError(f"{directory}: the queue directory cannot be used: {error.strerror}{advice}")

@@ -1,6 +1,7 @@
 """The program's name, and numbers as people read them. Pure, and quick to import."""
 
 PROGRAM = "artifacts-agent"
+_LENGTHS = {"h": 3600, "m": 60, "s": 1}
 _UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
 
 
@@ -28,3 +29,22 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def clock(seconds: float) -> str:
+    """Return such as "45s", "11m02s", "2h05m" or "3d04h", which fits into a table."""
+    rest = round(seconds)
+    for unit, length, smaller in (("d", 86_400, "h"), ("h", 3600, "m"), ("m", 60, "s")):
+        if rest >= length:
+            return f"{rest // length}{unit}{rest % length // _LENGTHS[smaller]:02d}{smaller}"
+    return f"{rest}s" if rest or not seconds else "<1s"
+
+
+def percent(share: float | None) -> str:
+    """Return such as "92 %": never all or nothing unless it is; "none" for what has no share."""
+    if share is None:
+        return "none"
+    rounded = round(100 * share)
+    if 0 < share < 1:
+        rounded = min(max(rounded, 1), 99)
+    return f"{rounded} %"

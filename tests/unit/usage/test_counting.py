@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 
 from agent.demo import recording
 from agent.events import Event, decode_event, encode_events
-from agent.usage.counting import MAX_NAME, Sessions, Totals, count, events_in, shortened, totals_by_hour, totals_of
+from agent.usage.counting import (
+    MAX_NAME,
+    MAX_SAVED_MS,
+    Sessions,
+    Totals,
+    count,
+    events_in,
+    shortened,
+    totals_by_hour,
+    totals_of,
+)
 from tests.support.naive_usage import naive_count
 from tests.support.recordings import Recorded
 from tests.support.usage import use
@@ -72,6 +82,7 @@ def test_the_time_saved_is_that_of_the_hit_that_counted() -> None:
     remote, local = use("s", "REMOTE", "HIT", "h", duration=900), use("s", "LOCAL", "HIT", "h", duration=40)
     assert counted(remote, local, {**local, "duration": 50}).saved_ms == 40.0
     assert counted(use("s", "LOCAL", "HIT", "h"), use("s", "LOCAL", "HIT", "i", duration=-3)).saved_ms == 0.0
+    assert counted(use("s", "LOCAL", "HIT", "h", duration=1e308)).saved_ms == MAX_SAVED_MS
 
 
 def test_a_rate_has_tasks_below_it() -> None:

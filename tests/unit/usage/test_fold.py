@@ -1,8 +1,13 @@
 """What is folded once is counted once, whatever happens in between; and what cannot be counted is said."""
 
+import errno
+import json
+import math
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +16,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.errors import StorageError
-from agent.events import Context
+from agent.events import Context, decode_event, encode_events
 from agent.queue import segment
+from agent.queue.filesystem import File
 from agent.queue.log import Entry
 from agent.queue.record import Record, encode_record
 from agent.queue.store import Limits
-from agent.usage.fold import Keeping, count_all, fold
+from agent.usage.fold import Keeping, fold, query
+from agent.usage.reading import KeptEvents, count_all
 from agent.usage.report import Period, Question, report
 from agent.usage.store import FILE_NAME, UnwritableError, UsageStore
 from tests.support.naive_usage import naive_count
 from tests.support.recordings import Recorded
+from tests.support.unsynced import UnsyncedFilesystem
 from tests.support.usage import KEEPING, LIMITS, NOW, CountedQueue, builds, summary, use
 from tests.unit.usage.test_counting import events
 
@@ -253,7 +261,7 @@ def test_a_disk_that_fills_up_leaves_what_was_folded_before(tmp_path: Path) -> N
     store = UsageStore.open(tmp_path, max_bytes=pages * 4096)
     with pytest.raises(UnwritableError, match="full"):
         fold(store, queue.kept(), KEEPING, NOW)
-    assert report(store, Question(Period()), shed=0, history=True).events == 40
+    assert report(store, Question(Period())).events == 40
     store.close()
     assert queue.report().events == 1040
 
@@ -317,3 +325,39 @@ def test_only_what_is_committed_is_counted(tmp_path: Path) -> None:
     assert queue.report(Question(Period())).events == 2
     (queue.directory / "cursor").write_bytes(after)
     assert queue.report().events == 3
+
+
+class ForbiddingFilesystem(UnsyncedFilesystem):
+    """Another user's directory, mode 0700."""
+
+    def names(self, directory: Path) -> list[str]:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(directory))
+
+    def open(self, path: Path, *, writable: bool = False) -> File:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+def test_a_queue_that_may_not_be_read_is_an_error(tmp_path: Path) -> None:
+    CountedQueue(tmp_path)
+    with pytest.raises(StorageError, match="Permission denied"):
+        KeptEvents.read(ForbiddingFilesystem(), tmp_path / "default")
+
+
+def test_the_disk_that_the_queue_is_short_of_is_left_to_it(tmp_path: Path) -> None:
+    queue = CountedQueue(tmp_path)
+    queue.append([hit(1)])
+    ask = partial(report, question=Question(Period()))
+    found, folded = query(queue.fs, tmp_path, queue.kept(), KEEPING, NOW, ask, may_write=False)
+    assert found.events == 1
+    assert "queue.min_free_bytes" in folded.problems[0]
+    assert not (tmp_path / FILE_NAME).exists()
+
+
+def test_times_and_durations_that_are_nonsense_do_no_harm(tmp_path: Path) -> None:
+    queue = CountedQueue(tmp_path)
+    for moment in (math.nan, math.inf, -1e300, 1e300):
+        lines = encode_events([decode_event(json.dumps(use("s", "LOCAL", "HIT", f"h-{moment}", duration=1e308)))])
+        queue.queue.commit([Entry(1, encode_record(Record(moment, Context(), lines)))], NOW)
+    found, folded = queue.asked(Question(Period(), "hour"))
+    assert (folded.events, folded.problems) == (4, ())
+    assert found.events == 0  # it is from 1970, and forgotten
