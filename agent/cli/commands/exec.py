@@ -18,9 +18,11 @@ from agent.errors import AgentError
 
 if TYPE_CHECKING:
     from agent.cli.job.agent import JobAgent
+    from agent.usage.counting import Totals
 
 END_SECONDS = 0.5
 _NO_AGENT = "no agent for this command"
+_SUMMARY = "GITHUB_STEP_SUMMARY"
 _LEFT_ALONE = "TURBO_API is left as it is"
 
 
@@ -65,6 +67,9 @@ def exec_(path: Path | None, deadline: float | None, start_deadline: float, comm
     job delivers as long as that makes progress, and is stopped. With --deadline, `exec` waits for delivery in either case, unless
     nothing can be delivered before it. What is not delivered then stays in the running daemon's queue, or in a spool directory
     below queue.adopt, or else below the state directory. The next daemon there delivers it.
+
+    Where a daemon was started for this job, the last line says what the cache did for it, and so does the file that
+    GITHUB_STEP_SUMMARY names.
     """
     from agent.cli.job import command as job_command
 
@@ -165,6 +170,23 @@ def _end(agent: "JobAgent", deadline: float | None) -> None:
         left = f"not flushed: {error}"
     if left is not None:
         _warn(left)
+    if agent.usage is not None and agent.usage.tasks:
+        _report(agent.usage, os.environ.get(_SUMMARY))
+
+
+def _report(usage: "Totals", summary: str | None) -> None:
+    """Say what the cache did for the job, and write it to a job summary where there is one."""
+    from agent.cli.views.job import job_line, job_summary
+
+    _warn(job_line(usage))
+    if not summary:
+        return
+    try:
+        # O_NONBLOCK: what is no file must not hold the job up.
+        with os.fdopen(os.open(summary, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666), "ab") as file:
+            file.write(job_summary(usage).encode())
+    except OSError as error:
+        _warn(f"{_SUMMARY}: {error.strerror}")
 
 
 class _InterruptedError(Exception):

@@ -17,6 +17,9 @@ from agent.ingest import owners
 if TYPE_CHECKING:  # what an agent is asked with is imported when there is one, and mostly after the command has started
     from agent.control.schema import StatusReport
 
+if TYPE_CHECKING:
+    from agent.usage.counting import Totals
+
 SHORTEST_SECONDS = 0.1
 DURABLE_SECONDS = 0.9  # for a commit, which takes milliseconds: it hangs
 NO_PROXY = ("NO_PROXY", "no_proxy")
@@ -33,6 +36,7 @@ class JobAgent:
         self.control = control
         self.stream = stream
         self.variables: dict[str, str] = {}
+        self.usage: Totals | None = None  # of the job, once it has ended and if it is known
         self._status = status
         if stream is not None:
             self.variables["ARTIFACTS_AGENT_SOCKET"] = str(stream)

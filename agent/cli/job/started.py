@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from agent import config
 from agent.cli.commands.flush import LONGEST
@@ -23,6 +23,9 @@ from agent.cli.job.agent import DURABLE_SECONDS, JobAgent
 from agent.cli.views.words import amount
 from agent.config import SOCKET_PATH_LIMIT, Config
 from agent.errors import AgentError, StorageError
+
+if TYPE_CHECKING:
+    from agent.usage.counting import Totals
 
 READING_SECONDS = 0.5  # for an agent that stops to read what was written before: milliseconds, unless it hangs
 BACKLOG = 4096  # connections; the system's own limit may be lower
@@ -33,6 +36,7 @@ _LONGEST_NAME = "artifacts-agent-12345678/control.sock"
 INTAKE_ENDED = b"X_INTAKE_ENDED=1"  # what agent/daemon/app.py notifies of
 GRACE_SECONDS = 2.0
 PROGRESS_SECONDS = 15.0
+COUNTED_BYTES = 4 * 1024 * 1024  # 30,000 events, which take 50 ms
 
 
 class StartedAgent(JobAgent):
@@ -113,6 +117,8 @@ class StartedAgent(JobAgent):
         delivered = flushed is not None and flushed.in_time
         if not self.stop(max(until - time.monotonic(), 0.0) if delivered else 0.0):
             return f"the agent does not stop; what it has not delivered is in {self.spool}"
+        with contextlib.suppress(AgentError):  # a line less
+            self.usage = _usage(self.spool)
         try:
             return _tidy(self.spool)
         except (OSError, StorageError) as error:
@@ -280,6 +286,16 @@ def _runtime_directory(environ: Mapping[str, str]) -> Path:
     if not short:
         raise AgentError("no directory for its sockets: set XDG_RUNTIME_DIR or TMPDIR")
     return Path(tempfile.mkdtemp(prefix="artifacts-agent-", dir=short[0]))
+
+
+def _usage(directory: Path) -> "Totals | None":
+    """Return what the cache did for the job whose spool it is; None if that is not all there, or would take too long to count."""
+    from agent.queue.filesystem import OsFilesystem
+    from agent.spools.identity import DESTINATION
+    from agent.usage.reading import KeptEvents, count_all
+
+    kept = KeptEvents.read(OsFilesystem(), directory / DESTINATION)
+    return count_all(kept) if kept.complete and kept.size <= COUNTED_BYTES else None
 
 
 def _tidy(directory: Path) -> str | None:

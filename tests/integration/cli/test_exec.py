@@ -53,6 +53,9 @@ def event(name):
 """
 
 
+USAGE = "artifacts-agent: cache: "
+
+
 class Job:
     """What a CI job has: its own state directory and environment, and no agent."""
 
@@ -65,6 +68,7 @@ class Job:
             '[batch]\nmax_delay = "1h"\n[retry]\ninitial_delay = "20ms"\nmax_delay = "100ms"\n'
             '[shutdown]\ndeadline = "500ms"\n'
         )
+        self.usage: list[str] = []  # what the last command said of it
         self.env = {
             "STATE_DIRECTORY": str(self.state),
             "ARTIFACTS_AGENT_CONFIG": str(self.config),
@@ -76,7 +80,9 @@ class Job:
     def exec(
         self, *command: str, options: tuple[str, ...] = (), env: Mapping[str, str] | None = None, stdin: bytes = b""
     ) -> subprocess.CompletedProcess[str]:
-        return run_command("exec", *PATIENT, *options, "--", *command, env=self.env | dict(env or {}), stdin=stdin)
+        done = run_command("exec", *PATIENT, *options, "--", *command, env=self.env | dict(env or {}), stdin=stdin)
+        self.usage, done.stderr = usage_of(done.stderr), but_usage(done.stderr)
+        return done
 
     def python(
         self, code: str, *options: str, env: Mapping[str, str] | None = None
@@ -104,6 +110,16 @@ class Job:
 @pytest.fixture
 def job(tmp_path: Path, api_server: ApiServer) -> Job:
     return Job(tmp_path, api_server)
+
+
+def usage_of(stderr: str) -> list[str]:
+    """Return the lines that say what the cache did."""
+    return [line for line in stderr.splitlines(keepends=True) if line.startswith(USAGE)]
+
+
+def but_usage(stderr: str) -> str:
+    """Return the others."""
+    return "".join(line for line in stderr.splitlines(keepends=True) if not line.startswith(USAGE))
 
 
 def names(server: ApiServer) -> Counter[str]:
@@ -207,7 +223,7 @@ def test_a_job_delivers_to_the_server_that_turbos_own_configuration_names(
     ]
     env = environment(job.env | {"XDG_CONFIG_HOME": str(user)})
     done = subprocess.run(command, cwd=inside, env=env, capture_output=True, text=True, timeout=HUNG_AFTER)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, but_usage(done.stderr)) == (0, "")
     assert done.stdout.startswith("http://127.0.0.1:")
     assert names(api_server) == Counter("a")
 
@@ -303,7 +319,7 @@ def test_an_agent_that_this_user_may_not_send_to_is_no_agent_of_the_job(api_serv
                 SEND + "by_socket('a')",
             ]
             done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=HUNG_AFTER)
-            assert (done.returncode, done.stderr) == (0, "")
+            assert (done.returncode, but_usage(done.stderr)) == (0, "")
             assert names(api_server) == Counter("a")
 
 
@@ -438,7 +454,7 @@ def test_a_command_does_not_wait_for_a_slow_agent_and_what_it_sends_meanwhile_is
     with process, process.stdout, process.stderr:
         assert process.stdout.readline() == f"{api_server.url}\n"
         held.write_text("")
-        assert (process.wait(HUNG_AFTER), process.stderr.read()) == (3, NOT_READY)
+        assert (process.wait(HUNG_AFTER), but_usage(process.stderr.read())) == (3, NOT_READY)
     assert names(api_server) == Counter("a")
     assert job.spools == []
 
@@ -559,7 +575,7 @@ def test_a_package_of_the_same_name_in_the_jobs_directory_does_no_harm(job: Job,
     done = subprocess.run(
         command, env=environment(job.env), cwd=job.directory, capture_output=True, text=True, timeout=HUNG_AFTER
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, but_usage(done.stderr)) == (0, "")
     assert names(api_server) == Counter("a")
 
 
@@ -782,7 +798,7 @@ def test_a_job_whose_queue_adopt_is_another_users_has_its_spool_in_the_users_own
         api_server.default = DOWN
         first = subprocess.run(command, env=env, capture_output=True, text=True, timeout=HUNG_AFTER)
         assert first.returncode == 0
-        notice, left = first.stderr.splitlines()
+        notice, left = but_usage(first.stderr).splitlines()
         own = home / "state/spools"
         assert notice == f"artifacts-agent: queue.adopt: {theirs}: {reason}: what this job leaves is in {own}, {NEXT}"
         assert f"1 event not delivered yet, in {own}/" in left
@@ -881,6 +897,30 @@ def test_when_exec_is_killed_its_agent_delivers_and_ends_by_itself(
         assert ledger_of(daemon.status()) == ledger(0)
     assert job.spools == []
     assert names(api_server) == Counter("a")
+
+
+def test_the_last_line_and_the_job_summary_say_what_the_cache_did(job: Job, tmp_path: Path) -> None:
+    summary = tmp_path / "summary.md"
+    summary.write_text("# Before\n")
+    done = job.python("by_http('a', 'b'); by_socket('b', 'c')", env={"GITHUB_STEP_SUMMARY": str(summary)})
+    assert (done.returncode, done.stderr) == (0, "")
+    line = "cache: 3 of 3 tasks (100 %), <1s of task time saved"
+    assert job.usage == [f"artifacts-agent: {line}\n"]
+    assert summary.read_text().startswith(f"# Before\n**{line}**")
+
+
+def test_a_job_without_tasks_has_no_line(job: Job, tmp_path: Path) -> None:
+    job.python("sys.exit(0)", env={"GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md")})
+    assert job.usage == []
+    assert not (tmp_path / "summary.md").exists()
+
+
+def test_a_summary_that_cannot_be_written_costs_a_line(job: Job, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")  # nobody reads it
+    for path, reason in ((tmp_path, "Is a directory"), (tmp_path / "fifo", "No such device or address")):
+        done = job.python("by_socket('a'); sys.exit(7)", env={"GITHUB_STEP_SUMMARY": str(path)})
+        assert (done.returncode, done.stderr) == (7, f"artifacts-agent: GITHUB_STEP_SUMMARY: {reason}\n")
+        assert len(job.usage) == 1
 
 
 def test_dead_letters_of_a_job_are_kept_and_named(job: Job, api_server: ApiServer) -> None:
