@@ -108,11 +108,6 @@ class Unknown(msgspec.Struct, frozen=True):
     history: bool = True
     problems: list[str] = []
 
-    @property
-    def events(self) -> int:
-        """How many there are in all."""
-        return self.deleted + self.damaged + self.dropped + self.adopted
-
 
 class Report(Summary, frozen=True, kw_only=True):
     """All of it. `since` and `until` are null without a limit; `trend` is by hour or day, oldest first.

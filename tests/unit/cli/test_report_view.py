@@ -113,7 +113,6 @@ def test_what_is_not_known_is_said_in_every_form(queue: CountedQueue) -> None:
     )
     lines = list(view.not_known(report))
     assert len(lines) == 6
-    assert report.unknown.events == 10
     assert all(line in shown(report, 200) for line in lines)
     assert report_files.markdown(report).count("Not known:") == report_page.page(report, NOW).count("Not known:") == 6
     assert "<full>" not in report_page.page(report, NOW) + report_files.markdown(report)

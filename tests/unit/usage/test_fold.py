@@ -121,6 +121,17 @@ def test_a_fold_reads_only_what_is_new(tmp_path: Path) -> None:
     assert queue.asked()[1].events == 1
 
 
+def test_a_dead_letter_that_was_put_back_is_one_task(tmp_path: Path) -> None:
+    queue = CountedQueue(tmp_path)
+    refused = use("s", "REMOTE", "HIT", "h", duration=7)
+    queue.append([use("s", "LOCAL", "MISS", "h"), refused])
+    queue.report()
+    queue.now += 29 * DAY
+    queue.append([refused])
+    found = queue.report()
+    assert (found.events, found.tasks, found.hits.remote, found.saved_ms.remote) == (3, 1, 1, 7)
+
+
 def test_usage_outlives_the_history(tmp_path: Path) -> None:
     queue = CountedQueue(tmp_path)
     filled(queue, 5)
