@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.waiting import eventually
+
 SIZE = 16 * 1024**2
 _CHUNK = 64 * 1024
 _FIFREEZE, _FITHAW = 0xC0045877, 0xC0045878  # linux/fs.h
@@ -99,9 +101,18 @@ class LoopDisk(SmallDisk):
         _run("mount", "-o", "remount,abort", str(self.path))
 
     def mend(self) -> None:
-        """Mount it anew, which replays the journal; nothing may have a file open."""
+        """Mount it anew, which replays the journal; nothing may have a file open.
+
+        A process that has left for a mount namespace of its own keeps the failed file system there, and a mount of the same
+        image would find that one, still read-only. So it waits for the end of those.
+        """
         self.unmount()
+        eventually(self._devices, "".__eq__)
         SmallDisk.mount(self)
+
+    def _devices(self) -> str:
+        """Name the loop devices of the image."""
+        return _run("losetup", "--associated", str(self._image))
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -146,8 +157,9 @@ def _has_taken(descriptor: int, data: bytes) -> bool:
         raise
 
 
-def _run(*command: str) -> None:
-    """Run a system's command. Raises OSError with what it said."""
+def _run(*command: str) -> str:
+    """Run a system's command, and return what it said. Raises OSError with what it complained of."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise OSError(f"{command[0]}: {done.stderr.strip().partition(chr(10))[0]}")
+    return done.stdout
