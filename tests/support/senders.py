@@ -143,8 +143,9 @@ class Durable:
         return now
 
     def _tally(self, answer: dict[str, Any]) -> Tally:
-        allowed = {"durable", "rejected", "dropped"} if self.may_drop else {"durable", "rejected"}
+        allowed = {"durable", "rejected", *({"dropped", "dropped_by_reason"} if self.may_drop else ())}
         assert answer.keys() <= allowed, answer
+        assert sum(answer.get("dropped_by_reason", {}).values()) == answer.get("dropped", 0), answer
         assert answer["rejected"] == 0, answer
         return Tally(answer["durable"], answer.get("dropped", 0))
 

@@ -2,11 +2,13 @@
 
 import datetime as dt
 import json
+import operator
 import os
 import signal
 import socket
+import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from tests.support.daemon import Daemon
 from tests.support.senders import CI, Durable, Item, Report
 from tests.support.skewed_agent import SKEW_FILE
 from tests.support.tools import unavailable
-from tests.support.waiting import HUNG_AFTER
+from tests.support.waiting import HUNG_AFTER, eventually
 
 SECONDS, SEED = 12, 20
 DAY = 86400
@@ -48,8 +50,14 @@ def test_real_faults_at_random_cost_no_acknowledged_event(tmp_path: Path) -> Non
 
 def test_an_event_counts_as_acknowledged_only_if_the_answers_can_mean_nothing_else(tmp_path: Path) -> None:
     """Of a window with a drop, what came durable before it is certain; the rest is sent again."""
-    answers = [{"durable": 1}, {"durable": 1, "dropped": 1}, {"durable": 2, "dropped": 1}, {"durable": 4, "dropped": 1}]
-    with answering(tmp_path / "s.sock", [{"rejected": 0} | each for each in answers]) as lines:
+    dropped: dict[str, object] = {"dropped": 1, "dropped_by_reason": {"disk_full": 1}}
+    counts: list[dict[str, object]] = [
+        {"durable": 1},
+        {"durable": 1, **dropped},
+        {"durable": 2, **dropped},
+        {"durable": 4, **dropped},
+    ]
+    with answering(tmp_path / "s.sock", [{"rejected": 0, **each} for each in counts]) as lines:
         report = send_three(tmp_path / "s.sock")
     assert report == Report(sent=3, acked=3, resent=2, connections=1, dropped=1)
     assert [lines[n] for n in (0, 1, 2, 1, 2)] == lines
@@ -112,6 +120,27 @@ def test_a_disk_fills_up_fails_and_recovers_and_nothing_stays_mounted(tmp_path: 
     assert not os.path.ismount(disk.path)
 
 
+def test_a_disk_that_failed_is_mounted_anew_once_nobody_has_the_old_one(tmp_path: Path) -> None:
+    """A process that left for a mount namespace of its own keeps the failed file system; a mount meanwhile would find that."""
+    with best_disk(tmp_path) as disk:
+        if not isinstance(disk, LoopDisk):
+            unavailable(f"needs a loop mount; run the tests as root, where mount is allowed: {disk.missing}")
+        elsewhere = ("unshare", "--mount", "--propagation", "private", "cat")
+        with subprocess.Popen(elsewhere, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+            assert other.stdin is not None
+            assert other.stdout is not None
+            other.stdin.write(b"there\n")
+            other.stdin.flush()
+            assert other.stdout.readline() == b"there\n"
+            disk.fail()
+            mending = threading.Thread(target=disk.mend)
+            mending.start()
+            eventually(lambda: os.path.ismount(disk.path), operator.not_)
+            other.stdin.close()
+            mending.join()
+        (disk.path / "file").write_bytes(b"it can be written")
+
+
 def send_three(path: Path) -> Report:
     """Send three events in one window, to a daemon that may say that it dropped some."""
     items = [Item(None, line(Id(0, number))) for number in range(3)]
@@ -119,7 +148,7 @@ def send_three(path: Path) -> Report:
 
 
 @contextmanager
-def answering(path: Path, answers: Sequence[dict[str, int]]) -> Iterator[list[bytes]]:
+def answering(path: Path, answers: Sequence[Mapping[str, object]]) -> Iterator[list[bytes]]:
     """Serve one client with these answers, the first three after three events, the others after two; yields the events."""
     events: list[bytes] = []
 
