@@ -126,8 +126,8 @@ class World:
         self.daemon.start(START_SECONDS)
         self.happened.ready_after.append(time.monotonic() - began)
         self.happened.starts += 1
-        self._files = self._open_files()
         ledger = ledger_of(self.daemon.status())
+        self._files = self._open_files()  # now that it answers, it has all that it opens at its start
         self.note(f"ready after {self.happened.ready_after[-1]:.2f} s, ledger {ledger}")
         if not holds(ledger) or ledger["accepted"] < acked:
             raise AssertionError(f"{acked} were acknowledged, and after a start the ledger is {ledger}")
