@@ -113,8 +113,9 @@ class FlushRoute:
     async def _take_written(self, until: float) -> bool:
         """Return whether all of it is in the queue."""
         with anyio.CancelScope(deadline=until) as scope:
-            for listener in self._listeners:
-                await listener.catch_up()
+            async with anyio.create_task_group() as tasks:
+                for listener in self._listeners:
+                    tasks.start_soon(listener.catch_up)
             async with anyio.create_task_group() as tasks:
                 for pipeline in self._pipelines:
                     tasks.start_soon(pipeline.commit_once)

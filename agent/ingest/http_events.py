@@ -142,8 +142,9 @@ class HttpListener:
 
     async def catch_up(self) -> None:
         """Return when all events that clients had written before the call have been taken."""
-        await self._unix.catch_up()
-        await self._tcp.catch_up()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._unix.catch_up)
+            tasks.start_soon(self._tcp.catch_up)
 
     @property
     def connections(self) -> int:
