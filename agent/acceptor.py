@@ -4,8 +4,6 @@ The stream listener and the HTTP server use it. It decides who gets in and who h
 """
 
 import array
-import contextlib
-import errno
 import fcntl
 import socket
 import termios
@@ -20,31 +18,21 @@ import anyio.abc
 import anyio.lowlevel
 import structlog
 
+from agent.accept_queue import CROWD, NOBODY_WAITS, AcceptQueue
 from agent.peers import STRANGERS, group_of, owner_of, peer_of, take_turns
 from agent.runtime import Broadcast
 from agent.throttle import Throttle
 
-# How many clients are accepted in one turn, before others have theirs.
-TURN_CLIENTS = 32
-# After so many clients without an end to those who wait, the log says whose they are, and turns are smaller.
-CROWD = 256
-# How many are accepted in a turn from then on.
-CROWD_TURN_CLIENTS = 16
-# No more can wait to be accepted than what a socket is opened with, here or by systemd.
-BACKLOG = 4096
-# After so many without an end, no more than CROWDED_BACKLOG may wait: whoever fills the line makes it long for everybody, and it
-# drains no faster for that. Who would wait longer waits to connect; who does not want to wait finds it full either way.
-LONG_CROWD = 1024
-CROWDED_BACKLOG = 64
-CALM_SECONDS = 2.0
+# Where a crowd waits for the places of others, so many are made free ahead of it: an end takes some passes of the loop.
+CROWD_SPARE = 16
 # With `refuse_when_full`, of the places one part in so many is kept for other users than the one that keeps all others busy, and
 # another one for other processes.
 KEPT_PART = 8
+# While a crowd waits, no process keeps more places busy than this: a flush waits for what is in all of them.
+CROWD_PLACES = 64
 RETRY_SECONDS = 0.1
 EVICTION_SECONDS = 0.1
 LOG_INTERVAL = 60.0
-
-_NOBODY_WAITS = frozenset({errno.EAGAIN, errno.EINVAL})  # EINVAL: the socket is shut down
 
 
 class Connection(ABC):
@@ -112,73 +100,11 @@ class Connection(ABC):
 C = TypeVar("C", bound=Connection)
 
 
-class Line:
-    """Those who wait at a listening socket to be accepted. `crowd` is how many were since the last time that nobody waited.
-
-    After LONG_CROWD of them the line is short, until it has not been longer than a turn for CALM_SECONDS.
-    """
-
-    def __init__(self, listening: socket.socket) -> None:
-        self.listening = listening
-        self.accepted = 0
-        self.crowd = 0
-        self._short_since: int | None = None  # of `accepted`
-        self._calm_at = 0.0
-
-    @property
-    def most_waiting(self) -> int:
-        """No more than so many can wait now."""
-        if self._short_since is None:
-            return BACKLOG
-        return max(CROWDED_BACKLOG, BACKLOG - (self.accepted - self._short_since))
-
-    async def wait(self) -> None:
-        """Return when somebody waits."""
-        with anyio.move_on_at(float("inf") if self._short_since is None else self._calm_at):
-            await anyio.wait_readable(self.listening)
-            return
-        self.lengthen()
-        await anyio.wait_readable(self.listening)
-
-    def accept(self, most: int, now: float) -> tuple[list[socket.socket], OSError | None]:
-        """Accept at most so many of those who wait; return why no more could be, None if there may be more."""
-        found: list[socket.socket] = []
-        problem = None
-        try:
-            while len(found) < most:
-                found.append(self.listening.accept()[0])
-        except OSError as error:
-            problem = error
-        self.accepted += len(found)
-        if problem is None:
-            self.crowd += len(found)
-            self._calm_at = now + CALM_SECONDS
-        elif problem.errno in _NOBODY_WAITS:
-            self.crowd = 0
-        # A full backlog of TCP answers nobody, and clients then wait for a second or longer.
-        if self._short_since is None and self.crowd >= LONG_CROWD and self.listening.family == socket.AF_UNIX:
-            self._short_since = self.accepted
-            self._set_length(CROWDED_BACKLOG)
-        elif now >= self._calm_at:
-            self.lengthen()
-        return found, problem
-
-    def lengthen(self) -> None:
-        """Let as many wait as at first."""
-        if self._short_since is not None:
-            self._short_since = None
-            self._set_length(BACKLOG)
-
-    def _set_length(self, length: int) -> None:
-        with contextlib.suppress(OSError):  # EINVAL: the socket is shut down, and takes nobody any more
-            self.listening.listen(length)
-
-
 @dataclass(eq=False)
 class _Listening(Generic[C]):
     """A listening socket, what becomes of those who come through it, and the tasks that serve them."""
 
-    line: Line
+    waiting: AcceptQueue
     admit: Callable[[list[socket.socket]], Iterable[C]]
     serve: Callable[[C], Awaitable[None]]
     tasks: anyio.abc.TaskGroup
@@ -240,12 +166,12 @@ class Acceptor(Generic[C]):
         """
         async with anyio.create_task_group() as tasks:
             with anyio.CancelScope() as accepting:
-                entry = _Listening(Line(listening), admit, serve, tasks, accepting)
+                entry = _Listening(AcceptQueue(listening), admit, serve, tasks, accepting)
                 self._listening.append(entry)
                 while not self._closing:
-                    await entry.line.wait()
+                    await entry.waiting.wait()
                     await self._accept_ready(entry)
-            entry.line.lengthen()  # who has the socket next finds it as it was
+            entry.waiting.lengthen()  # who has the socket next finds it as it was
             if not keep_backlog:
                 if listening.family == socket.AF_UNIX:
                     listening.shutdown(socket.SHUT_RD)  # nobody else can connect, and who has can be accepted
@@ -287,7 +213,7 @@ class Acceptor(Generic[C]):
 
     async def _accept_ready(self, entry: _Listening[C]) -> None:
         """Accept everyone who waits now. What is accepted is served, even if this is cancelled."""
-        most = entry.line.accepted + entry.line.most_waiting
+        most = entry.waiting.accepted + entry.waiting.most_waiting
         while True:
             if self._wait_for_capacity is not None:
                 await self._wait_for_capacity()
@@ -298,9 +224,9 @@ class Acceptor(Generic[C]):
                 await self._make_room(entry)
             if error is None:
                 await anyio.lowlevel.checkpoint()
-                if entry.line.accepted > most:
+                if entry.waiting.accepted > most:
                     return
-            elif error.errno in _NOBODY_WAITS:
+            elif error.errno in NOBODY_WAITS:
                 return
             else:  # such as too many open files
                 self._warn("cannot_accept", error=error.strerror, connections=self.connections)
@@ -309,7 +235,7 @@ class Acceptor(Generic[C]):
 
     async def _make_room(self, entry: _Listening[C]) -> None:
         """If there are too many connections, have some end and wait for that; where a crowd waits, have more of them end."""
-        spare = CROWD_TURN_CLIENTS if entry.line.crowd > CROWD else 0
+        spare = CROWD_SPARE if entry.waiting.crowded else 0
         while len(self._connections) > self._max_connections:
             for _ in range(len(self._connections) + spare - self._max_connections - len(self._ending)):
                 self._evict()
@@ -318,18 +244,17 @@ class Acceptor(Generic[C]):
 
     def _accept_some(self, entry: _Listening[C]) -> OSError | None:
         """Accept some of those who wait; return why no more could be, None if there may be more."""
-        turn = CROWD_TURN_CLIENTS if entry.line.crowd > CROWD else TURN_CLIENTS
-        most = max(1, min(turn, self._max_connections + 1 - len(self._connections)))
-        accepted, problem = entry.line.accept(most, anyio.current_time())
+        most = max(1, min(entry.waiting.turn, self._max_connections + 1 - len(self._connections)))
+        accepted, problem = entry.waiting.accept(most, anyio.current_time())
         if len(accepted) > 1:
             peers = {each: peer_of(each) for each in accepted}
             accepted = take_turns(accepted, peers.__getitem__)
-            if entry.line.crowd > CROWD:
+            if entry.waiting.crowd > CROWD:
                 ((loudest, _),) = Counter(peers.values()).most_common(1)
                 reason = f"more than {CROWD} connections have waited to be accepted"
                 self._warn("many_connections", reason=reason, **loudest.facts)
         for connection in entry.admit(accepted) if accepted else ():
-            if self._refuse_when_full and not self._has_place(connection.group):
+            if self._refuse_when_full and not self._has_place(connection.group, crowded=entry.waiting.crowded):
                 self._refuse(connection)
                 continue
             self._connections[connection] = None
@@ -337,12 +262,14 @@ class Acceptor(Generic[C]):
             entry.tasks.start_soon(self._serve, entry, connection)
         return problem
 
-    def _has_place(self, newcomer: Hashable) -> bool:
+    def _has_place(self, newcomer: Hashable, *, crowded: bool) -> bool:
         """Tell whether there is a place; one is made if none is left. The last ones are kept for other users and processes."""
         if len(self._connections) >= self._max_connections:
             return self._evict(newcomer=newcomer)
         kept, owner = self._max_connections // KEPT_PART, owner_of(newcomer)
         of_owner, of_group = self._max_connections - kept, self._max_connections - 2 * kept
+        if crowded:
+            of_group = min(of_group, CROWD_PLACES)
         if newcomer == STRANGERS or (self._owners[owner] < of_owner and self._groups[newcomer] < of_group):
             return True  # strangers make room for whoever comes
         busy = Counter(each.group for each in self._connections if not each.idle)

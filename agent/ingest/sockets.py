@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.acceptor import BACKLOG
+from agent.accept_queue import BACKLOG
 from agent.errors import ListenError
 
 STREAM = socket.SOCK_STREAM

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from agent import client, config
-from agent.acceptor import BACKLOG
+from agent.accept_queue import BACKLOG
 from agent.cli.commands.run import WITH_SOCKETS_SECONDS
 from agent.daemon.systemd import Notifier
 from agent.errors import ConfigError, ListenError

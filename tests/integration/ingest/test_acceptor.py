@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,7 +10,18 @@ from pathlib import Path
 import anyio
 import pytest
 
-from agent.acceptor import BACKLOG, CALM_SECONDS, CROWDED_BACKLOG, LONG_CROWD, Acceptor, Connection, Line
+from agent.accept_queue import (
+    BACKLOG,
+    CALM_SECONDS,
+    CROWD,
+    CROWD_TURN_CLIENTS,
+    CROWDED_BACKLOG,
+    LONG_CROWD,
+    SHORT_TURN_CLIENTS,
+    TURN_CLIENTS,
+    AcceptQueue,
+)
+from agent.acceptor import Acceptor, Connection
 from agent.peers import Peer
 from tests.support.waiting import HUNG_AFTER
 
@@ -138,6 +150,19 @@ async def test_who_keeps_most_places_busy_takes_none_from_another(tmp_path: Path
                 assert (acceptor.refused, acceptor.evicted) == (1, 0)
 
 
+async def test_a_process_that_others_wait_behind_keeps_no_more_places_busy_than_before(tmp_path: Path) -> None:
+    flood, other, most = Peer(1, 1), Peer(2, 1), 512
+    acceptor: Acceptor[Visitor] = Acceptor(most, "test", refuse_when_full=True)
+    async with door(tmp_path / "s", acceptor, *[flood] * most, other, busy=True) as at:
+        with contextlib.ExitStack() as clients:
+            for _ in range(most + 1):  # all before the first of them is accepted
+                clients.enter_context(connected(at.path))
+            await anyio.wait_all_tasks_blocked()
+            served = Counter(visitor.peer for visitor in at.served)
+            assert served[flood] <= CROWD + TURN_CLIENTS
+            assert served[other] == 1
+
+
 def most_that_can_wait(path: Path) -> int:
     """Connect until the backlog is full; return how many could."""
     with contextlib.ExitStack() as clients:
@@ -149,18 +174,18 @@ def most_that_can_wait(path: Path) -> int:
     raise AssertionError("the backlog has no end")
 
 
-def flood(line: Line, path: Path, now: float, *, until: Callable[[], bool]) -> None:
+def flood(waiting: AcceptQueue, path: Path, now: float, *, until: Callable[[], bool]) -> None:
     """Accept a turn after the other while whoever is accepted is replaced at once, so that somebody always waits."""
     for _ in range(CROWDED_BACKLOG // 2):
         connected(path).close()
     while not until():
-        for each in line.accept(CROWDED_BACKLOG // 4, now)[0]:
+        for each in waiting.accept(CROWDED_BACKLOG // 4, now)[0]:
             each.close()
             connected(path).close()
 
 
-def accept_all(line: Line, now: float) -> None:
-    while (found := line.accept(BACKLOG, now))[1] is None or found[0]:
+def accept_all(waiting: AcceptQueue, now: float) -> None:
+    while (found := waiting.accept(BACKLOG, now))[1] is None or found[0]:
         for each in found[0]:
             each.close()
 
@@ -171,13 +196,16 @@ def test_a_crowd_without_an_end_waits_in_a_short_line_until_it_is_calm(tmp_path:
         listening.bind(str(path))
         listening.listen(BACKLOG)
         listening.setblocking(False)
-        line = Line(listening)
-        flood(line, path, 1.0, until=lambda: line.crowd >= LONG_CROWD)
+        waiting = AcceptQueue(listening)
+        flood(waiting, path, 1.0, until=lambda: waiting.crowd >= LONG_CROWD)
         assert most_that_can_wait(path) <= CROWDED_BACKLOG
-        accept_all(line, 1.0 + CALM_SECONDS / 2)  # a moment without anybody is no calm
+        assert waiting.turn == CROWD_TURN_CLIENTS  # many may wait still
+        accept_all(waiting, 1.0 + CALM_SECONDS / 2)  # a moment without anybody is no calm
         assert most_that_can_wait(path) <= CROWDED_BACKLOG + 1
-        accept_all(line, 1.0 + CALM_SECONDS / 2)
-        assert line.most_waiting < BACKLOG
-        accept_all(line, 1.0 + 2 * CALM_SECONDS)
-        assert line.most_waiting == BACKLOG
+        accept_all(waiting, 1.0 + CALM_SECONDS / 2)
+        flood(waiting, path, 1.0 + CALM_SECONDS / 2, until=lambda: waiting.crowd > 0)
+        assert (waiting.most_waiting, waiting.turn) == (CROWDED_BACKLOG, SHORT_TURN_CLIENTS)
+        accept_all(waiting, 1.0 + CALM_SECONDS / 2)
+        accept_all(waiting, 1.0 + 3 * CALM_SECONDS)
+        assert (waiting.most_waiting, waiting.turn) == (BACKLOG, TURN_CLIENTS)
         assert most_that_can_wait(path) > CROWDED_BACKLOG + 1
