@@ -5,13 +5,13 @@ The best that the machine allows: a loop-mounted ext4, which can also fail and f
 
 import errno
 import fcntl
+import itertools
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from tests.support.waiting import eventually
 
 SIZE = 16 * 1024**2
 _CHUNK = 64 * 1024
@@ -45,7 +45,11 @@ class SmallDisk(Disk):
     """A tmpfs: it can be filled up, and be read-only when a daemon starts."""
 
     name = "a tmpfs"
-    command: tuple[str, ...] = ("mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs")
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """Return what mounts it."""
+        return ("mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs")
 
     @property
     def _balloon(self) -> Path:
@@ -83,8 +87,13 @@ class LoopDisk(SmallDisk):
 
     def __init__(self, path: Path, missing: str = "") -> None:
         super().__init__(path, missing)
-        self._image = path.with_name(f"{path.name}.img")
-        self.command = ("mount", "-o", "loop", str(self._image))
+        self._images = (path.with_name(f"{path.name}-{number}.img") for number in itertools.count())
+        self._image = next(self._images)
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """Return what mounts it."""
+        return ("mount", "-o", "loop", str(self._image))
 
     def mount(self) -> None:
         with self._image.open("wb") as image:
@@ -101,18 +110,16 @@ class LoopDisk(SmallDisk):
         _run("mount", "-o", "remount,abort", str(self.path))
 
     def mend(self) -> None:
-        """Mount it anew, which replays the journal; nothing may have a file open.
+        """Mount a copy of the image, which replays the journal; nothing may have a file open.
 
-        A process that has left for a mount namespace of its own keeps the failed file system there, and a mount of the same
-        image would find that one, still read-only. So it waits for the end of those.
+        A process that has left for a mount namespace of its own keeps the failed file system there, for as long as it likes,
+        and a mount of the same image would find that one, still read-only.
         """
         self.unmount()
-        eventually(self._devices, "".__eq__)
+        failed, self._image = self._image, next(self._images)
+        shutil.copyfile(failed, self._image)
+        failed.unlink()
         SmallDisk.mount(self)
-
-    def _devices(self) -> str:
-        """Name the loop devices of the image."""
-        return _run("losetup", "--associated", str(self._image))
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -157,9 +164,8 @@ def _has_taken(descriptor: int, data: bytes) -> bool:
         raise
 
 
-def _run(*command: str) -> str:
-    """Run a system's command, and return what it said. Raises OSError with what it complained of."""
+def _run(*command: str) -> None:
+    """Run a system's command. Raises OSError with what it said."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise OSError(f"{command[0]}: {done.stderr.strip().partition(chr(10))[0]}")
-    return done.stdout
