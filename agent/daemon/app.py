@@ -48,7 +48,7 @@ async def _run(load: Callable[[], Config], environ: Mapping[str, str], parent: i
         opened.callback(lock_queue(fs, settings.config.queue.directory).release)
         services: list[Service] = []
         reloader = Reloader(load, environ, settings, services, notifier)
-        parts = assemble(settings, environ, fs, RUNTIME, opened, reloader.reload)
+        parts = assemble(settings, environ, fs, RUNTIME, opened, reloader.reload, for_job=parent is not None)
         services += parts.services
         resume_if_token_is_newer(parts.pipelines.values(), settings)
         async with anyio.create_task_group() as tasks:

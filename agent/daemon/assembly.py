@@ -60,10 +60,12 @@ def assemble(
     runtime: Runtime,
     opened: AsyncExitStack,
     reload: Callable[[], Reloaded],
+    *,
+    for_job: bool,
 ) -> Parts:
     """Open the queue and the sockets; `opened` closes them. Raises ConfigError, StorageError or ListenError.
 
-    `reload` is for who asks for it on the control socket.
+    `reload` is for who asks for it on the control socket; a daemon `for_job` has been handed sockets that end with it.
     """
     config, limits = settings.config, limits_of(settings.config)
     identity = IdentityService(fs, settings)
@@ -83,7 +85,7 @@ def assemble(
         opened.push_async_callback(front.close)
         others.append(front)
 
-    bound = open_sockets(config, environ)
+    bound = open_sockets(config, environ, for_job=for_job)
     for socket in bound.values():
         opened.callback(socket.release)
     max_connections = connection_limits(config)

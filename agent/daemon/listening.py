@@ -18,11 +18,14 @@ CONTROL_MODE = 0o600
 RESERVED_FILES = 192
 
 
-def open_sockets(settings: Config, environ: Mapping[str, str]) -> dict[str, BoundSocket]:
-    """Open every socket that is configured, by role; those that systemd passed come first. Raises ListenError."""
+def open_sockets(settings: Config, environ: Mapping[str, str], *, for_job: bool) -> dict[str, BoundSocket]:
+    """Open every socket that is configured, by role; those that were passed come first: by systemd, or by `exec` for its job.
+
+    systemd's outlive the daemon, a job's do not. Raises ListenError.
+    """
     listen, http, metrics = settings.listen, settings.http, settings.metrics
     passed = sockets.passed_by_systemd(environ, os.getpid())
-    bound = {role: BoundSocket(each, None) for role, each in passed.items()}
+    bound = {role: BoundSocket(each, None, outlives=not for_job) for role, each in passed.items()}
     try:
         _check_passed_port(bound.get("http_tcp"), http.listen)
         if listen.stream is not None and "stream" not in bound:

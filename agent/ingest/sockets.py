@@ -25,7 +25,8 @@ LOCK_RETRY_SECONDS = 0.01
 
 @dataclass(frozen=True)
 class BoundSocket:
-    """An open socket. `path` is None for one that systemd passed and keeps: it outlives this process.
+    """An open socket. `path` is None for one that this process has not bound, or that has no file. It `outlives` this process if
+    systemd keeps it, for the next one.
 
     `inode` is that of the file at `path`, which may be another daemon's by now; an open socket's number is not used again.
     """
@@ -33,6 +34,7 @@ class BoundSocket:
     socket: socket.socket
     path: Path | None
     inode: int | None = None
+    outlives: bool = False
 
     def release(self) -> None:
         """Close the socket, and remove its file if it is still this one's. What is closed already stays as it is."""

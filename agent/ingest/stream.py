@@ -93,8 +93,8 @@ class StreamListener:
     async def serve(self) -> None:
         """Accept and read until `close`; then return when every connection has been read to its end."""
         bound = self._bound
-        keep_backlog = bound.path is None  # systemd keeps the socket, and the next daemon takes what waits
-        await self._acceptor.serve(bound.socket, self._admit, self._read, bound.release, keep_backlog=keep_backlog)
+        # Who waits at the end is left to the next daemon where the socket is for that one, too.
+        await self._acceptor.serve(bound.socket, self._admit, self._read, bound.release, keep_backlog=bound.outlives)
 
     async def close(self) -> None:
         """Let `serve` accept no more, and clients write no more; what they have written is still read."""

@@ -401,10 +401,28 @@ async def test_closing_takes_a_backlog_larger_than_the_limit(tmp_path: Path) -> 
             client.close()
 
 
-async def test_a_socket_that_systemd_keeps_stays_open_with_its_backlog(tmp_path: Path) -> None:
+async def test_a_socket_of_a_job_alone_is_read_to_the_end_of_its_backlog(tmp_path: Path) -> None:
     async with edge(tmp_path) as made, anyio.create_task_group() as tasks:
         kept = sockets.bind(tmp_path / "kept.sock", sockets.STREAM, mode=0o600)
         ours = BoundSocket(kept.socket.dup(), None)
+        ours.socket.setblocking(False)
+        for number in range(100):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(tmp_path / "kept.sock"))
+                client.sendall(line(f"h{number}"))
+        listener = StreamListener(ours, Intake(made.pipeline), 8)
+        await listener.close()
+        tasks.start_soon(listener.serve)
+        await made.pipeline.wait_for_capacity()
+        while made.pipeline.ledger().accepted < 100:
+            await anyio.lowlevel.checkpoint()
+        kept.release()
+
+
+async def test_a_socket_that_systemd_keeps_stays_open_with_its_backlog(tmp_path: Path) -> None:
+    async with edge(tmp_path) as made, anyio.create_task_group() as tasks:
+        kept = sockets.bind(tmp_path / "kept.sock", sockets.STREAM, mode=0o600)
+        ours = BoundSocket(kept.socket.dup(), None, outlives=True)
         ours.socket.setblocking(False)
         listener = StreamListener(ours, Intake(made.pipeline), 8)
         tasks.start_soon(listener.serve)
