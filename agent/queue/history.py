@@ -48,15 +48,19 @@ class History:
 
         `now` is in seconds since the epoch. What cannot be deleted is tried again the next time.
         """
-        found = False
+        room, gone = min(self._max_bytes, room), set[Segment]()
         with contextlib.suppress(OSError):
-            kept, room = self._kept(), min(self._max_bytes, room)
-            size = sum(each.size for each in kept)
-            while kept and (size > room or _begun(kept[0]) + self._max_age < now):
-                self._fs.unlink(self._directory / segment.name(kept[0].first_seq))
-                size -= kept.popleft().size
-                found = True
-        return found
+            size = sum(each.size for each in self._kept())
+            for each in self._kept():
+                if size <= room and _begun(each) + self._max_age >= now:
+                    break
+                with contextlib.suppress(OSError):  # the others go all the same
+                    self._fs.unlink(self._directory / segment.name(each.first_seq))
+                    size -= each.size
+                    gone.add(each)
+            if gone:
+                self._segments = deque(each for each in self._kept() if each not in gone)
+        return bool(gone)
 
     def _kept(self) -> deque[Segment]:
         """Return what is here, oldest first; looked up once."""

@@ -130,6 +130,18 @@ def test_what_cannot_be_deleted_is_tried_again() -> None:
     assert kept(fs) == []
 
 
+def test_one_that_cannot_be_deleted_keeps_no_other_one() -> None:
+    fs, queue = opened(Limits(segment_bytes=200, history_bytes=1 << 20, history_age=10.0))
+    delivered(queue, 4)
+    stuck = HISTORY / segment.name(1)
+    fs.errors = lambda call, path: OSError(errno.EPERM, "no") if (call, path) == ("unlink", stuck) else None
+    queue.commit((), 20.0)
+    assert kept(fs) == [1]
+    fs.errors = no_errors
+    queue.commit((), 20.0)
+    assert kept(fs) == []
+
+
 def test_a_power_cut_leaves_each_segment_in_one_of_both_places() -> None:
     fs, queue = opened()
     delivered(queue, 4)
