@@ -3,6 +3,7 @@
 A token is no part of a `Config`, so that a `Config` can be logged.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Mapping
@@ -69,13 +70,22 @@ def read_http_token(config: Config, environ: Mapping[str, str]) -> SecretStr | N
 
 def _token_in(path: Path) -> SecretStr:
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_open_regular_file) as file:
             return SecretStr(file.read(TOKEN_LIMIT + 1).decode("ascii", "replace").strip())
     except OSError as error:
         reason = error.strerror or type(error).__name__
         reason = f"{_as_far_as_it_exists(path)}: cannot read the token file: {reason}; let the daemon's user read it"
     # Not from within the handler: the system's error has the whole path.
     raise ConfigError(reason)
+
+
+def _open_regular_file(path: str, flags: int) -> int:
+    """Open it without waiting for a writer, as a FIFO would make the daemon do for ever. Raises OSError."""
+    fd = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return fd
 
 
 def _as_far_as_it_exists(path: Path) -> str:

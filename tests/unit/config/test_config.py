@@ -1,5 +1,6 @@
 """What `agent.config` promises: the documented defaults, one order of sources, and errors that say what to do."""
 
+import os
 import re
 import socket
 import tomllib
@@ -713,6 +714,13 @@ def test_bad_token_variable_is_refused_without_showing_it(content: str, complain
     with pytest.raises(ConfigError, match=f"^TURBO_TOKEN: .*{complaint}") as caught:
         read_token(loaded(), {"TURBO_TOKEN": content})
     assert SECRET not in str(caught.value)
+
+
+def test_a_pipe_in_a_token_files_place_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "token")
+    config = loaded(written(tmp_path, '[api]\ntoken_file = "token"\n'))
+    with pytest.raises(ConfigError, match=r"token: cannot read the token file: not a regular file"):
+        read_token(config, {})
 
 
 def test_missing_token_file_is_an_error_even_when_a_variable_has_a_token(tmp_path: Path) -> None:
