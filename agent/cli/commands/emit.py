@@ -16,7 +16,7 @@ from agent.errors import AgentError
 
 _REASONS = {
     "absent": "no daemon listens on {path}: start it with `artifacts-agent run`, or name its socket with --socket",
-    "denied": "{path}: Permission denied: this user needs the group of the socket (listen.group, listen.mode)",
+    "denied": "{path}: Permission denied: this user needs its group (listen.group, listen.mode), and a way to its directory",
     "disabled": "sending is turned off by an empty ARTIFACTS_AGENT_SOCKET",
     "full": "{path}: the daemon does not read: it is overloaded or stopped",
     "invalid": "a value is invalid",
@@ -39,7 +39,18 @@ class _Hash(click.ParamType[str]):
     name = "hash"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        return value or self.fail("'' is not the hash of an artifact.", param, ctx)
+        if not value or not _is_text(value):
+            self.fail(f"{value!r} is not the hash of an artifact.", param, ctx)
+        return value
+
+
+def _is_text(value: str) -> bool:
+    """Tell whether an argument is text: bytes of another encoding arrive as lone surrogates, which JSON does not have."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class _Milliseconds(click.ParamType[float]):
@@ -52,8 +63,8 @@ class _Milliseconds(click.ParamType[float]):
             number = float(value)
         except ValueError:
             number = float("nan")
-        if not abs(number) < 2**63:
-            self.fail(f"{value!r} is not a number of milliseconds.", param, ctx)
+        if not 0 <= number < 2**63:
+            self.fail(f"{value!r} is not a number of milliseconds, 0 or more.", param, ctx)
         return int(number) if number.is_integer() else number
 
 

@@ -35,7 +35,8 @@ class JobAgent:
         """Without a `status` it has not answered so far."""
         self.control = control
         self.stream = stream
-        self.variables: dict[str, str] = {}
+        # So that `artifacts-agent flush` or another `exec` in the job find it.
+        self.variables: dict[str, str] = {"ARTIFACTS_AGENT_LISTEN_CONTROL": str(control)}
         self.usage: Totals | None = None  # of the job, once it has ended and if it is known
         self._status = status
         if stream is not None:

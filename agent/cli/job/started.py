@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from agent import config
 from agent.cli.commands.flush import LONGEST
-from agent.cli.job.agent import DURABLE_SECONDS, JobAgent
+from agent.cli.job.agent import DURABLE_SECONDS, SHORTEST_SECONDS, JobAgent
 from agent.cli.views.words import amount
 from agent.config import SOCKET_PATH_LIMIT, Config
 from agent.errors import AgentError, StorageError
@@ -55,8 +55,6 @@ class StartedAgent(JobAgent):
         self._ended = os.pidfd_open(process.pid)
         self._ready = False
         self.problem: str | None = None  # to be said; the job has its agent all the same
-        # So that `artifacts-agent flush` or another `exec` in the job find it.
-        self.variables["ARTIFACTS_AGENT_LISTEN_CONTROL"] = str(self.control)
 
     @property
     def place(self) -> str:
@@ -110,7 +108,10 @@ class StartedAgent(JobAgent):
         until = time.monotonic() + (GRACE_SECONDS if seconds is None else seconds)
         with contextlib.suppress(AgentError):  # the spool says what is left
             if seconds is None:
-                flushed = control.flush(PROGRESS_SECONDS, until="stalled", grace=DURABLE_SECONDS)
+                # An agent that hangs would not end a wait for delivery by itself.
+                flushed = control.flush(DURABLE_SECONDS, until="durable", grace=SHORTEST_SECONDS)
+                if flushed is not None and flushed.in_time:
+                    flushed = control.flush(PROGRESS_SECONDS, until="stalled", grace=DURABLE_SECONDS)
             else:
                 flushed = control.flush(min(seconds, LONGEST))
         # What of its own is not delivered now is not waited for again; requests of adopted spools may take what time is left.

@@ -317,9 +317,10 @@ def test_emit_without_permission_for_the_socket_says_so_and_fails_only_if_it_is_
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        (["--duration", ""], "--duration: '' is not a number of milliseconds"),
-        (["--duration", "12ms"], "--duration: '12ms' is not a number of milliseconds"),
-        (["--duration", "nan"], "--duration: 'nan' is not a number of milliseconds"),
+        (["--duration", ""], "--duration: '' is not a number of milliseconds, 0 or more"),
+        (["--duration", "12ms"], "--duration: '12ms' is not a number of milliseconds, 0 or more"),
+        (["--duration", "nan"], "--duration: 'nan' is not a number of milliseconds, 0 or more"),
+        (["--duration", "-5"], "--duration: '-5' is not a number of milliseconds, 0 or more"),
         (["--hash", ""], "--hash: '' is not the hash of an artifact"),
         (["--event", "hit"], "--event: 'hit' is not one of 'HIT', 'MISS'"),
         (
