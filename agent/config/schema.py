@@ -255,7 +255,7 @@ class Config(_Section):
         if self.front.enabled and http.socket is None and http.listen is None:
             raise _conflict("front.enabled", "http.listen", "belong together: set http.listen, or http.socket")
         if http.listen is not None and http.token_file is None and not self.front.enabled:
-            reason = "belong together: any user of this machine can connect to a port, so that clients need a token"
+            reason = "belong together, as any user of this machine can connect to a port: set http.token_file, or front.enabled"
             raise _conflict("http.listen", "http.token_file", reason)
         return self
 

@@ -1,5 +1,6 @@
 """The parts of a daemon as services. What they are made of knows nothing of daemons."""
 
+import contextlib
 import secrets
 from functools import partial
 from socket import socket
@@ -202,11 +203,18 @@ class IdentityService(Service):
         report.api = ApiStatus(self._account.url, self._account.team_id, self._account.slug)
 
     def identify(self) -> None:
-        """Write it down, or warn that it cannot be."""
+        """Write it down, or warn that it cannot be; say so if it has been another account's."""
+        log, before = structlog.get_logger("agent.daemon"), None
+        with contextlib.suppress(StorageError):  # it is damaged, and made anew
+            before = identity.read_identity(self._fs, self._directory)
+        if before is not None and before.account != self._account:
+            log.warning(
+                "account_changed", was=str(before.account), now=str(self._account), hint="what waits goes there, too"
+            )
         try:
             identity.identify(self._fs, self._directory, self._account, secrets.token_hex(16))
         except StorageError as error:
-            structlog.get_logger("agent.daemon").warning("identity_not_written", error=str(error))
+            log.warning("identity_not_written", error=str(error))
 
 
 class MetricsService(Service):

@@ -131,6 +131,16 @@ def test_with_the_api_down_it_ends_at_the_deadline_and_a_restart_delivers(
         assert len(api_server.accepted_events()) == 20
 
 
+def test_another_account_for_what_waits_is_said(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, "http://127.0.0.1:9", {"log": {"format": "json"}})
+    for url in ("http://127.0.0.1:9", "http://127.0.0.1:10", "http://127.0.0.1:10"):
+        daemon.configure(url, {"log": {"format": "json"}})
+        with daemon:
+            pass
+    said = [(each["was"], each["now"]) for each in logged(daemon) if each["event"] == "account_changed"]
+    assert said == [("http://127.0.0.1:9", "http://127.0.0.1:10")]
+
+
 def test_a_second_sigterm_hastens_the_end(tmp_path: Path) -> None:
     with Daemon(tmp_path / "d", NOWHERE, {"shutdown": {"deadline": "1h"}, **JSON_LOG}) as daemon:
         emit(daemon, 20)
