@@ -185,7 +185,7 @@ def _open(url: str) -> _Upstream:
 def _request(exchange: Exchange, url: httpx.URL) -> httpx.Request:
     head = exchange.head
     chunked = [_CHUNKED] if head.length is None else []
-    headers = [(b"Host", url.netloc), *_end_to_end(head.raw_headers, b"host"), *chunked]
+    headers = [(b"Host", url.netloc), *_end_to_end(head.raw_headers, b"host", b"proxy-authorization"), *chunked]
     target = url.raw_path.rstrip(b"/") + head.target
     extensions = {"timeout": _TIMEOUT, "target": target, TAKE_TURN: exchange.take_turn}
     body = httpx.ByteStream(b"") if head.length == 0 else _Body(exchange)

@@ -88,7 +88,8 @@ def test_method_target_headers_and_body_arrive_as_they_were_sent(
     body = b"" if method in {"GET", "HEAD", "OPTIONS", "DELETE"} else pattern(100_000)
     fields = (
         f"Host: 127.0.0.1:1\r\nX-Artifact-Duration: 12\r\nx-artifact-tag: T/a+g==\r\nAccept-Encoding: br\r\n"
-        f"X-Twice: 1\r\nX-Twice: 2\r\nTE: trailers\r\nKeep-Alive: 3\r\nX-Own: 1\r\nConnection: x-own, content-length, close\r\n"
+        f"X-Twice: 1\r\nX-Twice: 2\r\nTE: trailers\r\nProxy-Authorization: Bearer t\r\n"
+        f"Keep-Alive: 3\r\nX-Own: 1\r\nConnection: x-own, content-length, close\r\n"
         f"Content-Length: {len(body)}\r\n"
     )
     with closing(sent(front, f"{method} {target} HTTP/1.1\r\n{fields}\r\n".encode() + body)) as connection:
