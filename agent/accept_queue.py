@@ -13,13 +13,13 @@ BACKLOG = 4096
 # After so many without an end, no more than CROWDED_BACKLOG may wait: whoever fills the line makes it long for everybody, and it
 # drains no faster for that. Who would wait longer waits to connect; who does not want to wait finds it full either way.
 LONG_CROWD = 1024
-CROWDED_BACKLOG = 64
+CROWDED_BACKLOG = 256
 CALM_SECONDS = 2.0
 # So many are accepted in a turn, before others have theirs; fewer while a crowd waits, and fewest when its queue is short: then
 # everybody else waits longer for the turns than for a place in the queue.
 TURN_CLIENTS = 32
 CROWD_TURN_CLIENTS = 16
-SHORT_TURN_CLIENTS = 4
+SHORT_TURN_CLIENTS = 8
 
 NOBODY_WAITS = frozenset({errno.EAGAIN, errno.EINVAL})  # EINVAL: the socket is shut down
 

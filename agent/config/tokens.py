@@ -82,10 +82,11 @@ def _token_in(path: Path) -> SecretStr:
 def _open_regular_file(path: str, flags: int) -> int:
     """Open it without waiting for a writer, as a FIFO would make the daemon do for ever. Raises OSError."""
     fd = os.open(path, flags | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(errno.EINVAL, "not a regular file", path)
-    return fd
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode):
+        return fd
+    os.close(fd)
+    raise OSError(errno.EINVAL, os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "not a regular file", path)
 
 
 def _as_far_as_it_exists(path: Path) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 import anyio
 import anyio.abc
 
+_WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 
 class Signals:
     """Watches SIGTERM, SIGINT and SIGHUP, and `parent`, a pipe whose other end the starter holds.
@@ -23,17 +25,24 @@ class Signals:
     async def watch(
         self, reload: Callable[[], None], *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
     ) -> None:
-        """Watch until cancelled; call `reload` for a SIGHUP. It is started when no signal ends the process any more."""
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-            task_status.started()
-            async for number in signals:
-                if number == signal.SIGHUP:
-                    reload()
-                elif self.stop.is_set():
-                    self.reading.cancel()
-                    self.patience.cancel()
-                else:
-                    self.stop.set()
+        """Watch until cancelled; call `reload` for a SIGHUP. It is started when no signal ends the process any more.
+
+        Afterwards the process is about to end, and signals are ignored: nothing that it closes then may be cut short.
+        """
+        try:
+            with anyio.open_signal_receiver(*_WATCHED) as signals:
+                task_status.started()
+                async for number in signals:
+                    if number == signal.SIGHUP:
+                        reload()
+                    elif self.stop.is_set():
+                        self.reading.cancel()
+                        self.patience.cancel()
+                    else:
+                        self.stop.set()
+        finally:
+            for number in _WATCHED:
+                signal.signal(number, signal.SIG_IGN)
 
     async def watch_parent(self) -> None:
         """Stop when whoever started this daemon is gone, however that came."""

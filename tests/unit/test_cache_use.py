@@ -1,13 +1,11 @@
 """What events say of the cache: counted as a person would count them, at a small part of what validation costs."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.cache_use import NO_USE, CacheUse, count_use
 from agent.events import Block, Context, Event, Session, decode_events, decode_lines, encode_events
 from agent.ingest.cache_uses import NO_CI, OTHER_CI, CacheUses
-from tests.benchmarks.cache_use import HITS, measure
 from tests.support.cache_use import use_of
 from tests.support.recordings import Recorded
 
@@ -58,10 +56,3 @@ def test_what_a_client_calls_its_ci_system_makes_no_series() -> None:
 
 def test_events_that_are_queued_again_say_nothing_new() -> None:
     assert Block(Context(), 1, b"{}\n").use == NO_USE
-
-
-@pytest.mark.parametrize("hits", HITS)
-def test_counting_costs_a_part_of_what_validating_does(hits: int) -> None:
-    # About a fifth here. To decode the text once more would cost three quarters.
-    costs = (measure(500, hits) for _ in range(5))
-    assert any(cost.counting < cost.validating / 2 for cost in costs)

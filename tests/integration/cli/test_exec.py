@@ -26,6 +26,7 @@ from tests.support.users import NOBODY, as_user
 from tests.support.waiting import HUNG_AFTER, eventually
 
 PATIENT = ("--start-deadline", "60s")  # the machine may be busy
+BRIEF = ("--start-deadline", "5s")  # of an agent that is not going to be ready: enough to start it on a busy machine
 DOWN = error(503, "unavailable", "Down")
 FRONT: Sections = {"http": {"listen": "127.0.0.1:0"}, "front": {"enabled": True}}
 BROKEN = {"ARTIFACTS_AGENT_LOG_LEVEL": "loud"}
@@ -97,7 +98,7 @@ class Job:
         self, code: str, *options: str, env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[str]:
         """Start it as anybody would: the command does not wait for the agent for long."""
-        command = [*COMMAND, "exec", *options, "--", sys.executable, "-uc", SEND + code]
+        command = [*COMMAND, "exec", *BRIEF, *options, "--", sys.executable, "-uc", SEND + code]
         variables = environment(self.env | dict(env or {}))
         return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -804,11 +805,14 @@ def test_a_job_whose_queue_adopt_is_another_users_has_its_spool_in_the_users_own
         assert f"1 event not delivered yet, in {own}/" in left
         assert list(theirs.iterdir()) == []
 
+        (spool,) = own.iterdir()
         api_server.default = Answer()
-        second = subprocess.run(
-            [*command[: -len(send)], "true"], env=env, capture_output=True, text=True, timeout=HUNG_AFTER
-        )
-        assert second.stderr == f"{notice}\n"
+        job_of_its_own = [*command[: -len(send)], "cat"]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(job_of_its_own, env=env, stdin=pipe, stderr=pipe, text=True) as second:
+            eventually(spool.exists, [False].__contains__)
+            _, said = second.communicate(timeout=HUNG_AFTER)
+        assert said == f"{notice}\n"
         assert names(api_server) == Counter("a")
         assert list(own.iterdir()) == []
 

@@ -191,8 +191,10 @@ def test_half_lines_of_a_thousand_clients_take_no_more_than_64_kib_each(daemon: 
     with unharmed(daemon, rejected=1000), many_files(), ExitStack() as clients:
         for _ in range(1000):
             client = clients.enter_context(socket.socket(socket.AF_UNIX))
+            client.connect(
+                str(daemon.stream)
+            )  # without a time limit it waits while the queue is short: others make it so
             client.settimeout(HUNG_AFTER)
-            client.connect(str(daemon.stream))
             client.sendall(b"x" * (64 * 1024))
         daemon.wait_status(lambda status: status["connections"] >= 1000)
         assert resident(daemon) - before < (1000 * 64 * 1024) + 48 * MIB
