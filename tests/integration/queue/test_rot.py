@@ -1,5 +1,6 @@
 """Damage anywhere in a queue directory, with the real daemon: it starts, loses at most what was touched, and says so."""
 
+import json
 import os
 import random
 import shutil
@@ -217,7 +218,8 @@ def test_what_leaves_no_place_for_a_queue_is_named_in_one_line(tmp_path: Path, s
     place = rotten.queue / name
     place.rename(tmp_path / "away")
     (rot.directory if name == "lock" else rot.junk)(place)
-    daemon = Daemon(tmp_path / "agent", "http://127.0.0.1:9", {"queue": {"directory": str(rotten.queue)}})
+    url = json.loads((rotten.queue / "identity.json").read_text())["account"]["url"]  # another one is a line of its own
+    daemon = Daemon(tmp_path / "agent", url, {"queue": {"directory": str(rotten.queue)}})
     with pytest.raises(AssertionError, match="not ready"):
         daemon.start()
     [said] = daemon.stderr_text().splitlines()
