@@ -463,7 +463,11 @@ def test_a_command_does_not_wait_for_a_slow_agent_and_what_it_sends_meanwhile_is
 def test_a_job_that_ends_before_its_agent_is_ready_does_not_wait_and_what_it_sent_is_kept(
     job: Job, held: Path, tmp_path: Path, api_server: ApiServer
 ) -> None:
-    process = job.start_impatiently("by_socket('a'); print(os.getppid(), os.environ['ARTIFACTS_AGENT_SOCKET'])")
+    sent = [
+        f"a{number}" for number in range(200)
+    ]  # each on a connection of its own: more than are accepted in a few turns
+    said = "print(os.getppid(), os.environ['ARTIFACTS_AGENT_SOCKET'])"
+    process = job.start_impatiently(f"[by_socket(name) for name in {sent}]; {said}")
     out, err = process.communicate(timeout=HUNG_AFTER)
     (spool,) = job.spools
     assert process.returncode == 0
@@ -473,8 +477,8 @@ def test_a_job_that_ends_before_its_agent_is_ready_does_not_wait_and_what_it_sen
     runtime = Path(out.split()[1]).parent
     eventually(runtime.exists, [False].__contains__)
     with Daemon(tmp_path / "next", api_server.url, {"queue": {"adopt": str(spool.parent)}}) as daemon:
-        assert daemon.wait_status(is_done)["adopted"]["ledger"] == ledger(1, delivered=1)
-    assert names(api_server) == Counter("a")
+        assert daemon.wait_status(is_done)["adopted"]["ledger"] == ledger(200, delivered=200)
+    assert names(api_server) == Counter(sent)
 
 
 def test_a_command_does_not_wait_for_an_agent_that_is_stopped_and_what_it_sends_is_taken_later(
