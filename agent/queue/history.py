@@ -25,6 +25,7 @@ class History:
         self._max_bytes = max_bytes
         self._max_age = max_age
         self._segments: deque[Segment] | None = None
+        self._size = 0  # of all of them: each commit asks for it
 
     def take(self, path: Path, settled: Segment) -> None:
         """Move a settled segment here, or delete it. Raises OSError if it cannot even be deleted."""
@@ -33,6 +34,7 @@ class History:
                 kept = self._kept()
                 self._move(path)
                 kept.append(settled)
+                self._size += settled.size
                 return
         self._fs.unlink(path)
 
@@ -50,13 +52,12 @@ class History:
         """
         room, gone = min(self._max_bytes, room), set[Segment]()
         with contextlib.suppress(OSError):
-            size = sum(each.size for each in self._kept())
             for each in self._kept():
-                if size <= room and _begun(each) + self._max_age >= now:
+                if self._size <= room and _begun(each) + self._max_age >= now:
                     break
                 with contextlib.suppress(OSError):  # the others go all the same
                     self._fs.unlink(self._directory / segment.name(each.first_seq))
-                    size -= each.size
+                    self._size -= each.size
                     gone.add(each)
             if gone:
                 self._segments = deque(each for each in self._kept() if each not in gone)
@@ -67,6 +68,7 @@ class History:
         if self._segments is None:
             with contextlib.suppress(FileNotFoundError):
                 self._segments = deque(listing(self._fs, self._directory)[0])
+                self._size = sum(each.size for each in self._segments)
                 return self._segments
             self._segments = deque()
         return self._segments
