@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from agent.cli.views.rendered import rendered
+from agent.cli.views.rendered import labelled, rendered
 from agent.cli.views.words import amount, clock, percent
 from agent.usage.report import Build, RepeatedMiss, Report, Summary
 from agent.usage.report import Group as Part
@@ -19,7 +19,7 @@ _NO_CI = "none"
 
 def screen(report: Report) -> RenderableType:
     """Return all of a report on one screen; of parts that were asked for, the last MOST_PARTS."""
-    parts: list[RenderableType] = [_headline(report), Text(), _table_of(_rows(report))]
+    parts: list[RenderableType] = [_headline(report), Text(), labelled(_rows(report))]
     if report.by is not None:
         parts += _titled(f"by {report.by}", _parts(report.by, report.groups))
     elif len(report.by_ci) > 1:
@@ -133,13 +133,4 @@ def _table(*columns: str) -> Table:
         table.add_column(justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
     first, *others = columns
     table.add_row(*(rendered(each, style="dim") for each in (f"  {first}", *others)))
-    return table
-
-
-def _table_of(rows: Iterator[tuple[str, Text]]) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for label, text in rows:
-        table.add_row(rendered(f"  {label}"), text)
     return table

@@ -1,13 +1,12 @@
 """What `status` shows to people. Pure: the daemon's answer and the time in, something that rich renders out."""
 
 import datetime as dt
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from agent.cli.views.rendered import rendered
+from agent.cli.views.rendered import labelled, rendered
 from agent.cli.views.words import amount, duration, size
 from agent.control.schema import AdoptionStatus, DestinationStatus, OverQuotaStatus, StatusReport
 from agent.queue.cursor import Ledger
@@ -29,9 +28,9 @@ def screen(status: StatusReport, now: float) -> RenderableType:
     """Return the screen for a `GET /status`; `now` is in seconds since the epoch."""
     parts: list[RenderableType] = [_headline(status)]
     for name, destination in status.destinations.items():
-        parts += [Text(), rendered(name, style="bold"), _table(_rows(destination, status.rejected, now))]
+        parts += [Text(), rendered(name, style="bold"), labelled(_rows(destination, status.rejected, now))]
     if status.adopted is not None:
-        parts += [Text(), rendered("adopted spools", style="bold"), _table(_spools(status.adopted))]
+        parts += [Text(), rendered("adopted spools", style="bold"), labelled(_spools(status.adopted))]
     return Group(*parts)
 
 
@@ -44,15 +43,6 @@ def _headline(status: StatusReport) -> Text:
         refused = sum(count for answer, count in http.events.items() if answer >= 400)
         facts += [f"{amount(refused, 'request')} with events refused: see the log"] if refused else []
     return rendered(" · ".join(facts))
-
-
-def _table(rows: Iterable[tuple[str, Text]]) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for label, text in rows:
-        table.add_row(rendered(f"  {label}"), text)
-    return table
 
 
 def _rows(destination: DestinationStatus, rejected: int, now: float) -> Iterator[tuple[str, Text]]:
