@@ -1,5 +1,6 @@
 """Intake: validates lines, queues the events in them, and says what became of them, whichever socket they came from."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -47,7 +48,8 @@ REMEMBERED_PEERS = 1024
 class ClientState:
     """What one client has set, and what became of the lines that it sent; `errors` names the first few rejects.
 
-    A client that is not `answerable` may ask for acks, but nobody waits with them.
+    `uncommitted` is what it waits for acks of, oldest first: how many events, and their submission. A client that is not
+    `answerable` may ask for acks, but nobody waits with them.
     """
 
     peer: Peer
@@ -59,6 +61,7 @@ class ClientState:
     dropped: int = 0
     dropped_by_reason: dict[str, int] = field(default_factory=dict)
     errors: list[Reject] = field(default_factory=list)
+    uncommitted: deque[tuple[int, Submission]] = field(default_factory=deque)
     _acked: tuple[int, int, int] = (0, 0, 0)
 
     @property
@@ -70,6 +73,24 @@ class ClientState:
         """Count events that were dropped."""
         self.dropped += count
         self.dropped_by_reason[reason] = self.dropped_by_reason.get(reason, 0) + count
+
+    async def wait_committed(self) -> None:
+        """Wait for the oldest commit of what is uncommitted, if there is one; count what has become durable or was dropped."""
+        while self.uncommitted:
+            count, submission = self.uncommitted[0]
+            refused = (await submission.wait()).refused
+            del self.uncommitted[0]
+            if refused is None:
+                self.durable += count
+            else:
+                self.drop(count, refused)
+            if not self.is_answer_due:
+                return
+
+    @property
+    def is_answer_due(self) -> bool:
+        """Whether there is no commit to be waited for, or the oldest one is over."""
+        return not self.uncommitted or self.uncommitted[0][1].group.is_over
 
     def next_ack(self) -> bytes | None:
         """Return the cumulative counts as a line for the client; None if it asked for none or they have not changed."""
@@ -105,7 +126,7 @@ class Intake:
         self._bad_in_a_row: dict[Peer, int] = {}
 
     async def submit(self, lines: Lines, client: ClientState) -> None:
-        """Validate and queue what a read brought; with durable acks, return when it is durable or dropped.
+        """Validate and queue what a read brought; with durable acks, its events are `uncommitted` then.
 
         Waits for room before it queues anything, so that a client is slowed down rather than memory filled.
         """
@@ -121,12 +142,7 @@ class Intake:
         else:
             await self._submit_in_pieces(lines.block, client, waiting)
         if client.wants_acks:
-            for count, submission in waiting:
-                refused = (await submission.wait()).refused
-                if refused is None:
-                    client.durable += count
-                else:
-                    client.drop(count, refused)
+            client.uncommitted += waiting
 
     def submit_messages(
         self, messages: Sequence[bytes], owners: Sequence[int], client_of: Callable[[int], ClientState]

@@ -21,6 +21,9 @@ READ_BYTES = MAX_LINE_BYTES
 # How many bytes of clients that have hung up already are taken in one turn, before others have theirs.
 TURN_BYTES = 256 * 1024
 ACK_SECONDS = 10.0
+# So many submissions of a client that asked for acks, of a read each at the most, are not committed before more is read: the next
+# commit is larger for it. What else it writes waits in its socket, so that a disk that hangs costs it time rather than events.
+MAX_UNCOMMITTED = 8
 
 
 class StreamConnection(Connection):
@@ -158,9 +161,11 @@ class StreamListener:
             chunk = b""
             await turn.wait()
         await self._take(framer.end(), connection)
+        while connection.client.uncommitted:
+            await self._answer(connection)
 
     async def _receive(self, connection: StreamConnection) -> bytes:
-        """Return what can be read, b"" at the end of the stream.
+        """Return what can be read, b"" at the end of the stream. While there is nothing, acks are due.
 
         Reads only when there is room: however many clients there are, what they write waits in their sockets.
         """
@@ -169,7 +174,10 @@ class StreamListener:
             try:
                 data = connection.socket.recv(READ_BYTES)
             except BlockingIOError:
-                await anyio.wait_readable(connection.socket)
+                if connection.client.uncommitted:
+                    await self._answer(connection)
+                else:
+                    await anyio.wait_readable(connection.socket)
             except ConnectionResetError:  # it went away without reading its acks; what it had written was read before
                 return b""
             else:
@@ -180,6 +188,13 @@ class StreamListener:
         if lines.block or lines.oversized:
             await self._intake.submit(lines, connection.client)
         connection.advance()
+        client = connection.client
+        if client.is_answer_due or len(client.uncommitted) >= MAX_UNCOMMITTED:
+            await self._answer(connection)
+
+    async def _answer(self, connection: StreamConnection) -> None:
+        """Wait for the oldest commit that the client waits for, if there is one, and send the ack that is due."""
+        await connection.client.wait_committed()
         ack = connection.client.next_ack()
         if ack is not None:
             await connection.send_ack(ack)

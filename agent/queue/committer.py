@@ -35,6 +35,11 @@ class CommitGroup:
         self._committed = committed
         self._finished.notify_all()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether `wait` returns at once."""
+        return self._committed is not None
+
     async def wait(self) -> Committed:
         """Return when the commit is over: the blocks are durable, unless it says why they were refused."""
         while self._committed is None:

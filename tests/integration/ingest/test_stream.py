@@ -17,9 +17,10 @@ from structlog.testing import capture_logs
 
 from agent.events import MAX_LINE_BYTES
 from agent.ingest import sockets
+from agent.ingest.cache_uses import NO_CI
 from agent.ingest.intake import Intake
 from agent.ingest.sockets import BoundSocket
-from agent.ingest.stream import StreamListener
+from agent.ingest.stream import MAX_UNCOMMITTED, READ_BYTES, StreamListener
 from tests.support.edge import ACKS, Client, Edge, edge, line, line_of, turns
 from tests.support.pipelines import balanced
 from tests.support.waiting import HUNG_AFTER
@@ -119,6 +120,34 @@ async def test_lines_cut_at_any_byte_arrive_whole(tmp_path: Path) -> None:
             assert (answer["durable"], answer["rejected"]) == (2, 1)
 
 
+async def test_during_a_commit_a_client_that_asked_for_acks_is_read_so_far_ahead_and_answered_no_sooner(
+    tmp_path: Path,
+) -> None:
+    async with edge(tmp_path) as made:
+        made.host.gate.close()
+        with made.client() as client:
+            await client.send(ACKS)
+            assert await turns(lambda: not unread(client))
+            block, count, written = line() * 2000, 20, 0
+
+            async def write() -> None:
+                nonlocal written
+                for _ in range(count):
+                    await client.send(block)
+                    written += len(block)
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(write)
+                assert not await turns(lambda: written == count * len(block))
+                ahead = sum(made.intake.cache_uses.by_ci[NO_CI][:4]) * len(line())
+                assert READ_BYTES < ahead <= MAX_UNCOMMITTED * READ_BYTES
+                with pytest.raises(BlockingIOError):
+                    client.socket.recv(1)
+                made.host.gate.open()
+                assert await client.settled(count * 2000) == {"durable": count * 2000, "rejected": 0}
+        assert queued(made) == count * 2000
+
+
 # Clients that vanish or do not read
 
 
@@ -138,7 +167,7 @@ async def test_a_client_that_vanishes_without_reading_its_acks_loses_nothing(tmp
             await made.settle()  # an ack is there to be read
             whole, rest = divmod(client.fill(line() * 5000), len(line()))
         await made.settle()
-        assert made.stream.connections == 0
+        assert await turns(lambda: made.stream.connections == 0)
         assert (queued(made), made.intake.rejected) == (1 + whole, int(rest > 0))
         assert whole * len(line()) > MAX_LINE_BYTES  # more than one read
 

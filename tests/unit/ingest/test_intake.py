@@ -51,6 +51,7 @@ async def taken(intake: Intake, blocks: Iterable[Lines], *, answerable: bool = T
     client = ClientState(PEER, answerable)
     for block in blocks:
         await intake.submit(block, client)
+        await client.wait_committed()
     return client
 
 
@@ -70,11 +71,13 @@ async def test_durable_acks_count_up_and_are_not_repeated() -> None:
         pipeline = host.start()
         intake, client = Intake(pipeline), ClientState(PEER)
         await intake.submit(lines(ACKS + line() * 3), client)
+        await client.wait_committed()
         assert answered(client) == {"durable": 3, "rejected": 0}
         assert client.next_ack() is None
         await intake.submit(lines(b"\n \n"), client)
         assert client.next_ack() is None
         await intake.submit(lines(line()), client)
+        await client.wait_committed()
         assert answered(client) == {"durable": 4, "rejected": 0}
         assert pipeline.ledger().accepted == 4
         await intake.submit(lines(NO_ACKS + line()), client)
@@ -95,6 +98,7 @@ async def test_the_first_rejects_are_named_by_their_place_in_the_stream() -> Non
         assert answer["errors"][1]["reason"] == "Line is longer than 65,536 bytes"
         assert {key: answer[key] for key in ("durable", "rejected")} == {"durable": 2, "rejected": 8}
         await intake.submit(lines(line()), client)
+        await client.wait_committed()
         assert answered(client) == {"durable": 3, "rejected": 8}
         tasks.cancel_scope.cancel()
 
@@ -106,9 +110,11 @@ async def test_what_the_disk_refuses_is_answered_as_dropped() -> None:
         intake, client = Intake(pipeline), ClientState(PEER)
         host.fs.errors = failing("pwrite", errno.EIO)
         await intake.submit(lines(ACKS + line() * 2), client)
+        await client.wait_committed()
         assert answered(client) == {"durable": 0, "rejected": 0, "dropped": 2, "dropped_by_reason": {"disk_error": 2}}
         host.fs.errors = no_errors
         await intake.submit(lines(line()), client)
+        await client.wait_committed()
         assert answered(client) == {"durable": 1, "rejected": 0, "dropped": 2, "dropped_by_reason": {"disk_error": 2}}
         assert pipeline.ledger().dropped == {"disk_error": 2}
         assert balanced(pipeline)
