@@ -60,13 +60,23 @@ class _IncomingEvent(Event, frozen=True, gc=False, forbid_unknown_fields=True, r
 # It becomes a header's value, so no control characters and no blanks at the ends; the API allows 50 characters.
 Ci = Annotated[str, Meta(max_length=50, pattern=r"^[!-~]([ -~]*[!-~])?\Z")]  # `$` would let a line end through
 Interactive = Literal[0, 1]
+Job = Annotated[str, Meta(max_length=200, pattern=r"^[!-~]([ -~]*[!-~])?\Z")]
 
 
 class Context(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """What the API's headers say of the client: `x-artifact-client-ci` and `x-artifact-client-interactive`."""
+    """What is said of a client: the API's headers `x-artifact-client-ci` and `x-artifact-client-interactive`, and its job.
+
+    The job is a label for reports. It stays on this machine.
+    """
 
     ci: Ci | None = None
     interactive: Interactive | None = None
+    job: Job | None = None
+
+    @property
+    def for_api(self) -> "Context":
+        """What the API is told: all but the job. A batch has one of these, and events of several jobs."""
+        return Context(self.ci, self.interactive)
 
 
 class Session(NamedTuple):
@@ -79,6 +89,7 @@ class Session(NamedTuple):
 class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ci: Ci | None | UnsetType = UNSET
     interactive: Interactive | None | UnsetType = UNSET
+    job: Job | None | UnsetType = UNSET
     ack: Literal["none", "durable"] | UnsetType = UNSET
 
 
@@ -302,7 +313,7 @@ def _decode_line_by_line(text: bytes, session: Session, max_rejects: int | None)
             continue
         try:
             if _is_context_line(line):
-                decode_settings = _decode_known_settings if len(line) <= 256 else _decode_settings
+                decode_settings = _decode_known_settings if len(line) <= 512 else _decode_settings
                 session = _apply_settings(decode_settings(line), session)
                 continue
             events = _decode_events_line(line)
@@ -338,10 +349,11 @@ _decode_known_settings = lru_cache(maxsize=256)(_decode_settings)  # the clients
 
 def _apply_settings(settings: _Settings, session: Session) -> Session:
     context = session.context
-    if settings.ci is not UNSET or settings.interactive is not UNSET:
+    if settings.ci is not UNSET or settings.interactive is not UNSET or settings.job is not UNSET:
         context = Context(
             ci=context.ci if settings.ci is UNSET else settings.ci,
             interactive=context.interactive if settings.interactive is UNSET else settings.interactive,
+            job=context.job if settings.job is UNSET else settings.job,
         )
     return Session(context, session.durable_acks if settings.ack is UNSET else settings.ack == "durable")
 

@@ -8,7 +8,7 @@ from time import sleep
 from msgspec import UNSET
 
 from agent.cli.views.emit import EmitReport
-from agent.client import EventClient
+from agent.client import DETECT, EventClient
 from agent.errors import AgentError
 from agent.events import MAX_LINE_BYTES, Context, Event, Session, decode_events, decode_lines
 from agent.ingest.framing import LineFramer, Lines
@@ -75,7 +75,9 @@ class _Sender:
             return
         self._client.close()
         self._context = context
-        self._client = EventClient(self._path, ci=context.ci, interactive=context.interactive)
+        self._client = EventClient(
+            self._path, ci=context.ci, interactive=context.interactive, job=context.job or DETECT
+        )
         self._failures.clear()
 
     def _send(self, event: Event) -> None:

@@ -27,7 +27,7 @@ from __future__ import annotations
 import os
 
 from .channel import Channel
-from .ci import CI_VENDORS, detect_ci, detect_interactive
+from .ci import CI_VENDORS, detect_ci, detect_interactive, detect_job
 from .connection import find_socket
 from .lines import MAX_LINE_BYTES, encode_context, encode_event
 
@@ -59,6 +59,7 @@ __all__ = [
     "EventClient",
     "detect_ci",
     "detect_interactive",
+    "detect_job",
     "emit",
     "find_socket",
 ]
@@ -81,8 +82,9 @@ class EventClient:
     """A connection to the daemon, made when the first event needs it and made anew when it breaks.
 
     `socket_path` is what `find_socket` says at each attempt to connect, unless given. `ci` (at most 50 printable ASCII
-    characters) and `interactive` (0 or 1) say where the events come from: detected unless given, left out if None or
-    not valid. `session_id` is the session of events that name none: a new UUIDv4 unless given.
+    characters) and `interactive` (0 or 1) say where the events come from, and `job` (at most 200) is a label for reports,
+    which the API does not get: detected unless given, left out if None or not valid. `session_id` is the session of
+    events that name none: a new UUIDv4 unless given.
 
         with EventClient(session_id=run_id) as client:
             client.emit("HIT", "REMOTE", artifact_hash, duration=514)
@@ -96,9 +98,10 @@ class EventClient:
         *,
         ci: str | _Detect | None = DETECT,
         interactive: Literal[0, 1] | _Detect | None = DETECT,
+        job: str | _Detect | None = DETECT,
         session_id: str | None = None,
     ) -> None:
-        self._channel = Channel(socket_path, lambda: _context_line(ci, interactive))
+        self._channel = Channel(socket_path, lambda: _context_line(ci, interactive, job))
         self._session_id = _new_session_id() if session_id is None else session_id
 
     def emit(
@@ -212,12 +215,14 @@ class EventClient:
         return line
 
 
-def _context_line(ci: str | _Detect | None, interactive: int | _Detect | None) -> bytes:
+def _context_line(ci: str | _Detect | None, interactive: int | _Detect | None, job: str | _Detect | None) -> bytes:
     if isinstance(ci, _Detect):
         ci = detect_ci(os.environ)
     if isinstance(interactive, _Detect):
         interactive = detect_interactive(os.environ, ci)
-    return encode_context(ci, interactive)
+    if isinstance(job, _Detect):
+        job = detect_job(os.environ)
+    return encode_context(ci, interactive, job)
 
 
 def _new_session_id() -> str:

@@ -27,18 +27,24 @@ def encode_event(session_id: str, source: str, event: str, artifact: str, durati
     return f'{{"sessionId":{_quote(session_id)}{middle}{_quote(artifact)}{end}'.encode()
 
 
-def encode_context(ci: object, interactive: object) -> bytes:
-    """Return the context's line; what the API's headers cannot carry is left out."""
+MAX_CI: Final = 50
+MAX_JOB: Final = 200
+
+
+def encode_context(ci: object, interactive: object, job: object = None) -> bytes:
+    """Return the context's line; what the daemon would refuse is left out."""
     known = []
-    if _is_a(ci, str) and _is_header_value(ci):
+    if _is_a(ci, str) and _is_label(ci, MAX_CI):
         known.append(f'"ci":{_quote(ci)}')
     if _is_a(interactive, int) and interactive in {0, 1}:
         known.append(f'"interactive":{interactive:d}')
+    if _is_a(job, str) and _is_label(job, MAX_JOB):
+        known.append(f'"job":{_quote(job)}')
     return f'{{"context":{{{",".join(known)}}}}}\n'.encode()
 
 
-def _is_header_value(ci: str) -> bool:
-    return 0 < len(ci) <= 50 and ci.isascii() and ci.isprintable() and ci == ci.strip()
+def _is_label(text: str, longest: int) -> bool:
+    return 0 < len(text) <= longest and text.isascii() and text.isprintable() and text == text.strip()
 
 
 _INFINITY: Final = float("inf")

@@ -277,12 +277,13 @@ class DiskBacklog:
     def _batches_of(self, item: _Read) -> list[Batch]:
         """Return what is to be delivered of a record that was read, each stretch of numbers by itself."""
         whole, record = item
+        context = record.context if record.context.job is None else record.context.for_api
         found = []
         for span in self._unsampled(self._store.cursor.unsettled(whole)):
             lines = record.lines
             if span != whole:
                 lines = split_lines(split_lines(lines, span.start - whole.start)[1], span.length)[0]
-            found.append(Batch(record.context, lines, (span,), enqueued_at=record.enqueued_at))
+            found.append(Batch(context, lines, (span,), enqueued_at=record.enqueued_at))
         return found
 
     def _unsampled(self, spans: Iterable[Span]) -> Iterator[Span]:

@@ -15,13 +15,14 @@ from pydantic import SecretStr
 
 from agent.cache_use import CacheUse
 from agent.delivery.http_transport import EVENTS_PATH
-from agent.events import Ci, Context, decode_array
+from agent.events import Ci, Context, Job, decode_array
 from agent.http import server as http_server
 from agent.http.body_memory import BodyMemory
 from agent.http.connection import Timeouts
 from agent.http.proxy import METHODS as FORWARDED_METHODS
 from agent.http.server import Exchange, Head, Response, Server
 from agent.ingest.intake import LOG_INTERVAL, MAX_REASON_CHARACTERS, Intake
+from agent.ingest.job_path import split_job
 from agent.ingest.sockets import BoundSocket
 from agent.peers import Peer
 from agent.queue.cursor import Outcome
@@ -42,6 +43,7 @@ _ALLOWED_HEADERS = f"Authorization, Content-Type, User-Agent, {CI_HEADER}, {INTE
 _GZIP = 16 + zlib.MAX_WBITS
 _bearer = re.compile(r"bearer +(\S+)", re.IGNORECASE).fullmatch
 _decode_ci = msgspec.json.Decoder(Ci).decode
+_decode_job = msgspec.json.Decoder(Job).decode
 
 Forward = Callable[[Exchange], Awaitable[None]]
 
@@ -157,22 +159,24 @@ class HttpListener:
             exchange.trust()
             return await self._handle(exchange)
         exchange.end_after_answer()
-        if exchange.head.method == "OPTIONS":  # browsers ask without it; the API is not asked
-            is_forwarded = self._forward is not None and exchange.head.path != EVENTS_PATH
+        _, head = _split(exchange.head)
+        if head.method == "OPTIONS":  # browsers ask without it; the API is not asked
+            is_forwarded = self._forward is not None and head.path != EVENTS_PATH
             return await exchange.answer(_preflight(FORWARDED_METHODS if is_forwarded else _METHODS))
         message = "The request is not authorized: Authorization should be `Bearer` and the agent's token"
         refusal = RefusedError(401, "unauthorized", message, ("www-authenticate", "Bearer"))
         self._log_refusal(refusal, exchange.peer)
-        self.answered[refusal.response.status] += exchange.head.path == EVENTS_PATH
+        self.answered[refusal.response.status] += head.path == EVENTS_PATH
         return await exchange.answer(refusal.response)
 
     def _has_token(self, head: Head) -> bool:
         return self._policy.admits(head.headers.get("authorization", ""))
 
     async def _handle(self, exchange: Exchange) -> None:
+        job, exchange.head = _split(exchange.head)
         head = exchange.head
         if head.path == EVENTS_PATH and head.method in {"POST", "OPTIONS"}:
-            answer = _preflight() if head.method == "OPTIONS" else await self._take_events(exchange)
+            answer = _preflight() if head.method == "OPTIONS" else await self._take_events(exchange, job)
             self.answered[answer.status] += head.method == "POST"
             return await exchange.answer(answer)
         if self._forward is not None:
@@ -185,11 +189,11 @@ class HttpListener:
             return await self._forward(exchange)
         return await exchange.answer(_no_route(head))
 
-    async def _take_events(self, exchange: Exchange) -> Response:
+    async def _take_events(self, exchange: Exchange, job: bytes | None) -> Response:
         """Keep the events of a request; answer when they are durable."""
         head = exchange.head
         try:
-            context = _context(head)
+            context = _context(head, job)
             self._check_team(head)
             is_packed = _is_packed(head)
             body = await exchange.body(MAX_BODY_BYTES, self._memory)
@@ -257,7 +261,13 @@ def _decode(body: bytes) -> tuple[list[bytes], CacheUse]:
         raise RefusedError(400, "bad_request", f"{where}{error}") from error
 
 
-def _context(head: Head) -> Context:
+def _split(head: Head) -> tuple[bytes | None, Head]:
+    """Return the job that the address of a request names, and its head without that."""
+    job, path, target = split_job(head.path, head.target)
+    return job, head if job is None else replace(head, path=path, target=target)
+
+
+def _context(head: Head, job: bytes | None) -> Context:
     ci, interactive = head.headers.get(CI_HEADER), head.headers.get(INTERACTIVE_HEADER)
     try:
         found = _decode_ci(msgspec.json.encode(ci)) if ci else None
@@ -265,7 +275,11 @@ def _context(head: Head) -> Context:
         raise RefusedError(400, "bad_request", f"{CI_HEADER}: {error}") from error
     if interactive not in {None, "0", "1"}:
         raise RefusedError(400, "bad_request", f"{INTERACTIVE_HEADER}: Expected 0 or 1")
-    return Context(found, None if interactive is None else 1 if interactive == "1" else 0)
+    try:
+        label = _decode_job(msgspec.json.encode(job.decode("latin-1"))) if job else None
+    except ValueError as error:
+        raise RefusedError(400, "bad_request", f"The job in the request's path: {error}") from error
+    return Context(found, None if interactive is None else 1 if interactive == "1" else 0, label)
 
 
 def _preflight(methods: str = _METHODS) -> Response:

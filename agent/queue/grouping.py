@@ -15,7 +15,7 @@ RECORD_BYTES = 64 * 1024
 
 
 RECORD_OVERHEAD = HEADER_BYTES + 72
-"""How many bytes a record has at most beside its events' text, its frame's header included."""
+"""How many bytes a record has at most beside its events' text and its job, its frame's header included."""
 
 
 class Submitted:
@@ -32,7 +32,7 @@ class Submitted:
         self.retried = retried
         self.size = RECORD_OVERHEAD * len(blocks)
         for block in blocks:
-            self.size += len(block.lines)
+            self.size += len(block.lines) + len(block.context.job or "")
 
     @property
     def event_count(self) -> int:

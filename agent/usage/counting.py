@@ -84,15 +84,16 @@ class Totals(msgspec.Struct, frozen=True):
 
 
 class SessionTasks:
-    """The tasks of a session. `first` and `last` are seconds since the epoch, `ci` is the first CI system that it named.
+    """The tasks of a session. `first` and `last` are seconds since the epoch, `ci` and `job` are the first that it named.
 
     `events` has the number of events by hour.
     """
 
-    __slots__ = ("ci", "events", "first", "last", "tasks")
+    __slots__ = ("ci", "events", "first", "job", "last", "tasks")
 
     def __init__(self, tasks: dict[str, Task]) -> None:
         self.ci: str | None = None
+        self.job: str | None = None
         self.first = float("inf")
         self.last = float("-inf")
         self.events: Counter[int] = Counter()
@@ -111,14 +112,15 @@ class Sessions(dict[str, SessionTasks]):
         return session
 
 
-def count(sessions: Sessions, events: Sequence[Event], ci: str | None, at: float) -> None:
-    """Add events that were accepted at one moment (seconds since the epoch), of clients in one CI system, to their sessions."""
+def count(sessions: Sessions, events: Sequence[Event], ci: str | None, at: float, job: str | None = None) -> None:
+    """Add events that were accepted at one moment (seconds since the epoch), of one CI system and job, to their sessions."""
     at = at if 0 <= at < _LAST else 0.0  # a record of another program may say anything
     hour = int(at // HOUR_SECONDS)
     for session_id, number in Counter(map(attrgetter("session_id"), events)).items():
         session = sessions[shortened(session_id)]
         session.events[hour] += number
         session.ci = session.ci or ci
+        session.job = session.job or job
         session.first, session.last = min(session.first, at), max(session.last, at)
     last_id, tasks = None, dict[str, Task]()
     for event in events:  # the only loop over events: it costs half a microsecond for each

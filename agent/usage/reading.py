@@ -145,7 +145,7 @@ def count_piece(sessions: Sessions, piece: Piece) -> tuple[int, int]:
     number, lost = 0, piece.lost
     for record in piece.records:
         events, others = events_in(record.lines)
-        count(sessions, events, record.context.ci, record.enqueued_at)
+        count(sessions, events, record.context.ci, record.enqueued_at, record.context.job)
         number += len(events)
         lost += others
     return number, lost

@@ -10,15 +10,16 @@ from agent.timestamps import iso
 from agent.usage.counting import HOUR_SECONDS, Totals, shortened
 from agent.usage.store import DAMAGED, DELETED, UsageStore
 
-By = Literal["hour", "day", "session", "ci"]
+By = Literal["hour", "day", "session", "ci", "job"]
 WORST = 10
 _DAY_HOURS = 24
 _NEVER = 2**62
-_KEYS: dict[By, str] = {"hour": "hour", "day": f"hour / {_DAY_HOURS}", "session": "name", "ci": "ci"}
+_KEYS: dict[By, str] = {"hour": "hour", "day": f"hour / {_DAY_HOURS}", "session": "name", "ci": "ci", "job": "job"}
 _ORDERS: dict[By, str] = {
     "hour": "1",
     "day": "1",
     "session": "min(first), 1",
+    "job": "min(first), 1",
     "ci": "sum(local_hits + remote_hits + misses + unanswered) DESC, 1",
 }
 _SUMS = (
@@ -68,7 +69,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Group(Summary, frozen=True, kw_only=True):
-    """A part of a report: `name` is an hour or day (ISO 8601, UTC), a session, or a CI system; null for none."""
+    """A part of a report: `name` is an hour or day (ISO 8601, UTC), a session, a CI system, or a job; null for none."""
 
     name: str | None
 
@@ -79,6 +80,7 @@ class Build(Summary, frozen=True, kw_only=True):
     session: str
     ci: str | None
     at: str
+    job: str | None = None
 
 
 class RepeatedMiss(msgspec.Struct, frozen=True):
@@ -193,8 +195,11 @@ class _Asked:
     def worst(self) -> list[Build]:
         """Return the sessions in which most tasks had to be built."""
         having = "HAVING sum(misses + unanswered) > 0 ORDER BY sum(misses + unanswered) DESC, first DESC"
-        found = self._select(f"name, ci, first, {_SUMS}", f"GROUP BY session {having} LIMIT {WORST}")
-        return [Build(session=name, ci=ci, at=iso(first), **_fields(Totals(*sums))) for name, ci, first, *sums in found]
+        found = self._select(f"name, ci, job, first, {_SUMS}", f"GROUP BY session {having} LIMIT {WORST}")
+        return [
+            Build(session=name, ci=ci, job=job, at=iso(first), **_fields(Totals(*sums)))
+            for name, ci, job, first, *sums in found
+        ]
 
     def missed_again(self, period: Period) -> list[RepeatedMiss]:
         """Return the hashes that were missed most often, and of those with a miss in the period; no session has such."""

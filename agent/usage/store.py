@@ -3,7 +3,7 @@
 Every change is one transaction, with the progress of the fold in it: after a crash the same segments are folded again. Two
 processes take turns. Whoever finds the file damaged puts it aside, and counts anew what is still there.
 
-sessions  a row for each: when, in which CI system
+sessions  a row for each: when, in which CI system and job
 usage     totals by hour and session: what reports are made of
 tasks     each session's tasks, packed: only as long as more events of it may come
 hashes    how often each was a miss and a hit, in different sessions
@@ -28,7 +28,7 @@ from agent.usage.counting import Answer, SessionTasks, Task, totals_by_hour
 from agent.usage.reading import Progress, SegmentKey
 
 FILE_NAME = "usage.sqlite3"
-VERSION = 1
+VERSION = 2
 APPLICATION_ID = 0x41415155
 MAX_BYTES = 1024**3
 """The file grows no larger."""
@@ -43,7 +43,9 @@ _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 _SCHEMA = f"""
 BEGIN IMMEDIATE;
-CREATE TABLE sessions (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, ci TEXT, first REAL NOT NULL, last REAL NOT NULL);
+CREATE TABLE sessions (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, ci TEXT, first REAL NOT NULL, last REAL NOT NULL,
+  job TEXT
+);
 CREATE TABLE usage (
   hour INTEGER NOT NULL, session INTEGER NOT NULL, events INTEGER NOT NULL, local_hits INTEGER NOT NULL,
   remote_hits INTEGER NOT NULL, misses INTEGER NOT NULL, unanswered INTEGER NOT NULL,
@@ -70,7 +72,7 @@ _unpack = msgspec.msgpack.Decoder(dict[str, Task]).decode
 
 
 class DamagedError(Exception):
-    """The file is no database, or a damaged one."""
+    """The file is no database, a damaged one, or one of an earlier version."""
 
 
 class UnwritableError(Exception):
@@ -121,8 +123,10 @@ class UsageStore:
             found = self._version()
         if found == 0:
             self.connection.executescript(_SCHEMA)  # and says what is wrong
-        elif found != VERSION:
-            raise StorageError(f"{self._name}: was written by another version of the agent: move it away")
+        elif found < VERSION:
+            raise DamagedError(f"{self._name}: is of an older version of the agent")
+        elif found > VERSION:
+            raise StorageError(f"{self._name}: was written by a later version of the agent: move it away")
         self.connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         self.connection.execute(f"PRAGMA max_page_count = {max_bytes // PAGE_BYTES}")
 
@@ -206,9 +210,10 @@ class UsageStore:
     def add(self, sessions: Mapping[str, SessionTasks], before: Mapping[str, Mapping[str, Task]]) -> None:
         """Write sessions, whose tasks replace those that were known `before`, and whose events are added."""
         self.connection.executemany(
-            "INSERT INTO sessions (name, ci, first, last) VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET "
-            "ci = coalesce(ci, excluded.ci), first = min(first, excluded.first), last = max(last, excluded.last)",
-            ((name, each.ci, each.first, each.last) for name, each in sessions.items()),
+            "INSERT INTO sessions (name, ci, job, first, last) VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET "
+            "ci = coalesce(ci, excluded.ci), job = coalesce(job, excluded.job), first = min(first, excluded.first), "
+            "last = max(last, excluded.last)",
+            ((name, each.ci, each.job, each.first, each.last) for name, each in sessions.items()),
         )
         select = "SELECT id FROM sessions WHERE name = ?"
         ids = {name: self.connection.execute(select, (name,)).fetchone()[0] for name in sessions}

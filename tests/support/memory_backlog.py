@@ -63,7 +63,7 @@ class MemoryBacklog:
     def add(self, *names: str, context: Context = PLAIN, session: str = "s") -> None:
         """Let events with these hashes wait."""
         for name in names:
-            waiting = Waiting(context, name, session, anyio.current_time())
+            waiting = Waiting(context.for_api, name, session, anyio.current_time())
             self.durable.events[len(self.durable.events) + 1] = waiting
         self.changed.notify_all()
 

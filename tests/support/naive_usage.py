@@ -6,6 +6,16 @@ from typing import Any
 ORDER = [("LOCAL", "HIT"), ("REMOTE", "HIT"), ("REMOTE", "MISS"), ("LOCAL", "MISS")]  # the best first
 
 
+def naive_jobs(events: Iterable[tuple[str | None, Mapping[str, Any]]]) -> dict[str | None, dict[str, Any]]:
+    """Return the same of each job: a session is of the first job that it names, and of none if it names none."""
+    jobs: dict[str, str | None] = {}
+    found = list(events)
+    for job, event in found:
+        jobs[event["sessionId"]] = jobs.get(event["sessionId"]) or job
+    each = {job: [event for _, event in found if jobs[event["sessionId"]] == job] for job in jobs.values()}
+    return {job: naive_count(of_job) for job, of_job in each.items()}
+
+
 def naive_count(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Return what `report --format json` has to say of events as they are sent."""
     reported: dict[tuple[str, str], list[Mapping[str, Any]]] = {}

@@ -13,7 +13,7 @@ from agent.queue.record import Record, encode_record
 from agent.queue.store import Limits
 from agent.usage.fold import Folded, Keeping, query
 from agent.usage.reading import KeptEvents
-from agent.usage.report import Period, Question, Report, report
+from agent.usage.report import Period, Question, Report, Summary, report
 from tests.support.open_queue import OpenQueue
 from tests.support.unsynced import UnsyncedFilesystem
 
@@ -29,6 +29,7 @@ class CountedQueue:
         self.root = root
         self.now = NOW
         self.events: list[dict[str, Any]] = []
+        self.jobs: list[str | None] = []  # of each of them
         self.fs = UnsyncedFilesystem()
         self._limits = limits
         self.queue = self._opened()
@@ -41,13 +42,14 @@ class CountedQueue:
     def _opened(self) -> OpenQueue:
         return OpenQueue(self.fs, self.directory, self._limits)
 
-    def append(self, *records: list[dict[str, Any]], ci: str | None = None) -> None:
-        """Commit records of these events, of clients in a CI system."""
+    def append(self, *records: list[dict[str, Any]], ci: str | None = None, job: str | None = None) -> None:
+        """Commit records of these events, of clients in a CI system, and of a job."""
         entries = []
         for events in records:
             lines = encode_events([decode_event(msgspec.json.encode(event)) for event in events])
-            entries.append(Entry(len(events), encode_record(Record(self.now, Context(ci), lines))))
+            entries.append(Entry(len(events), encode_record(Record(self.now, Context(ci, job=job), lines))))
             self.events += events
+            self.jobs += [job] * len(events)
         self.queue.commit(entries, self.now)
 
     def deliver(self) -> None:
@@ -76,7 +78,7 @@ class CountedQueue:
         return found
 
 
-def summary(found: Report) -> dict[str, Any]:
+def summary(found: Summary) -> dict[str, Any]:
     """Return those keys of a report that are promised to stay."""
     names = ("events", "tasks", "hits", "misses", "unanswered", "saved_ms", "hit_rate")
     return {name: msgspec.to_builtins(getattr(found, name)) for name in names}

@@ -53,7 +53,7 @@ def _moment(text: str, now: float) -> float:
 )
 @click.option("--until", type=Moment(), metavar="TIME", help='Up to then: "1d" ago, or a date.  [default: now]')
 @click.option("--session", metavar="ID", help="Only this session, whenever it was.")
-@click.option("--by", type=click.Choice(["hour", "day", "session", "ci"]), help="Break it down.")
+@click.option("--by", type=click.Choice(["hour", "day", "session", "ci", "job"]), help="Break it down.")
 @click.option(
     "--format",
     "form",

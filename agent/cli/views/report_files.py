@@ -85,10 +85,15 @@ def _markdown(report: Report) -> Iterator[str]:
         yield from _table(columns, parts[-_MOST_PARTS:])
     if report.session is None and report.worst:
         builds = (
-            [_code(each.session), percent(each.hit_rate), f"{each.tasks:,}", f"{each.misses:,}", f"{each.unanswered:,}"]
+            [
+                _code(each.session),
+                percent(each.hit_rate),
+                *(f"{number:,}" for number in (each.tasks, each.misses, each.unanswered)),
+                _code(each.job) if each.job else "",
+            ]
             for each in report.worst
         )
-        yield from _table(["worst builds", "hit rate", "tasks", "misses", "unanswered"], builds)
+        yield from _table(["worst builds", "hit rate", "tasks", "misses", "unanswered", "job"], builds)
     if report.missed_again:
         misses = ([_code(each.hash), f"{each.misses:,}", f"{each.hits:,}"] for each in report.missed_again)
         yield from _table(["built more than once", "missed", "found"], misses)

@@ -72,8 +72,10 @@ def _body(report: Report) -> Iterator[str]:
     elif report.by_ci:
         yield from _parts("ci", report.by_ci)
     if report.session is None and report.worst:
-        builds = ([each.session, *_cells(each), _clock(each.at), each.ci or "none"] for each in report.worst)
-        yield from _table("Worst builds", ["session", *_COLUMNS, "began (UTC)", "ci"], builds)
+        builds = (
+            [each.session, *_cells(each), _clock(each.at), each.ci or "none", each.job or ""] for each in report.worst
+        )
+        yield from _table("Worst builds", ["session", *_COLUMNS, "began (UTC)", "ci", "job"], builds)
     if report.missed_again:
         misses = (
             [each.hash, f"{each.misses:,}", f"{each.hits:,}", _clock(each.last_miss)] for each in report.missed_again

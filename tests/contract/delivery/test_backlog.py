@@ -200,6 +200,15 @@ async def test_events_come_once_and_in_order_with_their_numbers(implementation: 
         assert [seq for span in batch.spans for seq in range(*span)] == list(range(1, 8))
 
 
+async def test_events_of_different_jobs_share_a_batch_and_the_api_is_not_told_of_them(implementation: str) -> None:
+    async with opened(implementation) as world:
+        await world.add("a", context=Context("A", 1, "one"))
+        await world.add("b", context=Context("A", 1, "two"))
+        await world.add("c", context=Context("A", 1))
+        (batch,) = await take_all(world.backlog)
+        assert (batch.context, batch.event_count) == (Context("A", 1), 3)
+
+
 async def test_a_batch_has_one_context_and_at_most_so_many_events(implementation: str) -> None:
     async with opened(implementation) as world:
         await world.add(*numbered(5, "a"), context=Context("A"))

@@ -8,6 +8,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from agent.events import Context
+from agent.queue.filesystem import OsFilesystem
+from agent.queue.record import record_in
+from agent.queue.snapshot import LogSnapshot
 from tests.support.accounts import assert_contexts, flushed, ledger, ledger_of, received, recorded
 from tests.support.api_server import Answer, ApiServer
 from tests.support.command import run_command
@@ -138,3 +142,20 @@ def test_status_shows_where_http_listens(tmp_path: Path, api_server: ApiServer) 
         result = run_command("status", "--config", daemon.config)
         assert f"HTTP on {daemon.status()['http']['listen']}" in result.stdout
         assert f"HTTP on {daemon.directory / 'h.sock'}" in result.stdout
+
+
+def test_the_job_in_an_address_stays_here(tmp_path: Path, api_server: ApiServer) -> None:
+    with agent(tmp_path / "agent", api_server.url) as daemon, on_port(daemon) as client:
+        label = "/artifacts-agent/job/build%20%2F7"
+        assert client.post(f"{label}{PATH}?slug=s", json=[EVENT]).status_code == 200
+        assert client.options(f"{label}{PATH}").headers["allow"] == "POST, OPTIONS"
+        refused = client.post(f"/artifacts-agent/job/%C3%A9{PATH}", json=[EVENT])
+        assert (refused.status_code, "job" in refused.json()["error"]["message"]) == (400, True)
+        assert client.get(f"{label}/v8/else").status_code == 404
+        assert flushed(daemon)
+    (request,) = (each for each in api_server.requests if each.is_events)
+    assert b"build" not in request.body
+    assert "build" not in str(request.headers) + request.path
+    log = LogSnapshot.read(OsFilesystem(), daemon.queue / "default" / "segments")
+    records = [record_in(frame) for each in log.all_contents() for frame in each.frames]
+    assert [record and record.context for record in records] == [Context(job="build /7")]

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from agent.client import CI_VENDORS, DETECT, EventClient, detect_ci, detect_interactive, find_socket
-from agent.events import Session, decode_lines
+from agent.client import CI_VENDORS, DETECT, EventClient, ci, detect_ci, detect_interactive, detect_job, find_socket
+from agent.client.lines import encode_context
+from agent.events import Context, Session, decode_lines
 
 ROOT = Path(__file__).parents[3]
 VENDORS = ROOT / "tests/data/ci-vendors.txt"
@@ -72,6 +73,50 @@ def test_only_a_terminal_outside_of_every_ci_system_is_interactive(environ: dict
     )
     assert on_terminal(script) == [str(int(not environ)), "0"]
     assert detect_interactive(environ, None) == int(not environ and os.isatty(1))
+
+
+GITHUB = {
+    "GITHUB_ACTIONS": "true",
+    "GITHUB_SERVER_URL": "https://github.com",
+    "GITHUB_REPOSITORY": "acme/web",
+    "GITHUB_RUN_ID": "42",
+    "GITHUB_RUN_ATTEMPT": "2",
+    "GITHUB_JOB": "build",
+    "RUNNER_NAME": "r1",
+}
+GITLAB = {"GITLAB_CI": "1", "CI_JOB_NAME": "build: [a]", "CI_JOB_URL": "https://gitlab.example/-/jobs/7"}
+RUN = "https://github.com/acme/web/actions/runs/42/attempts/2"
+
+
+@pytest.mark.parametrize(
+    ("environ", "job"),
+    [
+        ({}, None),
+        ({"CI": "true"}, None),
+        (GITHUB, f"build on r1 {RUN}"),
+        (GITHUB | {"RUNNER_NAME": ""}, RUN),
+        (GITHUB | {"GITHUB_RUN_ID": ""}, None),
+        (GITHUB | {"GITHUB_JOB": "x" * 300}, "x" * 145 + f" {RUN}"),
+        (GITLAB, "build: [a] https://gitlab.example/-/jobs/7"),
+        (GITLAB | {"CI_JOB_NAME": 'a "b" \\ é\n'}, "a 'b' / ?? https://gitlab.example/-/jobs/7"),
+        (GITLAB | {"ARTIFACTS_AGENT_JOB": " mine "}, "mine"),
+        (GITLAB | {"ARTIFACTS_AGENT_JOB": ""}, None),
+    ],
+)
+def test_a_job_is_known_by_its_name_and_address_unless_it_is_named(environ: dict[str, str], job: str | None) -> None:
+    assert detect_job(environ) == job
+
+
+@pytest.mark.parametrize("name", ci.JOBS)
+def test_each_system_whose_jobs_are_known_is_one_of_turbos_and_any_label_is_valid(name: str) -> None:
+    (rule,) = (rule for vendor, rule in CI_VENDORS if vendor == name)
+    environ = {each.partition("==")[0]: each.partition("==")[2] or "yes" for each in rule.split("+")}
+    for pattern in ci.JOBS[name]:
+        environ |= {variable: f' \0"{variable}é' for variable in re.findall("{(.*?)}", pattern)}
+    job = detect_job(environ)
+    assert job is not None
+    line = encode_context(None, None, job)
+    assert decode_lines(line, Session()).session.context == Context(job=job)
 
 
 def on_terminal(script: str) -> list[str]:

@@ -113,9 +113,9 @@ def test_the_dump_of_a_dead_letter_is_what_the_code_writes(tmp_path: Path) -> No
 def test_the_dumps_have_the_documented_shapes_for_an_independent_msgpack() -> None:
     event = b'{"sessionId":"s-1","source":"LOCAL","event":"HIT","hash":"115c7929ab9c479c","duration":514}\n'
     bare = b'{"sessionId":"s","source":"REMOTE","event":"MISS","hash":"h"}\n'
-    assert msgpack.unpackb(dump("segment")[52:]) == [NOW, ["GITHUB_ACTIONS", 0], event]
-    assert msgpack.unpackb(dump("record")) == [1.0, [None, None], bare]
-    assert msgpack.unpackb(dump("dead letter")) == [3, NOW + 0.5, 400, "bad hash", ["GITHUB_ACTIONS", 0], event]
+    assert msgpack.unpackb(dump("segment")[52:]) == [NOW, ["GITHUB_ACTIONS", 0, None], event]
+    assert msgpack.unpackb(dump("record")) == [1.0, [None, None, None], bare]
+    assert msgpack.unpackb(dump("dead letter")) == [3, NOW + 0.5, 400, "bad hash", ["GITHUB_ACTIONS", 0, None], event]
     pause = ["operator", "paused", NOW, float("inf"), 0]
     counts = {"delivered": 1, "dead_lettered": 1}
     assert msgpack.unpackb(dump("slot")[22:])[:7] == [2, 5, 1, [[3, 4]], counts, {"overflow": 2}, pause]

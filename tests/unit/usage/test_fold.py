@@ -26,7 +26,7 @@ from agent.usage.fold import Keeping, fold, query
 from agent.usage.reading import KeptEvents, count_all
 from agent.usage.report import Period, Question, report
 from agent.usage.store import FILE_NAME, UnwritableError, UsageStore
-from tests.support.naive_usage import naive_count
+from tests.support.naive_usage import naive_count, naive_jobs
 from tests.support.recordings import Recorded
 from tests.support.unsynced import UnsyncedFilesystem
 from tests.support.usage import KEEPING, LIMITS, NOW, CountedQueue, builds, summary, use
@@ -78,13 +78,15 @@ def test_it_counts_as_the_plainest_way_does_whatever_happens_in_between(
     tmp_path_factory: pytest.TempPathFactory, story: list[Any]
 ) -> None:
     queue = CountedQueue(tmp_path_factory.mktemp("queue"))
-    for step in story:
+    for number, step in enumerate(story):
         queue.now += 1000.0
         if isinstance(step, list):
-            queue.append(*step)
+            queue.append(*step, job=(None, "build 1", "build 2")[number % 3])
         else:
             step(queue)
     assert summary(queue.report()) == naive_count(queue.events)
+    by_job = queue.report(Question(Period(), "job")).groups
+    assert {each.name: summary(each) for each in by_job} == naive_jobs(zip(queue.jobs, queue.events, strict=True))
     assert summary(queue.report()) == naive_count(queue.events)
     assert count_all(queue.kept()).tasks == naive_count(queue.events)["tasks"]
 
@@ -256,8 +258,20 @@ def test_a_file_of_another_version_is_left_alone(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / FILE_NAME) as connection:
         connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(StorageError, match="another version"):
+    with pytest.raises(StorageError, match="a later version"):
         queue.asked()
+
+
+def test_a_file_of_an_earlier_version_is_made_anew_of_what_there_is(tmp_path: Path) -> None:
+    queue = CountedQueue(tmp_path)
+    filled(queue, 2)
+    with sqlite3.connect(tmp_path / FILE_NAME) as connection:
+        connection.execute("CREATE TABLE sessions (id INTEGER)")
+        connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    found, folded = queue.asked()
+    assert found.events == 40
+    assert "an older version" in folded.problems[0]
 
 
 def test_a_disk_that_fills_up_leaves_what_was_folded_before(tmp_path: Path) -> None:
