@@ -37,7 +37,7 @@ def run(size: Size) -> Report:
         facts["queue MiB"] = round(_size(full.queue) / 2**20)
         samples = [_start(*each) for _ in range(size.rounds) for each in ((AGENT, full), (EMPTY, empty))]
         samples.append(_drain(full, api, events))
-    return Report("backlog", samples, facts, baseline=EMPTY)
+    return Report("backlog", samples, facts)
 
 
 def _fill(daemon: Daemon, events: int) -> None:

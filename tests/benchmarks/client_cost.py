@@ -49,7 +49,7 @@ def run(size: Size) -> Report:
                     samples += _measure(case, daemon.stream, size.events, _settled(state, daemon))
         with daemon:
             samples += _commands(daemon, min(PROCESSES, max(size.events // 1000, 1)), size.rounds)
-    return Report("client cost", samples, facts, baseline=BASELINE)
+    return Report("client cost", samples, facts)
 
 
 # The states

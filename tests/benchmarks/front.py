@@ -62,7 +62,7 @@ def run(size: Size) -> Report:
         for _ in range(size.rounds):
             with _upstream() as port:
                 samples += [_through_front(size, case, megabytes, port), _direct(case, megabytes, port)]
-    return Report("front", samples, size.facts(megabytes=megabytes), baseline=FLOOR)
+    return Report("front", samples, size.facts(megabytes=megabytes))
 
 
 def _small_through_front(size: Size, port: int) -> Sample:

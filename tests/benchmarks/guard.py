@@ -9,7 +9,8 @@ ratio of their CPU holds on a busy machine too. Listeners and threads are not in
 What is too slow is measured again: a busy machine can disturb one measurement, a slower agent is slower in each.
 
 Two parts are guarded: `whole`, up to the API, and `intake`, up to the queue, in which a slower decoder shows beside what HTTP
-costs. The ratios that count are in guard.json; `--record` writes them anew: do that with the change that moves them on purpose.
+costs; each with 20 sessions in 1,000 events and with a session each. The ratios that count are in guard.json; `--record` writes
+them anew: do that with the change that moves them on purpose.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Literal, get_args
+from typing import NamedTuple
 
 import anyio
 import anyio.lowlevel
@@ -36,7 +37,7 @@ from agent.queue.filesystem import OsFilesystem
 from agent.queue.store import Limits
 from agent.runtime import Runtime
 from tests.benchmarks import floor
-from tests.benchmarks.load import blocks
+from tests.benchmarks.load import EACH, SESSIONS, blocks
 from tests.benchmarks.sink import Sink, sink
 from tests.support.pipelines import inline
 
@@ -45,11 +46,23 @@ EVENTS, ROUNDS = 50_000, 5
 ATTEMPTS = 3
 FLOORS = 2  # it is so quick that one would be over before its CPU time can be told
 TOLERANCE = 4 / 3
-Part = Literal["intake", "whole"]
-PARTS = get_args(Part)
+Ratios = dict[str, float]  # by the name of the part
 
 
-Ratios = dict[Part, float]
+class Part(NamedTuple):
+    """How far events go, and how many sessions 1,000 of them are of."""
+
+    to_the_api: bool
+    sessions: int
+
+
+PARTS = {
+    "intake": Part(to_the_api=False, sessions=SESSIONS),
+    "whole": Part(to_the_api=True, sessions=SESSIONS),
+    "intake, a session each": Part(to_the_api=False, sessions=EACH),
+    "whole, a session each": Part(to_the_api=True, sessions=EACH),
+}
+BATCH = 1_000  # as by default
 
 
 def recorded() -> Ratios:
@@ -57,29 +70,31 @@ def recorded() -> Ratios:
     return msgspec.json.decode(RECORD.read_bytes(), type=Ratios)
 
 
-def too_slow(found: Ratios, before: Ratios) -> list[Part]:
+def too_slow(found: Ratios, before: Ratios) -> list[str]:
     """Return the parts whose cost per event has risen by more than a third."""
     return [part for part, ratio in found.items() if ratio > before[part] * TOLERANCE]
 
 
-def measure(events: int = EVENTS, rounds: int = ROUNDS) -> dict[Part, list[float]]:
+def measure(events: int = EVENTS, rounds: int = ROUNDS) -> dict[str, list[float]]:
     """Let agent and floor work in turn; return the ratios of each round. One more, the first, only warms both up."""
     logs.configure("error", "json")  # by default structlog prints even what is for debugging
-    data = b"".join(blocks(events))
-    ratios: dict[Part, list[float]] = {part: [] for part in PARTS}
-    with tempfile.TemporaryDirectory(prefix="b-") as name, sink() as api:
+    ratios: dict[str, list[float]] = {name: [] for name in PARTS}
+    with tempfile.TemporaryDirectory(prefix="b-") as directory, sink() as api:
         for number in range(rounds + 1):
-            for part in PARTS:
-                ratios[part].append(_ratio(Path(name) / f"{part}-{number}", api, data, part))
+            for name, part in PARTS.items():
+                ratios[name].append(_ratio(Path(directory) / f"{name}-{number}", api, events, part))
         arrived = api.wait(0).events
-    assert arrived == events * (rounds + 1), f"{arrived} of {events * (rounds + 1)} events arrived"
-    return {part: each[1:] for part, each in ratios.items()}
+    expected = events * (rounds + 1) * sum(part.to_the_api for part in PARTS.values())
+    assert arrived == expected, f"{arrived} of {expected} events arrived"
+    return {name: each[1:] for name, each in ratios.items()}
 
 
-def _ratio(directory: Path, api: Sink, data: bytes, part: Part) -> float:
+def _ratio(directory: Path, api: Sink, events: int, part: Part) -> float:
     """Return the agent's CPU per event, divided by the floor's."""
+    data = b"".join(blocks(events, sessions=part.sessions))
     agent = anyio.run(_agent, directory, api, data, part, backend_options={"use_uvloop": True})
-    return agent / (floor.run(FLOORS * data.count(b"\n"), directory / "floor").cpu / FLOORS)
+    batch = BATCH if part.to_the_api else None
+    return agent / (floor.run(FLOORS * events, directory / "floor", batch, part.sessions).cpu / FLOORS)
 
 
 async def _agent(directory: Path, api: Sink, data: bytes, part: Part) -> float:
@@ -88,13 +103,13 @@ async def _agent(directory: Path, api: Sink, data: bytes, part: Part) -> float:
     runtime = Runtime(run_blocking=inline, wall_clock=time.time, random=lambda: 0.5)
     # Not synced: what the kernel does for that is not the agent's work, and differs from disk to disk.
     pipeline = Pipeline(OsFilesystem(), directory, Limits(sync="off"), DeliveryConfig(transport), runtime)
-    if part == "intake":
+    if not part.to_the_api:
         pipeline.pause()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(pipeline.run)
         begin = time.process_time()
         await _feed(Intake(pipeline), data)
-        await (pipeline.flush() if part == "whole" else pipeline.commit_once())
+        await (pipeline.flush() if part.to_the_api else pipeline.commit_once())
         cpu = time.process_time() - begin
         await pipeline.drain(0)
     await pipeline.close()
@@ -119,7 +134,7 @@ def main() -> int:
     return int(not any(_is_quick_enough(measure(), recorded()) for _ in range(ATTEMPTS)))
 
 
-def _is_quick_enough(rounds: dict[Part, list[float]], before: Ratios) -> bool:
+def _is_quick_enough(rounds: dict[str, list[float]], before: Ratios) -> bool:
     """Say what was measured, and whether that is allowed."""
     found = _medians(rounds)
     for part, ratio in found.items():
@@ -128,7 +143,7 @@ def _is_quick_enough(rounds: dict[Part, list[float]], before: Ratios) -> bool:
     return not too_slow(found, before)
 
 
-def _medians(rounds: dict[Part, list[float]]) -> Ratios:
+def _medians(rounds: dict[str, list[float]]) -> Ratios:
     return {part: round(statistics.median(each), 2) for part, each in rounds.items()}
 
 

@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,8 @@ from tests.benchmarks.usage import load_average
 class Size:
     """How much to measure: `rounds` times so many events. What takes time rather than events takes `seconds`.
 
-    `directory` is empty and on the disk that is to be measured; `plots` is where to write plots.
+    `directory` is empty and on the disk that is to be measured; `plots` is where to write plots. `cases` are the only ones to
+    measure, if there are any; `alone` leaves the peers out.
     """
 
     events: int
@@ -31,6 +32,12 @@ class Size:
     seconds: float
     directory: Path
     plots: Path | None = None
+    cases: Sequence[str] = ()
+    alone: bool = False
+
+    def chosen(self, cases: Iterable[str]) -> list[str]:
+        """Return those of a benchmark's cases that are to be measured."""
+        return [case for case in cases if not self.cases or case in self.cases]
 
     @contextmanager
     def fresh(self) -> Iterator[Path]:
@@ -48,12 +55,13 @@ class Size:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One benchmark; `events` and `rounds` are what it measures unless told otherwise."""
+    """One benchmark; `events` and `rounds` are what it measures unless told otherwise, `cases` what it can measure alone."""
 
     name: str
     run: Callable[[Size], Report]
     events: int = 1_000_000
     rounds: int = 3
+    cases: Sequence[str] = ()
 
 
 def main(*benchmarks: Benchmark, argv: Sequence[str] | None = None) -> int:
@@ -96,6 +104,8 @@ def _size(benchmark: Benchmark, options: argparse.Namespace, directory: Path) ->
         seconds=options.seconds,
         directory=directory,
         plots=options.plots,
+        cases=options.case,
+        alone=options.alone,
     )
 
 
@@ -110,7 +120,11 @@ def _parser(benchmarks: Sequence[Benchmark]) -> argparse.ArgumentParser:
         "--plots", type=Path, metavar="DIRECTORY", help="where to write plots (needs the extra `bench`)"
     )
     parser.add_argument("--directory", type=Path, help="on which disk to measure; by default that of TMPDIR")
-    parser.set_defaults(cap=len(benchmarks) > 1)
+    cases = benchmarks[0].cases if len(benchmarks) == 1 else ()
+    if cases:
+        parser.add_argument("--case", action="append", choices=cases, help="measure only this; may be repeated")
+    parser.add_argument("--alone", action="store_true", help="without the peers")
+    parser.set_defaults(case=[], cap=len(benchmarks) > 1)
     return parser
 
 

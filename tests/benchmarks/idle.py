@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tests.benchmarks import usage
-from tests.benchmarks.contenders import SYSLOG_NG, Contender, contenders, missing_peer
+from tests.benchmarks.contenders import Contender, contenders, missing_peers
 from tests.benchmarks.harness import Benchmark, Size, main
 from tests.benchmarks.report import Report, Sample
 from tests.benchmarks.sink import Sink, sink
@@ -22,13 +22,13 @@ BATCH = 1_000
 
 def run(size: Size) -> Report:
     """Start each contender often, in turn, and then watch all of them do nothing."""
-    present = contenders()
-    facts = size.facts(seconds=size.seconds, **missing_peer(present))
+    present = contenders(alone=size.alone)
+    facts = size.facts(seconds=size.seconds, **missing_peers(present))
     del facts["events"]
     with sink() as api:
         samples = [_start(contender, size, api) for _ in range(size.rounds) for contender in present]
         samples += _watch(present, size, api)
-    return Report("idle", samples, facts, baseline=SYSLOG_NG)
+    return Report("idle", samples, facts)
 
 
 def _start(contender: Contender, size: Size, api: Sink) -> Sample:

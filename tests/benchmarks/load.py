@@ -6,8 +6,8 @@
     short      one connection for each event
     datagram   one datagram for each event; waits while the socket is full
 
-All events of a run are of one session, as a build's are; with `--mixed`, or with several clients, of many, which take turns.
-A process says when it is ready, begins when it is told to, and says how it went. It knows what a client knows.
+`--sessions` is how many sessions each 1,000 events are of: 20 by default, as with builds that take turns; with 1,000 every event
+is of another one. A process says when it is ready, begins when it is told to, and says how it went. It knows what a client knows.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from tests.support import recordings
 
 Kind = Literal["stream", "durable", "confirmed", "short", "datagram"]
 LINES_A_BLOCK = 256
+SESSIONS, EACH = 20, 1_000  # in 1,000 events: by default, and at most
 _ROOT = Path(__file__).parents[2]
 
 
@@ -43,10 +44,12 @@ class Sent(NamedTuple):
 # The benchmarks' side
 
 
-def send(kind: Kind, path: Path, events: int, *, clients: int = 1, processes: int = 1, mixed: bool = False) -> Sent:
+def send(
+    kind: Kind, path: Path, events: int, *, clients: int = 1, processes: int = 1, sessions: int = SESSIONS
+) -> Sent:
     """Send so many events to a socket, from so many processes with so many clients each; return when all have ended."""
     shares = [events // processes + (index < events % processes) for index in range(processes)]
-    with Senders([_command(kind, path, share, clients, mixed=mixed) for share in shares]) as senders:
+    with Senders([_command(kind, path, share, clients, sessions) for share in shares]) as senders:
         senders.go()
         return senders.wait()
 
@@ -93,9 +96,10 @@ def endless(path: Path) -> Senders:
     return Senders([_command("stream", path, 2**62, 1)])
 
 
-def _command(kind: Kind, path: Path, events: int, clients: int, *, mixed: bool = False) -> list[str]:
-    options = ["--events", str(events), "--clients", str(clients), *(["--mixed"] if mixed else [])]
-    return [sys.executable, "-m", "tests.benchmarks.load", kind, str(path), *options]
+def _command(kind: Kind, path: Path, events: int, clients: int, sessions: int = SESSIONS) -> list[str]:
+    options = {"--events": events, "--clients": clients, "--sessions": sessions}
+    words = [str(word) for option in options.items() for word in option]
+    return [sys.executable, "-m", "tests.benchmarks.load", kind, str(path), *words]
 
 
 def _pipe(stream: IO[str] | None) -> IO[str]:
@@ -105,25 +109,37 @@ def _pipe(stream: IO[str] | None) -> IO[str]:
 
 # Events
 
-_SESSION = re.compile(rb'"sessionId":"[^"]*"')
-_ONE_SESSION = b'"sessionId":"3f0c2f5e-8d0b-4e53-9f0e-6f1f4f1f7a11"'
+_RECORDED_SESSION = re.compile(rb'\{"sessionId":"[^"]*"')
+_FIRST_PASS, _PASS, _LAST_PASS = (b'{"sessionId":"%b-' % number for number in (b"00000000", b"%08x", b"ffffffff"))
 
 
 @cache
-def recorded_lines(*, mixed: bool = False) -> Sequence[bytes]:
-    """Return the recorded events as lines, of about 125 bytes: all as if of one session, or `mixed`, as they were recorded."""
+def _recorded() -> Sequence[bytes]:
+    """Return the recorded events as lines, without what they begin with: the session."""
     found = [line for request in recordings.load() for line in request.lines.splitlines(keepends=True)]
-    return found if mixed else [_SESSION.sub(_ONE_SESSION, line) for line in found]
+    return [_RECORDED_SESSION.sub(b"", line) for line in found]
 
 
-def blocks(events: int, lines_a_block: int = LINES_A_BLOCK, *, mixed: bool = False) -> Iterator[bytes]:
-    """Yield blocks of lines that hold so many events together: the recorded ones over and over."""
-    lines = cycle(recorded_lines(mixed=mixed))
-    ready = [b"".join(islice(lines, lines_a_block)) for _ in range(min(64, events // lines_a_block))]
-    for _, block in zip(range(events // lines_a_block), cycle(ready), strict=False):
-        yield block
+def lines_of(events: int, sessions: int = SESSIONS) -> Iterator[bytes]:
+    """Yield so many lines of about 125 bytes: the recorded ones over and over, each 1,000 of them of so many sessions."""
+    for index, line in zip(range(events), cycle(_recorded()), strict=False):
+        yield b'%b0000-4000-8000-%012x"%b' % (_FIRST_PASS, index * sessions // EACH, line)
+
+
+def blocks(events: int, lines_a_block: int = LINES_A_BLOCK, *, sessions: int = SESSIONS) -> Iterator[bytes]:
+    """Yield blocks of lines that hold so many events together.
+
+    They are the first 64 over and over. Where each event is to be of another session they are that all along: the sessions are
+    substituted, which costs the client 0.1 µs an event.
+    """
+    count = min(64, events // lines_a_block)
+    lines = lines_of(count * lines_a_block, sessions)
+    ready = [b"".join(islice(lines, lines_a_block)) for _ in range(count)]
+    for index in range(events // lines_a_block):
+        number, place = divmod(index, count)
+        yield ready[place].replace(_FIRST_PASS, _PASS % number) if sessions == EACH and number else ready[place]
     if events % lines_a_block:
-        yield b"".join(islice(lines, events % lines_a_block))
+        yield b"".join(lines_of(events % lines_a_block, sessions)).replace(_FIRST_PASS, _LAST_PASS)
 
 
 # The process
@@ -136,10 +152,9 @@ def main() -> None:
     parser.add_argument("socket", type=Path)
     parser.add_argument("--events", type=int, required=True)
     parser.add_argument("--clients", type=int, default=1)
-    parser.add_argument("--mixed", action="store_true")
+    parser.add_argument("--sessions", type=int, default=SESSIONS, choices=range(1, EACH + 1), metavar="N")
     options = parser.parse_args()
-    mixed = options.mixed or options.clients > 1
-    work = _prepare(options.kind, str(options.socket), options.events, options.clients, mixed=mixed)
+    work = _prepare(options.kind, str(options.socket), options.events, options.clients, options.sessions)
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     if not sys.stdin.readline():
@@ -150,34 +165,34 @@ def main() -> None:
     sys.stdout.write(json.dumps(sent._asdict()) + "\n")
 
 
-def _prepare(kind: Kind, path: str, events: int, clients: int, *, mixed: bool) -> Callable[[], None]:
+def _prepare(kind: Kind, path: str, events: int, clients: int, sessions: int) -> Callable[[], None]:
     """Do what is to be done before the clock runs."""
-    recorded_lines(mixed=mixed)
+    _recorded()
     if kind in {"durable", "confirmed"}:
         asked = 0 if kind == "durable" else events - 1
-        return lambda: _send_durably(path, events, asked)
+        return lambda: _send_durably(path, events, asked, sessions)
     if kind == "stream":
         _raise_file_limit()
-        return lambda: _send_in_turn(path, events, clients, mixed=mixed)
-    lines = list(islice(cycle(recorded_lines()), min(events, 10_000)))
+        return lambda: _send_in_turn(path, events, clients, sessions)
+    lines = list(lines_of(min(events, 10_000), sessions))
     if kind == "short":
         return lambda: _connect_for_each(path, islice(cycle(lines), events))
     return lambda: _send_datagrams(path, islice(cycle(lines), events))
 
 
-def _send_in_turn(path: str, events: int, clients: int, *, mixed: bool) -> None:
+def _send_in_turn(path: str, events: int, clients: int, sessions: int) -> None:
     connections = [_connected(path) for _ in range(clients)]
     lines_a_block = max(1, min(LINES_A_BLOCK, events // clients))
-    for connection, block in zip(cycle(connections), blocks(events, lines_a_block, mixed=mixed), strict=False):
+    for connection, block in zip(cycle(connections), blocks(events, lines_a_block, sessions=sessions), strict=False):
         connection.sendall(block)
     for connection in connections:
         connection.close()
 
 
-def _send_durably(path: str, events: int, without_ack: int) -> None:
+def _send_durably(path: str, events: int, without_ack: int, sessions: int) -> None:
     """Send, and read answers up to the connection's end, which comes when the last event is durable."""
     with _connected(path) as connection:
-        writer = threading.Thread(target=_write_to_end, args=(connection, events, without_ack))
+        writer = threading.Thread(target=_write_to_end, args=(connection, events, without_ack, sessions))
         writer.start()
         with connection.makefile("rb") as answers:
             last = json.loads(list(answers)[-1])
@@ -186,11 +201,11 @@ def _send_durably(path: str, events: int, without_ack: int) -> None:
     assert last["durable"] >= events - without_ack, last
 
 
-def _write_to_end(connection: socket.socket, events: int, without_ack: int) -> None:
-    for block in blocks(without_ack):
+def _write_to_end(connection: socket.socket, events: int, without_ack: int, sessions: int) -> None:
+    for block in blocks(without_ack, sessions=sessions):
         connection.sendall(block)
     connection.sendall(b'{"context":{"ack":"durable"}}\n')
-    for block in blocks(events - without_ack):
+    for block in blocks(events - without_ack, sessions=sessions):
         connection.sendall(block)
     connection.shutdown(socket.SHUT_WR)
 

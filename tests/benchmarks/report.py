@@ -1,16 +1,17 @@
-"""What a benchmark found: samples of several rounds, their medians, and the median ratio of the agent to what it is held against.
+"""What a benchmark found: samples of several rounds, their medians and spread, and the agent's ratios to each other subject.
 
 It knows arithmetic and how to print a table. It must never know what was measured, or how.
 """
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 AGENT = "agent"
 
 Figures = Mapping[str, float]  # the name of a figure, unit included, and its value
+Key = tuple[str, str]  # a case and a subject
 
 
 class Sample(NamedTuple):
@@ -31,41 +32,26 @@ class Report:
     name: str
     samples: Sequence[Sample]
     facts: Mapping[str, object] = field(default_factory=dict)
-    baseline: str | None = None
 
     def medians(self) -> list[Sample]:
         """Return one sample for each case and subject: the median of each figure."""
-        return [
-            Sample(case, subject, _by_figure(statistics.median, [sample.figures for sample in group]))
-            for (case, subject), group in _grouped(self.samples).items()
-        ]
+        return _summed_up(statistics.median, self._rounds())
 
     def ratios(self) -> list[Sample]:
-        """Return for each case the median over the rounds of each figure, the agent's divided by the baseline's."""
-        groups = _grouped(self.samples)
-        pairs = [
-            (case, groups[case, AGENT], groups.get((case, self.baseline or ""), [])) for case, _ in _agents(groups)
-        ]
-        return [
-            Sample(case, f"{AGENT} / {self.baseline}", _by_figure(statistics.median, _divided(agent, baseline)))
-            for case, agent, baseline in pairs
-            if baseline
-        ]
+        """Return for each case and other subject the median over the rounds of the agent's figures divided by its own."""
+        return _summed_up(statistics.median, self._divided_rounds())
 
-    def ratio(self, case: str, figure: str) -> float:
-        """Return one of the ratios. Raises KeyError or StopIteration if there is none."""
-        return next(sample for sample in self.ratios() if sample.case == case).figures[figure]
+    def spreads(self) -> list[Sample]:
+        """Return how far the rounds of each median and ratio lie apart, in percent of it, where there are several."""
+        groups = self._rounds() | self._divided_rounds()
+        return _summed_up(_spread, {key: rounds for key, rounds in groups.items() if len(rounds) > 1})
 
     def text(self) -> str:
-        """Return a table for people: the medians, and below each case the ratios."""
-        ratios = {sample.case: sample for sample in self.ratios()}
+        """Return a table for people: for each case the medians and then the ratios, each with its spread below."""
+        spreads = {sample[:2]: Sample("", "  spread, %", sample.figures) for sample in self.spreads()}
         rows: list[Sample] = []
-        medians = self.medians()
-        for index, sample in enumerate(medians):
-            rows.append(sample)
-            last = index + 1 == len(medians) or medians[index + 1].case != sample.case
-            if last and sample.case in ratios:
-                rows.append(ratios[sample.case])
+        for sample in sorted([*self.medians(), *self.ratios()], key=lambda each: self._cases().index(each.case)):
+            rows += [sample, *([spreads[sample[:2]]] if sample[:2] in spreads else [])]
         facts = ", ".join(f"{name} {value}" for name, value in self.facts.items())
         return f"{self.name} ({facts})\n{_table(rows)}"
 
@@ -76,28 +62,42 @@ class Report:
             "facts": dict(self.facts),
             "medians": [sample._asdict() for sample in self.medians()],
             "ratios": [sample._asdict() for sample in self.ratios()],
+            "spreads": [sample._asdict() for sample in self.spreads()],
             "samples": [sample._asdict() for sample in self.samples],
         }
 
+    def _cases(self) -> list[str]:
+        return list(dict.fromkeys(sample.case for sample in self.samples))
 
-def _grouped(samples: Sequence[Sample]) -> dict[tuple[str, str], list[Sample]]:
-    """Return the samples by case and subject; a case's subjects stand together."""
-    cases = list(dict.fromkeys(sample.case for sample in samples))
-    ordered = sorted(samples, key=lambda sample: cases.index(sample.case))
-    groups: dict[tuple[str, str], list[Sample]] = {}
-    for sample in ordered:
-        groups.setdefault((sample.case, sample.subject), []).append(sample)
-    return groups
+    def _rounds(self) -> dict[Key, list[Figures]]:
+        """Return the figures of each round by case and subject; a case's subjects stand together."""
+        groups: dict[Key, list[Figures]] = {}
+        for sample in sorted(self.samples, key=lambda sample: self._cases().index(sample.case)):
+            groups.setdefault(sample[:2], []).append(sample.figures)
+        return groups
+
+    def _divided_rounds(self) -> dict[Key, list[Figures]]:
+        groups = self._rounds()
+        return {
+            (case, f"{AGENT} / {subject}"): _divided(groups[case, AGENT], rounds)
+            for (case, subject), rounds in groups.items()
+            if subject != AGENT and (case, AGENT) in groups
+        }
 
 
-def _agents(groups: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    return [(case, subject) for case, subject in groups if subject == AGENT]
+def _summed_up(summary: Callable[[Sequence[float]], float], groups: Mapping[Key, Sequence[Figures]]) -> list[Sample]:
+    return [Sample(case, subject, _by_figure(summary, rounds)) for (case, subject), rounds in groups.items()]
 
 
-def _divided(agent: Sequence[Sample], baseline: Sequence[Sample]) -> list[Figures]:
+def _spread(values: Sequence[float]) -> float:
+    middle = statistics.median(values)
+    return 100 * (max(values) - min(values)) / middle if middle else 0.0
+
+
+def _divided(agent: Sequence[Figures], other: Sequence[Figures]) -> list[Figures]:
     return [
-        {name: value / b.figures[name] for name, value in a.figures.items() if b.figures.get(name)}
-        for a, b in zip(agent, baseline, strict=True)
+        {name: value / theirs[name] for name, value in ours.items() if theirs.get(name)}
+        for ours, theirs in zip(agent, other, strict=True)
     ]
 
 

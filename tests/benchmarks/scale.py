@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.scale [--events 10000000] [--rounds 3] [--plots DIRECTORY] [--json FILE]
 
-`--events` is the most events; the clients share a tenth of that, of many sessions, however many clients there are. Each client
+`--events` is the most events; the clients share a tenth of that, however many clients there are. Each client
 writes blocks of about 32 KiB.
 """
 
@@ -24,8 +24,8 @@ def run(size: Size) -> Report:
     """Measure every number of clients, then every number of events; a round goes through all of them."""
     facts = size.facts()
     shared = max(size.events // 10, FEWEST)
-    cases = [(f"clients {clients:,}", shared, clients, True) for clients in CLIENTS]
-    cases += [(f"events {events:,}", events, 1, False) for events in event_counts(size.events)]
+    cases = [(f"clients {clients:,}", shared, clients) for clients in CLIENTS]
+    cases += [(f"events {events:,}", events, 1) for events in event_counts(size.events)]
     samples = [_measure(size, *case) for _ in range(size.rounds) for case in cases]
     report = Report("scale", samples, facts)
     if size.plots is not None:
@@ -38,10 +38,10 @@ def event_counts(most: int) -> list[int]:
     return sorted({max(most // 10**step, FEWEST) for step in range(STEPS)})
 
 
-def _measure(size: Size, case: str, events: int, clients: int, mixed: bool) -> Sample:
+def _measure(size: Size, case: str, events: int, clients: int) -> Sample:
     with size.fresh() as directory, sink() as api, agent_daemon(directory, api.url) as daemon:
         cpu = usage.cpu_seconds(daemon.pid)
-        sent = load.send("stream", daemon.stream, events, clients=clients, mixed=mixed)
+        sent = load.send("stream", daemon.stream, events, clients=clients)
         arrived = api.wait(events)
         cpu, peak = usage.cpu_seconds(daemon.pid) - cpu, usage.memory(daemon.pid).peak
     assert arrived.events == events, f"{arrived.events} of {events} events arrived"

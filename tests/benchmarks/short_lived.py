@@ -1,6 +1,6 @@
 """Clients that send one event and are gone: connections a second and the daemon's CPU for each, and the same as datagrams.
 
-    python -m tests.benchmarks.short_lived [--events 20000] [--rounds 3] [--json FILE]
+    python -m tests.benchmarks.short_lived [--case NAME] [--events 20000] [--rounds 3] [--json FILE]
 
 A client's `connect` waits when the daemon's backlog is full, and its datagram when the socket is, so nothing is lost. The
 clients run in two processes, or one could be what limits the daemon; what they cost is stated, since they share the machine.
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from tests.benchmarks import load, usage
-from tests.benchmarks.contenders import SYSLOG_NG, Contender, contenders, missing_peer
+from tests.benchmarks.contenders import Contender, contenders, missing_peers
 from tests.benchmarks.harness import Benchmark, Size, main
 from tests.benchmarks.report import AGENT, Report, Sample
 from tests.benchmarks.sink import sink
@@ -21,27 +21,28 @@ from tests.benchmarks.sink import sink
 _QUEUE_LENGTH = Path("/proc/sys/net/unix/max_dgram_qlen")
 BATCH = 1_000
 PROCESSES = 2
-CASES: tuple[tuple[str, load.Kind], ...] = (("connection each", "short"), ("datagram each", "datagram"))
+CASES: dict[str, load.Kind] = {"connection each": "short", "datagram each": "datagram"}
 
 
 def run(size: Size) -> Report:
     """Measure both ways, the contenders in turn."""
-    present = contenders()
-    facts = size.facts(max_dgram_qlen=int(_QUEUE_LENGTH.read_text()), **missing_peer(present))
+    present = contenders(alone=size.alone)
+    facts = size.facts(max_dgram_qlen=int(_QUEUE_LENGTH.read_text()), **missing_peers(present))
     samples = [
-        measure(contender, size, case, kind)
-        for case, kind in CASES
+        measure(contender, size, case)
+        for case in size.chosen(CASES)
         for _ in range(size.rounds)
         for contender in present
     ]
-    return Report("short-lived clients", samples, facts, baseline=SYSLOG_NG)
+    return Report("short-lived clients", samples, facts)
 
 
-def measure(contender: Contender, size: Size, case: str, kind: load.Kind) -> Sample:
+def measure(contender: Contender, size: Size, case: str) -> Sample:
     """Send every event on its own to a fresh process, until the API has them all.
 
     The rate is that at which the clients get rid of them: the last ones wait in the process for their batch.
     """
+    kind = CASES[case]
     with size.fresh() as directory, sink() as api, contender.start(directory, api.url, BATCH) as running:
         cpu = usage.cpu_seconds(running.pid)
         path = running.stream if kind == "short" else running.datagram
@@ -60,7 +61,7 @@ def measure(contender: Contender, size: Size, case: str, kind: load.Kind) -> Sam
     return Sample(case, contender.name, figures)
 
 
-BENCHMARK = Benchmark("short_lived", run, events=20_000)
+BENCHMARK = Benchmark("short_lived", run, events=20_000, cases=tuple(CASES))
 
 if __name__ == "__main__":
     sys.exit(main(BENCHMARK))

@@ -55,7 +55,7 @@ def run(size: Size) -> Report:
                 samples += [_cold_start(daemon), Sample("daemon until ready", BASELINE, _measured(NOTHING, {}))]
         for _ in range(size.rounds):
             samples += _at_once(size.events, directory, job)
-    return Report("startup", samples, size.facts(), baseline=BASELINE)
+    return Report("startup", samples, size.facts())
 
 
 def _pair(case: str, args: Sequence[str], env: Mapping[str, str]) -> list[Sample]:

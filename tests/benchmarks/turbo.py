@@ -139,7 +139,7 @@ def run(size: Size) -> TurboReport:
         for case in CASES:
             samples += [Sample(case.name, way, _one_build(size, case, way, packages)) for way in (ALONE, AGENT)]
         samples += [Sample(f"{builds} builds", way, _many_builds(size, way, builds)) for way in (ALONE, AGENT)]
-    return TurboReport("turbo", samples, facts, baseline=ALONE)
+    return TurboReport("turbo", samples, facts)
 
 
 def _no_remote_cache(size: Size, packages: int) -> float:

@@ -1,6 +1,7 @@
 """Every benchmark runs, at a tiny size, with the real daemon and its peer; and the guard of the speed holds."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -8,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarks import short_lived
 from tests.benchmarks import turbo as turbo_benchmark
 from tests.benchmarks.__main__ import BENCHMARKS
-from tests.benchmarks.contenders import MissingError, choose
+from tests.benchmarks.contenders import MissingError, choose, contenders, missing_peers
 from tests.benchmarks.harness import Benchmark, main
 from tests.benchmarks.report import AGENT
 from tests.support import turbo
@@ -19,7 +21,11 @@ from tests.support.tools import missing
 ROOT = Path(__file__).parents[3]
 TINY = ["--events", "1000", "--rounds", "1", "--seconds", "0.2"]
 CASES = {
-    "throughput": ["100 a batch", "1,000 a batch", "1,000 a batch, mixed", "10,000 a batch"],
+    "throughput": [
+        "100 a batch",
+        *(f"1,000 a batch{sessions}" for sessions in ("", ", one session", ", a session each")),
+        "10,000 a batch",
+    ],
     "ingest": ["1 client", "1 client, acks", "4 clients, acks"],
     "short_lived": ["connection each", "datagram each"],
     "client_cost": [
@@ -59,9 +65,9 @@ def test_a_benchmark_prints_and_writes_figures_of_every_case(
     for sample in report["samples"]:
         _check(sample["figures"])
     agents = [sample["case"] for sample in report["medians"] if sample["subject"] == AGENT]
-    with_peer = [sample["case"] for sample in report["medians"] if sample["subject"] != AGENT]
+    others = [sample["case"] for sample in report["medians"] if sample["subject"] != AGENT]
     assert agents == CASES[benchmark.name]
-    assert [sample["case"] for sample in report["ratios"]] == with_peer
+    assert [sample["case"] for sample in report["ratios"]] == others
     assert sorted(path.name for path in tmp_path.glob("plots/*")) == _plots(benchmark.name)
 
 
@@ -76,10 +82,36 @@ def _plots(benchmark: str) -> list[str]:
     return kinds if benchmark == "scale" else []
 
 
-def test_a_peer_that_is_missing_is_named_with_its_packages_and_fails_only_a_ci_system() -> None:
-    assert [contender.name for contender in choose(None, ci=False)] == [AGENT]
+def test_a_peer_that_is_missing_is_named_and_fails_a_ci_system_only_if_a_package_has_it() -> None:
+    alone = choose(None, None, ci=False)
+    assert [contender.name for contender in alone] == [AGENT]
+    assert missing_peers(alone) == {"without": "syslog-ng and rsyslog"}
+    assert missing_peers(choose("syslog-ng", None, ci=True)) == {"without": "rsyslog"}
+    assert missing_peers(choose("syslog-ng", "rsyslogd", ci=True)) == {}
     with pytest.raises(MissingError, match="apt-get install syslog-ng-core syslog-ng-mod-http"):
-        choose(None, ci=True)
+        choose(None, "rsyslogd", ci=True)
+
+
+@pytest.mark.parametrize(("code", "found"), [(0, True), (1, False)])
+def test_an_rsyslog_is_a_peer_only_if_it_takes_the_configuration(tmp_path: Path, code: int, found: bool) -> None:
+    program = tmp_path / "rsyslogd"
+    program.write_text(f"#!/bin/sh\nexit {code}\n")
+    program.chmod(0o755)
+    present = contenders(environ={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    assert ("rsyslog" in {contender.name for contender in present}) is found
+
+
+def test_one_case_can_be_measured_alone_and_without_peers(tmp_path: Path) -> None:
+    options = ["--case", "connection each", "--alone", *TINY, "--json", str(tmp_path / "json")]
+    assert main(short_lived.BENCHMARK, argv=options) == 0
+    (report,) = json.loads((tmp_path / "json").read_text())
+    assert [(sample["case"], sample["subject"]) for sample in report["samples"]] == [("connection each", AGENT)]
+
+
+def test_a_case_that_there_is_not_is_refused_with_those_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(short_lived.BENCHMARK, argv=["--case", "each"])
+    assert "choose from 'connection each', 'datagram each'" in capsys.readouterr().err
 
 
 def test_a_size_that_is_no_number_of_events_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
