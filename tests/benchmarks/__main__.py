@@ -5,12 +5,24 @@
 
 import sys
 
-from tests.benchmarks import backlog, client_cost, front, idle, ingest, scale, short_lived, startup, throughput, turbo
+from tests.benchmarks import (
+    backlog,
+    client_cost,
+    front,
+    history,
+    idle,
+    ingest,
+    scale,
+    short_lived,
+    startup,
+    throughput,
+    turbo,
+)
 from tests.benchmarks.harness import main
 
 BENCHMARKS = [
     module.BENCHMARK
-    for module in (throughput, ingest, short_lived, client_cost, startup, backlog, idle, front, scale, turbo)
+    for module in (throughput, ingest, short_lived, client_cost, startup, backlog, idle, history, front, scale, turbo)
 ]
 
 if __name__ == "__main__":

@@ -1,12 +1,17 @@
-"""What a build pays: one `emit` with the daemon idle, busy, stopped and absent, against a bare `send` of the same bytes.
+"""What a build pays: one `emit` with the daemon idle, busy, stopped, hung and absent, against a bare `send` of the same bytes.
 
-    python -m tests.benchmarks.client_cost [--events 20000] [--rounds 5] [--json FILE]
+    python -m tests.benchmarks.client_cost [--case NAME] [--events 20000] [--rounds 5] [--json FILE]
+
+A stopped daemon still has room for connections, and what is sent fills their buffers; one that hangs has none: others have
+filled its backlog before.
 
 The bare send goes into a connected Unix socket that this process empties in between, in turn with the emits. The last case
 is the command `artifacts-agent emit` as a process, against Python doing nothing. On a busy machine the worst is what the
 scheduler did: `blocked` tells how often a call itself waited for something, which it never should.
 """
 
+import errno
+import os
 import resource
 import signal
 import socket
@@ -15,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from agent.client import EventClient
@@ -42,14 +47,23 @@ def run(size: Size) -> Report:
     samples: list[Sample] = []
     with size.fresh() as directory, sink() as api:
         daemon = agent_daemon(directory, api.url)
-        for state in (_idle, _busy, _stopped, _absent):
-            case = f"emit, daemon {state.__name__.strip('_')}"
-            with state(daemon):
+        stream = _with_usual_names(daemon)
+        for case in size.chosen(STATES):
+            with STATES[case](daemon):
                 for _ in range(size.rounds):
-                    samples += _measure(case, daemon.stream, size.events, _settled(state, daemon))
-        with daemon:
-            samples += _commands(daemon, min(PROCESSES, max(size.events // 1000, 1)), size.rounds)
+                    samples += _measure(case, stream, size.events, _settled(STATES[case], daemon))
+        if size.chosen([COMMAND_CASE]):
+            with daemon:
+                samples += _commands(daemon, min(PROCESSES, max(size.events // 1000, 1)), size.rounds)
     return Report("client cost", samples, facts)
+
+
+def _with_usual_names(daemon: Daemon) -> Path:
+    """Give the sockets their usual names, by which a client finds the other one, and return the stream's."""
+    usual = {"events.sock": daemon.stream, "datagram.sock": daemon.datagram}
+    for name, path in usual.items():
+        (daemon.directory / name).symlink_to(path)
+    return daemon.directory / "events.sock"
 
 
 # The states
@@ -76,11 +90,32 @@ def _stopped(daemon: Daemon) -> Iterator[None]:
 
 
 @contextmanager
+def _hung(daemon: Daemon) -> Iterator[None]:
+    with _stopped(daemon), ExitStack() as crowd:
+        load.raise_file_limit()
+        code = 0
+        while code == 0:
+            waiting = crowd.enter_context(socket.socket(socket.AF_UNIX))
+            waiting.setblocking(False)
+            code = waiting.connect_ex(str(daemon.stream))
+        assert code == errno.EAGAIN, os.strerror(code)
+        yield
+
+
+@contextmanager
 def _absent(_: Daemon) -> Iterator[None]:
     yield
 
 
 State = Callable[[Daemon], AbstractContextManager[None]]
+STATES: dict[str, State] = {
+    "emit, daemon idle": _idle,
+    "emit, daemon busy": _busy,
+    "emit, daemon stopped": _stopped,
+    "emit, daemon hung": _hung,
+    "emit, daemon absent": _absent,
+}
+COMMAND_CASE = "artifacts-agent emit"
 
 
 def _settled(state: State, daemon: Daemon) -> Callable[[], object]:
@@ -152,7 +187,7 @@ def _commands(daemon: Daemon, processes: int, rounds: int) -> list[Sample]:
     for _ in range(rounds):
         times = [(_seconds(emit), _seconds([sys.executable, "-c", "pass"])) for _ in range(processes)]
         for subject, each in zip((AGENT, BASELINE), zip(*times, strict=True), strict=True):
-            samples.append(Sample("artifacts-agent emit", subject, {"process ms": 1e3 * statistics.median(each)}))
+            samples.append(Sample(COMMAND_CASE, subject, {"process ms": 1e3 * statistics.median(each)}))
     return samples
 
 
@@ -162,7 +197,7 @@ def _seconds(command: Sequence[str]) -> float:
     return time.perf_counter() - begin
 
 
-BENCHMARK = Benchmark("client_cost", run, events=20_000, rounds=5)
+BENCHMARK = Benchmark("client_cost", run, events=20_000, rounds=5, cases=(*STATES, COMMAND_CASE))
 
 if __name__ == "__main__":
     sys.exit(main(BENCHMARK))

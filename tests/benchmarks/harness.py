@@ -112,8 +112,8 @@ def _size(benchmark: Benchmark, options: argparse.Namespace, directory: Path) ->
 def _parser(benchmarks: Sequence[Benchmark]) -> argparse.ArgumentParser:
     defaults = ", ".join(f"{benchmark.name} {benchmark.events:,}" for benchmark in benchmarks)
     parser = argparse.ArgumentParser(description="Each figure is the median of the rounds.")
-    parser.add_argument("--events", type=_positive, help=f"how many events to measure with; by default {defaults}")
-    parser.add_argument("--rounds", type=_positive, help="how often to measure each contender, in turn")
+    parser.add_argument("--events", type=positive, help=f"how many events to measure with; by default {defaults}")
+    parser.add_argument("--rounds", type=positive, help="how often to measure each contender, in turn")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long to watch an idle daemon; by default 60")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples there, too")
     parser.add_argument(
@@ -128,7 +128,8 @@ def _parser(benchmarks: Sequence[Benchmark]) -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Read a number for argparse."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text}: it should be at least 1")

@@ -172,7 +172,7 @@ def _prepare(kind: Kind, path: str, events: int, clients: int, sessions: int) ->
         asked = 0 if kind == "durable" else events - 1
         return lambda: _send_durably(path, events, asked, sessions)
     if kind == "stream":
-        _raise_file_limit()
+        raise_file_limit()
         return lambda: _send_in_turn(path, events, clients, sessions)
     lines = list(lines_of(min(events, 10_000), sessions))
     if kind == "short":
@@ -232,7 +232,8 @@ def _connected(path: str) -> socket.socket:
     return connection
 
 
-def _raise_file_limit() -> None:
+def raise_file_limit() -> None:
+    """Let this process have as many connections as it may."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

@@ -4,12 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import short_lived
+from tests.benchmarks import compare, short_lived
 from tests.benchmarks import turbo as turbo_benchmark
 from tests.benchmarks.__main__ import BENCHMARKS
 from tests.benchmarks.contenders import MissingError, choose, contenders, missing_peers
@@ -29,7 +29,7 @@ CASES = {
     "ingest": ["1 client", "1 client, acks", "4 clients, acks"],
     "short_lived": ["connection each", "datagram each"],
     "client_cost": [
-        *(f"emit, daemon {state}" for state in ("idle", "busy", "stopped", "absent")),
+        *(f"emit, daemon {state}" for state in ("idle", "busy", "stopped", "hung", "absent")),
         "artifacts-agent emit",
     ],
     "startup": [
@@ -42,6 +42,7 @@ CASES = {
     ],
     "backlog": ["start", "drain"],
     "idle": ["cold start", "idle"],
+    "history": ["1,000 a batch", "10,000 a batch"],
     "front": ["small", "download", "upload"],
     "scale": ["clients 1", "clients 10", "clients 100", "clients 1,000", "events 1,000"],
     "turbo": [*(case.name for case in turbo_benchmark.CASES), "10 builds"],
@@ -112,6 +113,51 @@ def test_a_case_that_there_is_not_is_refused_with_those_that_there_are(capsys: p
     with pytest.raises(SystemExit, match="2"):
         main(short_lived.BENCHMARK, argv=["--case", "each"])
     assert "choose from 'connection each', 'datagram each'" in capsys.readouterr().err
+
+
+def _tree(directory: Path) -> Path:
+    """Return a tree that has this one's agent and Python, as another checkout has its own."""
+    tree = directory / "before"
+    (tree / ".venv/bin").mkdir(parents=True)
+    (tree / "agent").symlink_to(ROOT / "agent")
+    python = tree / ".venv/bin/python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    return tree
+
+
+def test_two_trees_are_compared_round_by_round(tmp_path: Path) -> None:
+    options = ["--case", "1,000 a batch", "--events", "1000", "--alone"]
+    report = compare.compare(_tree(tmp_path), "throughput", 2, options)
+    assert [sample.subject for sample in report.samples] == 2 * [AGENT, "floor", "before"]
+    assert [sample.subject for sample in report.ratios()] == ["agent / floor", "agent / before"]
+
+
+def test_the_other_tree_lends_its_agent_to_these_tests(tmp_path: Path) -> None:
+    tree = tmp_path / "before"
+    (tree / ".venv/bin").mkdir(parents=True)
+    (tree / ".venv/bin/python").symlink_to(sys.executable)
+    (tree / "agent").mkdir()
+    (tree / "agent/__init__.py").write_text("")
+    lent = compare.lend(tree, _empty(tmp_path / "lent"))
+    program = "import agent, tests.benchmarks.load; print(agent.__file__, tests.benchmarks.load.__file__)"
+    found = subprocess.run([sys.executable, "-c", program], cwd=lent.root, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == [str(lent.root / name) for name in ("agent/__init__.py", "tests/benchmarks/load.py")]
+    assert (lent.root / "agent").resolve() == tree / "agent"
+
+
+@pytest.mark.parametrize(("made", "complaint"), [([], "agent does not exist"), (["agent"], "python does not exist")])
+def test_a_tree_that_lacks_something_is_refused_in_words(tmp_path: Path, made: Sequence[str], complaint: str) -> None:
+    tree = _empty(tmp_path / "tree")
+    for name in made:
+        (tree / name).mkdir()
+    with pytest.raises(ValueError, match=f"{complaint}: give a checkout"):
+        compare.lend(tree, _empty(tmp_path / "lent"))
+
+
+def _empty(path: Path) -> Path:
+    path.mkdir()
+    return path
 
 
 def test_a_size_that_is_no_number_of_events_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
