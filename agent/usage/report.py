@@ -164,6 +164,13 @@ def report(store: UsageStore, question: Question) -> Report:
         )
 
 
+def totals_since(store: UsageStore, hour: int) -> Totals:
+    """Return what all tasks from an hour on come to; it is counted from the epoch."""
+    query = f"SELECT {_SUMS} FROM usage WHERE hour >= ?"  # noqa: S608 - the sums are ours
+    with store.reading() as connection:
+        return Totals(*connection.execute(query, (hour,)).fetchone())
+
+
 class _Asked:
     """Queries about some rows of `usage`."""
 

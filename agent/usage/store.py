@@ -14,11 +14,13 @@ losses    events that left the queue before they were folded, or were damaged
 import contextlib
 import os
 import sqlite3
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
+from urllib.parse import quote
 
 import msgspec
 
@@ -39,6 +41,7 @@ DAMAGED = "damaged"
 PAGE_BYTES = 4096
 TURN_SECONDS = 60.0
 _CACHE_KIB = 32 * 1024
+_OPERATIONS = 10_000  # of SQLite's machine, between two looks at the clock: less than a millisecond
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 _SCHEMA = f"""
@@ -102,6 +105,36 @@ class UsageStore:
         return cls._connected(":memory:", "memory", MAX_BYTES)
 
     @classmethod
+    def read_only(cls, directory: Path, seconds: float) -> Self | None:
+        """Open the file in a queue directory as it is; None if nothing has been folded into it yet.
+
+        A query that takes longer than `seconds`, or has to wait for another process as long, is an UnwritableError, and so is
+        whatever else is in the way. Raises StorageError for another version's file.
+        """
+        path = directory / FILE_NAME
+        if not path.exists():
+            return None
+        with _translated(str(path)):
+            store = cls(
+                sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=seconds, isolation_level=None),
+                str(path),
+            )
+        until = time.monotonic() + seconds
+        store.connection.set_progress_handler(lambda: time.monotonic() > until, _OPERATIONS)
+        try:
+            with _translated(store._name):
+                found = store._version()
+        except BaseException:
+            store.close()
+            raise
+        if found == VERSION:
+            return store
+        store.close()
+        if found == 0:
+            return None
+        raise _other_version(store._name)
+
+    @classmethod
     def _connected(cls, target: str, name: str, max_bytes: int) -> Self:
         with _translated(name):
             store = cls(sqlite3.connect(target, timeout=TURN_SECONDS, isolation_level=None), name)
@@ -126,7 +159,7 @@ class UsageStore:
         elif found < VERSION:
             raise DamagedError(f"{self._name}: is of an older version of the agent")
         elif found > VERSION:
-            raise StorageError(f"{self._name}: was written by a later version of the agent: move it away")
+            raise _other_version(self._name)
         self.connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         self.connection.execute(f"PRAGMA max_page_count = {max_bytes // PAGE_BYTES}")
 
@@ -278,6 +311,10 @@ def _note_change(changes: dict[str, "_HashChange"], hash_: str, task: Task, old:
 
 _HashChange = tuple[str, int, int, int, int]
 """A row of `hashes`, whose numbers of misses and hits are added to those that are there; the last two are hours."""
+
+
+def _other_version(name: str) -> StorageError:
+    return StorageError(f"{name}: was written by another version of the agent: move it away")
 
 
 def set_aside(fs: Filesystem, directory: Path) -> None:

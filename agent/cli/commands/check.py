@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from agent.cli.checks.local import CheckResult
 
 
-@click.command()
+@click.command(short_help="Check configuration, token, sockets and queue directory.")
 @click.option("--online", is_flag=True, help="Also ask the server whether it accepts the token.")
 @config_option
 @json_option

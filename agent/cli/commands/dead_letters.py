@@ -34,7 +34,7 @@ def dead_letters() -> None:
     """
 
 
-@dead_letters.command()
+@dead_letters.command(short_help="List dead letters, and why the API refused them.")
 @letter_options
 @limit_option
 @config_option
@@ -84,7 +84,7 @@ def show_letter(path: Path | None, as_json: bool, seq: int) -> None:
             say(*letter_lines(letter))
 
 
-@dead_letters.command()
+@dead_letters.command(short_help="Queue the events of dead letters again.")
 @numbers_argument
 @letter_options
 @config_option
@@ -119,7 +119,7 @@ def retry(path: Path | None, as_json: bool, numbers: tuple[int, ...], **options:
     return _warn_of(done.unreadable) or (LEFT if done.refused or done.problem or done.damaged else 0)
 
 
-@dead_letters.command()
+@dead_letters.command(short_help="Copy their events, so that they can be sent again.")
 @click.argument("target", metavar="FILE")
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @letter_options
@@ -144,7 +144,7 @@ def export(path: Path | None, target: str, force: bool, as_json: bool, limit: in
     return _warn_of(found.unreadable)
 
 
-@dead_letters.command()
+@dead_letters.command(short_help="Remove dead letters.")
 @numbers_argument
 @letter_options
 @yes_option

@@ -31,7 +31,7 @@ def queue() -> None:
     """
 
 
-@queue.command()
+@queue.command(short_help="List the segments: records, events, ages, damage.")
 @config_option
 @json_option
 def ls(path: Path | None, as_json: bool) -> None:
@@ -50,7 +50,7 @@ def ls(path: Path | None, as_json: bool) -> None:
     show(listing_screen(listing, time.time()))
 
 
-@queue.command()
+@queue.command(short_help="Print the queued events, one JSON object a line.")
 @event_options
 @limit_option
 @config_option
@@ -74,7 +74,7 @@ def cat(path: Path | None, as_json: bool, limit: int | None, **options: object) 
     return _warn_of(unreadable)
 
 
-@queue.command()
+@queue.command(short_help="Check every byte and every rule of the queue.")
 @config_option
 @json_option
 def verify(path: Path | None, as_json: bool) -> int:
@@ -120,7 +120,7 @@ def repair(path: Path | None, as_json: bool) -> int:
     return 0 if found.ok else FOUND_PROBLEMS
 
 
-@queue.command()
+@queue.command(short_help="Copy the queued events, so that they can be sent again.")
 @click.argument("target", metavar="FILE")
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @event_options

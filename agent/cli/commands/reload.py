@@ -8,7 +8,7 @@ from agent.cli.options import ask_daemon, config_option
 from agent.cli.views.output import say
 
 
-@click.command()
+@click.command(short_help="Have the daemon read its configuration and tokens again.")
 @config_option
 def reload(path: Path | None) -> None:
     """Have the daemon read its configuration and its tokens again, as SIGHUP does.

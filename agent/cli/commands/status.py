@@ -1,16 +1,18 @@
 """`status`: how the daemon is doing, on one screen."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from agent.cli.options import ask_daemon, config_option, json_option
+from agent.cli.options import ask_daemon, config_option, find_queue, json_option
 from agent.cli.views.output import say, say_json, show
 
 if TYPE_CHECKING:
+    from agent.config import Config
     from agent.control.client import ControlClient
-
+    from agent.usage.day import Day
 
 # Of several problems the first one here decides.
 _EXIT_CODES = {"storage": 7, "paused": 9, "backing_off": 10}
@@ -24,7 +26,8 @@ def status(path: Path | None, check: bool, as_json: bool) -> int:
     """Show how the daemon is doing, on one screen.
 
     Whether it delivers, and if not, why and until when; how many events are queued, and how old; what was dropped, and why; the
-    last delivery; and the ledger: accepted = delivered + dead-lettered + dropped + queued.
+    last delivery; the ledger: accepted = delivered + dead-lettered + dropped + queued; and what the cache did during the last
+    24 hours, as far as `report` has counted it.
 
     With --check, for cron and probes, it prints one line for each problem. Exit code 0: events can be delivered; 4: no daemon
     is running; 7: the queue cannot be read or written; 9: delivery is paused; 10: it has been backing off for more than a minute,
@@ -43,8 +46,37 @@ def status(path: Path | None, check: bool, as_json: bool) -> int:
 
     from agent.cli.views.status import screen
 
-    show(screen(report, time.time()))
+    now, settings = time.time(), _settings(path)
+    usage, token = (None, None) if settings is None else (_last_day(settings, now), _token(settings))
+    show(screen(report, now, usage, token))
     return 0
+
+
+def _settings(path: Path | None) -> "Config | None":
+    """Return the configuration; None where something in it is wrong, which is no reason to show less of the daemon."""
+    from agent.errors import ConfigError
+
+    try:
+        return find_queue(path)[0]
+    except ConfigError:
+        return None
+
+
+def _last_day(settings: "Config", now: float) -> "Day | str | None":
+    """Return what has been folded of the last day, if anything has, or why it cannot be read."""
+    from agent.errors import StorageError
+    from agent.usage.day import last_day
+
+    try:
+        return last_day(settings.queue.directory, now)
+    except StorageError as error:
+        return str(error)
+
+
+def _token(settings: "Config") -> str | None:
+    """Return which file the API's token is in, unless the path may be the token itself."""
+    file = settings.api.token_file
+    return f"api.token_file, {file}" if file is not None and os.path.lexists(file) else None
 
 
 def _check(control: "ControlClient", *, as_json: bool) -> int:

@@ -2,14 +2,18 @@
 
 import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from agent.cli.views.rendered import labelled, rendered
-from agent.cli.views.words import amount, duration, size
+from agent.cli.views.words import amount, clock, duration, percent, size
 from agent.control.schema import AdoptionStatus, DestinationStatus, OverQuotaStatus, StatusReport
 from agent.queue.cursor import Ledger
+
+if TYPE_CHECKING:
+    from agent.usage.day import Day
 
 # What `agent.queue.cursor.Outcome` calls them, in the words of an operator.
 DROPS = {
@@ -22,19 +26,29 @@ DROPS = {
     "stalled": "the disk did not answer",
     "purged": "purged by an operator",
 }
+# What `agent.delivery.policy` says of a token that the server does not take.
+_REFUSED_TOKEN = ("blocked: 401", "blocked: 403")
 
 
-def screen(status: StatusReport, now: float) -> RenderableType:
-    """Return the screen for a `GET /status`; `now` is in seconds since the epoch."""
-    parts: list[RenderableType] = [_headline(status)]
+def screen(
+    status: StatusReport, now: float, usage: "Day | str | None" = None, token: str | None = None
+) -> RenderableType:
+    """Return the screen for a `GET /status`; `now` is in seconds since the epoch.
+
+    `usage` is what is known of the last day, or why it cannot be read; `token` says where the API's token is.
+    """
+    parts: list[RenderableType] = [headline(status)]
     for name, destination in status.destinations.items():
-        parts += [Text(), rendered(name, style="bold"), labelled(_rows(destination, status.rejected, now))]
+        parts += [Text(), rendered(name, style="bold"), labelled(_rows(destination, status.rejected, now, token))]
     if status.adopted is not None:
         parts += [Text(), rendered("adopted spools", style="bold"), labelled(_spools(status.adopted))]
+    if usage is not None:
+        parts += [Text(), rendered("cache", style="bold"), labelled(_usage(usage, now))]
     return Group(*parts)
 
 
-def _headline(status: StatusReport) -> Text:
+def headline(status: StatusReport) -> Text:
+    """Return which daemon it is, and who is connected."""
     facts = [f"artifacts-agent {status.version}".strip()]
     if status.pid:  # an answer of another version may leave it out
         facts += [f"pid {status.pid}", f"up {duration(status.uptime)}", amount(status.connections, "connection")]
@@ -45,22 +59,18 @@ def _headline(status: StatusReport) -> Text:
     return rendered(" · ".join(facts))
 
 
-def _rows(destination: DestinationStatus, rejected: int, now: float) -> Iterator[tuple[str, Text]]:
+def _rows(destination: DestinationStatus, rejected: int, now: float, token: str | None) -> Iterator[tuple[str, Text]]:
     ledger = destination.ledger
-    yield "delivery", _state(destination)
-    if until := _until(destination, now):
-        yield "", until
-    if destination.storage_error:
-        yield "storage", rendered(f"failing: {destination.storage_error}", style="bold red")
-    yield "queued", _queued(destination)
+    yield from delivery(destination, now, token)
+    yield "queued", queued(destination)
     if (limit := destination.batch_limit) and limit.reason:
         most = f"{amount(limit.events, 'event')}, {size(limit.bytes)}"
         yield "batch limit", rendered(f"{most}, since the server refuses more: {limit.reason}", style="yellow")
-    yield "last delivery", _last_delivery(destination, now)
-    yield "dropped", _dropped(ledger.dropped)
+    yield "last delivery", last_delivery(destination, now)
+    yield "dropped", dropped(ledger.dropped)
     if destination.over_quota:
         yield "", _over_quota(destination.over_quota)
-    yield "dead letters", _dead_letters(ledger, destination.dead_letters)
+    yield "dead letters", dead_letters(ledger, destination.dead_letters)
     yield "rejected", _counted(rejected, "line", "not valid, since the daemon started", "none")
     yield "ledger", _equation(ledger)
 
@@ -70,6 +80,19 @@ def _over_quota(found: Sequence[OverQuotaStatus]) -> Text:
     named = [f"{'TCP' if each.uid is None else f'uid {each.uid}'} ({size(each.bytes)})" for each in found[:3]]
     more = [f"{amount(len(found) - 3, 'other')}"] if len(found) > 3 else []
     return rendered(f"beyond their share: {', '.join(named + more)}", style="yellow")
+
+
+def delivery(destination: DestinationStatus, now: float, token: str | None = None) -> Iterator[tuple[str, Text]]:
+    """Yield whether it delivers, and if not, why, until when, and what to do about it; see `screen`."""
+    yield "delivery", _state(destination)
+    if ends := _until(destination, now):
+        yield "", ends
+    if destination.state == "paused" and (destination.reason or "").startswith(_REFUSED_TOKEN):
+        where = token or "api.token_file, the service's credential, or a variable"
+        advice = f"look at the token ({where}) and the team, and ask with `artifacts-agent check --online`"
+        yield "", rendered(f"{advice}; a new token in its file is tried at once", style="yellow")
+    if destination.storage_error:
+        yield "storage", rendered(f"failing: {destination.storage_error}", style="bold red")
 
 
 def _state(destination: DestinationStatus) -> Text:
@@ -103,7 +126,8 @@ def _until(destination: DestinationStatus, now: float) -> Text | None:
     return rendered(f"{since}{what} in {duration(wait)}, at {_clock(destination.until)}")
 
 
-def _queued(destination: DestinationStatus) -> Text:
+def queued(destination: DestinationStatus) -> Text:
+    """Return how much waits, and for how long."""
     count, age, queue = destination.ledger.queued, destination.oldest_event_age, destination.queue
     facts = [amount(count, "event") if count else "nothing"]
     if age is not None:
@@ -115,23 +139,24 @@ def _queued(destination: DestinationStatus) -> Text:
     return rendered(", ".join(facts))
 
 
-def _last_delivery(destination: DestinationStatus, now: float) -> Text:
+def last_delivery(destination: DestinationStatus, now: float) -> Text:
+    """Return when events were delivered last."""
     at, requests = destination.last_delivery_at, destination.requests
     when = f"{_ago(at, now)} ago, at {_clock(at)}" if at else "none since the daemon started"
     return rendered(f"{when} ({amount(requests, 'request')})")
 
 
-def _dropped(dropped: Mapping[str, int]) -> Text:
-    total = sum(dropped.values())
+def dropped(counts: Mapping[str, int]) -> Text:
+    """Return how many events were dropped, by reason."""
+    total = sum(counts.values())
     if not total:
         return rendered("none")
-    reasons = (
-        f"{count:,} {reason} ({DROPS.get(reason, 'see the logs')})" for reason, count in dropped.items() if count
-    )
+    reasons = (f"{count:,} {reason} ({DROPS.get(reason, 'see the logs')})" for reason, count in counts.items() if count)
     return rendered(f"{amount(total, 'event')}: {', '.join(reasons)}", style="yellow")
 
 
-def _dead_letters(ledger: Ledger, kept: int | None) -> Text:
+def dead_letters(ledger: Ledger, kept: int | None) -> Text:
+    """Return how many events became dead letters, and what has become of these."""
     text = _counted(ledger.dead_lettered, "event", "refused by the API, one by one", "none")
     if ledger.retried:
         text.append(f"; {amount(ledger.retried, 'letter')} put back into the queue")
@@ -155,6 +180,21 @@ def _spools(adopted: AdoptionStatus) -> Iterator[tuple[str, Text]]:
     for left in adopted.left:
         yield "left alone", rendered(f"{left.directory}: {left.reason}", style="yellow")
     yield "ledger", _equation(adopted.ledger)
+
+
+def _usage(usage: "Day | str", now: float) -> Iterator[tuple[str, Text]]:
+    if isinstance(usage, str):
+        yield "last 24 h", rendered(f"not known: {usage}", style="yellow")
+        return
+    totals = usage.totals
+    saved = f"{clock(totals.saved_ms / 1000)} of task time saved"
+    rate = f"{percent(totals.hit_rate)} hits: {totals.hits:,} of {amount(totals.tasks, 'task')}, {saved}"
+    counted = f"counted {duration(max(now - usage.folded_at, 0.0))} ago; `artifacts-agent report` counts what is new"
+    yield "last 24 h", rendered(f"{rate if totals.tasks else 'no tasks'} ({counted})")
+    if usage.remote_is_silent:
+        silent = f"{totals.unanswered:,} of {amount(usage.asked_remote, 'task')} that the local cache did not have"
+        why = "it is off in these builds, or failing; ask it with `artifacts-agent check --online`"
+        yield "", rendered(f"{silent} got no answer from the remote cache: {why}", style="bold yellow")
 
 
 def _equation(ledger: Ledger) -> Text:

@@ -70,6 +70,22 @@ def test_below_a_rate_it_fails_but_not_without_tasks(daemon: Daemon, recorded_re
     assert run_command(*options[:-1], "3").returncode == 0
 
 
+def test_status_shows_what_was_counted_of_the_last_day(daemon: Daemon, recorded_requests: list[Recorded]) -> None:
+    def shown() -> str:
+        done = run_command("status", "--config", daemon.config)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    assert "last 24 h" not in shown()
+    counted = naive_count(sent(daemon, recorded_requests))
+    asked(daemon)
+    hits = sum(counted["hits"].values())
+    assert f"last 24 h  3 % hits: {hits} of {counted['tasks']:,} tasks, " in shown()
+    (daemon.queue / "usage.sqlite3").write_bytes(b"x" * 5000)
+    assert "last 24 h  not known: " in shown()
+    assert (daemon.queue / "usage.sqlite3").read_bytes() == b"x" * 5000
+
+
 @pytest.mark.parametrize("form", ["text", "github", "html", "csv"])
 def test_every_form_is_written(daemon: Daemon, recorded_requests: list[Recorded], form: str) -> None:
     sent(daemon, recorded_requests)

@@ -214,3 +214,11 @@ def test_a_misspelt_command_is_told_the_nearest_one(word: str, hint: str) -> Non
     done = CliRunner().invoke(cli, [word])
     assert done.exit_code == 2
     assert done.output.rstrip().endswith(f"No such command {word!r}.{hint}")
+
+
+@pytest.mark.parametrize("group", [[], ["queue"], ["dead-letters"], ["monitoring"]])
+def test_no_line_of_a_help_is_cut_off_on_a_terminal_of_80_columns(group: list[str]) -> None:
+    text = CliRunner().invoke(cli, [*group, "--help"], terminal_width=80).output
+    _, _, commands = text.partition("Commands:\n")
+    assert commands
+    assert "..." not in commands

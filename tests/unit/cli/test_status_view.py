@@ -11,6 +11,8 @@ from agent.cli.views.status import DROPS, screen
 from agent.cli.views.words import amount, duration, size
 from agent.control.schema import decode_status
 from agent.queue.cursor import Outcome
+from agent.usage.counting import Totals
+from agent.usage.day import Day
 
 NOW = 1_700_000_000.0  # 2023-11-14 22:13:20 UTC
 
@@ -33,9 +35,10 @@ def status(**changes: Any) -> dict[str, Any]:
     return head | {"destinations": {"default": destination | changes}}
 
 
-def shown(report: dict[str, Any], width: int = 120) -> str:
+def shown(report: dict[str, Any], width: int = 120, usage: Day | str | None = None, token: str | None = None) -> str:
     file = io.StringIO()
-    Console(file=file, width=width, force_terminal=False).print(screen(decode_status(msgspec.json.encode(report)), NOW))
+    rendered = screen(decode_status(msgspec.json.encode(report)), NOW, usage, token)
+    Console(file=file, width=width, force_terminal=False).print(rendered)
     return "".join(f"{line.rstrip()}\n" for line in file.getvalue().splitlines())
 
 
@@ -66,6 +69,43 @@ def test_a_pause_shows_the_reason_since_when_and_when_the_server_is_asked_again(
     )
     assert "paused: blocked: 402 Payment Required: over the [bold]limit[/nonsense]" in text
     assert "for 3 min 20 s; asks the server again in 5 min 5 s, at 2023-11-14 22:18:25 UTC" in text
+
+
+@pytest.mark.parametrize("answer", ["401 Unauthorized", "403 Forbidden"])
+def test_a_token_that_is_refused_says_where_to_look_and_what_to_do(answer: str) -> None:
+    report = status(state="paused", reason=f"blocked: {answer}: no")
+    advice = "and the team, and ask with `artifacts-agent check --online`; a new token in its file is tried at once"
+    assert f"look at the token (api.token_file, /etc/t) {advice}" in shown(report, 300, token="api.token_file, /etc/t")
+    where = "api.token_file, the service's credential, or a variable"
+    assert f"look at the token ({where}) {advice}" in shown(report, 300)
+    assert "look at the token" not in shown(status(state="paused", reason="blocked: 402 Payment Required"), 300)
+
+
+def test_the_last_day_is_shown_where_it_has_been_counted_and_says_how_old_that_is() -> None:
+    counted = "(counted 1 min 5 s ago; `artifacts-agent report` counts what is new)"
+    totals = Totals(
+        local_hits=100, remote_hits=20, misses=7, unanswered=3, local_saved_ms=600_000, remote_saved_ms=62_000
+    )
+    text = shown(status(), 300, usage=Day(totals, NOW - 65))
+    assert text.endswith(f"\n\ncache\n  last 24 h  92 % hits: 120 of 130 tasks, 11m02s of task time saved {counted}\n")
+    assert f"last 24 h  no tasks {counted}" in shown(status(), usage=Day(Totals(), NOW - 65))
+    assert "last 24 h  not known: it is [bold]locked" in shown(status(), usage="it is [bold]locked")
+    assert "last 24 h" not in shown(status())
+
+
+@pytest.mark.parametrize(
+    ("totals", "warned"),
+    [
+        (Totals(local_hits=500, unanswered=19), False),  # too few to tell
+        (Totals(local_hits=500, unanswered=20), True),
+        (Totals(misses=100, unanswered=100), False),
+        (Totals(misses=50, remote_hits=50, unanswered=101), True),
+    ],
+)
+def test_a_remote_cache_that_does_not_answer_is_warned_of(totals: Totals, warned: bool) -> None:
+    text = shown(status(), 300, usage=Day(totals, NOW))
+    said = f"{totals.unanswered} of {totals.tasks - totals.local_hits} tasks that the local cache did not have got no answer"
+    assert (f"{said} from the remote cache: it is off in these builds, or failing" in text) == warned
 
 
 def test_an_operators_pause_says_how_to_end_it() -> None:
