@@ -109,7 +109,7 @@ class UsageStore:
         """Open the file in a queue directory as it is; None if nothing has been folded into it yet.
 
         A query that takes longer than `seconds`, or has to wait for another process as long, is an UnwritableError, and so is
-        whatever else is in the way. Raises StorageError for another version's file.
+        whatever else is in the way. Raises StorageError for a later version's file.
         """
         path = directory / FILE_NAME
         if not path.exists():
@@ -130,9 +130,9 @@ class UsageStore:
         if found == VERSION:
             return store
         store.close()
-        if found == 0:
+        if found < VERSION:  # the next fold makes it anew
             return None
-        raise _other_version(store._name)
+        raise _later_version(store._name)
 
     @classmethod
     def _connected(cls, target: str, name: str, max_bytes: int) -> Self:
@@ -159,7 +159,7 @@ class UsageStore:
         elif found < VERSION:
             raise DamagedError(f"{self._name}: is of an older version of the agent")
         elif found > VERSION:
-            raise _other_version(self._name)
+            raise _later_version(self._name)
         self.connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         self.connection.execute(f"PRAGMA max_page_count = {max_bytes // PAGE_BYTES}")
 
@@ -313,8 +313,8 @@ _HashChange = tuple[str, int, int, int, int]
 """A row of `hashes`, whose numbers of misses and hits are added to those that are there; the last two are hours."""
 
 
-def _other_version(name: str) -> StorageError:
-    return StorageError(f"{name}: was written by another version of the agent: move it away")
+def _later_version(name: str) -> StorageError:
+    return StorageError(f"{name}: was written by a later version of the agent: move it away")
 
 
 def set_aside(fs: Filesystem, directory: Path) -> None:

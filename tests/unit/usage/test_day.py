@@ -73,5 +73,5 @@ def test_a_file_that_is_damaged_or_another_versions_is_said_and_left_alone(queue
     with sqlite3.connect(path) as other:
         other.execute("PRAGMA user_version = 99")
     other.close()
-    with pytest.raises(StorageError, match="another version"):
+    with pytest.raises(StorageError, match="later version"):
         last_day(queue.root, NOW)
