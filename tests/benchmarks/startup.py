@@ -52,7 +52,7 @@ def run(size: Size) -> Report:
                 samples += _pair("emit", emit, {})
                 samples += _pair("exec, an agent runs", ["exec", "--", "true"], running)
                 samples += _pair("exec, an agent of its own", ["exec", "--", "true"], job)
-                samples += [_cold_start(daemon), Sample("daemon until ready", BASELINE, _measured(NOTHING, {}))]
+                samples += [_cold_start(daemon), Sample("daemon until ready", BASELINE, measured(NOTHING, {}))]
         for _ in range(size.rounds):
             samples += _at_once(size.events, directory, job)
     return Report("startup", samples, size.facts())
@@ -60,12 +60,13 @@ def run(size: Size) -> Report:
 
 def _pair(case: str, args: Sequence[str], env: Mapping[str, str]) -> list[Sample]:
     return [
-        Sample(case, AGENT, _measured([*COMMAND, *args], env)),
-        Sample(case, BASELINE, _measured(NOTHING, env)),
+        Sample(case, AGENT, measured([*COMMAND, *args], env)),
+        Sample(case, BASELINE, measured(NOTHING, env)),
     ]
 
 
-def _measured(command: Sequence[str], env: Mapping[str, str]) -> Mapping[str, float]:
+def measured(command: Sequence[str], env: Mapping[str, str]) -> Mapping[str, float]:
+    """Run a command to its end; return how long it took, and its CPU. Each may end only well."""
     begin = time.perf_counter()
     process = subprocess.Popen(command, env=environment(env), stdin=NULL, stdout=NULL)
     _, status, used = os.wait4(process.pid, 0)

@@ -42,7 +42,7 @@ CASES = {
     ],
     "backlog": ["start", "drain"],
     "idle": ["cold start", "idle"],
-    "history": ["1,000 a batch", "10,000 a batch"],
+    "history": ["1,000 a batch", "10,000 a batch", "report"],
     "front": ["small", "download", "upload"],
     "scale": ["clients 1", "clients 10", "clients 100", "clients 1,000", "events 1,000"],
     "turbo": [*(case.name for case in turbo_benchmark.CASES), "10 builds"],

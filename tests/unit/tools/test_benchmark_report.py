@@ -113,9 +113,10 @@ def test_each_thousand_events_are_of_so_many_sessions(sessions: int) -> None:
     assert [len(set(found[start : start + 1_000])) for start in (0, 1_000)] == [sessions, sessions]
 
 
-def test_where_each_event_is_of_another_session_none_comes_twice() -> None:
-    found = _sessions(b"".join(blocks(2_001, 10, sessions=EACH)))  # three times through the blocks, and a part of one
-    assert len(set(found)) == len(found) == 2_001
+@pytest.mark.parametrize(("sessions", "count"), [(20, 3 * 13 + 2 + 1), (EACH, 2_001)])
+def test_no_session_comes_again_when_the_lines_do(sessions: int, count: int) -> None:
+    found = _sessions(b"".join(blocks(2_001, 10, sessions=sessions)))  # 640 lines three times, 80 and 1
+    assert (len(found), len(set(found))) == (2_001, count)
 
 
 def test_the_floor_builds_a_body_of_each_batch(tmp_path: Path) -> None:
