@@ -102,7 +102,7 @@ def _rsyslog_program(environ: Mapping[str, str]) -> str | None:
     with tempfile.TemporaryDirectory(prefix="b-") as name:
         directory = Path(name)
         config = _write_rsyslog_configuration(directory, _sockets(directory), "http://127.0.0.1:1", 1)
-        check = subprocess.run([program, "-N1", "-f", str(config)], capture_output=True, check=False)
+        check = subprocess.run([program, "-N1", "-f", str(config)], capture_output=True, check=False, timeout=20)
     return None if check.returncode else program
 
 

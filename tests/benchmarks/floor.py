@@ -47,10 +47,8 @@ _encode = msgspec.json.Encoder().encode_lines
 
 def run(events: int, path: Path, batch: int | None = None, sessions: int = SESSIONS) -> Done:
     """Keep so many events in a new file, and delete it; build a body of each `batch` of them, if it is given."""
-    reads_a_batch = math.ceil(batch / LINES_A_READ) if batch else 0
-    lines_a_read = (
-        batch // reads_a_batch if batch else LINES_A_READ
-    )  # a batch is of whole reads, so nothing has to be cut
+    reads_a_batch = math.ceil((batch or LINES_A_READ) / LINES_A_READ)
+    lines_a_read = (batch or LINES_A_READ) // reads_a_batch  # a batch is of whole reads: nothing has to be cut
     reads = list(blocks(min(events, 64 * lines_a_read), lines_a_read, sessions=sessions))
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
