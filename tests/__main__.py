@@ -25,6 +25,7 @@ PURE = [
     "agent/delivery/policy.py",
     "agent/delivery/transport.py",
     "agent/usage/counting.py",
+    "agent/cli/top/samples.py",
 ]
 _PURE = ",".join(PURE)
 _PYTHON = [sys.executable, "-m"]

@@ -24,6 +24,7 @@ _COMMANDS = {
     "exec": "agent.cli.commands.exec:exec_",
     "emit": "agent.cli.commands.emit:emit",
     "status": "agent.cli.commands.status:status",
+    "top": "agent.cli.commands.top:top",
     "report": "agent.cli.commands.report:report",
     "flush": "agent.cli.commands.flush:flush",
     "hook": "agent.cli.commands.hook:hook",

@@ -46,17 +46,17 @@ def find_config(path: Path | None, system: Path = SYSTEM_CONFIG) -> Path | None:
     return system if os.path.lexists(system) else None
 
 
-def ask_daemon(path: Path | None) -> "ControlClient":
+def ask_daemon(path: Path | None, seconds: float | None = None) -> "ControlClient":
     """Return what asks the daemon that a command is about, for which only its control socket has to be known.
 
-    Raises ConfigError.
+    `seconds` is how long a short answer may take, if not as usual. Raises ConfigError.
     """
     from agent import config
-    from agent.control.client import ControlClient
+    from agent.control.client import TIMEOUT_SECONDS, ControlClient
 
     directories = config.Directories.of_daemon(os.environ, os.geteuid())
     control = config.control_socket(find_config(path), os.environ, directories)
-    return ControlClient(control, passed_over=directories.passed_over_for(control))
+    return ControlClient(control, seconds or TIMEOUT_SECONDS, passed_over=directories.passed_over_for(control))
 
 
 def find_queue(path: Path | None) -> tuple["Config", "ControlClient"]:

@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import termios
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from tests.support.waiting import HUNG_AFTER
 
@@ -51,8 +52,14 @@ def problems(stderr: str) -> list[str]:
 class Terminal:
     """The command on a terminal of 24 lines and 100 columns. For `with`, which kills what still runs."""
 
-    def __init__(self, *args: str | Path, env: Mapping[str, str] | None = None, keyboard: bool = False) -> None:
-        """With `keyboard`, standard input is the terminal too."""
+    def __init__(
+        self,
+        *args: str | Path,
+        env: Mapping[str, str] | None = None,
+        keyboard: bool = False,
+        group: int | None = None,
+    ) -> None:
+        """With `keyboard`, standard input is the terminal too; `group` is the command's process group, 0 for one of its own."""
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
         self.output = ""
@@ -63,6 +70,7 @@ class Terminal:
             stdin=slave if keyboard else subprocess.DEVNULL,
             stdout=slave,
             stderr=slave,
+            process_group=group,
         )
         os.close(slave)
 
@@ -77,6 +85,25 @@ class Terminal:
         while text not in self.text:
             assert self._read(deadline), f"no {text!r} in {self.text[-2000:]!r}"
 
+    def wait_for_more(self, timeout: float = HUNG_AFTER) -> None:
+        """Read until something has been shown."""
+        assert self._read(time.monotonic() + timeout), f"nothing after {self.output[-2000:]!r}"
+
+    def read_until(self, deadline: float) -> None:
+        """Read what is shown up to a moment by the steady clock."""
+        while self._read(deadline):
+            pass
+
+    @property
+    def settings(self) -> list[Any]:
+        """What the terminal does with keys and lines; see `termios.tcgetattr`."""
+        return termios.tcgetattr(self._master)
+
+    def resize(self, lines: int, columns: int) -> None:
+        """Give the terminal another size, and say so, as the kernel does to what runs in its foreground."""
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        self.process.send_signal(signal.SIGWINCH)
+
     def type(self, text: str) -> None:
         """Type on the keyboard."""
         os.write(self._master, text.encode())
@@ -84,8 +111,7 @@ class Terminal:
     def finish(self, timeout: float = HUNG_AFTER) -> int:
         """Read up to the end; return the exit code."""
         deadline = time.monotonic() + timeout
-        while self._read(deadline):
-            pass
+        self.read_until(deadline)
         return self.process.wait(max(0.1, deadline - time.monotonic()))
 
     def _read(self, deadline: float) -> bool:

@@ -11,6 +11,7 @@ from agent.queue.cursor import Outcome, Span
 from agent.queue.log import Entry
 from agent.queue.record import Record, encode_record
 from agent.queue.store import Limits
+from agent.usage.counting import Totals
 from agent.usage.fold import Folded, Keeping, query
 from agent.usage.reading import KeptEvents
 from agent.usage.report import Period, Question, Report, Summary, report
@@ -92,3 +93,16 @@ def use(session: str, source: str, kind: str, hash_: str, **more: object) -> dic
 def builds(recorded: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the events of recorded requests."""
     return [event for request in recorded for event in request["events"]]
+
+
+def summary_of(totals: Totals) -> dict[str, Any]:
+    """Return totals by the names of a report."""
+    return {
+        "events": totals.events,
+        "tasks": totals.tasks,
+        "hits": {"local": totals.local_hits, "remote": totals.remote_hits},
+        "misses": totals.misses,
+        "unanswered": totals.unanswered,
+        "saved_ms": {"local": totals.local_saved_ms, "remote": totals.remote_saved_ms},
+        "hit_rate": totals.hit_rate,
+    }

@@ -5,6 +5,8 @@ Every command writes by way of these functions, and nothing else does. What they
 
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -46,6 +48,30 @@ def show(renderable: "RenderableType") -> None:
         console.print(renderable)
     text = capture.get()
     write(text if terminal else "\n".join(line.rstrip() for line in text.split("\n")))
+
+
+@contextmanager
+def full_screen() -> Iterator[Callable[[Callable[[int], "RenderableType"]], None]]:
+    """Have the whole terminal for the time of the block, and leave it as it was. For a terminal that moves its cursor.
+
+    The block is given a function that draws what another one returns for so many columns; what is below the last line is cut off.
+    All text is as for `show`. Raises SystemExit if the terminal is gone.
+    """
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(force_terminal=True, highlight=False)
+    live = Live(console=console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+
+    def draw(make: Callable[[int], "RenderableType"]) -> None:
+        live.update(make(console.width), refresh=True)
+
+    try:
+        with live:
+            yield draw
+    except OSError:
+        _abandon_stdout()
+        raise SystemExit(BROKEN_PIPE) from None
 
 
 def write(text: str) -> None:

@@ -24,6 +24,7 @@ COMMANDS = (
     "exec",
     "emit",
     "status",
+    "top",
     "report",
     "flush",
     "hook",

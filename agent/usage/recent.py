@@ -1,0 +1,138 @@
+"""The sessions of the last minutes, for a live screen: read from a queue and its history as events come, and kept in memory.
+
+Nothing is written, and what was read before is not read again. What more comes than can be read at one time is left out, and that
+is said.
+"""
+
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from agent.errors import StorageError
+from agent.queue.cursor_file import newest_in, read_slots
+from agent.queue.filesystem import Filesystem
+from agent.usage.counting import Sessions, SessionTasks, Totals, totals_of
+from agent.usage.reading import KeptEvents, Progress, SegmentKey, count_piece
+
+WINDOW_SECONDS = 600.0
+READ_BYTES = 16 * 1024 * 1024
+"""The most that is read at one time: 130,000 events."""
+MAX_TASKS = 200_000
+"""What memory holds."""
+MOST_SESSIONS = 100
+
+
+class RecentSession(NamedTuple):
+    """A session; `last` is when its last event was accepted, in seconds since the epoch."""
+
+    name: str
+    ci: str | None
+    last: float
+    totals: Totals
+
+
+class Recent(NamedTuple):
+    """The sessions of which an event was accepted within `seconds`, the newest first: MOST_SESSIONS at most of `number`.
+
+    It is not `complete` if there was more than can be read or held, and `problem` says what could not be read.
+    """
+
+    sessions: tuple[RecentSession, ...]
+    seconds: float
+    number: int
+    complete: bool = True
+    problem: str | None = None
+
+
+class RecentSessions:
+    """Follows the queue of a destination. Its calls block."""
+
+    def __init__(
+        self,
+        fs: Filesystem,
+        directory: Path,
+        *,
+        seconds: float = WINDOW_SECONDS,
+        read_bytes: int = READ_BYTES,
+        max_tasks: int = MAX_TASKS,
+    ) -> None:
+        self._fs = fs
+        self._directory = directory
+        self._seconds = seconds
+        self._read_bytes = read_bytes
+        self._max_tasks = max_tasks
+        self._sessions = Sessions()
+        self._totals: dict[str, Totals] = {}  # of sessions of which nothing new has come
+        self._progress: dict[SegmentKey, Progress] = {}
+        self._next_seq: int | None = None
+        self._problem: str | None = None
+        self._incomplete_until = float("-inf")
+
+    def read(self, now: float) -> Recent:
+        """Read what is new, and return what is known then; `now` is in seconds since the epoch. Raises StorageError."""
+        slots = read_slots(self._fs, self._directory / "cursor")
+        if not slots:
+            raise StorageError(f"{self._directory}: there is no queue here: queue.directory is that of another daemon")
+        newest = newest_in(slots)
+        next_seq = None if newest is None else newest.state.next_seq
+        if next_seq is None or next_seq != self._next_seq or self._problem is not None:
+            self._read_new(now)
+            self._next_seq = next_seq
+        self._forget(now)
+        shown = tuple(self._shown(*each) for each in islice(self._sessions.items(), MOST_SESSIONS))
+        complete = now >= self._incomplete_until
+        return Recent(shown, self._seconds, len(self._sessions), complete=complete, problem=self._problem)
+
+    def _shown(self, name: str, session: SessionTasks) -> RecentSession:
+        known = self._totals.get(name)
+        if known is None or known.events != session.events.total():
+            known = self._totals[name] = totals_of([session])
+        return RecentSession(name, session.ci, session.last, known)
+
+    def _read_new(self, now: float) -> None:
+        kept = KeptEvents.read(self._fs, self._directory)
+        known = self._progress = self._unread(kept, now)
+        self._problem = None
+        for piece in kept.pieces(known):
+            if piece.problem is not None:
+                self._problem = piece.problem
+                continue
+            count_piece(self._sessions, piece)
+            known[piece.key] = piece.progress
+
+    def _unread(self, kept: KeptEvents, now: float) -> dict[SegmentKey, Progress]:
+        """Return how far each segment has been read; one that is too old, or one too many, as if it had been."""
+        progress, size, keys = dict[SegmentKey, Progress](), 0, kept.keys
+        for index in range(len(keys) - 1, -1, -1):
+            key = keys[index]
+            before = self._progress.get(key)
+            ended_at = keys[index + 1].created_at if index + 1 < len(keys) else now
+            if before is None or not before.complete:
+                if ended_at < now - self._seconds:
+                    before = Progress(kept.view.limit(index), complete=True)
+                else:
+                    size += kept.view.segments[index].size
+                    if size > self._read_bytes and index + 1 < len(keys):  # the newest one is read, however large
+                        before = Progress(kept.view.limit(index), complete=True)
+                        self._incomplete_until = now + self._seconds
+            if before is not None:
+                progress[key] = before
+        return progress
+
+    def _forget(self, now: float) -> None:
+        """Forget the sessions that have ended, and the oldest of those that are too many; put the newest first."""
+        kept, tasks = Sessions(), 0
+        for name, session in sorted(self._sessions.items(), key=_last, reverse=True):
+            tasks += len(session.tasks)
+            if session.last < now - self._seconds:
+                break
+            if tasks > self._max_tasks:
+                self._incomplete_until = now + self._seconds
+                break
+            kept[name] = session
+        self._sessions = kept
+        self._totals = {name: totals for name, totals in self._totals.items() if name in kept}
+
+
+def _last(item: tuple[str, SessionTasks]) -> float:
+    return item[1].last
