@@ -16,13 +16,27 @@ from tests.benchmarks import (
     short_lived,
     startup,
     throughput,
+    top,
     turbo,
 )
 from tests.benchmarks.harness import main
 
 BENCHMARKS = [
     module.BENCHMARK
-    for module in (throughput, ingest, short_lived, client_cost, startup, backlog, idle, history, front, scale, turbo)
+    for module in (
+        throughput,
+        ingest,
+        short_lived,
+        client_cost,
+        startup,
+        backlog,
+        idle,
+        history,
+        front,
+        scale,
+        top,
+        turbo,
+    )
 ]
 
 if __name__ == "__main__":
