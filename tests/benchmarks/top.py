@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.benchmarks import usage
 from tests.benchmarks.harness import Benchmark, Size, main
-from tests.benchmarks.load import recorded_lines
+from tests.benchmarks.load import lines_of
 from tests.benchmarks.report import AGENT, Report, Sample
 from tests.benchmarks.sink import sink
 from tests.support.command import Terminal
@@ -52,7 +52,7 @@ def _measure(daemon: Daemon, events: int, seconds: float, *, watched: bool) -> I
 
 def _pass(daemon: Daemon, terminal: Terminal | None, events: int, seconds: float) -> None:
     """Send so many events a second for a while, and take what is drawn meanwhile."""
-    lines = itertools.cycle(recorded_lines(mixed=True))
+    lines = lines_of(sys.maxsize)
     end = time.monotonic() + seconds
     while (now := time.monotonic()) < end:
         if events:
