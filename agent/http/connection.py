@@ -78,21 +78,21 @@ class HangUps:
             for descriptor, _ in self._epoll.poll(0):
                 self._remove(descriptor)()
 
-    @contextlib.contextmanager
-    def watching(self, connection: socket.socket, callback: Callable[[], object]) -> Iterator[None]:
-        """Call `callback` if the client hangs up while the block lasts, or has hung up already.
+    def watch(self, connection: socket.socket, callback: Callable[[], object], *, over_tcp: bool) -> None:
+        """Call `callback` once the client hangs up, or if it has hung up already, unless it is forgotten before.
 
         A Unix socket tells that from the end of the client's sending half. TCP does not: there that end counts.
         """
         descriptor = connection.fileno()
         self._callbacks[descriptor] = callback
         # EPOLLHUP and EPOLLERR are always told.
-        self._epoll.register(descriptor, 0 if connection.family == socket.AF_UNIX else select.EPOLLRDHUP)
-        try:
-            yield
-        finally:
-            if descriptor in self._callbacks:
-                self._remove(descriptor)
+        self._epoll.register(descriptor, select.EPOLLRDHUP if over_tcp else 0)
+
+    def forget(self, connection: socket.socket) -> None:
+        """Call back no more for this client."""
+        descriptor = connection.fileno()
+        if descriptor in self._callbacks:
+            self._remove(descriptor)
 
     def _remove(self, descriptor: int) -> Callable[[], object]:
         self._epoll.unregister(descriptor)
@@ -113,7 +113,8 @@ class Http1Connection(Connection):
 
     def __init__(self, accepted: socket.socket, timeouts: Timeouts, hang_ups: HangUps, turns: Turns) -> None:
         super().__init__(accepted)
-        if accepted.family != socket.AF_UNIX:
+        self._over_tcp = accepted.family != socket.AF_UNIX
+        if self._over_tcp:
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.timeouts = timeouts
         self.http = h11.Connection(h11.SERVER)
@@ -281,20 +282,26 @@ class Http1Connection(Connection):
             self._gone = True
             callback()
 
-        with self._hang_ups.watching(self.socket, hung_up):
+        self._hang_ups.watch(self.socket, hung_up, over_tcp=self._over_tcp)
+        try:
             yield
+        finally:
+            self._hang_ups.forget(self.socket)
 
     @contextlib.contextmanager
     def until_left(self, seconds: float) -> Iterator[None]:
         """End the block `seconds` after the client has hung up, or then as soon as another connection needs the place."""
 
         def left() -> None:
+            self._gone = True
             self._left, scope.deadline = scope, anyio.current_time() + seconds
 
-        with anyio.CancelScope() as scope, self.on_hang_up(left):
+        with anyio.CancelScope() as scope:
+            self._hang_ups.watch(self.socket, left, over_tcp=self._over_tcp)
             try:
                 yield
             finally:
+                self._hang_ups.forget(self.socket)
                 self._left = None
 
     async def _event_within(
@@ -390,12 +397,11 @@ class Http1Connection(Connection):
 
     def close(self) -> None:
         """Close the connection; if an answer is incomplete, so that no client can take it for a whole one."""
-        if (self._muted or self.http.our_state is h11.SEND_BODY) and self.socket.family != socket.AF_UNIX:
+        if (self._muted or self.http.our_state is h11.SEND_BODY) and self._over_tcp:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         super().close()
 
 
 def _has_body(head: h11.Request) -> bool:
-    return any(
-        name == b"transfer-encoding" or (name == b"content-length" and int(value)) for name, value in head.headers
-    )
+    headers = dict(head.headers)
+    return b"transfer-encoding" in headers or int(headers.get(b"content-length", 0)) > 0

@@ -184,7 +184,7 @@ class Exchange:
         self._connection.begin_stream()
 
     def on_hang_up(self, callback: Callable[[], object]) -> AbstractContextManager[None]:
-        """Call `callback` if the client hangs up while the block lasts, or has hung up already. See `HangUps.watching`."""
+        """Call `callback` if the client hangs up while the block lasts, or has hung up already. See `HangUps.watch`."""
         return self._connection.on_hang_up(callback)
 
     def until_left(self, seconds: float) -> AbstractContextManager[None]:

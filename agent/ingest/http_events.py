@@ -71,7 +71,7 @@ class AccessPolicy:
             (name, self._authorization_for_api(value) if name.lower() == b"authorization" else value)
             for name, value in head.raw_headers
         ]
-        return replace(head, raw_headers=headers)
+        return head if headers == head.raw_headers else replace(head, raw_headers=headers)
 
     def _authorization_for_api(self, value: bytes) -> bytes:
         own = self.api_token
