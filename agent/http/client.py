@@ -5,6 +5,7 @@ nobody can tell whether more has come than an answer.
 """
 
 import base64
+import contextlib
 import ipaddress
 import socket
 import ssl
@@ -25,14 +26,17 @@ from agent.http import dialing
 TransportFactory = Callable[[], httpx.AsyncBaseTransport]
 
 READ_BYTES = 128 * 1024  # in one turn
-# How much of the head of an answer is looked at in one turn, and how long it may be: any number of informational answers may come
-# before it (RFC 9110, 15.2).
-HEAD_READ_BYTES = 1024
+HEAD_READ_BYTES = 16 * 1024
+# How long the head of an answer may be, with those before it: there may be any number of informational ones (RFC 9110, 15.2).
 MAX_HEAD_BYTES = 128 * 1024
 MAX_ONE_HEAD_BYTES = 100 * 1024
+# With the head so many pieces of the body are looked at: as a rule they are all of a small one.
+FIRST_PIECES = 8
 
 TAKE_TURN = "agent.take_turn"
 """The extension of a request that lets others run while the head of its answer comes in many pieces."""
+IS_WHOLE = "agent.is_whole"
+"""The extension of a response that says whether all of it has come: then nobody waits for its body."""
 
 
 class _Connection:
@@ -41,6 +45,7 @@ class _Connection:
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
         self._http = h11.Connection(h11.CLIENT, MAX_ONE_HEAD_BYTES)
+        self._invalid: httpx.RemoteProtocolError | None = None
         self._idle_since: float | None = None  # by the event loop's clock; None while a request is under way
 
     async def send(self, head: h11.Request, body: httpx.AsyncByteStream, seconds: float | None) -> None:
@@ -72,6 +77,7 @@ class _Connection:
             if isinstance(event, h11.Response):
                 return event
             if event is not h11.NEED_DATA:
+                await take_turn()
                 continue
             if left <= 0:
                 raise httpx.RemoteProtocolError(
@@ -84,6 +90,17 @@ class _Connection:
                 raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
             left -= len(data)
             self._http.receive_data(data)
+
+    def received(self) -> tuple[bytes, bool]:
+        """Return what has come of the answer's body, and whether that is all of it."""
+        pieces: list[bytes] = []
+        with contextlib.suppress(httpx.RemoteProtocolError):  # `piece` raises it again
+            while len(pieces) < FIRST_PIECES:
+                event = self._next_event()
+                if not isinstance(event, h11.Data):
+                    return b"".join(pieces), isinstance(event, h11.EndOfMessage)
+                pieces.append(bytes(event.data))
+        return b"".join(pieces), False
 
     async def piece(self, seconds: float | None) -> bytes:
         """Return the next piece of the answer's body; b"" at its end. Raises httpx.TransportError."""
@@ -121,7 +138,8 @@ class _Connection:
         try:
             return self._http.next_event()
         except h11.RemoteProtocolError as error:
-            raise httpx.RemoteProtocolError(str(error)) from error
+            self._invalid = self._invalid or httpx.RemoteProtocolError(str(error))  # h11 says what it was only once
+            raise self._invalid from error
 
     def _encode(self, event: h11.Event) -> list[bytes]:
         return self._http.send_with_data_passthrough(event) or []
@@ -186,11 +204,13 @@ class SingleConnectionTransport(httpx.AsyncBaseTransport):
         except BaseException:
             await self.aclose()
             raise
+        received, is_whole = connection.received()
+        version = b"HTTP/" + answer.http_version
         return httpx.Response(
             answer.status_code,
             headers=answer.headers.raw_items(),
-            stream=_Body(connection, seconds, self._finish),
-            extensions={"http_version": b"HTTP/" + answer.http_version, "reason_phrase": answer.reason},
+            stream=_Body(None if is_whole else connection, received, seconds, self._finish),
+            extensions={"http_version": version, "reason_phrase": answer.reason, IS_WHOLE: is_whole},
         )
 
     async def aclose(self) -> None:
@@ -227,10 +247,20 @@ class SingleConnectionTransport(httpx.AsyncBaseTransport):
 
 
 class _Body(httpx.AsyncByteStream):
-    """The body of a response, piece by piece. No generator: what is left of it needs no end."""
+    """The body of a response, piece by piece: first what has been received, and then what comes from the connection, if any.
 
-    def __init__(self, connection: _Connection, seconds: float | None, finish: Callable[[], Awaitable[None]]) -> None:
+    No generator: what is left of it needs no end.
+    """
+
+    def __init__(
+        self,
+        connection: _Connection | None,
+        received: bytes,
+        seconds: float | None,
+        finish: Callable[[], Awaitable[None]],
+    ) -> None:
         self._connection = connection
+        self._received = received
         self._seconds = seconds
         self._finish: Callable[[], Awaitable[None]] | None = finish
 
@@ -238,7 +268,10 @@ class _Body(httpx.AsyncByteStream):
         return self
 
     async def __anext__(self) -> bytes:
-        if piece := await self._connection.piece(self._seconds):
+        piece, self._received = self._received, b""
+        if not piece and self._connection is not None:
+            piece = await self._connection.piece(self._seconds)
+        if piece:
             return piece
         raise StopAsyncIteration
 

@@ -6,8 +6,9 @@ wrote to its end goes on without it for a while: the API has what it needs, be i
 """
 
 import contextlib
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Sequence
 from http import HTTPStatus
 from typing import NamedTuple, cast
 
@@ -15,7 +16,7 @@ import anyio
 import httpx
 import structlog
 
-from agent.http.client import TAKE_TURN, ConnectionPool, transport_factory
+from agent.http.client import IS_WHOLE, TAKE_TURN, ConnectionPool, transport_factory
 from agent.http.connection import TURN_PIECES, ClientGoneError
 from agent.http.outage import Outage, insists
 from agent.http.server import Exchange, Response
@@ -35,6 +36,7 @@ _HOP_BY_HOP = {b"connection", b"proxy-connection", b"keep-alive", b"te", b"trans
 _CHUNKED = (b"transfer-encoding", b"chunked")
 _TURBO = "turbo "
 METHODS = "GET, HEAD, PUT, POST, OPTIONS, PATCH, DELETE"
+_METHODS = frozenset(METHODS.split(", "))
 _FINAL = HTTPStatus.FAILED_DEPENDENCY
 _WANT_ONLY_AN_ANSWER = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -46,7 +48,11 @@ class BrokenOffError(ClientGoneError):
 
 
 class _Upstream(NamedTuple):
+    """An API. Every request names its `host`, and has `prefix` before its target."""
+
     url: httpx.URL
+    host: bytes
+    prefix: bytes
     connections: ConnectionPool
     outage: Outage
 
@@ -92,23 +98,23 @@ class Proxy:
 
     async def forward(self, exchange: Exchange) -> None:
         """Have the API answer a request. Raises ClientGoneError and what reading the request raises."""
-        begun, upstream = anyio.current_time(), self._upstream
+        begun, upstream = time.monotonic(), self._upstream
         wants_only_an_answer = exchange.head.method in _WANT_ONLY_AN_ANSWER
         try:
             with exchange.until_left(0.0 if wants_only_an_answer else LEFT_SECONDS):
                 return await self._relay(exchange, upstream)
-            if exchange.status is None and anyio.current_time() - begun >= PATIENT_SECONDS:
-                upstream.outage.note(anyio.current_time(), None)
+            if exchange.status is None and time.monotonic() - begun >= PATIENT_SECONDS:
+                upstream.outage.note(time.monotonic(), None)
             raise ClientGoneError
         finally:
             if exchange.status is not None:
                 self.answered[exchange.status] += 1
 
     async def _relay(self, exchange: Exchange, upstream: _Upstream) -> None:
-        if exchange.head.method not in METHODS.split(", ") or not exchange.head.target.startswith(b"/"):
+        if exchange.head.method not in _METHODS or not exchange.head.target.startswith(b"/"):
             message = f"Only {METHODS} of a path are passed on"
             return await exchange.answer(Response.error(405, "method_not_allowed", message))
-        if upstream.outage.is_fresh(anyio.current_time()) and insists(_user_agent(exchange)):
+        if upstream.outage.is_fresh(time.monotonic()) and insists(_user_agent(exchange)):
             message = f"{upstream.url} has just failed, and is not asked again so soon"
             return await exchange.answer(Response.error(_FINAL, "bad_gateway", message))
         connection = upstream.connections.acquire()
@@ -120,18 +126,18 @@ class Proxy:
 
     async def _exchange(self, exchange: Exchange, upstream: _Upstream, connection: httpx.AsyncBaseTransport) -> None:
         try:
-            response = await connection.handle_async_request(_request(exchange, upstream.url))
+            response = await connection.handle_async_request(_request(exchange, upstream))
         except httpx.ConnectTimeout as error:
             return await _no_answer(exchange, upstream, error)
         except httpx.TimeoutException:
-            upstream.outage.note(anyio.current_time(), None)
+            upstream.outage.note(time.monotonic(), None)
             message = f"{upstream.url} has not answered within {STALL_SECONDS:g} s"
             return await exchange.answer(_failed(exchange, upstream, message, 504, "gateway_timeout"))
         except (httpx.TransportError, httpx.InvalidURL, UnicodeError) as error:
             if isinstance(error, httpx.RemoteProtocolError):
                 self._warn_invalid(exchange, error)
             return await _no_answer(exchange, upstream, error)
-        upstream.outage.note(anyio.current_time(), response.status_code)
+        upstream.outage.note(time.monotonic(), response.status_code)
         try:
             return await _pass_back(exchange, response, is_final=_is_final(exchange, upstream))
         finally:
@@ -151,6 +157,9 @@ async def _pass_back(exchange: Exchange, response: httpx.Response, *, is_final: 
     if is_final:
         headers.append((b"proxy-status", b"artifacts-agent; received-status=%d" % status))  # RFC 9209
         status, reason = _FINAL, _FINAL.phrase.encode()
+    if response.extensions.get(IS_WHOLE, False):
+        await exchange.answer_as(status, headers, reason, b"".join([piece async for piece in stream]))
+        return
     await exchange.start(status, headers, reason)
     with contextlib.suppress(httpx.TransportError):  # an answer without its end is cut off
         pieces = 0
@@ -163,44 +172,49 @@ async def _pass_back(exchange: Exchange, response: httpx.Response, *, is_final: 
 
 
 class _Body(httpx.AsyncByteStream):
-    """A request's body, piece by piece. No generator: what is left of it needs no end."""
+    """A request's body, piece by piece, of which `first` has come. No generator: what is left of it needs no end."""
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, first: bytes) -> None:
         self._exchange = exchange
+        self._first = first
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
-        if piece := await self._exchange.read():
+        piece, self._first = self._first, b""
+        if piece := piece or await self._exchange.read():
             return piece
         raise StopAsyncIteration
 
 
 def _open(url: str) -> _Upstream:
     connections = ConnectionPool(transport_factory(url, KEEP_SECONDS), IDLE_CONNECTIONS)
-    return _Upstream(httpx.URL(url), connections, Outage())
+    parsed = httpx.URL(url)
+    return _Upstream(parsed, parsed.netloc, parsed.raw_path.rstrip(b"/"), connections, Outage())
 
 
-def _request(exchange: Exchange, url: httpx.URL) -> httpx.Request:
+def _request(exchange: Exchange, upstream: _Upstream) -> httpx.Request:
     head = exchange.head
     chunked = [_CHUNKED] if head.length is None else []
-    headers = [(b"Host", url.netloc), *_end_to_end(head.raw_headers, b"host", b"proxy-authorization"), *chunked]
-    target = url.raw_path.rstrip(b"/") + head.target
-    extensions = {"timeout": _TIMEOUT, "target": target, TAKE_TURN: exchange.take_turn}
-    body = httpx.ByteStream(b"") if head.length == 0 else _Body(exchange)
-    return httpx.Request(head.method, url, headers=headers, stream=body, extensions=extensions)
+    headers = [(b"Host", upstream.host), *_end_to_end(head.raw_headers, b"host", b"proxy-authorization"), *chunked]
+    extensions = {"timeout": _TIMEOUT, "target": upstream.prefix + head.target, TAKE_TURN: exchange.take_turn}
+    received, is_whole = exchange.received()
+    body = httpx.ByteStream(bytes(received)) if is_whole else _Body(exchange, bytes(received))
+    return httpx.Request(head.method, upstream.url, headers=headers, stream=body, extensions=extensions)
 
 
-def _end_to_end(headers: Iterable[tuple[bytes, bytes]], *others: bytes) -> _Headers:
+def _end_to_end(headers: Sequence[tuple[bytes, bytes]], *others: bytes) -> _Headers:
     """Return the headers that are not for the next hop alone (RFC 9110, 7.6.1); no length beside chunks (RFC 9112, 6.3)."""
-    found = [(name, name.lower(), value) for name, value in headers]
-    options = b",".join(value for _, lower, value in found if lower == b"connection").lower().split(b",")
-    named = {option.strip() for option in options} - {b"content-length"}  # without which the body would have no end
-    dropped = {*_HOP_BY_HOP, *named, *others}
-    if any(lower == b"transfer-encoding" for _, lower, _ in found):
+    names = [name.lower() for name, _ in headers]
+    dropped = {*_HOP_BY_HOP, *others}
+    if b"connection" in names:
+        options = b",".join(value for (_, value), name in zip(headers, names, strict=True) if name == b"connection")
+        dropped |= {option.strip() for option in options.lower().split(b",")}
+        dropped.discard(b"content-length")  # without which the body would have no end
+    if b"transfer-encoding" in names:
         dropped.add(b"content-length")
-    return [(name, value) for name, lower, value in found if lower not in dropped]
+    return [header for header, name in zip(headers, names, strict=True) if name not in dropped]
 
 
 def _user_agent(exchange: Exchange) -> str:
@@ -222,7 +236,7 @@ async def _no_answer(exchange: Exchange, upstream: _Upstream, error: Exception) 
     A connection that fails is for turbo an artifact that it does not get. For a 5xx it waits 2 s and asks again, for one
     artifact after the other: a build of 130 packages takes 3 s more.
     """
-    upstream.outage.note(anyio.current_time(), None)
+    upstream.outage.note(time.monotonic(), None)
     if _user_agent(exchange).startswith(_TURBO) and not _is_final(exchange, upstream):
         raise BrokenOffError
     reason = str(error) or type(error).__name__

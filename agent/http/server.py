@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import anyio
 import h11
@@ -132,14 +132,10 @@ class Exchange:
         too_large = h11.RemoteProtocolError(f"a body may have {limit} bytes", error_status_hint=413)
         if (self.head.length or 0) > limit:
             raise too_large
-        body, seconds = bytearray(), self._connection.timeouts.body
-        for _ in range(TURN_PIECES):  # as a rule, all of it has come with the head
-            piece = self._connection.read_received()
-            if piece == b"":
-                return bytes(body)
-            if piece is None:
-                break
-            body += piece
+        body, is_whole = self.received()
+        if is_whole:
+            return bytes(body)
+        seconds = self._connection.timeouts.body
         memory = memory or BodyMemory(limit)
         with memory.hold(self._connection.group) as held, anyio.move_on_after(seconds) as waiting:
             while len(body) <= limit and (piece := await self.read()):
@@ -151,6 +147,16 @@ class Exchange:
             raise too_large
         return bytes(body)
 
+    def received(self) -> tuple[bytearray, bool]:
+        """Return what has come of the body, as a rule with the head, and whether that is all of it."""
+        body = bytearray()
+        for _ in range(TURN_PIECES):
+            piece = self._connection.read_received()
+            if not piece:
+                return body, piece is not None
+            body += piece
+        return body, False
+
     async def read(self) -> bytes:
         """Read a piece of the body; b"" at its end."""
         return await self._connection.read()
@@ -160,11 +166,15 @@ class Exchange:
         length = ("content-length", str(len(response.body)))
         headers = [("content-type", response.content_type), length, *response.headers]
         raw = [(name.encode(), value.encode("latin-1")) for name, value in headers]
-        self.status = response.status
+        await self.answer_as(response.status, raw, _phrase(response.status), response.body)
+
+    async def answer_as(self, status: int, headers: Headers, reason: bytes, body: bytes) -> None:
+        """Send a whole response with these headers; without a content-length it is sent in chunks."""
+        self.status = status
         send = self._connection.http.send
-        head = send(self._response(response.status, raw, _phrase(response.status)))
-        body = None if self.head.method == "HEAD" else send(h11.Data(response.body))
-        await self._connection.send(head, body, send(h11.EndOfMessage()))
+        head = send(self._response(status, headers, reason))
+        data = None if self.head.method == "HEAD" else send(h11.Data(body))
+        await self._connection.send(head, data, send(h11.EndOfMessage()))
 
     async def start(self, status: int, headers: Headers, reason: bytes = b"") -> None:
         """Begin a response whose body comes in pieces; without a content-length it is sent in chunks."""
@@ -326,7 +336,7 @@ def _head(found: h11.Request) -> Head:
         target = urlsplit(found.target.decode("ascii"))
     except ValueError as error:
         raise h11.RemoteProtocolError(f"the request's target is no URL: {error}") from error
-    query = {name: values[-1] for name, values in parse_qs(target.query, keep_blank_values=True).items()}
-    headers = {name.decode("ascii"): value.decode("latin-1") for name, value in found.headers}
+    query = dict(parse_qsl(target.query, keep_blank_values=True))
     raw = found.headers.raw_items()
+    headers = {name.lower().decode("ascii"): value.decode("latin-1") for name, value in raw}
     return Head(found.method.decode("ascii"), target.path, query, headers, found.target, raw)

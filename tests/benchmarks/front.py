@@ -231,7 +231,7 @@ def _serve(pipe: Connection) -> None:
 
 def _answer(connection: socket.socket) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    with connection:
+    with connection, contextlib.suppress(ConnectionResetError):  # an agent that is killed resets it
         while head := _head(connection):
             if head.startswith(b"GET"):
                 size = int(head.split()[1].strip(b"/"))

@@ -85,7 +85,7 @@ def test_method_target_headers_and_body_arrive_as_they_were_sent(
     front: Daemon, upstream: Upstream, method: str
 ) -> None:
     target = "/v8/artifacts/a%2Fb%20c?teamId=team_1&slug=&x=%61+%E2%82%AC&&"
-    body = b"" if method in {"GET", "HEAD", "OPTIONS", "DELETE"} else pattern(100_000)
+    body = pattern({"PUT": 100_000, "POST": 10, "PATCH": 100_000}.get(method, 0))
     fields = (
         f"Host: 127.0.0.1:1\r\nX-Artifact-Duration: 12\r\nx-artifact-tag: T/a+g==\r\nAccept-Encoding: br\r\n"
         f"X-Twice: 1\r\nX-Twice: 2\r\nTE: trailers\r\nProxy-Authorization: Bearer t\r\n"
@@ -112,11 +112,12 @@ def test_method_target_headers_and_body_arrive_as_they_were_sent(
     ]
 
 
-def test_a_body_in_chunks_arrives_in_chunks(front: Daemon, upstream: Upstream) -> None:
-    pieces = [pattern(70_000), b"x", pattern(5)]
+@pytest.mark.parametrize("size", [5, 70_000])
+def test_a_body_in_chunks_arrives_in_chunks(front: Daemon, upstream: Upstream, size: int) -> None:
+    pieces = [pattern(size), b"x", pattern(5)]
     with client_of(front) as client:
         found = client.put("/v8/artifacts/a", content=iter(pieces)).json()
-    assert found == {"size": 70_006, "sha256": hashlib.sha256(b"".join(pieces)).hexdigest()}
+    assert found == {"size": size + 6, "sha256": hashlib.sha256(b"".join(pieces)).hexdigest()}
     (seen,) = upstream.seen
     assert (b"transfer-encoding", b"chunked") in seen.headers
     assert b"content-length" not in {name.lower() for name, _ in seen.headers}
@@ -148,7 +149,9 @@ def test_an_answer_comes_back_as_it_is(front: Daemon, status: int) -> None:
         assert answer.headers["content-length"] == "15"
 
 
-@pytest.mark.parametrize("path", ["/sized/1000000", "/chunked/1000000", "/sized/0", "/chunked/0"])
+@pytest.mark.parametrize(
+    "path", [f"/{kind}/{size}" for kind in ("sized", "chunked") for size in (0, 10, 16_000, 1_000_000)]
+)
 def test_a_body_comes_back_with_a_length_or_in_chunks_as_it_was_sent(front: Daemon, path: str) -> None:
     with client_of(front) as client:
         answer = client.get(path)
@@ -335,7 +338,7 @@ def test_an_artifact_that_was_written_whole_arrives_although_the_client_has_left
     assert not upstream.left.is_set()
 
 
-@pytest.mark.parametrize("path", ["/cut/100000", "/cut-chunked/100000"])
+@pytest.mark.parametrize("path", ["/cut/10", "/cut-chunked/10", "/cut/100000", "/cut-chunked/100000"])
 def test_an_answer_cut_off_by_the_api_is_cut_off_for_the_client(front: Daemon, path: str) -> None:
     with client_of(front) as client, pytest.raises(httpx.TransportError):
         client.get(path)
@@ -358,10 +361,20 @@ def test_an_answer_whose_server_then_reads_no_more_is_at_least_an_error(front: D
 
 def test_an_invalid_chunked_body_is_refused_and_cut_off_upstream(front: Daemon, upstream: Upstream) -> None:
     head = b"PUT /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
-    with closing(sent(front, head + b"3\r\nabc\r\nnonsense\r\n")) as connection:
+    with closing(sent(front, head + b"3\r\nabc\r\n")) as connection:
+        assert upstream.busy.wait(HUNG_AFTER)
+        connection.sendall(b"nonsense\r\n")
         answer, _ = read_all(connection)
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert upstream.left.wait(HUNG_AFTER)
+
+
+def test_a_body_that_is_invalid_from_the_beginning_does_not_reach_the_api(front: Daemon, upstream: Upstream) -> None:
+    head = b"PUT /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with closing(sent(front, head + b"3\r\nabc\r\nnonsense\r\n")) as connection:
+        answer, _ = read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert upstream.seen == []
 
 
 def test_an_unreachable_api_is_a_502_and_events_are_kept(tmp_path: Path) -> None:
