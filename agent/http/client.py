@@ -1,15 +1,15 @@
 """The client's side: connections to a server as httpx transports of one connection each, and a small pool of them.
 
-HTTP is h11's, over sockets that do not block: httpx's own transports cost twice as much per request, and read ahead, so that
-nobody can tell whether more has come than an answer.
+HTTP is spoken over sockets that do not block, and answers are parsed by httptools: httpx's own transports cost several times as
+much per request, and read ahead, so that nobody can tell whether more has come than an answer.
 """
 
 import base64
-import contextlib
 import ipaddress
+import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from functools import partial
 from typing import cast
 from urllib.parse import urlsplit
@@ -17,21 +17,22 @@ from urllib.request import getproxies, proxy_bypass
 
 import anyio
 import anyio.lowlevel
-import h11
 import httpx
 
 from agent.errors import ConfigError
 from agent.http import dialing
+from agent.http.answer import Answer
 
 TransportFactory = Callable[[], httpx.AsyncBaseTransport]
 
 READ_BYTES = 128 * 1024  # in one turn
+# How much of the head of an answer is looked at in one turn, and how long it may be: any number of informational answers may come
+# before it (RFC 9110, 15.2). So much may also come at most of what is no body, such as trailers, before more of a body.
 HEAD_READ_BYTES = 16 * 1024
-# How long the head of an answer may be, with those before it: there may be any number of informational ones (RFC 9110, 15.2).
 MAX_HEAD_BYTES = 128 * 1024
-MAX_ONE_HEAD_BYTES = 100 * 1024
-# With the head so many pieces of the body are looked at: as a rule they are all of a small one.
-FIRST_PIECES = 8
+
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_is_head = re.compile(rb"%b [!-~]+ HTTP/1\.1\r\n(?:%b: [\t -~\x80-\xff]*\r\n)+\r\n" % (_TOKEN, _TOKEN)).fullmatch
 
 TAKE_TURN = "agent.take_turn"
 """The extension of a request that lets others run while the head of its answer comes in many pieces."""
@@ -44,41 +45,32 @@ class _Connection:
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
-        self._http = h11.Connection(h11.CLIENT, MAX_ONE_HEAD_BYTES)
-        self._invalid: httpx.RemoteProtocolError | None = None
+        self._answer = Answer("")
+        self._takes_more = True
         self._idle_since: float | None = None  # by the event loop's clock; None while a request is under way
 
-    async def send(self, head: h11.Request, body: httpx.AsyncByteStream, seconds: float | None) -> None:
+    async def send(self, head: "_Head", body: httpx.AsyncByteStream, seconds: float | None) -> None:
         """Send a request. That the server reads no more of it is no error: it may have answered.
 
-        Raises httpx.TransportError if the request is not valid, or if nothing more is taken of it for so long.
+        Raises httpx.TransportError if nothing more is taken of it for so long.
         """
         self._idle_since = None
+        self._answer = Answer(head.method)
         try:
-            parts = self._encode(head)
             if isinstance(body, httpx.ByteStream):  # it is in memory: head and body go together
-                parts += [part for piece in body if piece for part in self._encode(h11.Data(data=piece))]
-            else:
-                await self._send(parts, seconds)
-                async for piece in body:
-                    await self._send(self._encode(h11.Data(data=piece)), seconds)
-                parts = []
-            await self._send([*parts, *self._encode(h11.EndOfMessage())], seconds)
-        except h11.LocalProtocolError as error:
-            raise httpx.LocalProtocolError(str(error)) from error
+                await self._send(b"".join((head.data, *map(head.encode, body), head.end)), seconds)
+                return
+            await self._send(head.data, seconds)
+            async for piece in body:
+                await self._send(head.encode(piece), seconds)
+            await self._send(head.end, seconds)
         except _BrokenError:
-            self._http.send_failed()
+            self._takes_more = False
 
-    async def head(self, seconds: float | None, take_turn: Callable[[], Awaitable[None]]) -> h11.Response:
-        """Return the head of the answer. Raises httpx.TransportError."""
-        left = MAX_HEAD_BYTES
-        while True:
-            event = self._next_event()
-            if isinstance(event, h11.Response):
-                return event
-            if event is not h11.NEED_DATA:
-                await take_turn()
-                continue
+    async def head(self, seconds: float | None, take_turn: Callable[[], Awaitable[None]]) -> Answer:
+        """Return the answer once its head is there. Raises httpx.TransportError."""
+        answer, left = self._answer, MAX_HEAD_BYTES
+        while not answer.has_head:
             if left <= 0:
                 raise httpx.RemoteProtocolError(
                     f"the head of its answer, with those that go before it, is longer than {MAX_HEAD_BYTES:,} bytes"
@@ -86,35 +78,27 @@ class _Connection:
             if left < MAX_HEAD_BYTES:
                 await take_turn()
             data = await self._receive(min(left, HEAD_READ_BYTES), seconds)
-            if not data:
-                raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
             left -= len(data)
-            self._http.receive_data(data)
-
-    def received(self) -> tuple[bytes, bool]:
-        """Return what has come of the answer's body, and whether that is all of it."""
-        pieces: list[bytes] = []
-        with contextlib.suppress(httpx.RemoteProtocolError):  # `piece` raises it again
-            while len(pieces) < FIRST_PIECES:
-                event = self._next_event()
-                if not isinstance(event, h11.Data):
-                    return b"".join(pieces), isinstance(event, h11.EndOfMessage)
-                pieces.append(bytes(event.data))
-        return b"".join(pieces), False
+            answer.feed(data)
+        return answer
 
     async def piece(self, seconds: float | None) -> bytes:
         """Return the next piece of the answer's body; b"" at its end. Raises httpx.TransportError."""
-        while (event := self._next_event()) is h11.NEED_DATA:
+        answer, left = self._answer, MAX_HEAD_BYTES
+        while not (piece := answer.take()) and not answer.is_whole:
+            if left <= 0:
+                raise httpx.RemoteProtocolError(f"its answer has {MAX_HEAD_BYTES:,} bytes that are no body")
             await anyio.lowlevel.checkpoint()  # a socket that always has more would let nobody else run
-            self._http.receive_data(await self._receive(READ_BYTES, seconds))
-        return bytes(event.data) if isinstance(event, h11.Data) else b""
+            data = await self._receive(READ_BYTES, seconds)
+            left -= len(data)
+            answer.feed(data)
+        return piece
 
     def finish(self) -> bool:
         """Get ready for another request; False if the connection cannot have one, as after an answer with more behind it."""
-        done = self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
-        if not done or self._http.trailing_data != (b"", False):
+        answer = self._answer
+        if not self._takes_more or not answer.is_whole or answer.is_last or answer.has_surplus:
             return False
-        self._http.start_next_cycle()
         self._idle_since = anyio.current_time()
         return True
 
@@ -134,19 +118,9 @@ class _Connection:
         """Close it."""
         self._socket.close()
 
-    def _next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+    async def _send(self, data: bytes, seconds: float | None) -> None:
         try:
-            return self._http.next_event()
-        except h11.RemoteProtocolError as error:
-            self._invalid = self._invalid or httpx.RemoteProtocolError(str(error))  # h11 says what it was only once
-            raise self._invalid from error
-
-    def _encode(self, event: h11.Event) -> list[bytes]:
-        return self._http.send_with_data_passthrough(event) or []
-
-    async def _send(self, parts: list[bytes], seconds: float | None) -> None:
-        try:
-            await dialing.send_all(self._socket, b"".join(parts), seconds)
+            await dialing.send_all(self._socket, data, seconds)
         except OSError as error:
             if _has_waited(error):
                 raise httpx.WriteTimeout(f"nothing was taken for {seconds} s") from error
@@ -167,6 +141,27 @@ def _has_waited(error: OSError) -> bool:
 
 class _BrokenError(Exception):
     """The server takes no more."""
+
+
+class _Head:
+    """The head of a request as bytes: `data`. What follows it is the body, piece by piece as `encode` has it, and `end`."""
+
+    def __init__(self, method: str, target: bytes, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Raises httpx.LocalProtocolError if that is no head."""
+        self.method = method
+        self._is_chunked = False
+        parts = [b"%b %b HTTP/1.1\r\n" % (method.encode(), target)]
+        for name, value in headers:
+            parts.append(b"%b: %b\r\n" % (name, value))
+            self._is_chunked |= name.lower() == b"transfer-encoding"
+        self.data = b"".join((*parts, b"\r\n"))
+        if _is_head(self.data) is None:
+            raise httpx.LocalProtocolError("the request has a method, target or header that HTTP does not allow")
+        self.end = b"0\r\n\r\n" if self._is_chunked else b""
+
+    def encode(self, piece: bytes) -> bytes:
+        """Return a piece of the body as it is sent."""
+        return b"%x\r\n%b\r\n" % (len(piece), piece) if self._is_chunked and piece else piece
 
 
 class SingleConnectionTransport(httpx.AsyncBaseTransport):
@@ -190,27 +185,23 @@ class SingleConnectionTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Make a request. Raises httpx.TransportError, and UnicodeError for a name that no host can have."""
-        timeouts = request.extensions.get("timeout", {})
+        head, timeouts = self._head(request), request.extensions.get("timeout", {})
         if self._connection is not None and not self._connection.is_usable(self._keep_seconds):
             await self.aclose()
         if self._connection is None:
             self._connection = await self._connect(timeouts.get("connect"))
         connection, seconds = self._connection, timeouts.get("read")
         try:
-            await connection.send(
-                self._head(request), cast(httpx.AsyncByteStream, request.stream), timeouts.get("write")
-            )
+            await connection.send(head, cast(httpx.AsyncByteStream, request.stream), timeouts.get("write"))
             answer = await connection.head(seconds, request.extensions.get(TAKE_TURN, anyio.lowlevel.checkpoint))
         except BaseException:
             await self.aclose()
             raise
-        received, is_whole = connection.received()
-        version = b"HTTP/" + answer.http_version
         return httpx.Response(
-            answer.status_code,
-            headers=answer.headers.raw_items(),
-            stream=_Body(None if is_whole else connection, received, seconds, self._finish),
-            extensions={"http_version": version, "reason_phrase": answer.reason, IS_WHOLE: is_whole},
+            answer.status,
+            headers=answer.headers,
+            stream=_Body(connection, seconds, self._finish),
+            extensions={"reason_phrase": answer.reason, IS_WHOLE: answer.is_whole},
         )
 
     async def aclose(self) -> None:
@@ -228,7 +219,7 @@ class SingleConnectionTransport(httpx.AsyncBaseTransport):
                 raise httpx.ConnectTimeout(f"no connection within {seconds} s") from error
             raise httpx.ConnectError(str(error)) from error
 
-    def _head(self, request: httpx.Request) -> h11.Request:
+    def _head(self, request: httpx.Request) -> _Head:
         target, headers, proxy = (
             request.extensions.get("target", request.url.raw_path),
             request.headers.raw,
@@ -236,10 +227,7 @@ class SingleConnectionTransport(httpx.AsyncBaseTransport):
         )
         if proxy is not None and self._route.tls is None:
             target, headers = b"http://" + request.url.netloc + target, [*proxy.headers, *headers]
-        try:
-            return h11.Request(method=request.method, target=target, headers=headers)
-        except h11.LocalProtocolError as error:
-            raise httpx.LocalProtocolError(str(error)) from error
+        return _Head(request.method, target, headers)
 
     async def _finish(self) -> None:
         if self._connection is not None and not self._connection.finish():
@@ -247,20 +235,10 @@ class SingleConnectionTransport(httpx.AsyncBaseTransport):
 
 
 class _Body(httpx.AsyncByteStream):
-    """The body of a response, piece by piece: first what has been received, and then what comes from the connection, if any.
+    """The body of a response, piece by piece. No generator: what is left of it needs no end."""
 
-    No generator: what is left of it needs no end.
-    """
-
-    def __init__(
-        self,
-        connection: _Connection | None,
-        received: bytes,
-        seconds: float | None,
-        finish: Callable[[], Awaitable[None]],
-    ) -> None:
+    def __init__(self, connection: _Connection, seconds: float | None, finish: Callable[[], Awaitable[None]]) -> None:
         self._connection = connection
-        self._received = received
         self._seconds = seconds
         self._finish: Callable[[], Awaitable[None]] | None = finish
 
@@ -268,10 +246,7 @@ class _Body(httpx.AsyncByteStream):
         return self
 
     async def __anext__(self) -> bytes:
-        piece, self._received = self._received, b""
-        if not piece and self._connection is not None:
-            piece = await self._connection.piece(self._seconds)
-        if piece:
+        if piece := await self._connection.piece(self._seconds):
             return piece
         raise StopAsyncIteration
 

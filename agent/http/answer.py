@@ -1,0 +1,112 @@
+"""An answer as it comes from a server, piece by piece: its head, its body, and whether anything has come behind it.
+
+The parser is llhttp, by httptools, which tells what it found and not where. It skips line ends between two answers, and does
+not know that an answer to HEAD has no body, nor what the end of the connection means: that is known here.
+"""
+
+import httptools
+import httpx
+
+
+class Answer:
+    """The answer to a request with `method`. Feed it what comes; its head is known when it `has_head`.
+
+    `is_whole` says that its end has come, `has_surplus` that something came behind that. `is_last` says that the connection
+    cannot have another one. Methods that begin with `on_` are called by the parser.
+    """
+
+    def __init__(self, method: str) -> None:
+        self.status = 0
+        self.reason = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.has_head = False
+        self.is_whole = False
+        self.has_surplus = False
+        self.is_last = False
+        self._has_body = method != "HEAD"
+        self._has_length = False
+        self._codings: list[bytes] = []
+        self._pieces: list[bytes] = []
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+
+    def feed(self, data: bytes) -> None:
+        """Take what has come, b"" at the end of the connection, of an answer that is not whole.
+
+        Raises httpx.RemoteProtocolError for what is no answer, or ends within one.
+        """
+        if not data or self._parser is None:
+            self._end()
+            return
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            if not self.is_whole:
+                raise httpx.RemoteProtocolError(f"invalid answer: {error}") from error
+            self.has_surplus = True
+        if self._codings and self._codings != [b"chunked"]:
+            raise httpx.RemoteProtocolError("of all transfer codings its answer may have chunked alone")
+        if self.is_whole:
+            self.has_surplus = self.has_surplus or self._has_line_end_behind(data)
+            self._parser = None  # which refers to this answer
+
+    def take(self) -> bytes:
+        """Return what has come of the body since the last call."""
+        pieces, self._pieces = self._pieces, []
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _end(self) -> None:
+        """Of an answer whose length nobody said, the end of the connection is the end."""
+        if not self.has_head:
+            raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
+        if self._has_length or self._codings:
+            raise httpx.RemoteProtocolError("the connection ended before its answer did")
+        self.is_whole = True
+
+    def _has_line_end_behind(self, data: bytes) -> bool:
+        """Tell whether the last data ends with a line end more than the answer, which ends with its body or an empty line."""
+        if self._pieces and not self._codings:
+            return not data.endswith(self._pieces[-1])
+        return data.endswith(b"\r\n\r\n\r\n")
+
+    def on_message_begin(self) -> None:
+        """An answer begins, or one before it, or one too many."""
+        self.has_surplus = self.is_whole
+
+    def on_status(self, reason: bytes) -> None:
+        """A part of the reason phrase."""
+        if not self.has_head:
+            self.reason += reason
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, or a trailer, which nobody wants."""
+        if not self.has_head:
+            self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """A head is whole: that of the answer, or of an informational one before it."""
+        if self.has_head or self._parser is None:
+            return
+        status = self._parser.get_status_code()
+        if status < 200:
+            self.reason, self.headers = b"", []
+            return
+        self.status, self.has_head = status, True
+        for name, value in self.headers:
+            lower = name.lower()
+            if lower == b"transfer-encoding":
+                self._codings.append(value.lower())
+            elif lower == b"content-length":
+                self._has_length = True
+        self.is_last = not self._parser.should_keep_alive()
+        self.is_whole = not self._has_body
+
+    def on_body(self, piece: bytes) -> None:
+        """A piece of the body, or of one that the answer cannot have."""
+        if self.is_whole:
+            self.has_surplus = True
+        else:
+            self._pieces.append(piece)
+
+    def on_message_complete(self) -> None:
+        """An answer is whole, if it was not an informational one."""
+        self.is_whole = self.has_head

@@ -1,0 +1,86 @@
+"""What httptools says of an answer, and what it leaves to `agent.http.answer`."""
+
+import httpx
+import pytest
+
+from agent.http.answer import Answer
+from tests.support.surplus import SURPLUS
+
+HEAD = b"HTTP/1.1 200 As Asked\r\nA: b\r\nContent-Length: 4\r\n\r\n"
+CHUNKS = (
+    b"HTTP/1.1 200 As Asked\r\nTransfer-Encoding: Chunked\r\n\r\n2;x=y\r\nbo\r\n2\r\ndy\r\n0\r\nX-Trailer: t\r\n\r\n"
+)
+UNTIL_THE_END = b"HTTP/1.1 200 As Asked\r\n\r\nbody"
+
+
+def fed(*parts: bytes, method: str = "POST") -> tuple[Answer, bytes]:
+    """Return an answer after these parts, and its body."""
+    answer, body = Answer(method), b""
+    for part in parts:
+        answer.feed(part)
+        body += answer.take()
+    return answer, body
+
+
+@pytest.mark.parametrize("early", [b"", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 2])
+@pytest.mark.parametrize("data", [HEAD + b"body", CHUNKS])
+def test_wherever_an_answer_is_cut_it_is_the_same(data: bytes, early: bytes) -> None:
+    for cut in range(1, len(early + data)):
+        answer, body = fed((early + data)[:cut], (early + data)[cut:])
+        assert (answer.status, answer.reason, body) == (200, b"As Asked", b"body")
+        assert len(answer.headers) == data.count(b":") - data.count(b"X-Trailer")
+        assert (answer.is_whole, answer.is_last) == (True, False)
+        assert not answer.has_surplus
+
+
+@pytest.mark.parametrize("kind", SURPLUS)
+def test_what_comes_behind_an_answer_is_seen(kind: str) -> None:
+    data, surplus = SURPLUS[kind]
+    assert not fed(data)[0].has_surplus
+    answer, _ = fed(data + surplus)
+    assert (answer.is_whole, answer.has_surplus) == (True, True)
+
+
+def test_an_answer_to_head_has_no_body() -> None:
+    answer, body = fed(HEAD, method="HEAD")
+    assert (answer.is_whole, answer.has_surplus, body) == (True, False, b"")
+    answer, body = fed(HEAD + b"body", method="HEAD")
+    assert (answer.is_whole, answer.has_surplus, body) == (True, True, b"")
+
+
+def test_the_end_of_the_connection_ends_an_answer_without_a_length_alone() -> None:
+    answer, body = fed(UNTIL_THE_END)
+    assert (answer.is_whole, answer.is_last, body) == (False, True, b"body")
+    answer.feed(b"")
+    assert answer.is_whole
+    for data in (HEAD, CHUNKS):
+        for cut in range(len(data)):
+            with pytest.raises(httpx.RemoteProtocolError):
+                fed(*filter(None, [data[:cut]]), b"")
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.0 200 OK\r\n", b"HTTP/1.1 200 OK\r\nConnection: close\r\n"])
+def test_a_connection_that_ends_has_no_other_answer(head: bytes) -> None:
+    answer, _ = fed(head + b"Content-Length: 0\r\n\r\n")
+    assert (answer.is_whole, answer.is_last) == (True, True)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"nonsense",
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1%b\r\n\r\n" % (b"0" * 30),
+        b"HTTP/1.1 200 OK\r\nA: b\0c\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA : b\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n",
+    ],
+)
+def test_what_is_no_answer_is_an_error(data: bytes) -> None:
+    with pytest.raises(httpx.RemoteProtocolError):
+        fed(data)
