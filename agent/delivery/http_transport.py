@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import cast
 
 import anyio
@@ -105,6 +106,7 @@ def _number(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
+@lru_cache(maxsize=8)  # nearly all answers are the same one
 def _describe(status: int, body: bytes) -> str:
     summary = f"{status} {httpx.codes.get_reason_phrase(status)}".strip()
     message = _message(body)
@@ -190,13 +192,11 @@ class HttpTransport:
         try:
             # With a stream instead of contents, httpx sends the headers as they are, and looks for no others to add.
             request = httpx.Request(method, self._url(path), headers=headers, stream=httpx.ByteStream(body))
-            with anyio.fail_after(self._endpoint.timeout):
+            with anyio.move_on_after(self._endpoint.timeout):
                 response = await connection.handle_async_request(request)
-                answer = await _read_some(response)
+                return self._verdict(path, response, await _read_some(response))
         except _CutAnswerError as error:
             return Verdict(Kind.TRANSIENT, self._clean(f"the answer was cut off: {_reason(error)}"))
-        except TimeoutError:
-            return Verdict(Kind.TRANSIENT, f"no whole answer within {self._endpoint.timeout:g} s")
         except (httpx.ConnectError, httpx.TimeoutException, httpx.ProxyError) as error:
             return Verdict(Kind.TRANSIENT, self._clean(f"cannot reach {self._endpoint.url}: {_reason(error)}"))
         except (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.InvalidURL, UnicodeError) as error:
@@ -206,6 +206,9 @@ class HttpTransport:
             return Verdict(Kind.CUT_OFF, self._clean(f"the connection broke: {_reason(error)}"))
         finally:
             await self._connections.release(connection)
+        return Verdict(Kind.TRANSIENT, f"no whole answer within {self._endpoint.timeout:g} s")
+
+    def _verdict(self, path: str, response: httpx.Response, answer: bytes) -> Verdict:
         verdict = classify(response.status_code, response.headers, answer, now=self._wall_clock())
         if path == STATUS_PATH and verdict.kind is Kind.ACCEPTED:
             verdict = _account_status(answer)

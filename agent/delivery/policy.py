@@ -136,9 +136,7 @@ def decide(
         case Kind.ACCEPTED:
             sizes = batch_size.accepted(state.sizes, size, _most(settings), now)
             mistakes = min(state.mistakes + (refusals > 0), MAX_REFUSALS)
-            return Decision(
-                Action.SETTLE, replace(_after_success(state, settings, now), sizes=sizes, mistakes=mistakes)
-            )
+            return Decision(Action.SETTLE, _after_success(state, sizes, mistakes, settings, now))
         case Kind.TRANSIENT:
             return Decision(Action.RETRY, back_off(state, verdict, now=now, jitter=jitter, settings=settings))
         case Kind.CUT_OFF:
@@ -181,7 +179,7 @@ def decide_probe(
     if paused is None:
         raise ValueError("only a paused destination is probed")
     if verdict.kind is Kind.ACCEPTED:
-        return Decision(Action.SETTLE, _after_success(resume(state), settings, now))
+        return Decision(Action.SETTLE, _after_success(resume(state), state.sizes, state.mistakes, settings, now))
     if verdict.kind in _PAUSES:
         reason = _PAUSES[verdict.kind]
         return Decision(Action.RETURN, pause(state, reason, verdict.message, now=now, jitter=jitter, settings=settings))
@@ -351,17 +349,23 @@ def _honor_retry_after(state: DeliveryState, verdict: Verdict, now: float) -> De
     return replace(state, not_before=max(state.not_before, now + min(verdict.retry_after, MAX_RETRY_AFTER)))
 
 
-def _after_success(state: DeliveryState, settings: DeliverySettings, now: float) -> DeliveryState:
-    return replace(
+def _after_success(
+    state: DeliveryState, sizes: BatchSize, mistakes: int, settings: DeliverySettings, now: float
+) -> DeliveryState:
+    """Return the state after an acceptance, with what it taught: as a rule nothing, and then it is the state itself."""
+    after = replace(
         state,
         failures=0,
         rejections=0,
         doubt=None,
+        mistakes=mistakes,
         probes=0,
         retry_at=state.not_before,
         last_failure=_reason_to_wait(state, now),
         slots=min(state.slots + 1, settings.concurrency) if state.failures == 0 else 1,
+        sizes=sizes,
     )
+    return state if after == state else after
 
 
 def _after_rejection(

@@ -158,7 +158,8 @@ class Worker:
             return _FOREVER
         if self._stale:
             await self._begin_anew()
-        state, now = self.state, anyio.current_time()
+            now = anyio.current_time()
+        state = self.state
         if state.paused is not None:
             if now < state.paused.until:
                 return state.paused.until - now
@@ -224,9 +225,10 @@ class Worker:
         """Send a batch, decide about the answer and perform the decision. A batch can be the probe of a pause, or a sample."""
         begun_at = anyio.current_time()
         verdict = await transport.send(batch)
-        self.measures.note_answer(batch, verdict, anyio.current_time() - begun_at, self._runtime.wall_clock())
+        now = anyio.current_time()
+        self.measures.note_answer(batch, verdict, now - begun_at, self._runtime.wall_clock())
         self._log.debug("request", events=batch.event_count, verdict=verdict.kind, status=verdict.status)
-        match self._decide(batch, verdict, transport, probed, is_sample=is_sample):
+        match self._decide(batch, verdict, transport, probed, now, is_sample=is_sample):
             case Action.SETTLE:
                 await self._backlog.settle(batch, Outcome.DELIVERED)
             case Action.RETRY:
@@ -234,7 +236,6 @@ class Worker:
             case Action.SPLIT:
                 self._backlog.put_back(*batch.split(verdict.message if verdict.kind is Kind.REJECTED else None))
             case Action.SET_ASIDE:
-                now = anyio.current_time()
                 self._suspects.set_aside(batch, policy.may_try_again_at(batch.refusals + 1, now, self._settings))
             case Action.DEAD_LETTER:
                 await self._backlog.keep_dead_letter(batch, verdict)
@@ -245,10 +246,17 @@ class Worker:
         self._changed.notify_all()
 
     def _decide(
-        self, batch: Batch, verdict: Verdict, transport: Transport, probed: Paused | None, *, is_sample: bool
+        self,
+        batch: Batch,
+        verdict: Verdict,
+        transport: Transport,
+        probed: Paused | None,
+        now: float,
+        *,
+        is_sample: bool,
     ) -> Action:
         """Decide, and enter the new state before anything else can happen."""
-        state, settings, now, jitter = self.state, self._settings, anyio.current_time(), self._runtime.random()
+        state, settings, jitter = self.state, self._settings, self._runtime.random()
         if transport is not self._transport:
             return self._perform(policy.decide_late(state, verdict, now=now))
         if probed is not None and probed == state.paused:
@@ -274,17 +282,21 @@ class Worker:
 
     def _perform(self, decision: Decision) -> Action:
         """Enter the state that was decided on, and log what changes with it."""
-        old, new, now = self.state, decision.state, anyio.current_time()
+        old, new = self.state, decision.state
+        if new is old:
+            return decision.action
         self._enter(new)
+        now = anyio.current_time()
         before, after = policy.is_in_trouble(old), policy.is_in_trouble(new)
         if after and not before:
             self._log.warning("delivery_backing_off", error=new.last_failure, retry_in=round(new.retry_at - now, 1))
         elif before and not after and new.paused is None:
             self._log.info("delivery_recovered", failures=old.failures)
-        most, limit = (policy.batch_limit(state, self._settings, now) for state in (old, new))
-        if new.sizes.bad != old.sizes.bad and (limit.events < most.events or limit.bytes < most.bytes):
-            error = new.sizes.message
-            self._log.warning("batches_too_large", max_events=limit.events, max_bytes=limit.bytes, error=error)
+        if new.sizes.bad != old.sizes.bad:
+            most, limit = (policy.batch_limit(state, self._settings, now) for state in (old, new))
+            if limit.events < most.events or limit.bytes < most.bytes:
+                facts = {"max_events": limit.events, "max_bytes": limit.bytes, "error": new.sizes.message}
+                self._log.warning("batches_too_large", **facts)
         return decision.action
 
     def _begin_request(self) -> None:
