@@ -57,11 +57,15 @@ class BatchSize:
 
 def limit(state: BatchSize, most: Size, now: float) -> Size:
     """Return how large the next batch may be; `most` is the configured size, `now` on the steady clock."""
+    if not state.is_reduced:
+        return most
     return Size(*(max(1, min(size, top)) for size, top in zip(_wanted(state, now), most, strict=True)))
 
 
 def is_exploring(state: BatchSize, now: float) -> bool:
     """Whether the limit is larger than what is known to be good, so that only one request at a time should find out."""
+    if not state.is_reduced:
+        return False
     wanted = zip(state.good, state.bad, _wanted(state, now), strict=True)
     return any(bad < _NONE and size > good for good, bad, size in wanted)
 

@@ -53,7 +53,7 @@ class Batch:
     @property
     def event_count(self) -> int:
         """How many events it has."""
-        return sum(span.length for span in self.spans)
+        return sum([span.stop - span.start for span in self.spans])
 
     @property
     def refusals(self) -> int:

@@ -143,9 +143,10 @@ class Worker:
         try:
             async with anyio.create_task_group() as tasks:
                 while not self._stopping:
-                    seen = self._changed.count
-                    async with self._turn:
-                        seconds = await self._step(tasks)
+                    seen, seconds = self._changed.count, _FOREVER
+                    if not self._has_enough:
+                        async with self._turn:
+                            seconds = await self._step(tasks)
                     if seconds > 0:
                         await self._changed.wait(seen=seen, seconds=seconds)
         finally:
@@ -153,13 +154,11 @@ class Worker:
 
     async def _step(self, tasks: anyio.abc.TaskGroup) -> float:
         """Do one thing that is to be done now; return for how many seconds there is nothing more to do."""
-        now = anyio.current_time()
-        if self._stopping or (self._in_flight and (self._stale or self._in_flight >= policy.slots(self.state, now))):
+        if self._stopping or self._has_enough:
             return _FOREVER
         if self._stale:
             await self._begin_anew()
-            now = anyio.current_time()
-        state = self.state
+        state, now = self.state, anyio.current_time()
         if state.paused is not None:
             if now < state.paused.until:
                 return state.paused.until - now
@@ -181,6 +180,12 @@ class Worker:
         self._begin_request()
         tasks.start_soon(self._deliver, batch, self._transport)
         return 0.0
+
+    @property
+    def _has_enough(self) -> bool:
+        """Whether no more may begin before a request that is under way has been answered."""
+        under_way = self._in_flight
+        return under_way > 0 and (self._stale or under_way >= policy.slots(self.state, anyio.current_time()))
 
     async def _next_batch(self, now: float) -> tuple[Batch | None, float]:
         """Return what to send now, or for how many seconds there is nothing.
