@@ -1,16 +1,18 @@
-"""What code runs in: threads for blocking calls, the clock, randomness, and two ways for one task to wake another.
+"""What code runs in: threads for blocking calls, tasks, the clock, randomness, and two ways for one task to wake another.
 
 A `Runtime` is passed in, so that a test can run the same code with threads, time and randomness of its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
+from anyio.abc import TaskGroup
 
 T = TypeVar("T")
+Call = Callable[[], Awaitable[None]]
 
 
 class RunBlocking(Protocol):
@@ -58,6 +60,54 @@ class Wakeup:
                 await self._event.wait()
         if self._event.is_set():
             self._event = anyio.Event()
+
+
+class TaskPool:
+    """Runs calls in tasks of a group, and each task again for a later call: to start one costs more than many a call."""
+
+    def __init__(self, tasks: TaskGroup) -> None:
+        self._tasks = tasks
+        self._idle: list[_PooledTask] = []
+        self._closed = False
+
+    def start_soon(self, call: Call) -> None:
+        """Let a task run `call`."""
+        if self._idle:
+            self._idle.pop().resume(call)
+        else:
+            self._tasks.start_soon(self._work, call)
+
+    def close(self) -> None:
+        """Let the tasks end, each after its call: nothing more is started."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().resume(None)
+
+    async def _work(self, call: Call | None) -> None:
+        task = _PooledTask()
+        while call is not None:
+            await call()
+            if self._closed:
+                return
+            self._idle.append(task)
+            call = await task.next_call()
+
+
+class _PooledTask:
+    __slots__ = ("_call", "_wakeup")
+
+    def __init__(self) -> None:
+        self._call: Call | None = None
+        self._wakeup = Wakeup()
+
+    def resume(self, call: Call | None) -> None:
+        self._call = call
+        self._wakeup.set()
+
+    async def next_call(self) -> Call | None:
+        await self._wakeup.wait()
+        call, self._call = self._call, None
+        return call
 
 
 class Broadcast:

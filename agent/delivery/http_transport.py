@@ -149,13 +149,13 @@ class HttpTransport:
         self._endpoint = endpoint
         self._wall_clock = wall_clock
         self._headers = [
-            ("host", httpx.URL(endpoint.url).netloc.decode("ascii")),
-            ("accept", "*/*"),
-            ("accept-encoding", "identity"),
-            ("user-agent", f"artifacts-agent/{__version__}"),
+            (b"host", httpx.URL(endpoint.url).netloc),
+            (b"accept", b"*/*"),
+            (b"accept-encoding", b"identity"),
+            (b"user-agent", f"artifacts-agent/{__version__}".encode()),
         ]
         if endpoint.token:
-            self._headers.append(("authorization", f"Bearer {endpoint.token}"))
+            self._headers.append((b"authorization", f"Bearer {endpoint.token}".encode()))
         self._params = {k: v for k, v in (("teamId", endpoint.team_id), ("slug", endpoint.slug)) if v}
         self._urls: dict[str, httpx.URL] = {}
         make = transport_factory(endpoint.url, KEEP_SECONDS) if transport is None else lambda: transport
@@ -164,7 +164,7 @@ class HttpTransport:
     async def send(self, batch: Batch) -> Verdict:
         """See `Transport`. The body is a JSON array of the events; what was refused before goes over a new connection."""
         body = to_json_array(batch.lines)
-        content = ("content-type", "application/json"), ("content-length", str(len(body)))
+        content = (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))
         headers = [*self._headers, *_context_headers(batch.context), *content]
         return await self._request("POST", EVENTS_PATH, headers, body, anew=batch.refusals > 0)
 
@@ -185,7 +185,7 @@ class HttpTransport:
         await self._connections.aclose()
 
     async def _request(
-        self, method: str, path: str, headers: list[tuple[str, str]], body: bytes = b"", *, anew: bool = False
+        self, method: str, path: str, headers: list[tuple[bytes, bytes]], body: bytes = b"", *, anew: bool = False
     ) -> Verdict:
         """Make one request; an answer that accepts counts only when it is whole."""
         connection = self._connections.acquire(anew=anew)
@@ -229,11 +229,11 @@ class HttpTransport:
         return "[token]".join([first, *(part[_shared(part, rest) :] for part in others)])
 
 
-def _context_headers(context: Context) -> Iterator[tuple[str, str]]:
+def _context_headers(context: Context) -> Iterator[tuple[bytes, bytes]]:
     if context.ci is not None:
-        yield "x-artifact-client-ci", context.ci
+        yield b"x-artifact-client-ci", context.ci.encode()
     if context.interactive is not None:
-        yield "x-artifact-client-interactive", str(context.interactive)
+        yield b"x-artifact-client-interactive", b"%d" % context.interactive
 
 
 class _CutAnswerError(Exception):

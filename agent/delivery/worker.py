@@ -5,9 +5,9 @@ It performs decisions; `agent.delivery.policy` makes them. It knows what waits a
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import anyio
-import anyio.abc
 import structlog
 
 from agent.delivery import policy
@@ -20,7 +20,7 @@ from agent.delivery.suspects import Suspects
 from agent.delivery.transport import Kind, Transport, Verdict
 from agent.queue.barrier import Barrier
 from agent.queue.cursor import Outcome, Pause
-from agent.runtime import Runtime
+from agent.runtime import Runtime, TaskPool
 
 _FOREVER = float("inf")
 _REASONS = frozenset(Reason)
@@ -142,17 +142,19 @@ class Worker:
         """Deliver until `stop_after_inflight`."""
         try:
             async with anyio.create_task_group() as tasks:
+                requests = TaskPool(tasks)
                 while not self._stopping:
                     seen, seconds = self._changed.count, _FOREVER
                     if not self._has_enough:
                         async with self._turn:
-                            seconds = await self._step(tasks)
+                            seconds = await self._step(requests)
                     if seconds > 0:
                         await self._changed.wait(seen=seen, seconds=seconds)
+                requests.close()
         finally:
             self._backlog.rewind()
 
-    async def _step(self, tasks: anyio.abc.TaskGroup) -> float:
+    async def _step(self, requests: TaskPool) -> float:
         """Do one thing that is to be done now; return for how many seconds there is nothing more to do."""
         if self._stopping or self._has_enough:
             return _FOREVER
@@ -178,7 +180,7 @@ class Worker:
             self._give_back(batch)
             return 0.0
         self._begin_request()
-        tasks.start_soon(self._deliver, batch, self._transport)
+        requests.start_soon(partial(self._deliver, batch, self._transport))
         return 0.0
 
     @property

@@ -1,10 +1,10 @@
-"""The two ways to wake a task: one is remembered until somebody has waited for it, the other wakes all who wait."""
+"""Two ways to wake a task: one is remembered until somebody has waited for it, the other wakes all who wait. Tasks used again."""
 
 import anyio
 import anyio.lowlevel
 import pytest
 
-from agent.runtime import Broadcast, Wakeup
+from agent.runtime import Broadcast, TaskPool, Wakeup
 from tests.support.waiting import HUNG_AFTER
 
 pytestmark = pytest.mark.anyio
@@ -97,3 +97,35 @@ async def test_a_wait_that_names_what_was_seen_misses_no_notification() -> None:
 async def test_a_wait_for_a_broadcast_ends_after_its_time(seconds: float) -> None:
     with anyio.fail_after(5):
         await Broadcast().wait(seconds=seconds)
+
+
+async def test_a_task_of_a_pool_is_used_again_and_ends_when_the_pool_is_closed() -> None:
+    ran: list[int] = []
+
+    async def call() -> None:
+        ran.append(anyio.get_current_task().id)
+        await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as tasks:
+        pool = TaskPool(tasks)
+        for _ in range(3):
+            pool.start_soon(call)
+            pool.start_soon(call)
+            await anyio.wait_all_tasks_blocked()
+        pool.start_soon(call)  # it is under way when the pool is closed
+        pool.close()
+    assert (len(ran), len({*ran})) == (7, 2)
+
+
+async def test_what_a_call_of_a_pool_raises_ends_the_group() -> None:
+    async def fail() -> None:
+        raise ValueError
+
+    async def run() -> None:
+        async with anyio.create_task_group() as tasks:
+            TaskPool(tasks).start_soon(fail)
+            await anyio.sleep_forever()
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await run()
+    assert [type(each) for each in caught.value.exceptions] == [ValueError]
