@@ -216,9 +216,12 @@ ARRAY_OVERHEAD = 1
 """How many bytes a JSON array of events has more than the same events as lines."""
 
 
-def to_json_array(lines: bytes) -> bytes:
-    """Return lines of events as a JSON array. Their line ends are the only ones: in JSON's strings they are escaped."""
-    return b"".join((b"[", memoryview(lines.replace(b"\n", b","))[:-1], b"]"))
+def json_array_parts(lines: bytes) -> tuple[bytes, memoryview, bytes]:
+    """Return lines of events as a JSON array, in parts: to join them would be one more copy of a large batch.
+
+    Their line ends are the only ones: in JSON's strings they are escaped.
+    """
+    return b"[", memoryview(lines.replace(b"\n", b","))[:-1], b"]"
 
 
 def cut_lines(text: bytes, size: int) -> Iterator[bytes]:

@@ -7,7 +7,7 @@ import datetime as dt
 import email.utils
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
@@ -18,7 +18,7 @@ import httpx
 from agent import __version__
 from agent.delivery.batching import Batch
 from agent.delivery.transport import Kind, Verdict
-from agent.events import Context, to_json_array
+from agent.events import Context, json_array_parts
 from agent.http.client import ConnectionPool, transport_factory
 
 EVENTS_PATH = "/v8/artifacts/events"
@@ -163,8 +163,8 @@ class HttpTransport:
 
     async def send(self, batch: Batch) -> Verdict:
         """See `Transport`. The body is a JSON array of the events; what was refused before goes over a new connection."""
-        body = to_json_array(batch.lines)
-        content = (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))
+        body = json_array_parts(batch.lines)
+        content = (b"content-type", b"application/json"), (b"content-length", b"%d" % sum(map(len, body)))
         headers = [*self._headers, *_context_headers(batch.context), *content]
         return await self._request("POST", EVENTS_PATH, headers, body, anew=batch.refusals > 0)
 
@@ -185,13 +185,19 @@ class HttpTransport:
         await self._connections.aclose()
 
     async def _request(
-        self, method: str, path: str, headers: list[tuple[bytes, bytes]], body: bytes = b"", *, anew: bool = False
+        self,
+        method: str,
+        path: str,
+        headers: list[tuple[bytes, bytes]],
+        body: Sequence[bytes | memoryview] = (),
+        *,
+        anew: bool = False,
     ) -> Verdict:
         """Make one request; an answer that accepts counts only when it is whole."""
         connection = self._connections.acquire(anew=anew)
         try:
             # With a stream instead of contents, httpx sends the headers as they are, and looks for no others to add.
-            request = httpx.Request(method, self._url(path), headers=headers, stream=httpx.ByteStream(body))
+            request = httpx.Request(method, self._url(path), headers=headers, stream=_Body(body))
             with anyio.move_on_after(self._endpoint.timeout):
                 response = await connection.handle_async_request(request)
                 return self._verdict(path, response, await _read_some(response))
@@ -227,6 +233,20 @@ class HttpTransport:
         head, rest = token[:_TELLING], token[_TELLING:]
         first, *others = message.split(head)
         return "[token]".join([first, *(part[_shared(part, rest) :] for part in others)])
+
+
+class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """The body of a request, in parts that are in memory."""
+
+    def __init__(self, parts: Sequence[bytes | memoryview]) -> None:
+        self._parts = parts
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(cast(Sequence[bytes], self._parts))
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for part in self._parts:
+            yield bytes(part)
 
 
 def _context_headers(context: Context) -> Iterator[tuple[bytes, bytes]]:

@@ -11,6 +11,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from functools import partial
+from itertools import chain
 from typing import cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -57,13 +58,13 @@ class _Connection:
         self._idle_since = None
         self._answer = Answer(head.method)
         try:
-            if isinstance(body, httpx.ByteStream):  # it is in memory: head and body go together
-                await self._send(b"".join((head.data, *map(head.encode, body), head.end)), seconds)
+            if isinstance(body, httpx.SyncByteStream):  # it is in memory: head and body go together
+                await self._send(head.data, *chain.from_iterable(map(head.encode, body)), head.end, seconds=seconds)
                 return
-            await self._send(head.data, seconds)
+            await self._send(head.data, seconds=seconds)
             async for piece in body:
-                await self._send(head.encode(piece), seconds)
-            await self._send(head.end, seconds)
+                await self._send(*head.encode(piece), seconds=seconds)
+            await self._send(head.end, seconds=seconds)
         except _BrokenError:
             self._takes_more = False
 
@@ -118,9 +119,9 @@ class _Connection:
         """Close it."""
         self._socket.close()
 
-    async def _send(self, data: bytes, seconds: float | None) -> None:
+    async def _send(self, *parts: dialing.Buffer, seconds: float | None) -> None:
         try:
-            await dialing.send_all(self._socket, data, seconds)
+            await dialing.send_all(self._socket, *[part for part in parts if part], seconds=seconds)
         except OSError as error:
             if _has_waited(error):
                 raise httpx.WriteTimeout(f"nothing was taken for {seconds} s") from error
@@ -159,9 +160,9 @@ class _Head:
             raise httpx.LocalProtocolError("the request has a method, target or header that HTTP does not allow")
         self.end = b"0\r\n\r\n" if self._is_chunked else b""
 
-    def encode(self, piece: bytes) -> bytes:
-        """Return a piece of the body as it is sent."""
-        return b"%x\r\n%b\r\n" % (len(piece), piece) if self._is_chunked and piece else piece
+    def encode(self, piece: dialing.Buffer) -> tuple[dialing.Buffer, ...]:
+        """Return a piece of the body as it is sent, in parts."""
+        return (b"%x\r\n" % len(piece), piece, b"\r\n") if self._is_chunked and piece else (piece,)
 
 
 class SingleConnectionTransport(httpx.AsyncBaseTransport):

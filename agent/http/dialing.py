@@ -19,6 +19,7 @@ NEXT_ADDRESS_SECONDS = 0.25
 MAX_TUNNEL_HEAD_BYTES = 16 * 1024
 
 Address = tuple[str | int, ...]
+Buffer = bytes | memoryview
 T = TypeVar("T")
 
 
@@ -80,9 +81,15 @@ async def perform(
                 await wait(connection)
 
 
-async def send_all(connection: socket.socket, data: bytes, seconds: float | None = None) -> None:
-    """Send bytes. Raises as `perform` does. Lets no others run if the socket takes all at once."""
-    view = memoryview(data)
+async def send_all(connection: socket.socket, *parts: Buffer, seconds: float | None = None) -> None:
+    """Send bytes, one part behind the other. Raises as `perform` does. Lets no others run if the socket takes all at once."""
+    if len(parts) > 1 and not isinstance(connection, ssl.SSLSocket):  # the kernel joins them
+        sent = await perform(connection, partial(connection.sendmsg, parts), seconds=seconds, writes=True)
+        if sent == sum(map(len, parts)):
+            return
+        view = memoryview(b"".join(parts))[sent:]
+    else:
+        view = memoryview(b"".join(parts))
     while view:
         view = view[await perform(connection, partial(connection.send, view), seconds=seconds, writes=True) :]
 

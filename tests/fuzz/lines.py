@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from agent.events import Block, Context, Session, decode_lines, decode_messages, to_json_array
+from agent.events import Block, Context, Session, decode_lines, decode_messages
 from agent.ingest.framing import LineFramer, as_lines
 from agent.queue.record import Record, decode_record, encode_record
 from tests.support import recordings
 from tests.support.api_schema import violations
 from tests.support.capture import EVENTS_PATH, Captured
+from tests.support.json_array import to_json_array
 
 SESSION = Session(Context("VERCEL", 0))
 PLAIN = b'{"sessionId":"s","source":"LOCAL","event":"MISS","hash":"h"}\n'

@@ -11,7 +11,8 @@ import msgspec
 
 from agent.delivery.batching import Batch
 from agent.delivery.transport import Kind, Verdict
-from agent.events import Context, Event, to_json_array
+from agent.events import Context, Event
+from tests.support.json_array import to_json_array
 
 ACCEPTED = Verdict(Kind.ACCEPTED, "200 OK", 200)
 

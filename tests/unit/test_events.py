@@ -26,10 +26,10 @@ from agent.events import (
     encode_events,
     may_hold_items,
     split_lines,
-    to_json_array,
 )
 from agent.queue.record import Record, decode_record, encode_record
 from tests.support.cache_use import use_of
+from tests.support.json_array import to_json_array
 from tests.support.recordings import Recorded
 
 PLAIN = b'{"sessionId":"s","source":"REMOTE","event":"HIT","hash":"h","duration":7}'

@@ -18,9 +18,9 @@ from agent.events import (
     decode_messages,
     encode_events,
     split_lines,
-    to_json_array,
 )
 from agent.queue.record import Record, decode_record, encode_record
+from tests.support.json_array import to_json_array
 
 PLAIN = b'{"sessionId":"s","source":"REMOTE","event":"HIT","hash":"h","duration":7}'
 NO_DURATION = b'{"sessionId":"s","source":"LOCAL","event":"MISS","hash":"h"}'

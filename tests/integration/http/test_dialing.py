@@ -1,13 +1,14 @@
-"""Connecting to a host of several addresses, of which some do not answer."""
+"""Connecting to a host of several addresses, of which some do not answer, and sending more than a socket takes."""
 
 import contextlib
 import socket
 from collections.abc import Iterator
+from functools import partial
 
 import anyio
 import pytest
 
-from agent.http.dialing import Address, connect_to_any
+from agent.http.dialing import Address, connect_to_any, perform, send_all
 from tests.support.waiting import HUNG_AFTER
 
 pytestmark = pytest.mark.anyio
@@ -60,3 +61,31 @@ async def test_who_gives_up_leaves_no_connection_behind(silent: Place) -> None:
     with anyio.move_on_after(0.1) as scope:
         await connect_to_any([silent, silent])
     assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize("sizes", [[1], [1_000_000], [3, 7], [100, 2_000_000, 1], [2_000_000, 2_000_000]])
+async def test_what_a_socket_does_not_take_at_once_follows(sizes: list[int]) -> None:
+    parts = [bytes([number]) * size for number, size in enumerate(sizes)]
+    sender, receiver = socket.socketpair()
+    with sender, receiver:
+        sender.setblocking(False)
+        receiver.setblocking(False)
+        received = bytearray()
+
+        async def receive() -> None:
+            while len(received) < sum(sizes):
+                received.extend(await perform(receiver, partial(receiver.recv, 65536)))
+
+        with anyio.fail_after(HUNG_AFTER):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(receive)
+                await send_all(sender, *parts)
+    assert received == b"".join(parts)
+
+
+async def test_a_socket_that_takes_nothing_more_is_given_up() -> None:
+    sender, receiver = socket.socketpair()
+    with sender, receiver:
+        sender.setblocking(False)
+        with pytest.raises(TimeoutError):
+            await send_all(sender, b"head", bytes(4_000_000), seconds=0.01)

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from agent.delivery.batch_size import Size
 from agent.delivery.batching import Batch, Batcher, Piece
-from agent.events import ARRAY_OVERHEAD, Context, Event, decode_events, encode_events, to_json_array
+from agent.events import ARRAY_OVERHEAD, Context, Event, decode_events, encode_events
 from agent.queue.cursor import Span
+from tests.support.json_array import to_json_array
 
 VERCEL, GITHUB = Context("VERCEL", 0), Context("GITHUB_ACTIONS", 0)
 

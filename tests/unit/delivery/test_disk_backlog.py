@@ -11,7 +11,7 @@ import pytest
 from agent.delivery.batch_size import Size
 from agent.delivery.batching import Batch, BatchOptions
 from agent.delivery.disk_backlog import MAX_HELD_BYTES, MAX_HELD_SPANS, MAX_OPEN_SPANS, READ_ATTEMPTS, DiskBacklog
-from agent.events import Context, Event, decode_events, encode_events, to_json_array
+from agent.events import Context, Event, decode_events, encode_events
 from agent.queue.committer import Committer
 from agent.queue.cursor import Outcome, Span
 from agent.queue.dead_letters import DeadLetters
@@ -22,6 +22,7 @@ from agent.queue.store import Limits
 from agent.runtime import Runtime
 from tests.support import virtual_time
 from tests.support.fault_filesystem import FaultFilesystem, no_errors
+from tests.support.json_array import to_json_array
 from tests.support.open_queue import OpenQueue
 from tests.support.pipelines import DIRECTORY, EPOCH, PLAIN, events, inline, numbered
 

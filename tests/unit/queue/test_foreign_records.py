@@ -9,9 +9,10 @@ from structlog.testing import capture_logs
 
 from agent.delivery.batching import Batch, BatchOptions
 from agent.delivery.transport import Kind, Verdict
-from agent.events import Block, Event, encode_events, to_json_array
+from agent.events import Block, Event, encode_events
 from tests.support import virtual_time
 from tests.support.fake_transport import FakeTransport
+from tests.support.json_array import to_json_array
 from tests.support.pipelines import PLAIN, balanced, dead_letters, event, host, submit
 
 pytestmark = pytest.mark.anyio
