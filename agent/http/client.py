@@ -33,7 +33,7 @@ HEAD_READ_BYTES = 16 * 1024
 MAX_HEAD_BYTES = 128 * 1024
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_is_head = re.compile(rb"%b [!-~]+ HTTP/1\.1\r\n(?:%b: [\t -~\x80-\xff]*\r\n)+\r\n" % (_TOKEN, _TOKEN)).fullmatch
+_is_head = re.compile(rb"%b [!-~]+ HTTP/1\.1\r\n(?:%b: [^\0\n-\r\x7f]*\r\n)+\r\n" % (_TOKEN, _TOKEN)).fullmatch
 
 TAKE_TURN = "agent.take_turn"
 """The extension of a request that lets others run while the head of its answer comes in many pieces."""
@@ -50,7 +50,7 @@ class _Connection:
         self._takes_more = True
         self._idle_since: float | None = None  # by the event loop's clock; None while a request is under way
 
-    async def send(self, head: "_Head", body: httpx.AsyncByteStream, seconds: float | None) -> None:
+    async def send(self, head: "RequestHead", body: httpx.AsyncByteStream, seconds: float | None) -> None:
         """Send a request. That the server reads no more of it is no error: it may have answered.
 
         Raises httpx.TransportError if nothing more is taken of it for so long.
@@ -144,7 +144,7 @@ class _BrokenError(Exception):
     """The server takes no more."""
 
 
-class _Head:
+class RequestHead:
     """The head of a request as bytes: `data`. What follows it is the body, piece by piece as `encode` has it, and `end`."""
 
     def __init__(self, method: str, target: bytes, headers: Iterable[tuple[bytes, bytes]]) -> None:
@@ -156,7 +156,8 @@ class _Head:
             parts.append(b"%b: %b\r\n" % (name, value))
             self._is_chunked |= name.lower() == b"transfer-encoding"
         self.data = b"".join((*parts, b"\r\n"))
-        if _is_head(self.data) is None:
+        # Each line ends where it should: what is between two line ends within a header's value would be a header, too.
+        if self.data.count(b"\r\n") != len(parts) + 1 or _is_head(self.data) is None:
             raise httpx.LocalProtocolError("the request has a method, target or header that HTTP does not allow")
         self.end = b"0\r\n\r\n" if self._is_chunked else b""
 
@@ -220,7 +221,7 @@ class SingleConnectionTransport(httpx.AsyncBaseTransport):
                 raise httpx.ConnectTimeout(f"no connection within {seconds} s") from error
             raise httpx.ConnectError(str(error)) from error
 
-    def _head(self, request: httpx.Request) -> _Head:
+    def _head(self, request: httpx.Request) -> RequestHead:
         target, headers, proxy = (
             request.extensions.get("target", request.url.raw_path),
             request.headers.raw,
@@ -228,7 +229,7 @@ class SingleConnectionTransport(httpx.AsyncBaseTransport):
         )
         if proxy is not None and self._route.tls is None:
             target, headers = b"http://" + request.url.netloc + target, [*proxy.headers, *headers]
-        return _Head(request.method, target, headers)
+        return RequestHead(request.method, target, headers)
 
     async def _finish(self) -> None:
         if self._connection is not None and not self._connection.finish():
