@@ -5,6 +5,7 @@ It knows sizes and where to write. It must never know what a benchmark measures.
 
 import argparse
 import json
+import os
 import shutil
 import signal
 import sys
@@ -67,6 +68,7 @@ class Benchmark:
 def main(*benchmarks: Benchmark, argv: Sequence[str] | None = None) -> int:
     """Run benchmarks as the command line says; return the exit code."""
     options = _parser(benchmarks).parse_args(argv)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed agent is compiled, and so is what is measured
     reports: list[Report] = []
     with _cleaning_up_on_sigterm():
         for benchmark in benchmarks:
