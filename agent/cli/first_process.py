@@ -4,7 +4,6 @@ A signal for which it has no handler is ignored, and children that other process
 """
 
 import os
-import signal
 from collections.abc import Sequence
 
 
@@ -12,6 +11,8 @@ def prepare(argv: Sequence[str]) -> None:
     """Let SIGTERM and SIGINT end `run` while it starts, and have orphans reaped; to be called before any slow import."""
     if os.getpid() != 1 or argv[1:2] != ["run"]:
         return
+    import signal  # nothing else needs it so early
+
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _end)  # until the daemon takes them over: agent/daemon/signals.py
     signal.signal(

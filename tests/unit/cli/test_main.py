@@ -52,6 +52,7 @@ def test_what_must_be_quick_imports_nothing_heavy(args: list[str], env: dict[str
 def test_emitting_one_event_imports_nothing_but_click_and_the_client() -> None:
     options = ("--event", "MISS", "--source", "LOCAL", "--hash", "h")
     modules = imported_by("emit", *options, env={"ARTIFACTS_AGENT_SOCKET": ""})
+    assert "pathlib" not in modules
     ours = {name for name in modules if name.startswith("agent.")}
     assert {".".join(name.split(".")[:2]) for name in ours} == {
         *("agent.cli", "agent.client", "agent.errors", "agent.escaping")
