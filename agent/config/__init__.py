@@ -1,12 +1,11 @@
 """Configuration: TOML and environment in, one checked value out; and where tokens are found."""
 
-from agent.config.directories import Directories, runtime_directory, state_directory
-from agent.config.loading import PREFIX, TURBO_VARIABLES, VARIABLES, control_socket, load
+from agent.config.directories import SOCKET_PATH_LIMIT, Directories, runtime_directory, state_directory
+from agent.config.loading import PREFIX, TURBO_VARIABLES, VARIABLES, Places, control_socket, load
 from agent.config.schema import (
     DEFAULT_URL,
     KEYS,
     RESTART_KEYS,
-    SOCKET_PATH_LIMIT,
     Config,
     differences,
     needs_restart,
@@ -15,6 +14,7 @@ from agent.config.tokens import (
     TOKEN_VARIABLES,
     TokenFiles,
     exposed_token_files,
+    find_token,
     read_http_token,
     read_token,
     token_files,
@@ -32,10 +32,12 @@ __all__ = [
     "VARIABLES",
     "Config",
     "Directories",
+    "Places",
     "TokenFiles",
     "control_socket",
     "differences",
     "exposed_token_files",
+    "find_token",
     "load",
     "needs_restart",
     "read_http_token",

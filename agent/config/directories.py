@@ -1,4 +1,4 @@
-"""Where sockets and queue are unless told otherwise."""
+"""Where sockets and queue are unless told otherwise, and which paths can be used."""
 
 import os
 import stat
@@ -8,6 +8,7 @@ from typing import Final, NamedTuple, Self
 
 APPLICATION: Final = "artifacts-agent"
 CONTROL_SOCKET: Final = "control.sock"
+SOCKET_PATH_LIMIT: Final = 107  # bytes; sun_path in unix(7) holds 108 with the closing NUL
 SYSTEM_RUNTIME_DIRECTORY: Final = Path("/run", APPLICATION)
 SYSTEM_STATE_DIRECTORY: Final = Path("/var/lib", APPLICATION)
 
@@ -72,3 +73,17 @@ def absolute_path(environ: Mapping[str, str], name: str) -> Path | None:
     value = environ.get(name, "")
     value = value.partition(":")[0] if name.endswith("_DIRECTORY") else value
     return Path(value) if value.startswith("/") else None
+
+
+def usable_path(path: Path) -> Path:
+    """Return a path that can be used. Raises ValueError; an empty string is ".", any other has been made absolute before."""
+    if not path.is_absolute() or "\0" in str(path):
+        raise ValueError("should be a path, not empty and without NUL")
+    return path
+
+
+def usable_socket(path: Path) -> Path:
+    """Return a path that a socket can have. Raises ValueError."""
+    if (length := len(os.fsencode(usable_path(path)))) > SOCKET_PATH_LIMIT:
+        raise ValueError(f"is {length} bytes long; a socket's path may have {SOCKET_PATH_LIMIT}: use a shorter one")
+    return path

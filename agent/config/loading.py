@@ -7,17 +7,16 @@ directory of the TOML file, or to the current directory when a variable holds th
 
 import os
 import re
-import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
-
-from agent.config.directories import CONTROL_SOCKET, Directories, absolute_path
-from agent.config.schema import KEYS, SECTIONS, Config, SocketPath
+from agent.config.directories import CONTROL_SOCKET, Directories, absolute_path, usable_path, usable_socket
+from agent.config.schema import KEYS, SECTIONS, Config, ConflictError
 from agent.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 PREFIX: Final = "ARTIFACTS_AGENT_"
 VARIABLES: Final = {f"{PREFIX}{key.replace('.', '_').upper()}": key for key in KEYS}
@@ -57,7 +56,42 @@ def control_socket(path: Path | None, environ: Mapping[str, str], directories: D
 
     Raises ConfigError if the file cannot be read, or gives no usable path.
     """
-    return _collect(path, environ, directories).control_socket()
+    return Places(path, environ, directories).control
+
+
+class Places:
+    """The places of a daemon, by the configuration at `path`, to ask it or to start one: the rest need not be valid.
+
+    Raises ConfigError if the file cannot be read. Each place raises it if it cannot be used.
+    """
+
+    def __init__(self, path: Path | None, environ: Mapping[str, str], directories: Directories) -> None:
+        self._sources = _collect(path, environ, directories)
+
+    @property
+    def control(self) -> Path:
+        """The control socket."""
+        return self._sources.path("listen.control", usable_socket)
+
+    @property
+    def stream(self) -> Path | None:
+        """The stream socket; None if it is off."""
+        return self._sources.path_or_off("listen.stream", usable_socket)
+
+    @property
+    def adopt(self) -> Path | None:
+        """Where spools are adopted."""
+        return self._sources.path_or_off("queue.adopt", usable_path)
+
+    @property
+    def token_file(self) -> Path | None:
+        """The file with the API's token."""
+        return self._sources.path_or_off("api.token_file", usable_path)
+
+    @property
+    def names_url(self) -> bool:
+        """Whether api.url is set at all."""
+        return "api.url" in self._sources.found
 
 
 def _collect(path: Path | None, environ: Mapping[str, str], directories: Directories) -> "_Sources":
@@ -125,21 +159,30 @@ class _Sources:
         elif missing:
             self.problems.append(f"{', '.join(missing)}: no default without {variable}: set it, or the keys themselves")
 
-    def control_socket(self) -> Path:
-        """Check this one value, which has to be there."""
-        setting = self.found["listen.control"]
+    def path_or_off(self, key: str, usable: Callable[[Path], Path]) -> Path | None:
+        """Check this one value, which may be missing; None if it is off. Raises ConfigError."""
+        return None if key not in self.found or self.found[key].value == "" else self.path(key, usable)
+
+    def path(self, key: str, usable: Callable[[Path], Path]) -> Path:
+        """Check this one value, which has to be there. Raises ConfigError."""
+        setting = self.found[key]
         try:
-            return TypeAdapter(SocketPath).validate_python(self._located("listen.control", setting))
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            located = self._located(key, setting)
+            if isinstance(located, str | Path):
+                return usable(Path(located))
+            reason = "is not a valid path"
         except ValueError as error:
             reason = str(error)
-        raise ConfigError(f"{setting.origin} = {_shown('listen.control', setting.value)}: {reason}")
+        raise ConfigError(f"{setting.origin} = {_shown(key, setting.value)}: {reason}")
 
     def config(self) -> Config:
         """Check everything found. Derived keys that are missing were reported before."""
+        from pydantic import ValidationError
+
+        from agent.config.validation import validate
+
         try:
-            config = Config.model_validate(self._values())
+            config = validate(self._values())
         except ValidationError as error:
             details = [detail for detail in error.errors(include_url=False) if detail["type"] != "missing"]
             self.problems += map(self._explain, details)
@@ -175,8 +218,9 @@ class _Sources:
             raise ValueError("~ stands for HOME, which must be set; write the home of another user out")
         return home / text[2:].lstrip("/")
 
-    def _explain(self, detail: ErrorDetails) -> str:
-        keys = detail.get("ctx", {}).get("keys", [".".join(map(str, detail["loc"][:2]))])
+    def _explain(self, detail: "ErrorDetails") -> str:
+        error = detail.get("ctx", {}).get("error")
+        keys = error.keys if isinstance(error, ConflictError) else (".".join(map(str, detail["loc"][:2])),)
         key = next(key for key in keys if key in self.found)
         reason = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
         return f"{self.found[key].origin} = {_shown(key, self.found[key].value)}: {reason}"
@@ -205,6 +249,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from None
     if len(data) > FILE_LIMIT:
         raise ConfigError(f"{path}: longer than {FILE_LIMIT} bytes, so no configuration of this agent")
+    import tomllib  # many have no file
+
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # a TOMLDecodeError, or a number of thousands of digits

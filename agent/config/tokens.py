@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from pydantic import SecretStr
-
 from agent.config.directories import absolute_path
 from agent.config.schema import Config
 from agent.errors import ConfigError
+from agent.secret import Secret
 
 TOKEN_VARIABLES: Final = ("ARTIFACTS_AGENT_TOKEN", "TURBO_TOKEN", "VERCEL_ARTIFACTS_TOKEN")
 SYSTEM_TOKEN_FILE: Final = "/etc/artifacts-agent/token"  # noqa: S105 - a path
@@ -23,8 +22,12 @@ TOKEN_LIMIT: Final = 8192  # bytes; servers refuse a header line that is longer
 
 def token_source(config: Config, environ: Mapping[str, str]) -> Path | str | None:
     """Where `read_token` takes the token from: the file to watch, the name of a variable, or None."""
-    if config.api.token_file:
-        return config.api.token_file
+    return _source(config.api.token_file, environ)
+
+
+def _source(token_file: Path | None, environ: Mapping[str, str]) -> Path | str | None:
+    if token_file:
+        return token_file
     credentials = absolute_path(environ, "CREDENTIALS_DIRECTORY")
     credential = credentials / "token" if credentials and os.path.lexists(credentials / "token") else None
     if credential is not None and not _is_blank(credential):
@@ -32,29 +35,34 @@ def token_source(config: Config, environ: Mapping[str, str]) -> Path | str | Non
     return next((name for name in TOKEN_VARIABLES if environ.get(name, "").strip()), credential)
 
 
-def read_token(config: Config, environ: Mapping[str, str]) -> SecretStr | None:
+def read_token(config: Config, environ: Mapping[str, str]) -> Secret | None:
     """The API token without the space around it, or None where there is no token anywhere.
 
     Raises ConfigError, which never shows the content, when the source exists and does not hold one usable token.
     """
-    source = token_source(config, environ)
+    return find_token(config.api.token_file, environ)
+
+
+def find_token(token_file: Path | None, environ: Mapping[str, str]) -> Secret | None:
+    """Do as `read_token` does, where of a configuration no more than api.token_file is known."""
+    source = _source(token_file, environ)
     if source is None:
         return None
     if isinstance(source, str):
-        return _usable(SecretStr(environ[source].strip()), source)
-    if source != config.api.token_file and _is_blank(source):
+        return _usable(Secret(environ[source].strip()), source)
+    if source != token_file and _is_blank(source):
         where = f"write it into the file that LoadCredential= names, {SYSTEM_TOKEN_FILE}"
         raise ConfigError(f"the service has no token: {where}, or set api.token_file; then restart the service")
     return _usable(_token_in(source), source)
 
 
-def _usable(secret: SecretStr, source: Path | str) -> SecretStr:
+def _usable(secret: Secret, source: Path | str) -> Secret:
     if complaint := _complaint(secret):
         raise ConfigError(f"{source}: {complaint}; it should hold the token alone, on one line")
     return secret
 
 
-def read_http_token(config: Config, environ: Mapping[str, str]) -> SecretStr | None:
+def read_http_token(config: Config, environ: Mapping[str, str]) -> Secret | None:
     """What clients are to send: the token in http.token_file, or else the API's; None where neither front nor port is.
 
     Raises ConfigError as `read_token` does, and where there is none.
@@ -68,10 +76,10 @@ def read_http_token(config: Config, environ: Mapping[str, str]) -> SecretStr | N
     return _usable(_token_in(config.http.token_file), config.http.token_file)
 
 
-def _token_in(path: Path) -> SecretStr:
+def _token_in(path: Path) -> Secret:
     try:
         with open(path, "rb", opener=_open_regular_file) as file:
-            return SecretStr(file.read(TOKEN_LIMIT + 1).decode("ascii", "replace").strip())
+            return Secret(file.read(TOKEN_LIMIT + 1).decode("ascii", "replace").strip())
     except OSError as error:
         reason = error.strerror or type(error).__name__
         reason = f"{_as_far_as_it_exists(path)}: cannot read the token file: {reason}; let the daemon's user read it"
@@ -105,9 +113,9 @@ def _is_blank(credential: Path) -> bool:
         return False
 
 
-def _complaint(secret: SecretStr) -> str | None:
+def _complaint(secret: Secret) -> str | None:
     # The content lives in this frame only, which never raises: tracebacks may show local variables.
-    text = secret.get_secret_value()
+    text = secret.reveal()
     complaints = {
         "the token is empty": not text,
         f"the token is longer than {TOKEN_LIMIT} bytes": len(text) > TOKEN_LIMIT,

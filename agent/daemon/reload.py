@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import anyio
 import structlog
@@ -95,7 +96,7 @@ class Reloader:
 def _until_restart(old: Config, new: Config) -> Config:
     """Return a new configuration with the sections of the old one that only a restart changes."""
     fixed = {key.partition(".")[0] for key in config.RESTART_KEYS}
-    return new.model_copy(update={section: getattr(old, section) for section in fixed})
+    return replace(new, **{section: getattr(old, section) for section in fixed})
 
 
 def resume_if_token_is_newer(pipelines: Iterable[Pipeline], settings: Settings) -> None:

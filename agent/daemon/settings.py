@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from pydantic import SecretStr
-
 from agent.config import Config, TokenFiles, read_http_token, read_token, token_files
 from agent.queue import segment
 from agent.queue.store import Limits
+from agent.secret import Secret
 from agent.spools.identity import Account
 
 
@@ -20,8 +19,8 @@ class Settings:
     """A configuration and what stands outside of it: the API's token, that of clients over TCP, and how their files look."""
 
     config: Config
-    token: SecretStr | None
-    clients_token: SecretStr | None
+    token: Secret | None
+    clients_token: Secret | None
     token_files: TokenFiles
 
     @classmethod

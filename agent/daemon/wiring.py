@@ -58,7 +58,7 @@ def _delivery(settings: Settings, runtime: Runtime, *, concurrency: int, request
     api, batch = config.api, config.batch
     endpoint = Endpoint(
         url=api.url,
-        token=token.get_secret_value() if token is not None else None,
+        token=token.reveal() if token is not None else None,
         team_id=api.team_id,
         slug=api.slug,
         timeout=api.timeout,

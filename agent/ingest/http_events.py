@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 import anyio
 import msgspec
 import structlog
-from pydantic import SecretStr
 
 from agent.cache_use import CacheUse
 from agent.delivery.http_transport import EVENTS_PATH
@@ -26,6 +25,7 @@ from agent.ingest.job_path import split_job
 from agent.ingest.sockets import BoundSocket
 from agent.peers import Peer
 from agent.queue.cursor import Outcome
+from agent.secret import Secret
 from agent.throttle import Throttle
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
@@ -56,10 +56,10 @@ class AccessPolicy:
     it here, too, and the API gets it in the place of `token`.
     """
 
-    token: SecretStr | None = None
+    token: Secret | None = None
     team_id: str | None = None
     slug: str | None = None
-    api_token: SecretStr | None = None
+    api_token: Secret | None = None
 
     def admits(self, authorization: str) -> bool:
         """Tell whether the value of this header has one of the tokens."""
@@ -81,14 +81,14 @@ class AccessPolicy:
         if own is None:
             message = "The agent has no token for the API, and its clients' is none: set api.token_file"
             raise RefusedError(401, "unauthorized", message)
-        return b"Bearer " + own.get_secret_value().encode()
+        return b"Bearer " + own.reveal().encode()
 
 
-def _is_bearer(authorization: str, token: SecretStr | None) -> bool:
+def _is_bearer(authorization: str, token: Secret | None) -> bool:
     given = _bearer(authorization)
     if given is None or token is None:
         return False
-    return hmac.compare_digest(given[1].encode(), token.get_secret_value().encode())
+    return hmac.compare_digest(given[1].encode(), token.reveal().encode())
 
 
 class RefusedError(Exception):

@@ -47,8 +47,8 @@ def token(data: bytes) -> None:
         _check_complaint(str(error), data.decode("ascii", "replace").strip())
         return
     assert secret is not None
-    assert f"Bearer {secret.get_secret_value()}".isprintable()
-    assert secret.get_secret_value() not in {repr(secret), str(secret)}
+    assert f"Bearer {secret.reveal()}".isprintable()
+    assert secret.reveal() not in {repr(secret), str(secret)}
 
 
 def _check_complaint(message: str, content: str) -> None:

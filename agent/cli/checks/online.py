@@ -134,4 +134,4 @@ def _endpoint(settings: Config, environ: Mapping[str, str]) -> Endpoint:
     except ConfigError:
         token = None
     api = settings.api
-    return Endpoint(api.url, token.get_secret_value() if token else None, api.team_id, api.slug, api.timeout)
+    return Endpoint(api.url, token.reveal() if token else None, api.team_id, api.slug, api.timeout)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -141,20 +142,31 @@ class _Preparation(threading.Thread):
     def _find_agent(self) -> None:
         from agent import config
         from agent.cli.job import agent as job_agent
-        from agent.cli.job import started, turbo
+        from agent.cli.job import turbo
 
         found, environ = find_config(self._path), turbo.with_api_url(os.environ, Path.cwd())
-        settings = config.load(found, environ, directories=config.Directories.of_daemon(environ, os.geteuid()))
-        agent = job_agent.find(settings, self._until)
+        directories = config.Directories.of_daemon(environ, os.geteuid())
+        places, load = (
+            config.Places(found, environ, directories),
+            partial(config.load, found, environ, directories=directories),
+        )
+        agent = job_agent.find(places, load, self._until)
         if agent is None and self._too_late:
             return
         if agent is None:
-            agent = own = started.start(settings, found and found.absolute(), environ)
+            from agent.cli.job import started
+
+            agent = own = started.start(places, found and found.absolute(), environ)
             self._notice = own.problem
         self._agent = agent
-        if agent.wait_until_ready(self._until):
+        try:
+            ready = agent.wait_until_ready(self._until)
+        except AgentError:
+            load()  # which says what is wrong with the configuration, if that is why
+            raise
+        if ready:
             try:
-                agent.use_proxy(environ, self._until, on_purpose="url" in settings.api.model_fields_set)
+                agent.use_proxy(environ, self._until, on_purpose=places.names_url)
             except AgentError as error:
                 self._problem = f"{_LEFT_ALONE}: {error}"
             self._complete = True

@@ -3,14 +3,14 @@
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlencode
 
 from agent.cli.commands.flush import LONGEST
 from agent.cli.views.words import amount
-from agent.config import DEFAULT_URL, Config
+from agent.config import DEFAULT_URL, Config, Places
 from agent.errors import AgentError, NotRunningError
 from agent.ingest import owners
 
@@ -141,13 +141,15 @@ class GuestAgent(JobAgent):
         return self._known
 
 
-def find(settings: Config, until: float) -> JobAgent | None:
+def find(places: Places, load: Callable[[], Config], until: float) -> JobAgent | None:
     """Return the agent that runs with this configuration; None if none does, or none that this user may ask or send to.
+
+    `load` returns all of the configuration, which only an agent that may not be asked takes.
 
     One that is there and has not answered after half of the time up to `until`, on the steady clock, keeps what is written to it.
     Raises AgentError if it is no agent, or may be an impostor: what it vouches for gets the job's token.
     """
-    control = settings.listen.control
+    control = places.control
     if problem := owners.impostor(control):
         raise AgentError(problem)
     if not _is_listened_at(control):
@@ -155,11 +157,11 @@ def find(settings: Config, until: float) -> JobAgent | None:
     from agent.control.client import ControlClient, DeniedError, SilentError, UnansweredError
 
     try:
-        return JobAgent(control, settings.listen.stream, ControlClient(control, time_left(until) / 2).status())
+        return JobAgent(control, places.stream, ControlClient(control, time_left(until) / 2).status())
     except DeniedError:
-        return GuestAgent(settings) if _may_send(settings) else None
+        return GuestAgent(load()) if _may_send(places.stream) else None
     except SilentError:
-        return JobAgent(control, settings.listen.stream)
+        return JobAgent(control, places.stream)
     except UnansweredError:
         raise
     except NotRunningError:
@@ -179,8 +181,7 @@ def _is_listened_at(path: Path) -> bool:
     return True
 
 
-def _may_send(settings: Config) -> bool:
-    stream = settings.listen.stream
+def _may_send(stream: Path | None) -> bool:
     return stream is None or os.access(stream, os.W_OK)
 
 

@@ -7,8 +7,6 @@ command from the terminal itself. What a process sends to `exec` alone is passed
 import contextlib
 import errno
 import os
-import resource
-import shutil
 import signal
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -53,6 +51,8 @@ def _spawn(command: Sequence[str], environ: Mapping[str, str], mask: Iterable[in
     try:
         return os.posix_spawnp(command[0], list(command), environ, setsigmask=mask, setsigdef=_PYTHON_IGNORES)
     except OSError as error:
+        import shutil  # for a script that names no program
+
         script = shutil.which(command[0])
         if error.errno != errno.ENOEXEC or script is None:
             raise
@@ -81,6 +81,8 @@ def end_as(code: int) -> int:
     """
     if code >= 0:
         return code
+    import resource  # for a command that a signal has ended
+
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     with contextlib.suppress(OSError):  # SIGKILL and SIGSTOP have no handlers
         signal.signal(-code, signal.SIG_DFL)

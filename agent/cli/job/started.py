@@ -21,7 +21,7 @@ from agent import config
 from agent.cli.commands.flush import LONGEST
 from agent.cli.job.agent import DURABLE_SECONDS, SHORTEST_SECONDS, JobAgent
 from agent.cli.views.words import amount
-from agent.config import SOCKET_PATH_LIMIT, Config
+from agent.config import SOCKET_PATH_LIMIT, Places
 from agent.errors import AgentError, StorageError
 
 if TYPE_CHECKING:
@@ -151,16 +151,16 @@ class StartedAgent(JobAgent):
             os.close(self._ended)
 
 
-def start(settings: Config, path: Path | None, environ: Mapping[str, str]) -> StartedAgent:
+def start(places: Places, path: Path | None, environ: Mapping[str, str]) -> StartedAgent:
     """Start an agent for a job; return before it is ready. Raises AgentError or OSError: then nothing is left of it."""
     from agent.queue.filesystem import OsFilesystem
 
     state = config.state_directory(environ, os.geteuid())
-    place = _place_for_spools(settings.queue.adopt, state and state / "spools", os.geteuid())
+    place = _place_for_spools(places.adopt, state and state / "spools", os.geteuid())
     spool, runtime = place.parent / os.urandom(8).hex(), _runtime_directory(environ)
     try:
         OsFilesystem().make_directory(spool)
-        has_token = config.read_token(settings, environ) is not None
+        has_token = config.find_token(places.token_file, environ) is not None
         variables = _environment(environ, spool, runtime, with_front=has_token, adopts=place.adopts)
         agent = _launch(spool, runtime, path, variables)
     except (OSError, AgentError):

@@ -269,8 +269,9 @@ def assert_left_as_it_is(daemon: Daemon, changed: Mapping[str, str], reason: str
 
 
 AS_GUEST = """
-import encodings.idna, encodings.utf_8_sig, http.client, json, os, sys
+import encodings.idna, encodings.utf_8_sig, http.client, json, os, sys, tomllib
 from agent import config
+from agent.config import validation
 from agent.cli.job import agent, command, started, turbo
 from agent.cli.commands import exec
 from agent.control import client

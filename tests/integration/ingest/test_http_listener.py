@@ -15,7 +15,6 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from agent.delivery.http_transport import EVENTS_PATH
@@ -29,6 +28,7 @@ from agent.ingest.http_events import MAX_BODY_BYTES, AccessPolicy, Forward, Http
 from agent.ingest.intake import Intake
 from agent.queue.record import Frame, record_in
 from agent.queue.store import Limits
+from agent.secret import Secret
 from tests.support.edge import GatedHost
 from tests.support.http_client import Answer, Client
 from tests.support.open_queue import read_all
@@ -36,7 +36,7 @@ from tests.support.waiting import HUNG_AFTER
 
 pytestmark = pytest.mark.anyio
 TOKEN = "a-clients-token"
-POLICY = AccessPolicy(SecretStr(TOKEN))
+POLICY = AccessPolicy(Secret(TOKEN))
 EVENT = {"sessionId": "s", "source": "LOCAL", "event": "HIT", "hash": "h", "duration": 7}
 CHUNKED = b"POST %b HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" % EVENTS_PATH.encode()
 SHORT = Timeouts(idle=0.2, head=0.2, body=0.3, stall=0.2, linger=0.2)
@@ -398,7 +398,7 @@ async def test_a_new_token_counts_from_the_next_request_on(tmp_path: Path) -> No
         with Client(at.port) as client:
             await client.send(post([EVENT], {"Authorization": f"Bearer {TOKEN}"}))
             assert (await client.answer()).status == 200
-            at.listener.reconfigure(AccessPolicy(SecretStr("another")))
+            at.listener.reconfigure(AccessPolicy(Secret("another")))
             await client.send(post([EVENT], {"Authorization": f"Bearer {TOKEN}"}))
             assert (await client.answer()).status == 401
 

@@ -1,0 +1,105 @@
+"""What values the keys may have, and the one place where a configuration is checked: by pydantic.
+
+Imported only to check one: pydantic takes longer to import than most commands run, and a fifth of an idle daemon's memory.
+"""
+
+import ipaddress
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Final, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter  # noqa: F401 - Field is for `schema`
+
+from agent.config.directories import usable_path, usable_socket
+from agent.config.schema import Config
+from agent.units import parse_duration, parse_size
+
+T = TypeVar("T")
+
+
+def _count(value: object) -> object:
+    if isinstance(value, bool):  # pydantic would read true as 1
+        raise ValueError("should be a number")  # noqa: TRY004 - pydantic reports nothing but a ValueError
+    return value
+
+
+def _mode(value: object) -> int:
+    # An integer is refused: 660 and 0o660 look alike in a file and mean different permissions.
+    if not isinstance(value, str) or not re.fullmatch(r"(0o)?[0-7]{1,4}", value) or int(value, 8) > 0o777:
+        raise ValueError('should be permissions in octal, quoted, at most "0777", such as "0660"')
+    return int(value, 8)
+
+
+def _off(value: object) -> object:
+    return None if value == "" else value
+
+
+def _is_word(value: str) -> bool:
+    return value.isprintable() and value.split() == [value]
+
+
+def _is_loopback(host: str | None) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
+
+
+def _names_a_host(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+
+
+def _hides_the_token(url: str) -> bool:
+    return urlsplit(url).scheme == "https" or _is_loopback(urlsplit(url).hostname)
+
+
+def _loopback(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    try:
+        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+        fits = address.is_loopback and host.startswith("[") == (address.version == 6)
+    except ValueError:
+        fits = False
+    if not fits or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
+        raise ValueError('should be an address of this machine alone and a port, such as "127.0.0.1:0" or "[::1]:9900"')
+    return text
+
+
+def _must(holds: Callable[[T], bool], reason: str) -> AfterValidator:
+    def check(value: T) -> T:
+        if not holds(value):
+            raise ValueError(reason)
+        return value
+
+    return AfterValidator(check)
+
+
+OrOff = Annotated[T | None, BeforeValidator(_off)]
+Word = Annotated[str, _must(_is_word, "should be one word without spaces or control characters")]
+Count = Annotated[int, BeforeValidator(_count)]
+Size = Annotated[int, BeforeValidator(parse_size)]
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+Mode = Annotated[int, BeforeValidator(_mode)]
+AbsolutePath = Annotated[Path, AfterValidator(usable_path)]
+SocketPath = Annotated[Path, AfterValidator(usable_socket)]
+LoopbackAddress = Annotated[str, AfterValidator(_loopback)]
+Url = Annotated[
+    Word,
+    _must(lambda url: "\\" not in url, "should be a URL, without backslashes"),
+    _must(lambda url: not {"?", "#"} & set(url), "should have no query or fragment: see api.team_id and api.slug"),
+    _must(lambda url: "@" not in urlsplit(url).netloc, "should have no user or password: see api.token_file"),
+    _must(_names_a_host, 'should have a scheme and a host, such as "https://api.vercel.com"'),
+    _must(_hides_the_token, "should be https: plain http shows the token to the network, only loopback may use it"),
+    AfterValidator(lambda url: url.rstrip("/")),
+]
+
+_CONFIG: Final = TypeAdapter(Config)
+_CONFIG.rebuild(raise_errors=True, _types_namespace=globals())  # `schema` has but the names of what is above
+
+
+def validate(values: Mapping[str, Mapping[str, object]]) -> Config:
+    """Return the configuration with these values, by section and key. Raises pydantic's ValidationError."""
+    return _CONFIG.validate_python(values)
