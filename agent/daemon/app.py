@@ -29,16 +29,20 @@ from agent.spools.identity import add
 RUNTIME = Runtime(run_blocking=run_in_thread, wall_clock=time.time, random=random.random)
 
 
-def run(load: Callable[[], Config], environ: Mapping[str, str], parent: int | None = None) -> None:
-    """Run a daemon in this process until SIGTERM or SIGINT; `load` is called again on SIGHUP.
+def run(
+    loaded: Callable[[], Config], load: Callable[[], Config], environ: Mapping[str, str], parent: int | None = None
+) -> None:
+    """Run a daemon with the configuration that `loaded` returns, until SIGTERM or SIGINT; on SIGHUP `load` reads it again.
 
     With `parent`, a pipe, it also ends when that is closed. Raises an AgentError if it cannot start, or cannot go on.
     """
-    anyio.run(_run, load, environ, parent, backend="asyncio", backend_options={"use_uvloop": True})
+    anyio.run(_run, loaded, load, environ, parent, backend="asyncio", backend_options={"use_uvloop": True})
 
 
-async def _run(load: Callable[[], Config], environ: Mapping[str, str], parent: int | None) -> None:
-    settings = Settings.read(load(), environ)
+async def _run(
+    loaded: Callable[[], Config], load: Callable[[], Config], environ: Mapping[str, str], parent: int | None
+) -> None:
+    settings = Settings.read(loaded(), environ)
     log_settings = settings.config.log
     logging.configure(log_settings.level, log_settings.format, to_journal=is_journal(environ))
     log = structlog.get_logger("agent.daemon")
@@ -59,6 +63,7 @@ async def _run(load: Callable[[], Config], environ: Mapping[str, str], parent: i
             tasks.start_soon(notifier.feed_watchdog, [each.commit_once for each in parts.pipelines.values()])
             for service in services:
                 service.start(tasks)
+            gc.enable()
             gc.freeze()  # what stays for good: to look through it again and again would hold everybody up, 40 ms at a time
             notifier.enter("Taking events", "READY=1")
             for name, pipeline in parts.pipelines.items():

@@ -1,7 +1,7 @@
 """`run`: the daemon itself."""
 
+import gc
 import os
-import shutil
 import signal
 import sys
 import time
@@ -35,18 +35,25 @@ def run(path: Path | None, job: Path | None, sockets: tuple[str, ...]) -> int:
     A second one: stop at once, also while requests are under way. SIGHUP: read the configuration and the token again.
     """
     _start_lean(os.environ)
+    # First of all, as no other file may take their numbers.
+    environ = os.environ if job is None else os.environ | _as_systemd_passes(sockets)
     from agent import config
-    from agent.daemon import app as daemon
+    from agent.config.apart import LoadingApart
 
     # Found once: a file that is missing at a reload must be an error, not a reason to fall back on the defaults.
     load = partial(config.load, find_config(path), os.environ)
+    loading = LoadingApart(load)  # before the other imports, so that both go on at once
+    from agent.daemon import app as daemon
+
     if job is None:
-        return _run(partial(daemon.run, load, os.environ))
+        return _run(partial(daemon.run, loading.result, load, environ))
     # For `exec`: it has the other end of standard input, and `job` is a directory for sockets, which it has opened.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
-        daemon.run(load, os.environ | _as_systemd_passes(sockets), sys.stdin.fileno())
+        daemon.run(loading.result, load, environ, sys.stdin.fileno())
     finally:
+        import shutil  # not before it is needed
+
         shutil.rmtree(job, ignore_errors=True)
     return 0
 
@@ -93,3 +100,4 @@ def _start_lean(environ: MutableMapping[str, str]) -> None:
     for name in ("pygments", "rich", "trio"):
         sys.modules.setdefault(name, cast(ModuleType, None))
     environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    gc.disable()  # until all is imported: of that nothing goes again
