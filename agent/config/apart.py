@@ -4,6 +4,7 @@ import contextlib
 import os
 import pickle
 from collections.abc import Callable
+from typing import BinaryIO
 
 from agent.config.schema import Config
 from agent.errors import ConfigError
@@ -15,22 +16,24 @@ class LoadingApart:
     def __init__(self, load: Callable[[], Config]) -> None:
         self._load = load
         self._pid = 0
-        self._reading, writing = os.pipe()
-        with (
-            contextlib.suppress(OSError),
-            os.fdopen(writing, "wb") as answer,
-        ):  # no process to be had: `result` does without
-            self._pid = os.fork()
-            if self._pid == 0:
-                _load_and_exit(load, answer.fileno())
+        self._answer: BinaryIO | None = None
+        with contextlib.suppress(OSError):  # no file or no process to be had: `result` does without
+            reading, writing = os.pipe()
+            self._answer = os.fdopen(reading, "rb")
+            with os.fdopen(writing, "wb") as answer:
+                self._pid = os.fork()
+                if self._pid == 0:
+                    _load_and_exit(load, answer)
 
     def result(self) -> Config:
         """Wait for it, and return what `load` returns; to be called once. Raises ConfigError as `load` does.
 
         Where the child came to nothing, it is loaded in this process, where a failure is seen.
         """
-        with os.fdopen(self._reading, "rb") as reading:
-            answer = reading.read()
+        answer = b""
+        if self._answer is not None:
+            with self._answer:
+                answer = self._answer.read()
         if self._pid:
             with contextlib.suppress(ChildProcessError):  # the first process of a container has its children reaped
                 os.waitpid(self._pid, 0)
@@ -42,14 +45,14 @@ class LoadingApart:
         return found
 
 
-def _load_and_exit(load: Callable[[], Config], writing: int) -> None:
+def _load_and_exit(load: Callable[[], Config], answer: BinaryIO) -> None:
     try:
         found: Config | ConfigError
         try:
             found = load()
         except ConfigError as error:
             found = error
-        with open(writing, "wb", closefd=False) as answer:
-            answer.write(pickle.dumps(found))
+        answer.write(pickle.dumps(found))
+        answer.flush()
     finally:
         os._exit(0)  # without what else this process would do at its end

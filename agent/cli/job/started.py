@@ -236,8 +236,7 @@ def _environment(
 
 
 def _launch(spool: Path, runtime: Path, path: Path | None, environ: Mapping[str, str]) -> StartedAgent:
-    command = [sys.executable, "-P", "-m", "agent.cli", "run", "--job", str(runtime)]
-    command += ["--config", str(path)] if path is not None else []
+    command = [sys.executable, "-P", "-m", "agent.cli.job.process", str(runtime), str(path or "")]
     with contextlib.ExitStack() as on_failure:
         notify = on_failure.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
         notify.bind(str(runtime / "notify.sock"))
@@ -246,7 +245,7 @@ def _launch(spool: Path, runtime: Path, path: Path | None, environ: Mapping[str,
         # The agent alone has these in the end: where it is gone, clients are to be refused.
         with _listen(runtime / "control.sock") as control, _listen(runtime / "events.sock") as stream:
             passed = {"control": control.fileno(), "stream": stream.fileno()}
-            command += [f"--socket={name}:{number}" for name, number in passed.items()]
+            command += [f"{name}:{number}" for name, number in passed.items()]
             with os.fdopen(ours, "rb") as stdin, (spool / LOG).open("ab") as output:
                 process = subprocess.Popen(
                     command,

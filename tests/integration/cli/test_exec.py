@@ -427,7 +427,7 @@ def test_another_exec_and_flush_in_the_job_use_its_agent(job: Job, api_server: A
 
 SLOW = """
 import os, sys
-if "--job" in sys.orig_argv:
+if "agent.cli.job.process" in sys.orig_argv:
     open(os.environ["HELD_BY"]).read()
 """
 

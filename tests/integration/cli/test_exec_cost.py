@@ -28,7 +28,7 @@ sys.exit(main())
 """
 HELD = """
 import os, sys
-if "--job" in sys.orig_argv:
+if "agent.cli.job.process" in sys.orig_argv:
     open(os.environ["HELD_BY"]).read()
 """
 HEAVY = {"anyio", "asyncio", "http.client", "httpx", "logging", "msgspec", "pydantic", "rich", "structlog", "uvloop"}

@@ -59,6 +59,15 @@ def test_emitting_one_event_imports_nothing_but_click_and_the_client() -> None:
     }
 
 
+def test_the_agent_of_a_job_does_without_a_command_line() -> None:
+    script = (
+        "import sys; from agent.cli.job import process; process.daemon_process.prepare(None); "
+        "print(*sys.modules); import click"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True, text=True, check=True)
+    assert {"click", "pydantic"}.isdisjoint(done.stdout.split())
+
+
 def agent_errors(root: type[AgentError] = AgentError) -> set[type[AgentError]]:
     below = {each for each in root.__subclasses__() if each.__module__ == errors.__name__}
     return {root}.union(*(agent_errors(each) for each in below))

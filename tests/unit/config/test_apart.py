@@ -51,6 +51,11 @@ else:
 def load():
     return "here"
 """
+NO_MORE_FILES = """
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+def load():
+    return "here"
+"""
 PRINT = "print(LoadingApart(load).result())"
 
 
@@ -80,6 +85,10 @@ def test_problems_are_the_same(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("without", [WITHOUT_A_CHILD, NO_MORE_PROCESSES], ids=["it is killed", "no process can start"])
+@pytest.mark.parametrize(
+    "without",
+    [WITHOUT_A_CHILD, NO_MORE_PROCESSES, NO_MORE_FILES],
+    ids=["it is killed", "no process can start", "no file can be opened"],
+)
 def test_where_a_process_of_its_own_is_not_to_be_had_it_is_loaded_all_the_same(tmp_path: Path, without: str) -> None:
     assert run(without + PRINT, tmp_path) == "here"
