@@ -9,7 +9,7 @@ import socket
 import termios
 from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Hashable, Iterable
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -19,7 +19,7 @@ import anyio.lowlevel
 import structlog
 
 from agent.accept_queue import CROWD, NOBODY_WAITS, AcceptQueue
-from agent.peers import STRANGERS, group_of, owner_of, peer_of, take_turns
+from agent.peers import STRANGERS, Peer, group_of, owner_of, peer_of, take_turns
 from agent.runtime import Broadcast
 from agent.throttle import Throttle
 
@@ -43,11 +43,11 @@ class Connection(ABC):
 
     __slots__ = ("_progress", "group", "open", "peer", "received", "socket", "taken")
 
-    def __init__(self, accepted: socket.socket) -> None:
+    def __init__(self, accepted: socket.socket, peer: Peer) -> None:
         accepted.setblocking(False)
         self.socket = accepted
-        self.peer = peer_of(accepted)
-        self.group = group_of(self.peer)
+        self.peer = peer
+        self.group = group_of(peer)
         self.received = 0
         self.taken = 0
         self.open = True
@@ -105,7 +105,7 @@ class _Listening(Generic[C]):
     """A listening socket, what becomes of those who come through it, and the tasks that serve them."""
 
     waiting: AcceptQueue
-    admit: Callable[[list[socket.socket]], Iterable[C]]
+    admit: Callable[[Mapping[socket.socket, Peer]], Iterable[C]]
     serve: Callable[[C], Awaitable[None]]
     tasks: anyio.abc.TaskGroup
     accepting: anyio.CancelScope
@@ -153,7 +153,7 @@ class Acceptor(Generic[C]):
     async def serve(
         self,
         listening: socket.socket,
-        admit: Callable[[list[socket.socket]], Iterable[C]],
+        admit: Callable[[Mapping[socket.socket, Peer]], Iterable[C]],
         serve: Callable[[C], Awaitable[None]],
         release: Callable[[], None],
         *,
@@ -161,8 +161,9 @@ class Acceptor(Generic[C]):
     ) -> None:
         """Accept until `close`, and then who still waits; call `release`, and return when every connection has ended.
 
-        `admit` returns the connections of clients that were accepted together, and closes what it returns none for; `serve`
-        serves one. With `keep_backlog`, who waits at the end is left to the next process that has the socket.
+        `admit` gets clients that were accepted together, in the order of their turns, returns their connections, and closes what
+        it returns none for; `serve` serves one. With `keep_backlog`, who waits at the end is left to the next process that has
+        the socket.
         """
         async with anyio.create_task_group() as tasks:
             with anyio.CancelScope() as accepting:
@@ -246,14 +247,14 @@ class Acceptor(Generic[C]):
         """Accept some of those who wait; return why no more could be, None if there may be more."""
         most = max(1, min(entry.waiting.turn, self._max_connections + 1 - len(self._connections)))
         accepted, problem = entry.waiting.accept(most, anyio.current_time())
-        if len(accepted) > 1:
-            peers = {each: peer_of(each) for each in accepted}
-            accepted = take_turns(accepted, peers.__getitem__)
+        peers = {each: peer_of(each) for each in accepted}
+        if len(peers) > 1:
+            peers = {each: peers[each] for each in take_turns(peers, peers.__getitem__)}
             if entry.waiting.crowd > CROWD:
                 ((loudest, _),) = Counter(peers.values()).most_common(1)
                 reason = f"more than {CROWD} connections have waited to be accepted"
                 self._warn("many_connections", reason=reason, **loudest.facts)
-        for connection in entry.admit(accepted) if accepted else ():
+        for connection in entry.admit(peers) if peers else ():
             if self._refuse_when_full and not self._has_place(connection.group, crowded=entry.waiting.crowded):
                 self._refuse(connection)
                 continue

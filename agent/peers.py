@@ -6,8 +6,8 @@ have shown the token are one peer, and all who have not are another.
 
 import socket
 import struct
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
+from operator import itemgetter
 from typing import NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
@@ -46,8 +46,9 @@ UNKNOWN = Peer(0, _NO_UID)
 
 def peer_of(connection: socket.socket) -> Peer:
     """Return who has connected."""
-    if connection.family == socket.AF_UNIX:
-        return Peer(*read_credentials(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)))
+    pid, uid = read_credentials(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    if uid != _NO_UID or connection.family == socket.AF_UNIX:  # over TCP the kernel names nobody
+        return Peer(pid, uid)
     try:
         host, port = connection.getpeername()[:2]
     except OSError:  # it has gone already
@@ -72,12 +73,16 @@ def take_turns(items: Iterable[T], peer: Callable[[T], Peer]) -> list[T]:
 
 def _interleave(items: Iterable[T], key: Callable[[T], Hashable]) -> list[T]:
     """Put the first item of each key before all second ones, and so on."""
-    seen: Counter[Hashable] = Counter()
+    seen: dict[Hashable, int] = {}
     ranked: list[tuple[int, T]] = []
     for item in items:
-        ranked.append((seen[key(item)], item))
-        seen[key(item)] += 1
-    return [item for _, item in sorted(ranked, key=lambda each: each[0])]
+        each = key(item)
+        rank = seen.get(each, 0)
+        seen[each] = rank + 1
+        ranked.append((rank, item))
+    if len(seen) > 1:
+        ranked.sort(key=itemgetter(0))
+    return [item for _, item in ranked]
 
 
 def read_credentials(data: bytes) -> tuple[int, int]:

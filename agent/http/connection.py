@@ -17,7 +17,7 @@ import anyio.lowlevel
 import h11
 
 from agent.acceptor import Connection
-from agent.peers import Turns
+from agent.peers import Peer, Turns
 
 HEAD_READ_BYTES = 16 * 1024
 READ_BYTES = 64 * 1024
@@ -111,8 +111,10 @@ class Http1Connection(Connection):
     What a client has written before it hung up is still read, request by request; only its answers are lost.
     """
 
-    def __init__(self, accepted: socket.socket, timeouts: Timeouts, hang_ups: HangUps, turns: Turns) -> None:
-        super().__init__(accepted)
+    def __init__(
+        self, accepted: socket.socket, peer: Peer, timeouts: Timeouts, hang_ups: HangUps, turns: Turns
+    ) -> None:
+        super().__init__(accepted, peer)
         self._over_tcp = accepted.family != socket.AF_UNIX
         if self._over_tcp:
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

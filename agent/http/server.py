@@ -270,7 +270,8 @@ class Server:
                 await self._acceptor.serve(
                     listening,
                     lambda accepted: [
-                        Http1Connection(each, self._timeouts, hang_ups, self._turns) for each in accepted
+                        Http1Connection(each, peer, self._timeouts, hang_ups, self._turns)
+                        for each, peer in accepted.items()
                     ],
                     partial(self._serve_connection, handler),
                     release,

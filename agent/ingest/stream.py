@@ -7,6 +7,7 @@ that does not read its acks, is read to its end like any other.
 
 import contextlib
 import socket
+from collections.abc import Mapping
 
 import anyio
 
@@ -15,7 +16,7 @@ from agent.events import MAX_LINE_BYTES
 from agent.ingest.framing import LineFramer, Lines, as_lines
 from agent.ingest.intake import ClientState, Intake
 from agent.ingest.sockets import BoundSocket
-from agent.peers import peer_of
+from agent.peers import Peer
 
 READ_BYTES = MAX_LINE_BYTES
 # How many bytes of clients that have hung up already are taken in one turn, before others have theirs.
@@ -31,12 +32,12 @@ class StreamConnection(Connection):
 
     __slots__ = ("_ends", "_sending", "client", "first", "framer")
 
-    def __init__(self, accepted: socket.socket, first: bytes | None) -> None:
+    def __init__(self, accepted: socket.socket, peer: Peer, first: bytes | None) -> None:
         """`first` is what has been read from it already; None if nobody has tried."""
-        super().__init__(accepted)
+        super().__init__(accepted, peer)
         self.first = first
         self.received = len(first or b"")
-        self.client = ClientState(self.peer)
+        self.client = ClientState(peer)
         self.framer = LineFramer(MAX_LINE_BYTES)
         self._ends = False
         self._sending: anyio.CancelScope | None = None
@@ -117,34 +118,35 @@ class StreamListener:
         """How many connections had to go since the start, because there were too many."""
         return self._acceptor.evicted
 
-    def _admit(self, accepted: list[socket.socket]) -> list[StreamConnection]:
+    def _admit(self, accepted: Mapping[socket.socket, Peer]) -> list[StreamConnection]:
         """Return the connections to serve.
 
         Many clients send their lines and hang up before they are accepted. Those are dealt with together, here, and cost
         neither a task nor a wait; but those with bad lines, or that wait for acks, are served as others are.
         """
         connections: list[StreamConnection] = []
-        ended: list[tuple[socket.socket, bytes]] = []
+        ended: list[tuple[socket.socket, Peer, bytes]] = []
         size = 0
-        for each in accepted:
+        for each, peer in accepted.items():
             if size >= TURN_BYTES:
-                connections.append(StreamConnection(each, None))
+                connections.append(StreamConnection(each, peer, None))
                 continue
             data, is_all = _read_at_once(each)
             size += len(data)
             if is_all:
-                ended.append((each, data))
+                ended.append((each, peer, data))
             else:
-                connections.append(StreamConnection(each, data))
+                connections.append(StreamConnection(each, peer, data))
         if not ended:
             return connections
-        peers = [peer_of(each) for each, _ in ended]
         others = self._intake.submit_messages(
-            [as_lines(data) for _, data in ended], [peer.uid for peer in peers], lambda index: ClientState(peers[index])
+            [as_lines(data) for _, _, data in ended],
+            [peer.uid for _, peer, _ in ended],
+            lambda index: ClientState(ended[index][1]),
         )
-        for index, (each, data) in enumerate(ended):
+        for index, (each, peer, data) in enumerate(ended):
             if index in others:
-                connections.append(StreamConnection(each, data))
+                connections.append(StreamConnection(each, peer, data))
             else:
                 each.close()
         return connections

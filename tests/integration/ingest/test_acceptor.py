@@ -3,7 +3,7 @@
 import contextlib
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -34,9 +34,7 @@ class Visitor(Connection):
     __slots__ = ("busy", "leave", "leaving")
 
     def __init__(self, accepted: socket.socket, peer: Peer, *, busy: bool) -> None:
-        super().__init__(accepted)
-        self.peer = peer
-        self.join(peer)
+        super().__init__(accepted, peer)
         self.busy = busy
         self.leaving = False
         self.leave = anyio.Event()
@@ -66,7 +64,7 @@ class Door:
         self._peers = peers
         self._busy = busy
 
-    def admit(self, accepted: list[socket.socket]) -> list[Visitor]:
+    def admit(self, accepted: Mapping[socket.socket, Peer]) -> list[Visitor]:
         return [Visitor(each, next(self._peers), busy=self._busy) for each in accepted]
 
     async def serve(self, visitor: Visitor) -> None:
