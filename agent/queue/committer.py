@@ -154,6 +154,8 @@ class Committer:
             committed = committed._replace(refusals=admitted.refusals)
         self._started_at = None
         self._store.apply(plan, committed)
+        for submission in submitted:
+            submission.blocks = ()  # who waits for it may do so for longer than they count as pending
         self._pending_bytes -= size
         self._room.notify_all()
         group.finish(committed)

@@ -112,6 +112,12 @@ class TestGroups:
             assert setting.store.cursor.queued == 3
         assert setting.commits[0] is committed
 
+    async def test_what_is_on_disk_is_no_longer_held_in_memory(self) -> None:
+        async with running(Setting()) as committer:
+            submission = committer.submit(block("a"))
+            assert (await outcome(submission.wait())).refused is None
+            assert not submission.blocks
+
     async def test_many_that_wait_share_one_write(self) -> None:
         setting = Setting()
         groups = [setting.committer.submit(block(str(number))) for number in range(100)]
