@@ -25,9 +25,8 @@ _USUAL_QUEUE_LENGTH = 512  # systemd's; the kernel's own default is 10
 # What is received in one turn, before others have theirs.
 TURN_DATAGRAMS = 256
 TURN_BYTES = 256 * 1024
-# After so many at once senders may be waiting for room, and are let in before the turn ends, unless it has lasted this long.
-BURST_DATAGRAMS = 4
-TURN_SECONDS = 0.002
+# So long a turn goes on for senders that have been waiting for room in the socket.
+TURN_SECONDS = 0.004
 
 
 # As an int: to test a flag of an enum takes longer than to receive a datagram.
@@ -112,14 +111,14 @@ class DatagramListener:
         whole: list[_Datagram] = []
         odd: list[_Datagram] = []
         size, receive, buffer, buffers = 0, self._bound.socket.recvmsg_into, self._buffer, self._buffers
-        burst, until = BURST_DATAGRAMS, anyio.current_time() + TURN_SECONDS
+        seen, until = 1, anyio.current_time() + TURN_SECONDS
         while size < TURN_BYTES and len(whole) < TURN_DATAGRAMS:
             try:
                 length, ancillary, flags, _ = receive(buffers, CREDENTIALS_SPACE)
             except BlockingIOError:
-                if len(whole) < burst or anyio.current_time() >= until:
+                if len(whole) <= seen or anyio.current_time() >= until:
                     break
-                burst = len(whole) + BURST_DATAGRAMS
+                seen = len(whole)
                 os.sched_yield()
                 continue
             into = odd if flags & _TRUNCATED or length > MAX_LINE_BYTES else whole
