@@ -1,7 +1,7 @@
 """What a report says, as data: the answer of `report --format json`, and what all other formats are made of."""
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -12,7 +12,10 @@ from agent.usage.store import DAMAGED, DELETED, UsageStore
 
 By = Literal["hour", "day", "session", "ci", "job"]
 WORST = 10
+MAX_COLUMNS = 400
+"""Of more days the last ones are drawn."""
 _DAY_HOURS = 24
+_HOURLY_DAYS = 8
 _NEVER = 2**62
 _KEYS: dict[By, str] = {"hour": "hour", "day": f"hour / {_DAY_HOURS}", "session": "name", "ci": "ci", "job": "job"}
 _ORDERS: dict[By, str] = {
@@ -146,7 +149,8 @@ def report(store: UsageStore, question: Question) -> Report:
         asked = _Asked(connection, where, values)
         losses = store.losses()
         summary = asked.totals()
-        trend_by: Literal["hour", "day"] = "hour" if asked.hours() <= 2 * _DAY_HOURS else "day"
+        first, last = asked.span()
+        trend_by: Literal["hour", "day"] = "hour" if last - first <= 2 * _DAY_HOURS else "day"
         return Report(
             **_fields(summary),
             since=None if period.since is None else _time(period.since),
@@ -171,6 +175,44 @@ def totals_since(store: UsageStore, hour: int) -> Totals:
         return Totals(*connection.execute(query, (hour,)).fetchone())
 
 
+class Timeline(NamedTuple):
+    """What a chart is drawn of: the parts of a period, oldest first, those without tasks as well; and each of its days.
+
+    `parts` are hours, or days where the hours would be too many to be told apart. Of each there are at most MAX_COLUMNS.
+    """
+
+    by: Literal["hour", "day"]
+    parts: list[Group]
+    days: list[Group]
+
+
+def timeline(store: UsageStore, period: Period, now: int) -> Timeline:
+    """Return what happened when in a period, which ends with the hour `now` unless it says; hours are since the epoch.
+
+    Without a beginning it begins with the first task, a session's ends with the last one.
+    """
+    where, values = _condition(period)
+    with store.reading() as connection:
+        asked = _Asked(connection, where, values)
+        hours = {each.name: each for each in asked.groups("hour")}
+        days = {each.name: each for each in asked.groups("day")}
+        first, last = asked.span()
+    since = first if period.since is None else period.since
+    until = 1 + (last if period.session else now)
+    if period.until is not None:
+        until = min(until, period.until)
+    daily = range(since // _DAY_HOURS, (until - 1) // _DAY_HOURS + 1)[-MAX_COLUMNS:]
+    every_day = [_group(days, _name("day", day)) for day in daily]
+    if until - since > _HOURLY_DAYS * _DAY_HOURS:
+        return Timeline("day", every_day, every_day)
+    return Timeline("hour", [_group(hours, _name("hour", hour)) for hour in range(since, until)], every_day)
+
+
+def _group(found: Mapping[str | None, Group], name: str | None) -> Group:
+    """Return a part of a report that may be empty."""
+    return found.get(name) or Group(name=name, **_fields(Totals()))
+
+
 class _Asked:
     """Queries about some rows of `usage`."""
 
@@ -184,10 +226,10 @@ class _Asked:
         (row,) = self._select(_SUMS)
         return Totals(*row)
 
-    def hours(self) -> int:
-        """Return how many hours lie between the first and the last of them."""
-        ((hours,),) = self._select("coalesce(max(hour) - min(hour), 0)")
-        return int(hours)
+    def span(self) -> tuple[int, int]:
+        """Return the first and the last hour of them; 0 without any."""
+        ((first, last),) = self._select("coalesce(min(hour), 0), coalesce(max(hour), 0)")
+        return first, last
 
     def sessions(self) -> int:
         """Count the sessions."""

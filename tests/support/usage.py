@@ -1,26 +1,38 @@
 """A queue on a real disk whose events are counted, and what a report says of them."""
 
-from collections.abc import Iterable, Mapping
+import contextlib
+import random
+import uuid
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from agent.events import Context, decode_event, encode_events
+from agent.events import Context, Event, decode_event, encode_events
 from agent.queue.cursor import Outcome, Span
 from agent.queue.log import Entry
 from agent.queue.record import Record, encode_record
 from agent.queue.store import Limits
-from agent.usage.counting import Totals
-from agent.usage.fold import Folded, Keeping, query
+from agent.usage.counting import Sessions, Totals, count
+from agent.usage.fold import BATCH_EVENTS, Folded, Keeping, query
 from agent.usage.reading import KeptEvents
 from agent.usage.report import Period, Question, Report, Summary, report
+from agent.usage.store import UsageStore
 from tests.support.open_queue import OpenQueue
 from tests.support.unsynced import UnsyncedFilesystem
 
 LIMITS = Limits(segment_bytes=2000, history_bytes=1 << 30, max_age=1e12)
 NOW = 1_750_000_000.0
 KEEPING = Keeping(tasks=30 * 86_400.0)
+T = TypeVar("T")
+SHARED_HASHES = 200_000
+_ANSWERS: list[tuple[Literal["LOCAL", "REMOTE"], Literal["HIT", "MISS"]]] = [
+    ("LOCAL", "HIT"),
+    ("REMOTE", "HIT"),
+    ("REMOTE", "MISS"),
+    ("LOCAL", "MISS"),
+]
 
 
 class CountedQueue:
@@ -72,6 +84,12 @@ class CountedQueue:
         """Fold, and return a report."""
         return query(self.fs, self.root, self.kept(), KEEPING, self.now, lambda store: report(store, question))
 
+    def ask(self, question: Callable[[UsageStore], T]) -> T:
+        """Fold, and return what a function finds in the file."""
+        found, folded = query(self.fs, self.root, self.kept(), KEEPING, self.now, question)
+        assert not folded.problems
+        return found
+
     def report(self, question: Question = Question(Period())) -> Report:  # noqa: B008 - it is frozen
         """Fold, and return a report of which nothing is missing."""
         found, folded = self.asked(question)
@@ -106,3 +124,37 @@ def summary_of(totals: Totals) -> dict[str, Any]:
         "saved_ms": {"local": totals.local_saved_ms, "remote": totals.remote_saved_ms},
         "hit_rate": totals.hit_rate,
     }
+
+
+def write_usage(directory: Path, events: int, *, builds: int, now: float, days: int = 30, each: int = 1) -> None:
+    """Write `usage.sqlite3` as folds of so many events of builds over some days would have left it, without a queue.
+
+    `now` is in seconds since the epoch. Each task is reported `each` times, seven in ten have one of SHARED_HASHES, and hits
+    become more from build to build.
+    """
+    chance = random.Random(7)
+    with contextlib.closing(UsageStore.open(directory)) as store:
+        sessions = Sessions()
+        for build in range(builds):
+            name, at = str(uuid.UUID(int=chance.getrandbits(128))), now - days * 86_400.0 * (1 - (build + 1) / builds)
+            made = _events_of_a_build(chance, name, events // builds // each, build / builds)
+            count(sessions, made * each, "GITHUB_ACTIONS" if build % 3 else None, at)
+            if sum(len(session.tasks) for session in sessions.values()) > BATCH_EVENTS or build == builds - 1:
+                with store.transaction():
+                    store.add(sessions, {name: {} for name in sessions})
+                sessions = Sessions()
+
+
+def _events_of_a_build(chance: random.Random, session: str, number: int, progress: float) -> list[Event]:
+    """Return the events of a build of which more is cached the further the `progress`, from 0 to 1."""
+    weights = [1 + 3 * progress, 1 + 2 * progress, 3 - 2 * progress, 0.1]
+    return [
+        Event(
+            session,
+            source,
+            kind,
+            f"{chance.randrange(SHARED_HASHES) if chance.random() < 0.7 else chance.getrandbits(64):016x}",
+            chance.randrange(60_000) if kind == "HIT" else 0,
+        )
+        for source, kind in chance.choices(_ANSWERS, weights, k=number)
+    ]

@@ -1,7 +1,5 @@
 """`report`: what builds got out of the cache."""
 
-import datetime as dt
-import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -9,17 +7,16 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from agent.cli.options import config_option, find_queue
+from agent.cli.periods import DEFAULT_SINCE, moment, period
 from agent.cli.views.output import complain, say_json, show, write
-from agent.units import parse_duration
 
 if TYPE_CHECKING:
     from agent.config import Config
-    from agent.usage.report import By, Period, Question, Report
+    from agent.usage.report import By, Question, Report, Timeline
+    from agent.usage.store import UsageStore
 
 BELOW = 9
 _HOUR_SECONDS = 3600
-_DEFAULT = "7d"
-_LAST = 253_402_300_800 - _HOUR_SECONDS  # the year 10000
 
 
 class Moment(click.ParamType[float]):
@@ -28,28 +25,15 @@ class Moment(click.ParamType[float]):
     name = "time"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        text = str(value)
         try:
-            found = _moment(text, time.time())
-        except (ValueError, OverflowError):
-            found = -1.0
-        if not 0 <= found < _LAST:
-            what = 'is not a time: write it like "7d" (ago), "2026-11-20" or "2026-11-20T14:00"'
-            self.fail(f"{text!r} {what}", param, ctx)
-        return found
-
-
-def _moment(text: str, now: float) -> float:
-    """Return the seconds since the epoch. Raises ValueError or OverflowError."""
-    if text[-1:].isalpha() and not text.endswith("Z"):
-        return now - parse_duration(text)
-    moment = dt.datetime.fromisoformat(text)
-    return (moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).timestamp()
+            return moment(str(value), time.time())
+        except ValueError as error:
+            self.fail(f"{str(value)!r} {error}", param, ctx)
 
 
 @click.command(short_help="Show what the cache did: hit rate, task time saved, worst builds.")
 @click.option(
-    "--since", type=Moment(), metavar="TIME", help=f'From then on: "7d" ago, or a date.  [default: {_DEFAULT}]'
+    "--since", type=Moment(), metavar="TIME", help=f'From then on: "7d" ago, or a date.  [default: {DEFAULT_SINCE}]'
 )
 @click.option("--until", type=Moment(), metavar="TIME", help='Up to then: "1d" ago, or a date.  [default: now]')
 @click.option("--session", metavar="ID", help="Only this session, whenever it was.")
@@ -91,7 +75,8 @@ def report(
     from agent.usage.report import Question
 
     now = time.time()
-    found = _ask(find_queue(path)[0], Question(_period(since, until, session, now), by), now)
+    question = Question(period(since, until, session, now), by)
+    found, when = _ask(find_queue(path)[0], question, now, with_timeline=form == "html")
     match form:
         case "json":
             say_json(found)
@@ -100,7 +85,7 @@ def report(
         case "github":
             write(report_files.markdown(found))
         case "html":
-            write(report_page.page(found, now))
+            write(report_page.page(found, when, now))
         case _:
             show(view.screen(found))
     if fail_under is not None and found.hit_rate is not None and 100 * found.hit_rate < fail_under:
@@ -109,21 +94,8 @@ def report(
     return 0
 
 
-def _period(since: float | None, until: float | None, session: str | None, now: float) -> "Period":
-    """Return the whole hours that are asked for."""
-    from agent.usage.report import Period
-
-    if since is None and session is None:
-        since = now - parse_duration(_DEFAULT)
-    return Period(
-        since=None if since is None else math.floor(since / _HOUR_SECONDS),
-        until=None if until is None else math.ceil(until / _HOUR_SECONDS),
-        session=session,
-    )
-
-
-def _ask(settings: "Config", question: "Question", now: float) -> "Report":
-    """Fold what is new, and answer. Raises StorageError."""
+def _ask(settings: "Config", question: "Question", now: float, *, with_timeline: bool) -> "tuple[Report, Timeline]":
+    """Fold what is new, and answer; the timeline is empty unless it is asked for. Raises StorageError."""
     import msgspec
 
     from agent.cli.queue.owner import as_owner
@@ -131,16 +103,20 @@ def _ask(settings: "Config", question: "Question", now: float) -> "Report":
     from agent.spools.identity import DESTINATION, read_adopted
     from agent.usage.fold import Keeping, query
     from agent.usage.reading import KeptEvents
+    from agent.usage.report import Timeline, timeline
     from agent.usage.report import report as answer
+
+    def ask(store: "UsageStore") -> "tuple[Report, Timeline]":
+        hour = int(now // _HOUR_SECONDS)
+        when = timeline(store, question.period, hour) if with_timeline else Timeline("hour", [], [])
+        return answer(store, question), when
 
     fs, directory = OsFilesystem(), settings.queue.directory
     with as_owner(directory):
         kept = KeptEvents.read(fs, directory / DESTINATION)
         keeping = Keeping(tasks=max(settings.history.max_age, _HOUR_SECONDS))
         has_room = fs.free_bytes(directory) >= settings.queue.min_free_bytes  # it is the queue's, to the last byte
-        found, folded = query(
-            fs, directory, kept, keeping, now, lambda store: answer(store, question), may_write=has_room
-        )
+        (found, when), folded = query(fs, directory, kept, keeping, now, ask, may_write=has_room)
         adopted = sum(each.ledger.accepted for each in read_adopted(fs, directory).values())
     unknown = msgspec.structs.replace(
         found.unknown,
@@ -149,4 +125,4 @@ def _ask(settings: "Config", question: "Question", now: float) -> "Report":
         history=settings.history.max_bytes > 0,
         problems=[*folded.problems],
     )
-    return msgspec.structs.replace(found, unknown=unknown)
+    return msgspec.structs.replace(found, unknown=unknown), when

@@ -1,8 +1,10 @@
 """What `report` prints: everything that matters in each form, what is not known, and nothing that commands a reader."""
 
 import csv
+import hashlib
 import io
 import re
+from base64 import b64encode
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from agent.cli.views.job import job_line, job_summary
 from agent.cli.views.words import clock, percent
 from agent.usage.counting import Totals
 from agent.usage.reading import count_all
-from agent.usage.report import By, Period, Question, Report, Unknown
+from agent.usage.report import By, Period, Question, Report, Timeline, Unknown, timeline
 from tests.support.usage import NOW, CountedQueue, use
 
 HOSTILE = "\x1b[2J<script>alert('1')</script>`|=@\u202e"
@@ -40,6 +42,10 @@ def shown(report: Report, width: int = 100) -> str:
     with console.capture() as capture:
         console.print(view.screen(report))
     return capture.get()
+
+
+def paged(report: Report, when: Timeline = Timeline("day", [], [])) -> str:  # noqa: B008 - it is frozen
+    return report_page.page(report, when, NOW)
 
 
 def unknown(report: Report, **what: object) -> Report:
@@ -82,7 +88,7 @@ def test_it_can_be_broken_down(queue: CountedQueue, by: By, names: list[str]) ->
     report = queue.report(Question(Period(), by))
     assert [view.part_name(by, each.name) for each in report.groups] == names
     assert sum(each.tasks for each in report.groups) == report.tasks == 31
-    texts = (shown(report, 200), report_files.markdown(report), report_page.page(report, NOW))
+    texts = (shown(report, 200), report_files.markdown(report), paged(report))
     assert all(name in text for name in names for text in texts)
     rows = list(csv.reader(io.StringIO(report_files.csv_text(report))))
     assert rows[0][:3] == [by, "events", "tasks"]
@@ -114,8 +120,8 @@ def test_what_is_not_known_is_said_in_every_form(queue: CountedQueue) -> None:
     lines = list(view.not_known(report))
     assert len(lines) == 6
     assert all(line in shown(report, 200) for line in lines)
-    assert report_files.markdown(report).count("Not known:") == report_page.page(report, NOW).count("Not known:") == 6
-    assert "<full>" not in report_page.page(report, NOW) + report_files.markdown(report)
+    assert report_files.markdown(report).count("Not known:") == paged(report).count("Not known:") == 6
+    assert "<full>" not in paged(report) + report_files.markdown(report)
 
 
 class Page(HTMLParser):
@@ -137,15 +143,56 @@ class Page(HTMLParser):
 def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing(queue: CountedQueue) -> None:
     queue.append([use(HOSTILE, "REMOTE", "MISS", HOSTILE) for _ in range(2)], ci="<b>")
     queue.append([use("other", "REMOTE", "MISS", HOSTILE)], ci="<b>")
-    text = report_page.page(queue.report(Question(Period(), "session")), NOW)
+    when = queue.ask(lambda store: timeline(store, Period(), int(queue.now // 3600)))
+    text = paged(queue.report(Question(Period(), "session")), when)
     page = Page(text)
     assert {"html", "svg", "table"} <= {tag for tag, _ in page.tags}
     assert not {"script", "link", "img", "iframe", "b"} & {tag for tag, _ in page.tags}
     assert not {name for _, attributes in page.tags for name in attributes} & {"src", "href", "onclick", "onload"}
     assert "<script>alert('1')</script>" in page.text
     assert not {"\x1b", "\u202e"} & set(text)
+    assert not {"style"} & {name for _, attributes in page.tags for name in attributes}
     assert "url(" not in text
     assert "@import" not in text
+
+
+def test_the_page_has_charts_by_hour_and_by_day(queue: CountedQueue) -> None:
+    when = queue.ask(lambda store: timeline(store, Period(), int(queue.now // 3600)))
+    page = Page(paged(queue.report(), when))
+    assert len([tag for tag, _ in page.tags if tag == "svg"]) == 3
+    for said in (
+        "Tasks by hour, from 2025-06-15 15:00 to 2025-06-17 15:00 (UTC)",
+        "2025-06-17 15:00: 11 tasks: 8 local hits, 2 misses, 1 unanswered",
+        "2025-06-16: 40 % of 10 tasks",
+        "2025-06-17: 8m00s of task time saved",
+        "39 % over the whole time",
+        "12m00s over the whole time",
+    ):
+        assert said in page.text
+    assert page.text.count("As a table") == 2
+    tables = [
+        attributes.get("aria-label") for tag, attributes in page.tags if tag == "div" and "tabindex" in attributes
+    ]
+    assert tables[:2] == ["Tasks by hour", "Hit rate and task time saved by day"]
+
+
+@pytest.mark.parametrize(
+    ("saved", "unit"), [(0, "2 s"), (90_000, "90 s"), (150_000, "4 min"), (7_199_000, "200 min"), (7_200_000, "2 h")]
+)
+def test_the_scale_of_time_saved_has_a_unit_that_fits(saved: int, unit: str, tmp_path: Path) -> None:
+    queue = CountedQueue(tmp_path)
+    queue.append([use("s", "LOCAL", "HIT", "h", duration=saved)])
+    when = queue.ask(lambda store: timeline(store, Period(), int(NOW // 3600)))
+    assert f"<span>{unit}</span>" in paged(queue.report(), when)
+
+
+def test_the_style_is_the_only_one_that_the_page_allows_itself(queue: CountedQueue) -> None:
+    text = paged(queue.report())
+    (style,) = re.findall("<style>(.*?)</style>", text, re.DOTALL)
+    digest = b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    (policy,) = [attributes["content"] for _, attributes in Page(text).tags if "http-equiv" in attributes]
+    assert policy is not None
+    assert policy.startswith(f"default-src 'none'; style-src 'sha256-{digest}';")
 
 
 def test_hostile_names_command_no_terminal_summary_or_spreadsheet(queue: CountedQueue) -> None:
