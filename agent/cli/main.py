@@ -26,6 +26,7 @@ _COMMANDS = {
     "status": "agent.cli.commands.status:status",
     "top": "agent.cli.commands.top:top",
     "report": "agent.cli.commands.report:report",
+    "web": "agent.cli.commands.web:web",
     "flush": "agent.cli.commands.flush:flush",
     "hook": "agent.cli.commands.hook:hook",
     "pause": "agent.cli.commands.delivery:pause",

@@ -17,6 +17,7 @@ from agent.config.tokens import (
     find_token,
     read_http_token,
     read_token,
+    read_token_file,
     token_files,
     token_source,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "needs_restart",
     "read_http_token",
     "read_token",
+    "read_token_file",
     "runtime_directory",
     "state_directory",
     "token_files",

@@ -53,7 +53,7 @@ def find_token(token_file: Path | None, environ: Mapping[str, str]) -> Secret | 
     if source != token_file and _is_blank(source):
         where = f"write it into the file that LoadCredential= names, {SYSTEM_TOKEN_FILE}"
         raise ConfigError(f"the service has no token: {where}, or set api.token_file; then restart the service")
-    return _usable(_token_in(source), source)
+    return read_token_file(source)
 
 
 def _usable(secret: Secret, source: Path | str) -> Secret:
@@ -73,7 +73,12 @@ def read_http_token(config: Config, environ: Mapping[str, str]) -> Secret | None
         if (token := read_token(config, environ)) is None:
             raise ConfigError("http.listen: clients need a token there: set http.token_file, or one for the API")
         return token
-    return _usable(_token_in(config.http.token_file), config.http.token_file)
+    return read_token_file(config.http.token_file)
+
+
+def read_token_file(path: Path) -> Secret:
+    """Return the token in a file without the space around it. Raises ConfigError as `read_token` does."""
+    return _usable(_token_in(path), path)
 
 
 def _token_in(path: Path) -> Secret:

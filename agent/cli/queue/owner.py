@@ -14,14 +14,7 @@ def as_owner(directory: Path) -> Iterator[None]:
 
     Raises StorageError if there is no such directory, or it is another user's.
     """
-    try:
-        owner = directory.stat()
-        os.scandir(directory).close()
-    except FileNotFoundError as error:
-        reason = "there is no queue here: no daemon has run with this configuration yet, or queue.directory is wrong"
-        raise StorageError(f"{directory}: {reason}") from error
-    except OSError as error:
-        raise denied(directory, error) from error
+    owner = _owner(directory)
     if os.geteuid() != 0 or owner.st_uid == 0:
         yield
         return
@@ -33,6 +26,27 @@ def as_owner(directory: Path) -> Iterator[None]:
     finally:
         os.seteuid(0)
         os.setegid(group)
+
+
+def become_owner(directory: Path) -> None:
+    """Let root be the owner of the queue from now on, for good: for a process that stays. Raises as `as_owner`."""
+    owner = _owner(directory)
+    if os.geteuid() == 0 and owner.st_uid != 0:
+        os.setgroups([])
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)
+
+
+def _owner(directory: Path) -> os.stat_result:
+    try:
+        owner = directory.stat()
+        os.scandir(directory).close()
+    except FileNotFoundError as error:
+        reason = "there is no queue here: no daemon has run with this configuration yet, or queue.directory is wrong"
+        raise StorageError(f"{directory}: {reason}") from error
+    except OSError as error:
+        raise denied(directory, error) from error
+    return owner
 
 
 def denied(directory: Path, error: OSError) -> StorageError:

@@ -38,13 +38,21 @@ def screen(
     `usage` is what is known of the last day, or why it cannot be read; `token` says where the API's token is.
     """
     parts: list[RenderableType] = [headline(status)]
-    for name, destination in status.destinations.items():
-        parts += [Text(), rendered(name, style="bold"), labelled(_rows(destination, status.rejected, now, token))]
-    if status.adopted is not None:
-        parts += [Text(), rendered("adopted spools", style="bold"), labelled(_spools(status.adopted))]
+    for title, rows in sections(status, now, token):
+        parts += [Text(), rendered(title, style="bold"), labelled(rows)]
     if usage is not None:
         parts += [Text(), rendered("cache", style="bold"), labelled(_usage(usage, now))]
     return Group(*parts)
+
+
+def sections(
+    status: StatusReport, now: float, token: str | None = None
+) -> Iterator[tuple[str, Iterator[tuple[str, Text]]]]:
+    """Yield what there is to say of each destination, and of adopted spools: a title, and texts with their labels."""
+    for name, destination in status.destinations.items():
+        yield name, _rows(destination, status.rejected, now, token)
+    if status.adopted is not None:
+        yield "adopted spools", _spools(status.adopted)
 
 
 def headline(status: StatusReport) -> Text:
