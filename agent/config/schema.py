@@ -136,6 +136,7 @@ class HistoryConfig(_Section):
 
     max_bytes: "Annotated[Size, Field(ge=0)]" = 64 * MIB
     max_age: "Annotated[Duration, Field(ge=0)]" = 30 * DAY
+    keep_usage: "Annotated[Duration, Field(ge=DAY)]" = 400 * DAY
 
 
 @dataclass(frozen=True, kw_only=True)

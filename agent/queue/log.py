@@ -124,7 +124,7 @@ class Log:
                 put_aside(fs, directory / segment.name(seq))
             if segments:
                 last = segments[-1]
-                end, rest = read_end(fs, directory, last, next_seq)
+                end, rest = read_end(fs, directory / segment.name(last.first_seq), last, next_seq)
                 if rest is not None:
                     if not segment.is_torn(rest):
                         quarantine.keep(DamagedBytes(last.first_seq, end.size, rest))
@@ -303,20 +303,23 @@ class Log:
             active.close()
 
 
-def listing(fs: Filesystem, directory: Path) -> tuple[list[Segment], list[int]]:
-    """Return the segments of a directory, oldest first, and the numbers in names of segments that are no files."""
-    first_seqs = [seq for text in fs.names(directory) if (seq := segment.parse_name(text)) is not None]
-    described = {seq: _describe(fs, directory, seq) for seq in first_seqs}
+def listing(fs: Filesystem, directory: Path, prefix: str = "") -> tuple[list[Segment], list[int]]:
+    """Return the segments of a directory, oldest first, and the numbers in names of segments that are no files.
+
+    Their names begin with `prefix`.
+    """
+    names = [text.removeprefix(prefix) for text in fs.names(directory) if text.startswith(prefix)]
+    first_seqs = [seq for text in names if (seq := segment.parse_name(text)) is not None]
+    described = {seq: describe(fs, directory / f"{prefix}{segment.name(seq)}", seq) for seq in first_seqs}
     segments = [found for found in described.values() if found is not None]
     return segments, [seq for seq, found in described.items() if found is None]
 
 
-def _describe(fs: Filesystem, directory: Path, first_seq: int) -> Segment | None:
+def describe(fs: Filesystem, path: Path, first_seq: int) -> Segment | None:
     """Read a segment's header; of one that cannot be read now, the size is 0, and the reader will see.
 
     None for what is no file, whatever its name.
     """
-    path = directory / segment.name(first_seq)
     try:
         file = fs.open(path)
     except OSError as error:
@@ -330,14 +333,14 @@ def _describe(fs: Filesystem, directory: Path, first_seq: int) -> Segment | None
         file.close()
 
 
-def read_end(fs: Filesystem, directory: Path, last: Segment, known: int) -> tuple[End, bytes | None]:
+def read_end(fs: Filesystem, path: Path, last: Segment, known: int) -> tuple[End, bytes | None]:
     """Find where the log ends whose last segment this is; the bytes beyond count for nothing, None if not all could be read.
 
     `known` is the next number that the cursor remembers. Raises OSError for a shortage: to go on without knowing the number would
     give up what a moment later can be read.
     """
     try:
-        data, lost = contents(fs, directory / segment.name(last.first_seq))
+        data, lost = contents(fs, path)
     except OSError as error:
         if error.errno in SHORTAGE:
             raise

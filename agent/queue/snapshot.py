@@ -64,22 +64,26 @@ class Contents:
 
 @dataclass(frozen=True)
 class LogSnapshot:
-    """A log at one moment. While it is `live`, somebody may be appending beyond the view."""
+    """A log at one moment. While it is `live`, somebody may be appending beyond the view.
+
+    The names of its segments begin with `prefix`, where there are those of several queues.
+    """
 
     fs: Filesystem
     directory: Path
     view: LogView
     live: bool
+    prefix: str = ""
 
     @classmethod
-    def read(cls, fs: Filesystem, directory: Path, next_seq: int = 1) -> Self:
+    def read(cls, fs: Filesystem, directory: Path, next_seq: int = 1, prefix: str = "") -> Self:
         """Take it of a log that nobody has open, as recovery would see it. Raises StorageError."""
         try:
             with contextlib.suppress(FileNotFoundError):
-                return cls(fs, directory, _read_view(fs, directory, next_seq), live=False)
+                return cls(fs, directory, _read_view(fs, directory, next_seq, prefix), live=False, prefix=prefix)
         except OSError as error:
             raise _unreadable(directory, error) from error
-        return cls(fs, directory, LogView((), next_seq), live=False)
+        return cls(fs, directory, LogView((), next_seq), live=False, prefix=prefix)
 
     def contents(self, index: int, mentioning: bytes = b"") -> Contents | None:
         """Read a segment whole; None if it has been deleted meanwhile, or has not these bytes.
@@ -87,7 +91,7 @@ class LogSnapshot:
         Raises StorageError for a shortage.
         """
         found = self.view.segments[index]
-        path, limit = self.directory / segment.name(found.first_seq), self.view.limit(index)
+        path, limit = self.directory / f"{self.prefix}{segment.name(found.first_seq)}", self.view.limit(index)
         try:
             data, lost = contents(self.fs, path)
         except FileNotFoundError:
@@ -142,10 +146,11 @@ def read_queue(fs: Filesystem, directory: Path) -> QueueSnapshot:
     return QueueSnapshot(directory, log, recovered_cursor(checkpoint, log.view))
 
 
-def _read_view(fs: Filesystem, directory: Path, next_seq: int) -> LogView:
-    segments, _ = listing(fs, directory)
+def _read_view(fs: Filesystem, directory: Path, next_seq: int, prefix: str) -> LogView:
+    segments, _ = listing(fs, directory, prefix)
     if segments:
-        end, _ = read_end(fs, directory, segments[-1], next_seq)
+        last = segments[-1]
+        end, _ = read_end(fs, directory / f"{prefix}{segment.name(last.first_seq)}", last, next_seq)
         segments[-1] = segments[-1]._replace(size=end.size)
         next_seq = max(next_seq, end.next_seq)
     return LogView(tuple(segments), next_seq)

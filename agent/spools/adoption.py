@@ -13,11 +13,12 @@ from agent.delivery.pipeline import DeliveryConfig, Pipeline
 from agent.errors import StorageError
 from agent.queue.cursor import Ledger
 from agent.queue.filesystem import Filesystem
+from agent.queue.history import Heir
 from agent.queue.store import Limits
 from agent.runtime import Runtime, Wakeup
 from agent.spools.claim import IN_USE, Adopter, Claim, NotOursError
 from agent.spools.delivery import SpoolDelivery
-from agent.spools.identity import EMPTY_LEDGER, Account, Settled, SpoolIdentity, add
+from agent.spools.identity import DESTINATION, EMPTY_LEDGER, Account, Settled, SpoolIdentity, add
 
 SCAN_SECONDS = 30.0
 MAX_OPEN = 4
@@ -151,7 +152,9 @@ class Adoption:
         """Claim what can be adopted now, as much of it as may be open together, and begin to adopt it."""
         try:
             if self._adopter is None:
-                self._adopter = await self._runtime.run_blocking(partial(Adopter, self._fs, self._home))
+                limits = self._limits
+                heir = Heir(self._home / DESTINATION, limits.history_bytes, limits.history_age)
+                self._adopter = await self._runtime.run_blocking(partial(Adopter, self._fs, self._home, heir))
             names = await self._runtime.run_blocking(partial(self._fs.names, self._parent))
         except (OSError, StorageError) as error:
             self._leave(self._parent, f"cannot be searched for spools: {error}")
@@ -221,7 +224,8 @@ class Adoption:
         self._settling[claim.directory] = mark
         try:
             async with self._settle_lock:
-                kept = await self._runtime.run_blocking(partial(adopter.settle, claim, mark))
+                now = self._runtime.wall_clock()
+                kept = await self._runtime.run_blocking(partial(adopter.settle, claim, mark, now))
         finally:
             del self._settling[claim.directory]
         ledger = msgspec.to_builtins(mark.ledger)

@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 from agent.errors import StorageError
 from agent.queue.filesystem import Filesystem, Lock
+from agent.queue.history import Heir
 from agent.queue.lock import LOCK
 from agent.spools import identity
-from agent.spools.identity import Account, Adopted, AdoptedList, Settled, SpoolIdentity
+from agent.spools.identity import DESTINATION, Account, Adopted, AdoptedList, Settled, SpoolIdentity
 
 IN_USE = "an agent uses it"
 
@@ -32,9 +33,10 @@ class NotOursError(Exception):
 class Adopter:
     """This agent as one that adopts: the `id` of its own spool, and the list of the spools that it has `adopted`."""
 
-    def __init__(self, fs: Filesystem, home: Path) -> None:
-        """`home` is this agent's own spool. Raises StorageError."""
+    def __init__(self, fs: Filesystem, home: Path, heir: Heir) -> None:
+        """`home` is this agent's own spool, `heir` its history. Raises StorageError."""
         self._fs = fs
+        self._heir = heir
         self.adopted = AdoptedList(fs, home)
         own = identity.read_identity(fs, home)
         if own is None:
@@ -58,16 +60,17 @@ class Adopter:
             lock.release()
             raise
 
-    def settle(self, claim: Claim, mark: Settled) -> str | None:
-        """Count a spool of which nothing is queued, once, and remove it; return what keeps it from being removed.
+    def settle(self, claim: Claim, mark: Settled, now: float) -> str | None:
+        """Count a spool of which nothing is queued, once, keep its history, and remove it; return why it cannot be removed.
 
-        Raises StorageError or OSError; then it can be done again.
+        `now` is in seconds since the epoch. Raises StorageError or OSError; then it can be done again.
         """
         if claim.mark is None:
             identity.settle(self._fs, claim.directory, mark)
         lines = identity.read_adopted(self._fs, claim.directory)
         self.adopted.record({**lines, mark.id: Adopted(mark.id, str(claim.directory), mark.ledger)})
         kept = identity.kept_in(self._fs, claim.directory)
+        self._heir.inherit(self._fs, mark.id, claim.directory / DESTINATION, now, removed=kept is None)
         if kept is None:
             identity.remove(self._fs, claim.directory)
         return kept

@@ -23,6 +23,7 @@ from agent.queue.atomic import replace_file
 from agent.queue.cursor import Cursor, Ledger
 from agent.queue.cursor_file import newest_in, read_slots
 from agent.queue.filesystem import UNFINISHED, Filesystem
+from agent.queue.history import is_kept_name
 from agent.queue.lock import LOCK
 from agent.queue.snapshot import LogSnapshot
 
@@ -263,10 +264,9 @@ def _goes(fs: Filesystem, directory: Path, path: Path) -> bool:
     """Tell whether what stands there is of no use once the spool is settled; damaged bytes and others' files are."""
     if fs.is_directory(directory / path):
         return path in _PARTS
-    is_segment = (
-        path.parent.name in {"segments", "history", "dead-letters"} and segment.parse_name(path.name) is not None
-    )
-    return is_segment or path in _FILES or path.suffix == UNFINISHED
+    is_segment = path.parent.name in {"segments", "dead-letters"} and segment.parse_name(path.name) is not None
+    is_kept = path.parent.name == "history" and is_kept_name(path.name)
+    return is_segment or is_kept or path in _FILES or path.suffix == UNFINISHED
 
 
 def remove(fs: Filesystem, directory: Path) -> None:

@@ -11,9 +11,10 @@ from typing import NamedTuple, TypeVar
 
 from agent.errors import StorageError
 from agent.queue.filesystem import Filesystem
+from agent.queue.history import JOB_PREFIX
 from agent.usage.counting import Sessions, Task
 from agent.usage.reading import KeptEvents, Piece, Progress, SegmentKey, count_piece
-from agent.usage.store import DAMAGED, DELETED, DamagedError, UnwritableError, UsageStore, set_aside
+from agent.usage.store import ADOPTED, DAMAGED, DELETED, DamagedError, UnwritableError, UsageStore, set_aside
 
 T = TypeVar("T")
 
@@ -114,6 +115,7 @@ class _Batch:
         self._sessions = Sessions(self._tasks_of)
         self._pieces: list[tuple[SegmentKey, Progress]] = []
         self._lost = 0
+        self._adopted = 0
         self.events = 0
         self.problems: dict[SegmentKey, str] = {}
 
@@ -127,6 +129,8 @@ class _Batch:
             events, lost = count_piece(self._sessions, piece)
             self.events += events
             self._lost += lost
+            if piece.key.queue and not piece.key.queue.startswith(JOB_PREFIX):
+                self._adopted += events + lost
             if self.events >= enough:
                 return False
         return True
@@ -137,16 +141,19 @@ class _Batch:
         store.add(self._sessions, self._before)
         store.lose(DAMAGED, self._lost)
         store.lose(DELETED, self._count_deleted(kept))
+        if self._adopted:
+            store.set_fact(ADOPTED, (store.fact(ADOPTED) or 0.0) + self._adopted)
         done = {key: progress for key, progress in self._pieces if key not in self.problems}
         store.set_progress(done, kept.keys)
 
     def _count_deleted(self, kept: KeptEvents) -> int:
         """Return how many events were deleted before they were folded: their numbers are missing between segments."""
+        own = [(key, progress) for key, progress in self._pieces if not key.queue]
         expected = int(self._store.fact(_NEXT) or kept.origin)
         if expected > kept.committed:  # the queue is another one, or has lost its cursor: its numbers began anew
-            expected = self._pieces[0][0].first_seq if self._pieces else kept.committed
+            expected = own[0][0].first_seq if own else kept.committed
         deleted = 0
-        for key, progress in self._pieces:
+        for key, progress in own:
             deleted += max(key.first_seq - expected, 0)
             expected = max(expected, progress.read_to)
         self._store.set_fact(_NEXT, expected)

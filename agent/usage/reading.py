@@ -4,7 +4,7 @@ A segment is known by its first number and the time when it was begun: a queue t
 but not to a segment of the same time. It may move from the queue to its history, or be deleted, at any moment.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,21 +13,21 @@ from agent.errors import StorageError
 from agent.queue.cursor_file import newest_in, read_slots
 from agent.queue.filesystem import Filesystem
 from agent.queue.history import DIRECTORY as HISTORY
-from agent.queue.history import read_history
+from agent.queue.history import SEGMENTS, handed_over, read_handed_over, read_history
 from agent.queue.log import LogView
 from agent.queue.record import Record, record_in
 from agent.queue.segment import Gap, Segment
 from agent.queue.snapshot import Contents, LogSnapshot
 from agent.usage.counting import Sessions, Totals, count, events_in, totals_of
 
-SEGMENTS = "segments"
-
 
 class SegmentKey(NamedTuple):
-    """Which segment it is; `created_at` in seconds since the epoch, 0.0 if its header does not say."""
+    """Which segment it is; `created_at` in seconds since the epoch, 0.0 if that is not known."""
 
     first_seq: int
     created_at: float
+    queue: str = ""
+    """Another queue that it is of, which has handed it over: it has no other segment of this number."""
 
     @classmethod
     def of(cls, segment: Segment) -> "SegmentKey":
@@ -64,6 +64,8 @@ class KeptEvents:
     origin: int
     committed: int
     shed: int
+    others: Mapping[str, Sequence[int]]
+    """The first numbers of segments that other queues have handed over."""
 
     @classmethod
     def read(cls, fs: Filesystem, directory: Path) -> "KeptEvents":
@@ -73,6 +75,7 @@ class KeptEvents:
         log = LogSnapshot.read(fs, directory / SEGMENTS, known)
         try:
             kept = read_history(fs, directory, log.view.next_seq).view.segments
+            others = handed_over(fs, directory)
         except OSError as error:
             raise StorageError(f"{directory / HISTORY}: cannot be read: {error.strerror}") from error
         found = {each.first_seq: each for each in (*kept, *log.view.segments)}
@@ -87,6 +90,7 @@ class KeptEvents:
             origin=oldest if newest is None else newest.state.origin,
             committed=view.next_seq if newest is None else min(known, view.next_seq),
             shed=0 if newest is None else sum(newest.state.shed.values()),
+            others=others,
         )
 
     @property
@@ -101,12 +105,23 @@ class KeptEvents:
 
     @property
     def keys(self) -> list[SegmentKey]:
-        """The segments, oldest first."""
+        """The segments, oldest first, and those of others."""
+        return [*self._own_keys, *(SegmentKey(seq, 0.0, queue) for queue, seqs in self.others.items() for seq in seqs)]
+
+    @property
+    def _own_keys(self) -> list[SegmentKey]:
         return [SegmentKey.of(each) for each in self.view.segments]
 
     def pieces(self, known: Mapping[SegmentKey, Progress]) -> Iterator[Piece]:
         """Read what is not `known` yet, a segment at a time, oldest first. Raises StorageError for a shortage."""
-        for index, key in enumerate(self.keys):
+        yield from self.own_pieces(known)
+        for queue, seqs in self.others.items():
+            if any(SegmentKey(seq, 0.0, queue) not in known for seq in seqs):
+                yield from self._pieces_of(queue, known)
+
+    def own_pieces(self, known: Mapping[SegmentKey, Progress]) -> Iterator[Piece]:
+        """Do the same with what is of this queue."""
+        for index, key in enumerate(self._own_keys):
             before = known.get(key, Progress(key.first_seq, complete=False))
             stop = min(self.view.limit(index), self.committed)
             if before.complete or (before.read_to >= stop and index == len(self.view.segments) - 1):
@@ -114,6 +129,15 @@ class KeptEvents:
             contents = self._contents(index)
             if contents is not None:
                 yield _piece(key, contents, before.read_to, stop, complete=index < len(self.view.segments) - 1)
+
+    def _pieces_of(self, queue: str, known: Mapping[SegmentKey, Progress]) -> Iterator[Piece]:
+        """Read what another queue has handed over, and which will not change any more."""
+        history = self.places[1]
+        log = read_handed_over(history.fs, history.directory.parent, queue)
+        for index, each in enumerate(log.view.segments):
+            key = SegmentKey(each.first_seq, 0.0, queue)
+            if key not in known and (contents := log.contents(index)) is not None:
+                yield _piece(key, contents, each.first_seq, log.view.limit(index), complete=True)
 
     def _contents(self, index: int) -> Contents | None:
         """Read a segment where it is now; None if it has been deleted."""
@@ -152,8 +176,8 @@ def count_piece(sessions: Sessions, piece: Piece) -> tuple[int, int]:
 
 
 def count_all(kept: KeptEvents) -> Totals:
-    """Return what all events of a queue and its history come to. Raises StorageError."""
+    """Return what all events of a queue and its history come to, without those of others. Raises StorageError."""
     sessions = Sessions()
-    for piece in kept.pieces({}):
+    for piece in kept.own_pieces({}):
         count_piece(sessions, piece)
     return totals_of(sessions.values())

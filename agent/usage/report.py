@@ -8,7 +8,7 @@ import msgspec
 
 from agent.timestamps import iso
 from agent.usage.counting import HOUR_SECONDS, Totals, shortened
-from agent.usage.store import DAMAGED, DELETED, UsageStore
+from agent.usage.store import ADOPTED, DAMAGED, DELETED, UsageStore
 
 By = Literal["hour", "day", "session", "ci", "job"]
 WORST = 10
@@ -102,14 +102,15 @@ class Unknown(msgspec.Struct, frozen=True):
     """What is missing in all reports of this queue together, in events since it began.
 
     `deleted` left the history before they were folded, `damaged` cannot be read, `dropped` were dropped before they were written.
-    `adopted` were of spools, whose events are not in this queue. `history` says whether a history is kept at all, and `problems`
-    what went wrong this time.
+    `adopted` were of adopted spools that could not hand their history over, as others have with `handed_over` events. `history`
+    says whether a history is kept at all, and `problems` what went wrong this time.
     """
 
     deleted: int
     damaged: int
     dropped: int = 0
     adopted: int = 0
+    handed_over: int = 0
     history: bool = True
     problems: list[str] = []
 
@@ -164,7 +165,7 @@ def report(store: UsageStore, question: Question) -> Report:
             by_ci=asked.groups("ci"),
             worst=asked.worst(),
             missed_again=asked.missed_again(period),
-            unknown=Unknown(losses.get(DELETED, 0), losses.get(DAMAGED, 0)),
+            unknown=Unknown(losses.get(DELETED, 0), losses.get(DAMAGED, 0), handed_over=int(store.fact(ADOPTED) or 0)),
         )
 
 

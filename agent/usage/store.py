@@ -38,6 +38,8 @@ DELETED = "deleted"
 """Events that left the queue and its history before they were folded."""
 DAMAGED = "damaged"
 """Events whose bytes cannot be read."""
+ADOPTED = "adopted"
+"""The fact how many events of adopted spools have been folded."""
 PAGE_BYTES = 4096
 TURN_SECONDS = 60.0
 _CACHE_KIB = 32 * 1024
@@ -60,8 +62,8 @@ CREATE TABLE hashes (
   hash TEXT PRIMARY KEY, misses INTEGER NOT NULL, hits INTEGER NOT NULL, last INTEGER NOT NULL, last_miss INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE segments (
-  first_seq INTEGER NOT NULL, created_at REAL NOT NULL, read_to INTEGER NOT NULL, complete INTEGER NOT NULL,
-  PRIMARY KEY (first_seq, created_at)
+  first_seq INTEGER NOT NULL, created_at REAL NOT NULL, queue TEXT NOT NULL, read_to INTEGER NOT NULL,
+  complete INTEGER NOT NULL, PRIMARY KEY (queue, first_seq, created_at)
 ) WITHOUT ROWID;
 CREATE TABLE losses (why TEXT PRIMARY KEY, events INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE facts (name TEXT PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID;
@@ -199,16 +201,16 @@ class UsageStore:
 
     def progress(self) -> dict[SegmentKey, Progress]:
         """Return how far each segment has been folded."""
-        rows = self.connection.execute("SELECT first_seq, created_at, read_to, complete FROM segments")
-        return {SegmentKey(first, created): Progress(read_to, bool(done)) for first, created, read_to, done in rows}
+        rows = self.connection.execute("SELECT first_seq, created_at, queue, read_to, complete FROM segments")
+        return {SegmentKey(*key): Progress(read_to, bool(done)) for *key, read_to, done in rows}
 
     def set_progress(self, progress: Mapping[SegmentKey, Progress], present: Iterable[SegmentKey]) -> None:
         """Note how far segments have been folded, and forget those that are not `present` any more."""
         kept = set(present)
         gone = [key for key in self.progress() if key not in kept]
-        self.connection.executemany("DELETE FROM segments WHERE first_seq = ? AND created_at = ?", gone)
+        self.connection.executemany("DELETE FROM segments WHERE first_seq = ? AND created_at = ? AND queue = ?", gone)
         rows = ((*key, each.read_to, each.complete) for key, each in progress.items())
-        self.connection.executemany("INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?)", rows)
+        self.connection.executemany("INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?)", rows)
 
     def fact(self, name: str) -> float | None:
         """Return a number that was noted under a name."""

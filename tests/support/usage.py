@@ -11,6 +11,7 @@ import msgspec
 
 from agent.events import Context, Event, decode_event, encode_events
 from agent.queue.cursor import Outcome, Span
+from agent.queue.history import Heir
 from agent.queue.log import Entry
 from agent.queue.record import Record, encode_record
 from agent.queue.store import Limits
@@ -43,6 +44,7 @@ class CountedQueue:
         self.now = NOW
         self.events: list[dict[str, Any]] = []
         self.jobs: list[str | None] = []  # of each of them
+        self._adopted = 0
         self.fs = UnsyncedFilesystem()
         self._limits = limits
         self.queue = self._opened()
@@ -70,6 +72,22 @@ class CountedQueue:
         cursor = self.queue.cursor
         self.queue.cursor.settle([Span(cursor.position, cursor.next_seq)], Outcome.DELIVERED)
         self.queue.commit((), self.now)
+
+    def adopt(self, *records: list[dict[str, Any]], name: str | None = None, removed: bool = True) -> None:
+        """Take over the history of a queue that is not there any more: these events, which are delivered."""
+        self._adopted += 1
+        name = name or f"spool{self._adopted}"
+        other = CountedQueue(self.root / "spools" / name, self._limits)
+        other.now = self.now
+        for record in records:  # a segment each, if they are not small
+            other.append(record)
+            other.deliver()
+        other.queue.close()
+        Heir(self.directory, self._limits.history_bytes, self._limits.history_age).inherit(
+            self.fs, name, other.directory, self.now, removed=removed
+        )
+        self.events += other.events
+        self.jobs += other.jobs
 
     def restart(self) -> None:
         """End the queue in order, and open it again."""

@@ -114,15 +114,16 @@ def _ask(settings: "Config", question: "Question", now: float, *, with_timeline:
     fs, directory = OsFilesystem(), settings.queue.directory
     with as_owner(directory):
         kept = KeptEvents.read(fs, directory / DESTINATION)
-        keeping = Keeping(tasks=max(settings.history.max_age, _HOUR_SECONDS))
+        history = settings.history
+        keeping = Keeping(tasks=max(history.max_age, _HOUR_SECONDS), usage=history.keep_usage)
         has_room = fs.free_bytes(directory) >= settings.queue.min_free_bytes  # it is the queue's, to the last byte
         (found, when), folded = query(fs, directory, kept, keeping, now, ask, may_write=has_room)
         adopted = sum(each.ledger.accepted for each in read_adopted(fs, directory).values())
     unknown = msgspec.structs.replace(
         found.unknown,
         dropped=kept.shed,
-        adopted=adopted,
-        history=settings.history.max_bytes > 0,
+        adopted=max(adopted - found.unknown.handed_over, 0),
+        history=history.max_bytes > 0,
         problems=[*folded.problems],
     )
     return msgspec.structs.replace(found, unknown=unknown), when

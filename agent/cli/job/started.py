@@ -25,6 +25,7 @@ from agent.config import SOCKET_PATH_LIMIT, Places
 from agent.errors import AgentError, StorageError
 
 if TYPE_CHECKING:
+    from agent.queue.filesystem import Filesystem
     from agent.usage.counting import Totals
 
 READING_SECONDS = 0.5  # for an agent that stops to read what was written before: milliseconds, unless it hangs
@@ -49,6 +50,7 @@ class StartedAgent(JobAgent):
     ) -> None:
         super().__init__(runtime / "control.sock", runtime / "events.sock")
         self.spool = spool
+        self.settings: Config | None = None  # the job's own, of which the queue gets the spool's history
         self._process = process
         self._lifeline = lifeline
         self._notify = notify
@@ -121,7 +123,7 @@ class StartedAgent(JobAgent):
         with contextlib.suppress(AgentError):  # a line less
             self.usage = _usage(self.spool)
         try:
-            return _tidy(self.spool)
+            return _tidy(self.spool, self.settings)
         except (OSError, StorageError) as error:
             return f"{self.spool} stays: {error}"
 
@@ -168,6 +170,7 @@ def start(places: Places, path: Path | None, environ: Mapping[str, str]) -> Star
         _remove_all(spool)  # it has never taken an event
         raise
     agent.problem = place.problem
+    agent.settings = settings
     return agent
 
 
@@ -298,7 +301,21 @@ def _usage(directory: Path) -> "Totals | None":
     return count_all(kept) if kept.complete and kept.size <= COUNTED_BYTES else None
 
 
-def _tidy(directory: Path) -> str | None:
+def _bequeath(fs: "Filesystem", spool: Path, settings: Config) -> None:
+    """Hand the history of a spool that is settled over to the queue that a daemon of this user would have, and reports read."""
+    from agent.queue.history import JOB_PREFIX, Heir
+    from agent.spools import identity
+
+    found, home = identity.read_identity(fs, spool), settings.queue.directory
+    place = next(each for each in (home, *home.parents) if os.path.lexists(each))
+    if found is None or place.stat().st_uid != os.geteuid():  # another user could not read it
+        return
+    bounds = settings.history
+    heir = Heir(home / identity.DESTINATION, bounds.max_bytes, bounds.max_age)
+    heir.inherit(fs, f"{JOB_PREFIX}{found.id}", spool / identity.DESTINATION, time.time(), removed=True)
+
+
+def _tidy(directory: Path, settings: Config | None) -> str | None:
     """Remove the spool of an agent that has ended, if it is settled; else return what is left in it."""
     from agent.queue.filesystem import OsFilesystem
     from agent.queue.lock import LOCK
@@ -321,6 +338,8 @@ def _tidy(directory: Path) -> str | None:
             return f"{directory} stays because of {kept}"
         if (other := spool.waiting_for(fs, directory)) is not None:
             return f"{directory} stays, for the next agent, until {other} can go"
+        if settings is not None:
+            _bequeath(fs, directory, settings)
         spool.remove(fs, directory)
     finally:
         lock.release()

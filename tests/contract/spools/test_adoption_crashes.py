@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 from agent.delivery.pipeline import DeliveryConfig
-from agent.events import Context, encode_events
+from agent.events import Context, decode_events, encode_events
 from agent.queue.cursor import Ledger
 from agent.queue.lock import LOCK
 from agent.queue.log import Entry
@@ -24,6 +24,7 @@ from agent.queue.store import Limits
 from agent.spools import identity
 from agent.spools.adoption import Adoption, AdoptionPolicy, AdoptionReport
 from agent.spools.identity import Account, Adopted, AdoptedList, add, read_adopted
+from agent.usage.reading import KeptEvents
 from tests.support import profiles, virtual_time
 from tests.support.crash_model import Chooser, KeepAll, LoseAll, RandomChooser
 from tests.support.fake_transport import FakeTransport, reject
@@ -44,12 +45,14 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 PARENT, HOME, OTHER = Path("/spools"), Path("/queue"), Path("/other")
 ACCOUNT = Account("https://api")
 STEP = 1 if profiles.is_nightly() else 2
-LIMITS = Limits(segment_bytes=600)
+LIMITS = Limits(segment_bytes=600, history_bytes=1 << 20)
 PLAIN, HEIR, REFUSED = (PARENT / name for name in ("1-plain", "2-heir", "3-refused"))
 NAMES = {PLAIN: numbered(9, "p"), HEIR: numbered(5, "h"), REFUSED: numbered(4, "r")}
 EARLIER = Adopted("id-of-an-earlier-spool", "/spools/0", Ledger(7, 7, 0, {}, 0))
 TOTAL = Ledger(25, 24, 1, {}, 0)
 DELIVERED = {name for names in NAMES.values() for name in names} - {"r2"}
+# What reports can count: the spool that stays keeps its last segment, which is its only one.
+REPORTED = sorted(NAMES[PLAIN] + NAMES[HEIR])
 
 
 def leave(fs: FaultFilesystem, directory: Path) -> None:
@@ -145,6 +148,16 @@ def left_of(fs: FaultFilesystem) -> set[Path]:
     return {PARENT / path.relative_to(PARENT).parts[0] for path in fs.paths() if PARENT in path.parents}
 
 
+def reported(fs: FaultFilesystem, *homes: Path) -> list[str]:
+    """Return the hashes in the histories of these agents, as often as they are there."""
+    found: list[str] = []
+    for home in homes:
+        for piece in KeptEvents.read(fs, home / identity.DESTINATION).pieces({}):
+            assert (piece.lost, piece.problem) == (0, None)
+            found += [event.hash for record in piece.records for event in decode_events(record.lines)]
+    return sorted(found)
+
+
 async def test_wherever_the_adopter_dies_it_goes_on_later_and_counts_each_spool_once(report: list[str]) -> None:
     async with host() as owner:
         owner.open()
@@ -157,6 +170,7 @@ async def test_wherever_the_adopter_dies_it_goes_on_later_and_counts_each_spool_
             assert [path for path, _ in found.left] == [REFUSED], (call, found.left)
             assert set(lives.taken) == DELIVERED, call
             assert left_of(lives.fs) == {REFUSED}, call
+            assert reported(lives.fs, HOME) == REPORTED, call
     report.append(f"{'adoption':26} {len(points):4} calls that change something, a death at each {STEP}.")
     assert len(points) > 80
 
@@ -177,6 +191,7 @@ async def test_wherever_the_adopter_dies_another_agent_delivers_the_rest_and_bot
             assert lists[0].keys().isdisjoint(lists[1]), call
             assert add(line.ledger for each in lists for line in each.values()) == TOTAL, call
             assert left_of(lives.fs) == {REFUSED}, call
+            assert reported(lives.fs, HOME, OTHER) == REPORTED, call
         assert waited > 3
 
 

@@ -327,3 +327,23 @@ def test_after_a_reload_for_another_account_spools_are_left_to_an_agent_of_their
         daemon.signal(signal.SIGHUP)
         wait(daemon, finished(1))
     assert received(api_server.accepted()) == texts("job", 30)
+
+
+def test_a_report_counts_what_was_adopted_once_and_what_its_adopter_has_sent_itself(
+    tmp_path: Path, api_server: ApiServer
+) -> None:
+    spools = tmp_path / "spools"
+    leave_spool(spools, "one", 30, api_server.url)
+    with adopter(tmp_path, api_server.url, spools) as daemon:
+        wait(daemon, finished(1))
+        leave_spool(spools, "two", 20, api_server.url)
+        wait(daemon, finished(1))
+        with daemon.connect() as client:
+            client.send(lines("own", 10))
+            client.wait_settled(10)
+        daemon.request("POST", "/resume")  # it looks at once
+        wait(daemon, finished(2))
+        for _ in range(2):
+            found = json.loads(run_command("report", "--config", str(daemon.config), "--format", "json").stdout)
+            assert found["events"] == 60
+            assert (found["unknown"]["adopted"], found["unknown"]["handed_over"]) == (0, 50)

@@ -96,6 +96,7 @@ DEFAULTS: dict[str, object] = {
     "queue.sync": "commit",
     "history.max_bytes": 64 * 1024**2,
     "history.max_age": 30 * 86400.0,
+    "history.keep_usage": 400 * 86400.0,
     "batch.max_events": 1000,
     "batch.max_bytes": 960 * 1024,
     "batch.max_delay": 2.0,

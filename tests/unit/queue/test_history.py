@@ -5,7 +5,7 @@ from pathlib import Path
 
 from agent.queue import segment
 from agent.queue.cursor import Outcome, Span
-from agent.queue.history import DIRECTORY, read_history
+from agent.queue.history import DIRECTORY, LOOK_SECONDS, Heir, handed_over, read_handed_over, read_history
 from agent.queue.log import Entry
 from agent.queue.store import Limits
 from tests.support.fault_filesystem import FaultFilesystem, LoseAll, failing, no_errors
@@ -149,3 +149,67 @@ def test_a_power_cut_leaves_each_segment_in_one_of_both_places() -> None:
     names = {*fs.names(ROOT / "segments")}, {*fs.names(HISTORY)}
     assert not names[0] & names[1]
     assert OpenQueue(fs, ROOT, KEPT).cursor.queued == 0
+
+
+def left_by(fs: FaultFilesystem, name: str, count: int, now: float = 0.0) -> Path:
+    """Leave a queue of which so many events are delivered, a segment each."""
+    queue = OpenQueue(fs, Path("/spools") / name, KEPT)
+    delivered(queue, count, now)
+    queue.close()
+    return Path("/spools") / name
+
+
+def test_a_queue_that_is_removed_hands_over_all_that_it_has_and_one_that_stays_all_but_its_last_segment() -> None:
+    fs, queue = opened()
+    delivered(queue, 2)
+    heir = Heir(ROOT, 1 << 20, 100.0)
+    heir.inherit(fs, "gone", left_by(fs, "gone", 3), 0.0, removed=True)
+    heir.inherit(fs, "stays", left_by(fs, "stays", 3), 0.0, removed=False)
+    assert handed_over(fs, ROOT) == {"gone": [1, 2, 3], "stays": [1, 2]}
+    assert kept(fs) == [1]
+    assert fs.names(Path("/spools/stays/segments")) == [segment.name(3)]
+    found = read_handed_over(fs, ROOT, "gone")
+    assert [frame.payload for each in found.all_contents() for frame in each.frames] == [PAYLOAD] * 3
+    assert [each.first_seq for each in read_history(fs, ROOT, 3).view.segments] == [1]
+
+
+def test_what_was_handed_over_is_handed_over_again_under_its_own_name() -> None:
+    fs, _ = opened()
+    first, last = Path("/spools/first"), Heir(ROOT, 1 << 20, 100.0)
+    left_by(fs, "first", 1)
+    Heir(first, 1 << 20, 100.0).inherit(fs, "second", left_by(fs, "second", 1), 0.0, removed=True)
+    last.inherit(fs, "first", first, 0.0, removed=True)
+    last.inherit(fs, "first", first, 0.0, removed=True)  # nothing is left
+    assert handed_over(fs, ROOT) == {"first": [1], "second": [1]}
+
+
+def test_what_is_handed_over_is_bounded_as_all_of_the_history_and_by_its_queue_too() -> None:
+    size = segment.HEADER_BYTES + 24 + len(PAYLOAD)
+    fs, queue = opened(Limits(segment_bytes=200, history_bytes=3 * size, history_age=1000.0))
+    heir = Heir(ROOT, 3 * size, 1000.0)
+    heir.inherit(fs, "a", left_by(fs, "a", 2, now=10.0), 20.0, removed=True)
+    heir.inherit(fs, "b", left_by(fs, "b", 2, now=20.0), 20.0, removed=True)
+    assert handed_over(fs, ROOT) == {"a": [2], "b": [1, 2]}
+    delivered(queue, 3, now=30.0 + LOOK_SECONDS)
+    assert (handed_over(fs, ROOT), kept(fs)) == ({"b": [2]}, [1, 2])
+    queue.commit((), 1015.0 + LOOK_SECONDS)
+    assert (handed_over(fs, ROOT), kept(fs)) == ({}, [1, 2])
+
+
+def test_nothing_is_handed_over_without_a_history_or_under_a_name_that_is_no_files() -> None:
+    fs, _ = opened()
+    place = left_by(fs, "a", 2)
+    Heir(ROOT, 0, 100.0).inherit(fs, "a", place, 0.0, removed=True)
+    Heir(ROOT, 1 << 20, 100.0).inherit(fs, "../a", place, 0.0, removed=True)
+    assert handed_over(fs, ROOT) == {}
+    assert fs.names(place / "segments") == [segment.name(2)]
+
+
+def test_a_disk_that_refuses_it_leaves_it_where_it_is() -> None:
+    fs, _ = opened()
+    place = left_by(fs, "a", 2)
+    fs.errors = failing("rename", errno.EXDEV)
+    Heir(ROOT, 1 << 20, 100.0).inherit(fs, "a", place, 0.0, removed=True)
+    fs.errors = no_errors
+    assert handed_over(fs, ROOT) == {}
+    assert fs.names(place / "segments") == [segment.name(2)]

@@ -19,6 +19,7 @@ from agent.errors import StorageError
 from agent.events import Context, decode_event, encode_events
 from agent.queue import segment
 from agent.queue.filesystem import File
+from agent.queue.history import Heir
 from agent.queue.log import Entry
 from agent.queue.record import Record, encode_record
 from agent.queue.store import Limits
@@ -67,6 +68,9 @@ ACTIONS: Sequence[Callable[[CountedQueue], object]] = [
     CountedQueue.deliver,
     CountedQueue.restart,
     CountedQueue.report,
+    lambda queue: queue.adopt(
+        queue.events[:5] or [hit(7)], [use(f"spool-{queue.now}", "LOCAL", "HIT", "h", duration=3)]
+    ),
     lambda queue: crash(queue, 1),
     lambda queue: crash(queue, 2),
 ]
@@ -88,7 +92,6 @@ def test_it_counts_as_the_plainest_way_does_whatever_happens_in_between(
     by_job = queue.report(Question(Period(), "job")).groups
     assert {each.name: summary(each) for each in by_job} == naive_jobs(zip(queue.jobs, queue.events, strict=True))
     assert summary(queue.report()) == naive_count(queue.events)
-    assert count_all(queue.kept()).tasks == naive_count(queue.events)["tasks"]
 
 
 def hit(number: int) -> dict[str, Any]:
@@ -121,6 +124,33 @@ def test_a_fold_reads_only_what_is_new(tmp_path: Path) -> None:
     assert queue.asked()[1].events == 0
     queue.append([hit(1000)])
     assert queue.asked()[1].events == 1
+
+
+def test_the_history_of_an_adopted_spool_is_counted_once(tmp_path: Path) -> None:
+    queue = CountedQueue(tmp_path)
+    filled(queue, 2)
+    for start in (1000, 2000):
+        queue.adopt([hit(start + number) for number in range(20)], [hit(start + 500)])
+    queue.adopt([hit(3000)], name="job-1")
+    assert count_all(queue.kept()).events == 40  # those of the queue itself
+    found, folded = queue.asked()
+    assert (found.events, folded.events, found.unknown.handed_over) == (83, 83, 42)
+    assert (found.unknown.deleted, found.unknown.damaged) == (0, 0)
+    found, folded = queue.asked()
+    assert (found.events, folded.events, found.unknown.handed_over) == (83, 0, 42)
+    for path in (queue.directory / "history").glob("spool*"):
+        path.unlink()
+    assert queue.report().events == 83
+
+
+def test_a_spool_that_stays_hands_the_rest_over_when_it_goes(tmp_path: Path) -> None:
+    queue = CountedQueue(tmp_path)
+    queue.adopt([hit(number) for number in range(30)], [hit(30)], name="spool", removed=False)
+    assert queue.report().events == 30
+    Heir(queue.directory, 1 << 20, DAY).inherit(
+        queue.fs, "spool", tmp_path / "spools" / "spool" / "default", NOW, removed=True
+    )
+    assert queue.report().events == 31
 
 
 def test_a_dead_letter_that_was_put_back_is_one_task(tmp_path: Path) -> None:
