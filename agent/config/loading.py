@@ -84,6 +84,11 @@ class Places:
         return self._sources.path_or_off("queue.adopt", usable_path)
 
     @property
+    def queue(self) -> Path | None:
+        """The directory of the queue."""
+        return self._sources.path_or_off("queue.directory", usable_path)
+
+    @property
     def token_file(self) -> Path | None:
         """The file with the API's token."""
         return self._sources.path_or_off("api.token_file", usable_path)

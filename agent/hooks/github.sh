@@ -11,23 +11,33 @@
 # The control socket is the daemon's alone. With the systemd units, let the runner's user (here: ci) run this one command as the
 # daemon's, with `sudo visudo -f /etc/sudoers.d/artifacts-agent`, or the hook can only say that it may not ask:
 #
-#   ci ALL=(artifacts-agent) NOPASSWD: /usr/local/bin/artifacts-agent flush --deadline 15s
+#   ci ALL=(artifacts-agent) NOPASSWD: /usr/local/bin/artifacts-agent flush --deadline 15s --job -
+#
+# What the cache did for the job, if its steps ran under `artifacts-agent exec`, goes to the log and to the job's summary.
 #
 # GitHub marks a job as failed whose hook fails. This one ends with 0 whatever happens: telemetry never changes a job's result. What
 # is not delivered when the deadline passes stays in the queue, and the daemon goes on with it.
 deadline=15s
 
-ask() { # as this user, or as the daemon's where only sudo may
-  if sudo -n -l -u artifacts-agent artifacts-agent flush --deadline "$deadline" >/dev/null 2>&1; then
-    sudo -n -u artifacts-agent artifacts-agent flush --deadline "$deadline" 2>&1
+ask() { # as this user, or as the daemon's where only sudo may; the job's variables say whose events are meant
+  env | grep -E '^(ARTIFACTS_AGENT_JOB|GITHUB_(ACTIONS|SERVER_URL|REPOSITORY|RUN_ID|RUN_ATTEMPT|JOB)|RUNNER_NAME)=' | ask_of_job
+}
+
+ask_of_job() {
+  if sudo -n -l -u artifacts-agent artifacts-agent flush --deadline "$deadline" --job - >/dev/null 2>&1; then
+    sudo -n -u artifacts-agent artifacts-agent flush --deadline "$deadline" --job - 2>&1
   else
-    artifacts-agent flush --deadline "$deadline" 2>&1
+    artifacts-agent flush --deadline "$deadline" --job - 2>&1
   fi
 }
 
 if said=$(ask); then
   printf '%s\n' "$said"
 else
-  printf '%s\n' "$said" | sed 's/^/::warning title=artifacts-agent::/'
+  printf '%s\n' "$said" | sed '/^cache: /!s/^/::warning title=artifacts-agent::/'
+fi
+usage=$(printf '%s\n' "$said" | grep '^cache: ') || :
+if [ -n "$usage" ] && [ -n "$GITHUB_STEP_SUMMARY" ]; then
+  printf '**%s**. Tasks run in parallel: the build got shorter by less.\n\n' "$usage" >>"$GITHUB_STEP_SUMMARY" || :
 fi
 exit 0

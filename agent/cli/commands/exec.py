@@ -1,5 +1,6 @@
 """`exec`: run a command with an agent beside it, and flush at the end."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -19,11 +20,9 @@ from agent.errors import AgentError
 
 if TYPE_CHECKING:
     from agent.cli.job.agent import JobAgent
-    from agent.usage.counting import Totals
 
 END_SECONDS = 0.5
 _NO_AGENT = "no agent for this command"
-_SUMMARY = "GITHUB_STEP_SUMMARY"
 _LEFT_ALONE = "TURBO_API is left as it is"
 
 
@@ -46,9 +45,16 @@ _LEFT_ALONE = "TURBO_API is left as it is"
     metavar="DURATION",
     help="How long COMMAND waits for the daemon before it starts, at most, counted from the start of this process.",
 )
+@click.option(
+    "--job",
+    metavar="LABEL",
+    help="What COMMAND's events belong to, for reports.  [default: ARTIFACTS_AGENT_JOB, else the CI system's job]",
+)
 @config_option
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
-def exec_(path: Path | None, deadline: float | None, start_deadline: float, command: tuple[str, ...]) -> int:
+def exec_(
+    path: Path | None, deadline: float | None, start_deadline: float, job: str | None, command: tuple[str, ...]
+) -> int:
     """Run COMMAND and deliver its usage events: through the daemon that is running, or through one that is started for this job.
 
     \b
@@ -69,12 +75,13 @@ def exec_(path: Path | None, deadline: float | None, start_deadline: float, comm
     nothing can be delivered before it. What is not delivered then stays in the running daemon's queue, or in a spool directory
     below queue.adopt, or else below the state directory. The next daemon there delivers it.
 
-    Where a daemon was started for this job, the last line says what the cache did for it, and so does the file that
-    GITHUB_STEP_SUMMARY names.
+    The last line says what the cache did for this job, if that can be known, and so does what its CI system shows: the file that
+    GITHUB_STEP_SUMMARY names, an annotation of Buildkite, a section in GitLab's log.
     """
     from agent.cli.job import command as job_command
 
-    preparation = _Preparation(path, STARTED + start_deadline)
+    begun = time.time()
+    preparation = _Preparation(path, STARTED + start_deadline, _label(job, command[0], begun))
     preparation.start()
     environ = os.environ | preparation.variables()
     try:
@@ -82,18 +89,19 @@ def exec_(path: Path | None, deadline: float | None, start_deadline: float, comm
     finally:
         agent = preparation.end()
         if agent is not None:
-            _end(agent, deadline)
+            _end(agent, deadline, begun)
     return job_command.end_as(code)
 
 
 class _Preparation(threading.Thread):
     """Finds or starts the agent for the job, in a thread: what it imports and asks takes as long as a busy machine makes it."""
 
-    def __init__(self, path: Path | None, until: float) -> None:
-        """The command is to be started at `until` on the steady clock at the latest."""
+    def __init__(self, path: Path | None, until: float, job: str | None) -> None:
+        """The command is to be started at `until` on the steady clock at the latest. `job` is the label of its events."""
         super().__init__(daemon=True)
         self._path = path
         self._until = until
+        self._job = job
         self._agent: JobAgent | None = None
         self._complete = False
         self._problem: str | None = None
@@ -157,7 +165,9 @@ class _Preparation(threading.Thread):
             from agent.cli.job import started
 
             agent = own = started.start(places, found and found.absolute(), environ)
+            own.load = load
             self._notice = own.problem
+        agent.label(self._job)
         self._agent = agent
         try:
             ready = agent.wait_until_ready(self._until)
@@ -172,10 +182,22 @@ class _Preparation(threading.Thread):
             self._complete = True
 
 
-def _end(agent: "JobAgent", deadline: float | None) -> None:
+def _label(given: str | None, program: str, now: float) -> str | None:
+    """Return the label of a job: one that nobody names is known by its program and when it began."""
+    from agent.client.ci import JOB_VARIABLE, detect_job, to_label
+
+    given = os.environ.get(JOB_VARIABLE) if given is None else given
+    if given is not None:
+        return to_label(given)
+    begun = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
+    return detect_job(os.environ) or to_label(f"{Path(program).name} {begun} {os.getpid()}")
+
+
+def _end(agent: "JobAgent", deadline: float | None, begun: float) -> None:
     try:
         with _interruptible():
             left = agent.end(deadline)
+            agent.count(begun)
     except _InterruptedError:
         left = f"interrupted: what is not delivered yet stays in {agent.place}"
     except AgentError as error:
@@ -183,22 +205,10 @@ def _end(agent: "JobAgent", deadline: float | None) -> None:
     if left is not None:
         _warn(left)
     if agent.usage is not None and agent.usage.tasks:
-        _report(agent.usage, os.environ.get(_SUMMARY))
+        from agent.cli.job import summary
 
-
-def _report(usage: "Totals", summary: str | None) -> None:
-    """Say what the cache did for the job, and write it to a job summary where there is one."""
-    from agent.cli.views.job import job_line, job_summary
-
-    _warn(job_line(usage))
-    if not summary:
-        return
-    try:
-        # O_NONBLOCK: what is no file must not hold the job up.
-        with os.fdopen(os.open(summary, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666), "ab") as file:
-            file.write(job_summary(usage).encode())
-    except OSError as error:
-        _warn(f"{_SUMMARY}: {error.strerror}")
+        with contextlib.suppress(OSError):  # nobody reads it
+            summary.report(agent.usage, os.environ)
 
 
 class _InterruptedError(Exception):

@@ -1,5 +1,6 @@
 """The agent of a job that `exec` runs: one that runs already. `agent.cli.job.started` has the one that is started for it."""
 
+import contextlib
 import os
 import socket
 import time
@@ -10,9 +11,11 @@ from urllib.parse import urlencode
 
 from agent.cli.commands.flush import LONGEST
 from agent.cli.views.words import amount
+from agent.client.ci import JOB_VARIABLE
 from agent.config import DEFAULT_URL, Config, Places
 from agent.errors import AgentError, NotRunningError
 from agent.ingest import owners
+from agent.ingest.job_path import job_path, without_job
 
 if TYPE_CHECKING:  # what an agent is asked with is imported when there is one, and mostly after the command has started
     from agent.control.schema import StatusReport
@@ -31,13 +34,17 @@ class JobAgent:
 
     without_front = "the agent has no front on a port: set http.listen and front.enabled"
 
-    def __init__(self, control: Path, stream: Path | None, status: "StatusReport | None" = None) -> None:
-        """Without a `status` it has not answered so far."""
+    def __init__(
+        self, control: Path, stream: Path | None, status: "StatusReport | None" = None, queue: Path | None = None
+    ) -> None:
+        """Without a `status` it has not answered so far. `queue` is its directory, where that may be read."""
         self.control = control
         self.stream = stream
         # So that `artifacts-agent flush` or another `exec` in the job find it.
         self.variables: dict[str, str] = {"ARTIFACTS_AGENT_LISTEN_CONTROL": str(control)}
         self.usage: Totals | None = None  # of the job, once it has ended and if it is known
+        self._job: str | None = None
+        self._queue = queue
         self._status = status
         if stream is not None:
             self.variables["ARTIFACTS_AGENT_SOCKET"] = str(stream)
@@ -46,6 +53,22 @@ class JobAgent:
     def place(self) -> str:
         """Where events wait."""
         return "the queue of the agent"
+
+    def label(self, job: str | None) -> None:
+        """Have the command's events labelled as those of a job, or of none."""
+        self._job = job
+        self.variables[JOB_VARIABLE] = job or ""
+
+    def count(self, since: float) -> None:
+        """Find out what the cache did for the job since a time (epoch), if its queue may be read. After `end`."""
+        if self._job is None or self._queue is None:
+            return
+        from agent.queue.filesystem import OsFilesystem
+        from agent.spools.identity import DESTINATION
+        from agent.usage.job import count_job
+
+        with contextlib.suppress(OSError):  # as of another user's agent: a line less
+            self.usage = count_job(OsFilesystem(), self._queue / DESTINATION, self._job, since)
 
     def end(self, seconds: float | None) -> str | None:
         """Wait until everything written before is on disk, or for up to `seconds` until it is delivered.
@@ -81,7 +104,7 @@ class JobAgent:
         front = self._front(until)
         if front.address is None:
             raise AgentError(self.without_front)
-        wanted = environ.get("TURBO_API", "").rstrip("/")
+        wanted = without_job(environ.get("TURBO_API", "")).rstrip("/")
         if not wanted and not on_purpose and front.url == DEFAULT_URL:
             raise AgentError(f"api.url is not set: set it to the server that clients use, {DEFAULT_URL} for example")
         if wanted and wanted not in {front.url, f"http://{front.address}"}:
@@ -89,7 +112,8 @@ class JobAgent:
                 f"the agent delivers to {front.url}, but TURBO_API or turbo's configuration names another server"
             )
         _try_as_client(front.address, environ, time_left(until))
-        self.variables.update(_without_proxy(environ, front.address), TURBO_API=f"http://{front.address}")
+        path = "" if self._job is None else job_path(self._job)
+        self.variables.update(_without_proxy(environ, front.address), TURBO_API=f"http://{front.address}{path}")
 
     def _front(self, until: float) -> "_Front":
         from agent.control.client import ControlClient
@@ -157,11 +181,12 @@ def find(places: Places, load: Callable[[], Config], until: float) -> JobAgent |
     from agent.control.client import ControlClient, DeniedError, SilentError, UnansweredError
 
     try:
-        return JobAgent(control, places.stream, ControlClient(control, time_left(until) / 2).status())
+        status = ControlClient(control, time_left(until) / 2).status()
+        return JobAgent(control, places.stream, status, places.queue)
     except DeniedError:
         return GuestAgent(load()) if _may_send(places.stream) else None
     except SilentError:
-        return JobAgent(control, places.stream)
+        return JobAgent(control, places.stream, queue=places.queue)
     except UnansweredError:
         raise
     except NotRunningError:

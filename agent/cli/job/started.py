@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,8 +21,8 @@ from agent import config
 from agent.cli.commands.flush import LONGEST
 from agent.cli.job.agent import DURABLE_SECONDS, SHORTEST_SECONDS, JobAgent
 from agent.cli.views.words import amount
-from agent.config import SOCKET_PATH_LIMIT, Places
-from agent.errors import AgentError, StorageError
+from agent.config import SOCKET_PATH_LIMIT, Config, Places
+from agent.errors import AgentError, ConfigError, StorageError
 
 if TYPE_CHECKING:
     from agent.queue.filesystem import Filesystem
@@ -50,7 +50,9 @@ class StartedAgent(JobAgent):
     ) -> None:
         super().__init__(runtime / "control.sock", runtime / "events.sock")
         self.spool = spool
-        self.settings: Config | None = None  # the job's own, of which the queue gets the spool's history
+        self.load: Callable[[], Config] | None = (
+            None  # the job's own configuration, whose queue gets the spool's history
+        )
         self._process = process
         self._lifeline = lifeline
         self._notify = notify
@@ -123,7 +125,7 @@ class StartedAgent(JobAgent):
         with contextlib.suppress(AgentError):  # a line less
             self.usage = _usage(self.spool)
         try:
-            return _tidy(self.spool, self.settings)
+            return _tidy(self.spool, self.load)
         except (OSError, StorageError) as error:
             return f"{self.spool} stays: {error}"
 
@@ -170,7 +172,6 @@ def start(places: Places, path: Path | None, environ: Mapping[str, str]) -> Star
         _remove_all(spool)  # it has never taken an event
         raise
     agent.problem = place.problem
-    agent.settings = settings
     return agent
 
 
@@ -301,8 +302,12 @@ def _usage(directory: Path) -> "Totals | None":
     return count_all(kept) if kept.complete and kept.size <= COUNTED_BYTES else None
 
 
-def _bequeath(fs: "Filesystem", spool: Path, settings: Config) -> None:
+def _bequeath(fs: "Filesystem", spool: Path, load: Callable[[], Config]) -> None:
     """Hand the history of a spool that is settled over to the queue that a daemon of this user would have, and reports read."""
+    try:
+        settings = load()
+    except ConfigError:  # it was valid when the agent started, and is being changed
+        return
     from agent.queue.history import JOB_PREFIX, Heir
     from agent.spools import identity
 
@@ -315,7 +320,7 @@ def _bequeath(fs: "Filesystem", spool: Path, settings: Config) -> None:
     heir.inherit(fs, f"{JOB_PREFIX}{found.id}", spool / identity.DESTINATION, time.time(), removed=True)
 
 
-def _tidy(directory: Path, settings: Config | None) -> str | None:
+def _tidy(directory: Path, load: Callable[[], Config] | None) -> str | None:
     """Remove the spool of an agent that has ended, if it is settled; else return what is left in it."""
     from agent.queue.filesystem import OsFilesystem
     from agent.queue.lock import LOCK
@@ -338,8 +343,8 @@ def _tidy(directory: Path, settings: Config | None) -> str | None:
             return f"{directory} stays because of {kept}"
         if (other := spool.waiting_for(fs, directory)) is not None:
             return f"{directory} stays, for the next agent, until {other} can go"
-        if settings is not None:
-            _bequeath(fs, directory, settings)
+        if load is not None:
+            _bequeath(fs, directory, load)
         spool.remove(fs, directory)
     finally:
         lock.release()

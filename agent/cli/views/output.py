@@ -5,7 +5,7 @@ Every command writes by way of these functions, and nothing else does. What they
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -96,6 +96,18 @@ def complain(*lines: str, before: str = "") -> None:
     """Write lines to standard error, escaped, with the program's name before each, and `before` in front of that."""
     for line in lines:
         click.echo(f"{before}{PROGRAM}: {printable(line)}", err=True)
+
+
+def show_section(name: str, title: str, lines: Sequence[str], now: int) -> None:
+    """Write a section to standard error that GitLab's log shows folded, below its title. `now` is in seconds since the epoch.
+
+    https://docs.gitlab.com/ci/jobs/job_logs/#custom-collapsible-sections
+    """
+    start = f"\x1b[0Ksection_start:{now}:{name}[collapsed=true]\r\x1b[0K"
+    end = f"\x1b[0Ksection_end:{now}:{name}\r\x1b[0K"
+    click.echo(f"{start}{PROGRAM}: {printable(title)}", err=True, color=True)  # it is no terminal
+    complain(*lines)
+    click.echo(end, err=True, color=True)
 
 
 def is_terminal() -> bool:

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import select
 import shlex
 import signal
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from agent.ingest.job_path import without_job
 from tests.support.accounts import ledger, ledger_of, received
 from tests.support.api_server import Answer, ApiServer, error
 from tests.support.command import COMMAND, environment, run_command
@@ -152,9 +154,11 @@ def test_a_command_uses_the_agent_that_runs_and_what_it_sent_is_delivered_when_i
         env = {"TURBO_TOKEN": TOKEN, "ARTIFACTS_AGENT_CONFIG": str(daemon.config)}
         code = "by_socket('a'); by_http('b'); print(os.environ['TURBO_API'], os.environ['ARTIFACTS_AGENT_SOCKET'])"
         done = run_command("exec", *PATIENT, "--deadline", "1m", "--", sys.executable, "-c", SEND + code, env=env)
-        assert (done.returncode, done.stderr) == (0, "")
+        assert (done.returncode, but_usage(done.stderr)) == (0, "")
         assert names(api_server) == Counter("ab")
-        assert done.stdout.split() == [f"http://{daemon.status()['http']['listen']}", str(daemon.stream)]
+        address, stream = done.stdout.split()
+        assert without_job(address) == f"http://{daemon.status()['http']['listen']}"
+        assert stream == str(daemon.stream)
         assert daemon.ended_within(0) is False
 
 
@@ -297,7 +301,8 @@ def test_a_user_who_may_not_ask_the_agent_sends_to_it_all_the_same(api_server: A
                 command, env=env | {"TURBO_TOKEN": TOKEN}, capture_output=True, text=True, timeout=HUNG_AFTER
             )
             assert (done.returncode, done.stderr) == (3, "")
-            assert done.stdout.split() == [f"http://{address}", str(daemon.stream)]
+            front, stream = done.stdout.split()
+            assert (without_job(front), stream) == (f"http://{address}", str(daemon.stream))
 
 
 def test_an_agent_that_this_user_may_not_send_to_is_no_agent_of_the_job(api_server: ApiServer) -> None:
@@ -722,7 +727,7 @@ def test_where_the_agent_outlives_the_job_nobody_waits_for_the_api(
         env = {"TURBO_TOKEN": TOKEN, "TURBO_API": api_server.url, "ARTIFACTS_AGENT_CONFIG": str(daemon.config)}
         for code in ("pass", "by_socket('a'); by_http('b')"):
             done = run_command("exec", *PATIENT, "--", sys.executable, "-c", SEND + code, env=env)
-            assert (done.returncode, done.stderr) == (0, "")
+            assert (done.returncode, but_usage(done.stderr)) == (0, "")
         assert ledger_of(daemon.status()) == ledger(2, queued=2)
         daemon.kill()
         api_server.default = Answer()
@@ -916,6 +921,59 @@ def test_the_last_line_and_the_job_summary_say_what_the_cache_did(job: Job, tmp_
     line = "cache: 3 of 3 tasks (100 %), <1s of task time saved"
     assert job.usage == [f"artifacts-agent: {line}\n"]
     assert summary.read_text().startswith(f"# Before\n**{line}**")
+
+
+BUILDKITE_AGENT = """#!/bin/sh
+(echo "$*"; cat) > {}
+"""
+
+
+def test_where_an_agent_runs_already_the_line_is_of_this_job_alone(tmp_path: Path, api_server: ApiServer) -> None:
+    with Daemon(tmp_path / "agent", api_server.url, FRONT) as daemon:
+        env = {"TURBO_TOKEN": TOKEN, "TURBO_API": api_server.url, "ARTIFACTS_AGENT_CONFIG": str(daemon.config)}
+        by_client = "from agent.client import emit; emit('MISS', 'LOCAL', 'z', 's2')"
+        line = "artifacts-agent: cache: 2 of 3 tasks (67 %), <1s of task time saved, 1 unanswered\n"
+        others: list[str] = []
+        for options in (("--job", "build 7"), ("--job", "build 8"), ("--job", ""), ()):
+            code = f"by_http('a', 'b'); {by_client}; print(os.environ['ARTIFACTS_AGENT_JOB'])"
+            done = run_command("exec", *PATIENT, *options, "--", sys.executable, "-c", SEND + code, env=env)
+            assert done.stderr == ("" if options == ("--job", "") else line)
+            others += done.stdout.splitlines()
+        assert others[:3] == ["build 7", "build 8", ""]
+        assert Path(sys.executable).name in others[3]
+        assert run_command("flush", "--job", "build 7", env=env).stdout.splitlines()[1:] == [
+            line.strip().split(": ", 1)[1]
+        ]
+    assert "build" not in str([request.body for request in api_server.requests])
+
+
+def test_reports_count_what_jobs_with_agents_of_their_own_have_sent(job: Job) -> None:
+    for number in range(2):
+        code = f"from agent.client import emit; emit('HIT', 'LOCAL', 'a', 's-{number}'); emit('MISS', 'LOCAL', 'b', 's-{number}')"
+        job.python(code, "--job", f"build {number}")
+    found = json.loads(run_command("report", "--by", "job", "--format", "json", env=job.env).stdout)
+    assert [(each["name"], each["tasks"]) for each in found["groups"]] == [("build 0", 2), ("build 1", 2)]
+    assert found["unknown"]["adopted"] == 0
+    assert job.spools == []
+
+
+def test_a_ci_system_shows_what_the_cache_did_where_it_shows_such(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "buildkite-agent").write_text(BUILDKITE_AGENT.format(tmp_path / "annotation"))
+    (tmp_path / "buildkite-agent").chmod(0o755)
+    os.mkfifo(tmp_path / "annotation")
+    ci = {"BUILDKITE": "true", "BUILDKITE_JOB_ID": "7", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    job.python("by_http('a')", env=ci)
+    line = "cache: 1 of 1 task (100 %), <1s of task time saved"
+    options, text = (tmp_path / "annotation").read_text().split("\n", 1)
+    assert options == "annotate --style info --context artifacts-agent-7"
+    assert text.startswith(f"**{line}**. ")
+    done = run_command(
+        "exec", *PATIENT, "--", sys.executable, "-c", SEND + "by_http('a')", env=job.env | {"GITLAB_CI": "1"}
+    )
+    first, *inside, last = re.sub(r"\d{9,}", "NOW", done.stderr).split("\n")[:-1]
+    assert first == f"\x1b[0Ksection_start:NOW:artifacts_agent[collapsed=true]\r\x1b[0Kartifacts-agent: {line}"
+    assert inside[0] == "artifacts-agent:          1  local hits"
+    assert last == "\x1b[0Ksection_end:NOW:artifacts_agent\r\x1b[0K"
 
 
 def test_a_job_without_tasks_has_no_line(job: Job, tmp_path: Path) -> None:

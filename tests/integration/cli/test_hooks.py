@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from agent.cli.commands.hook import FILES
+from agent.client import EventClient, detect_job
 from tests.support.api_server import Answer, ApiServer, error
 from tests.support.command import environment, run_command
 from tests.support.daemon import Daemon
@@ -24,8 +25,12 @@ SCRIPTS = sysconfig.get_path("scripts")
 
 # What each system's runner sets for a job, as far as somebody might look at it.
 GITHUB = {"CI": "true", "GITHUB_ACTIONS": "true", "GITHUB_JOB": "build", "RUNNER_OS": "Linux", "RUNNER_NAME": "a"}
+GITHUB |= {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "a/b"}
+GITHUB |= {"GITHUB_RUN_ID": "42", "GITHUB_RUN_ATTEMPT": "1"}
 GITLAB = {"CI": "true", "GITLAB_CI": "true", "CI_JOB_ID": "7", "CI_JOB_STATUS": "failed", "CI_RUNNER_ID": "1"}
+GITLAB |= {"CI_JOB_NAME": "build: [é]", "CI_JOB_URL": "https://gitlab.com/-/jobs/7"}
 BUILDKITE = {"CI": "true", "BUILDKITE": "true", "BUILDKITE_JOB_ID": "7", "BUILDKITE_COMMAND_EXIT_STATUS": "3"}
+BUILDKITE |= {"BUILDKITE_BUILD_URL": "https://buildkite.com/a/b/builds/1"}
 
 
 Done = subprocess.CompletedProcess[str]
@@ -151,6 +156,48 @@ def test_a_hook_says_what_is_wrong_and_ends_well(system: System, tmp_path: Path)
     assert "no daemon answers there" in done.stdout + done.stderr
 
 
+USAGE = "cache: 1 of 2 tasks (50 %), 7s of task time saved, 1 unanswered"
+ENDS = [(github, GITHUB), (gitlab, GITLAB), (buildkite, BUILDKITE)]
+
+
+def sent_by_job(daemon: Daemon, variables: Mapping[str, str]) -> None:
+    """Send what a job does whose clients have its variables, and another one's."""
+    with EventClient(daemon.stream, job=detect_job(variables), session_id=str(variables)) as client:
+        client.emit("HIT", "REMOTE", "a", duration=7000)
+        client.emit("MISS", "LOCAL", "b")
+    with EventClient(daemon.stream, job="another", session_id="other") as client:
+        client.emit("HIT", "LOCAL", "c")
+
+
+@pytest.mark.parametrize(("system", "variables"), ENDS)
+def test_a_hook_says_what_the_cache_did_for_the_job(
+    system: System, variables: Mapping[str, str], tmp_path: Path, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent_by_job(daemon, variables)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    os.mkfifo(tmp_path / "annotation")
+    (tools / "buildkite-agent").write_text(f'#!/bin/sh\n(echo "$*"; cat) > {tmp_path}/annotation\n')
+    (tools / "buildkite-agent").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    monkeypatch.setitem(GITHUB, "GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    done = system(tmp_path, daemon)
+    assert done.returncode == 0, done.stderr
+    assert "3 events delivered" in done.stdout
+    markdown = f"**{USAGE}**. Tasks run in parallel: the build got shorter by less.\n"
+    if system is gitlab:
+        (begin, inside) = re.findall(r"\x1b\[0Ksection_start:\d+:(.*)\s\x1b\[0K(.*)\n", done.stdout)[0]
+        assert (begin, inside) == ("artifacts_agent_flush[collapsed=true]", USAGE)
+        assert re.search(r"\x1b\[0Ksection_end:\d+:artifacts_agent_flush\s\x1b\[0K\n", done.stdout)
+    else:
+        assert USAGE in done.stdout.splitlines()
+    if system is github:
+        assert (tmp_path / "summary.md").read_text() == markdown + "\n"
+    if system is buildkite:
+        options, text = (tmp_path / "annotation").read_text().split("\n", 1)
+        assert (options, text) == ("annotate --style info --context artifacts-agent-7", markdown)
+
+
 @pytest.mark.parametrize("system", ["github", "gitlab", "buildkite"])
 def test_a_hook_ends_well_where_the_agent_is_not_installed(system: str, tmp_path: Path) -> None:
     hook = printed(system, tmp_path, "hook.sh")
@@ -165,7 +212,7 @@ def test_the_daemon_is_asked_through_sudo_where_only_that_may(tmp_path: Path, da
     """A sudo of the test's own stands for one whose rule allows exactly this command line."""
     tools = tmp_path / "bin"
     tools.mkdir()
-    allowed = "artifacts-agent flush --deadline 15s"
+    allowed = "artifacts-agent flush --deadline 15s --job -"
     fake = f'#!/bin/sh\necho "$*" >> {tmp_path}/asked\n[ "$1" = -n ] && shift\n[ "$1" = -l ] && list=1 && shift\n'
     fake += f'[ "$1 $2" = "-u artifacts-agent" ] && shift 2\n[ "$*" = "{allowed}" ] || exit 1\n'
     fake += f'[ -n "$list" ] || PATH={SCRIPTS}:$PATH exec "$@"\n'
