@@ -84,6 +84,7 @@ def exec_(
     preparation = _Preparation(path, STARTED + start_deadline, _label(job, command[0], begun))
     preparation.start()
     environ = os.environ | preparation.variables()
+    preparation.look_ahead()
     try:
         code = job_command.run(command, environ)
     finally:
@@ -120,6 +121,16 @@ class _Preparation(threading.Thread):
             )
         return {} if agent is None else {**agent.variables}
 
+    def look_ahead(self) -> None:
+        """Begin, in a thread, what the end needs and can be done while the command runs."""
+        if self._agent is not None:
+            threading.Thread(target=self._look_ahead, args=(self._agent,), daemon=True).start()
+
+    @staticmethod
+    def _look_ahead(agent: "JobAgent") -> None:
+        _leave_signals()
+        agent.look_ahead()
+
     def end(self) -> "JobAgent | None":
         """Return the agent, if there is one."""
         self.join(END_SECONDS)
@@ -137,9 +148,7 @@ class _Preparation(threading.Thread):
         return problem is not None
 
     def run(self) -> None:
-        from agent.cli.job.command import AWAITED
-
-        signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)  # they are for the thread that waits for the command
+        _leave_signals()
         try:
             self._find_agent()
         except AgentError as error:
@@ -180,6 +189,13 @@ class _Preparation(threading.Thread):
             except AgentError as error:
                 self._problem = f"{_LEFT_ALONE}: {error}"
             self._complete = True
+
+
+def _leave_signals() -> None:
+    """Have no signal come to this thread: they are for the one that waits for the command."""
+    from agent.cli.job.command import AWAITED
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
 
 
 def _label(given: str | None, program: str, now: float) -> str | None:

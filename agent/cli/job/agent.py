@@ -59,6 +59,12 @@ class JobAgent:
         self._job = job
         self.variables[JOB_VARIABLE] = job or ""
 
+    def look_ahead(self) -> None:
+        """Import what `count` needs while the command runs: it takes as long as counting."""
+        if self._queue is not None:
+            import agent.spools.identity
+            import agent.usage.job  # noqa: F401
+
     def count(self, since: float) -> None:
         """Find out what the cache did for the job since a time (epoch), if its queue may be read. After `end`."""
         if self._job is None or self._queue is None:
