@@ -89,13 +89,14 @@ class Build(Summary, frozen=True, kw_only=True):
 class RepeatedMiss(msgspec.Struct, frozen=True):
     """A hash that was missed in several sessions, so that it was built again: in how many it was missed, and found.
 
-    `last_miss` is the hour of the last one (ISO 8601).
+    `last_miss` is the hour of the last one (ISO 8601), `task` what turbo calls it, such as "web#build", where that is known.
     """
 
     hash: str
     misses: int
     hits: int
     last_miss: str
+    task: str | None = None
 
 
 class Unknown(msgspec.Struct, frozen=True):

@@ -9,6 +9,8 @@ import click
 from agent.cli.options import config_option, find_queue
 from agent.cli.periods import DEFAULT_SINCE, moment, period
 from agent.cli.views.output import complain, say_json, show, write
+from agent.cli.views.words import amount
+from agent.errors import AgentError
 
 if TYPE_CHECKING:
     from agent.config import Config
@@ -49,6 +51,12 @@ class Moment(click.ParamType[float]):
 @click.option(
     "--fail-under", type=click.FloatRange(0, 100), metavar="PERCENT", help="End with exit code 9 below this hit rate."
 )
+@click.option(
+    "--runs",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Where `turbo --summarize` has written its runs, for the names of tasks.  [default: .turbo/runs here or above]",
+)
 @config_option
 def report(
     path: Path | None,
@@ -58,6 +66,7 @@ def report(
     by: "By | None",
     form: Literal["text", "github", "json", "html", "csv"],
     fail_under: float | None,
+    runs: Path | None,
 ) -> int:
     """Show what builds got out of the cache: hit rate, task time saved, worst builds, hashes that were built again.
 
@@ -77,6 +86,7 @@ def report(
     now = time.time()
     question = Question(period(since, until, session, now), by)
     found, when = _ask(find_queue(path)[0], question, now, with_timeline=form == "html")
+    found = _with_names(found, runs)
     match form:
         case "json":
             say_json(found)
@@ -92,6 +102,27 @@ def report(
         complain(f"the hit rate is {100 * found.hit_rate:.1f} %, below {fail_under:g} %")
         return BELOW
     return 0
+
+
+def _with_names(found: "Report", runs: Path | None) -> "Report":
+    """Name the tasks that were built again, as far as turbo has written which they are."""
+    import msgspec
+
+    from agent.usage.runs import runs_above, task_names
+
+    runs = runs or runs_above(Path.cwd())
+    if runs is None or not found.missed_again:
+        return found
+    try:
+        known = task_names(runs, [each.hash for each in found.missed_again])
+    except OSError as error:
+        raise AgentError(f"{runs}: cannot be read: {error.strerror}") from error
+    named = [msgspec.structs.replace(each, task=known.names.get(each.hash)) for each in found.missed_again]
+    unknown = found.unknown
+    if known.unreadable:
+        problem = f"{runs}: {amount(known.unreadable, 'file')} of turbo's cannot be read: some tasks may have no names"
+        unknown = msgspec.structs.replace(unknown, problems=[*unknown.problems, problem])
+    return msgspec.structs.replace(found, missed_again=named, unknown=unknown)
 
 
 def _ask(settings: "Config", question: "Question", now: float, *, with_timeline: bool) -> "tuple[Report, Timeline]":

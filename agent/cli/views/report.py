@@ -116,10 +116,13 @@ def _worst(builds: Sequence[Build]) -> list[RenderableType]:
 
 
 def _missed_again(misses: Sequence[RepeatedMiss]) -> list[RenderableType]:
-    table = _table("hash", "missed", "found", "last missed (UTC)")
+    table = _table(
+        "hash", "missed", "found", "last missed (UTC)", *(["task"] if any(each.task for each in misses) else [])
+    )
     for each in misses:
         last = f"{each.last_miss[:10]} {each.last_miss[11:16]}"
-        table.add_row(*map(rendered, (f"  {each.hash}", f"{each.misses:,}", f"{each.hits:,}", last)))
+        cells = (f"  {each.hash}", f"{each.misses:,}", f"{each.hits:,}", last, *([each.task] if each.task else []))
+        table.add_row(*map(rendered, cells))
     return [table]
 
 

@@ -95,8 +95,11 @@ def _markdown(report: Report) -> Iterator[str]:
         )
         yield from _table(["worst builds", "hit rate", "tasks", "misses", "unanswered", "job"], builds)
     if report.missed_again:
-        misses = ([_code(each.hash), f"{each.misses:,}", f"{each.hits:,}"] for each in report.missed_again)
-        yield from _table(["built more than once", "missed", "found"], misses)
+        misses = (
+            [_code(each.hash), f"{each.misses:,}", f"{each.hits:,}", _code(each.task) if each.task else ""]
+            for each in report.missed_again
+        )
+        yield from _table(["built more than once", "missed", "found", "task"], misses)
     yield "Task time is not build time: tasks run in parallel, and builds got shorter by less."
     for line in not_known(report):
         yield f"- Not known: {_plain(line)}"

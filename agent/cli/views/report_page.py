@@ -167,11 +167,11 @@ def sections(report: Report, timeline: Timeline, session_link: str | None = None
         )
     if report.missed_again:
         misses = (
-            [text(each.hash), f"{each.misses:,}", f"{each.hits:,}", minute(each.last_miss)]
+            [text(each.hash), f"{each.misses:,}", f"{each.hits:,}", minute(each.last_miss), text(each.task or "")]
             for each in report.missed_again
         )
         title = "Built more than once: missed in several sessions"
-        yield from table(title, ["hash", "missed", "found", "last missed (UTC)"], misses)
+        yield from table(title, ["hash", "missed", "found", "last missed (UTC)", "task"], misses)
 
 
 def _session(name: str, link: str | None) -> str:

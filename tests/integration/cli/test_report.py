@@ -161,3 +161,25 @@ def test_a_damaged_file_is_said_and_made_anew(
     with sqlite3.connect(path) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     connection.close()
+
+
+def test_what_was_built_again_has_its_name_where_turbo_has_written_it(daemon: Daemon, tmp_path: Path) -> None:
+    runs = tmp_path / "repository" / ".turbo" / "runs"
+    runs.mkdir(parents=True)
+    (runs / "run.json").write_text('{"tasks": [{"taskId": "web#build", "hash": "h"}]}')
+    with daemon.connect() as client:
+        for number in range(2):
+            client.send(b'{"sessionId":"s%d","source":"REMOTE","event":"MISS","hash":"h"}\n' % number)
+        client.wait_settled(2)
+    ask = ("report", "--config", str(daemon.config))
+    assert json.loads(run_command(*ask, "--format", "json").stdout)["missed_again"][0]["task"] is None
+    for form in ("text", "json", "github", "html"):
+        assert "web#build" in run_command(*ask, "--format", form, "--runs", str(runs)).stdout, form
+    (runs / "other.json").write_text("{")
+    assert "1 file of turbo's cannot be read" in run_command(*ask, "--runs", str(runs)).stdout
+    above = subprocess.run(
+        [*COMMAND, *ask], cwd=runs.parent, env=environment(), capture_output=True, text=True, check=True
+    )
+    assert "web#build" in above.stdout
+    refused = run_command(*ask, "--runs", str(tmp_path / "nothing"))
+    assert (refused.returncode, "does not exist" in refused.stderr) == (2, True)
