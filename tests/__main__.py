@@ -14,6 +14,7 @@ PURE = [
     "agent/cache_use.py",
     "agent/events.py",
     "agent/ingest/framing.py",
+    "agent/ingest/job_path.py",
     "agent/queue/record.py",
     "agent/queue/grouping.py",
     "agent/queue/segment.py",

@@ -65,6 +65,25 @@ def test_exec_runs_turbo_with_an_agent_of_its_own_and_delivers_its_events(tmp_pa
     assert sorted(sessions(api.accepted()).values()) == [30, 60, 60]
 
 
+@pytest.mark.parametrize("release", turbo.RELEASES)
+def test_exec_says_what_the_cache_did_for_turbo_beside_an_agent_that_runs(
+    tmp_path: Path, api: ArtifactsApi, release: int
+) -> None:
+    monorepo = Monorepo(tmp_path / "monorepo", 10, release=release)
+    with front(tmp_path / "agent", api.url) as agent:
+        job = turbo.environment(monorepo, api.url) | {"ARTIFACTS_AGENT_CONFIG": str(agent.daemon.config)}
+        for rate in ("0 of 10 tasks (0 %)", "10 of 10 tasks (100 %)", "10 of 10 tasks (100 %)"):
+            done = run_command(
+                "exec", "--start-deadline", "1m", "--job", "b / 7", "--", *turbo.command(monorepo), env=job
+            )
+            assert done.returncode == 0, done.stderr
+            assert f"artifacts-agent: cache: {rate}" in done.stderr
+            if rate.startswith("0"):
+                monorepo.forget_local_results()
+        assert flushed(agent.daemon)
+    assert received(api.accepted()).total() == 50
+
+
 def test_what_turbo_signs_and_asks_for_beforehand_passes_and_its_ci_system_is_known(
     tmp_path: Path, api: ArtifactsApi
 ) -> None:
