@@ -102,7 +102,7 @@ def _label(job: str | None) -> str | None:
     """Return the label of the job that is asked for."""
     from agent.client.ci import detect_job, to_label
 
-    if job != "-":
+    if job != "-" or sys.stdin is None:
         return None if job is None else to_label(job)
     lines = sys.stdin.buffer.read(_MOST_VARIABLES).decode(errors="replace").splitlines()
     return detect_job(dict(line.split("=", 1) for line in lines if "=" in line))
