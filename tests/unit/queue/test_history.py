@@ -8,6 +8,7 @@ from agent.queue.cursor import Outcome, Span
 from agent.queue.history import DIRECTORY, LOOK_SECONDS, Heir, handed_over, read_handed_over, read_history
 from agent.queue.log import Entry
 from agent.queue.store import Limits
+from tests.support.crash_model import KeepAll
 from tests.support.fault_filesystem import FaultFilesystem, LoseAll, failing, no_errors
 from tests.support.open_queue import OpenQueue
 
@@ -203,6 +204,17 @@ def test_nothing_is_handed_over_without_a_history_or_under_a_name_that_is_no_fil
     Heir(ROOT, 1 << 20, 100.0).inherit(fs, "../a", place, 0.0, removed=True)
     assert handed_over(fs, ROOT) == {}
     assert fs.names(place / "segments") == [segment.name(2)]
+
+
+def test_what_was_handed_over_is_durable_before_its_queue_can_go() -> None:
+    fs, _ = opened()
+    place = left_by(fs, "a", 2)
+    fs.crash(KeepAll())
+    Heir(ROOT, 1 << 20, 100.0).inherit(fs, "a", place, 0.0, removed=True)
+    for directory in ("segments", "history"):
+        fs.sync_directory(place / directory)
+    fs.crash(LoseAll())
+    assert handed_over(fs, ROOT) == {"a": [1, 2]}
 
 
 def test_a_disk_that_refuses_it_leaves_it_where_it_is() -> None:
