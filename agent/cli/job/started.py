@@ -64,6 +64,11 @@ class StartedAgent(JobAgent):
     def place(self) -> str:
         return str(self.spool)
 
+    def look_ahead(self) -> None:
+        """Import what the end needs to hand the history over, too."""
+        super().look_ahead()
+        import agent.config.validation  # noqa: F401
+
     def wait_until_ready(self, until: float) -> bool:
         if not self._ready:
             heard = self._hears(b"READY=1", until)

@@ -177,7 +177,9 @@ def test_exec_works_whatever_they_hold_and_the_command_has_its_own_pythonpath(
 ) -> None:
     env = job_environment(repository.parent, api_server) | {"PYTHONPATH": pythonpath.format(repository)}
     script = 'echo "<$PYTHONPATH>"; "$@" inner'
-    done = run_in(repository, env, command, "exec", "--", "sh", "-c", script, "sh", command, *EMIT)
+    done = run_in(
+        repository, env, command, "exec", "--start-deadline", "60s", "--", "sh", "-c", script, "sh", command, *EMIT
+    )
     usage = "artifacts-agent: cache: 1 of 1 task (100 %), 1s of task time saved\n"
     assert (done.returncode, done.stdout, done.stderr) == (0, f"<{env['PYTHONPATH']}>\n", usage)
     assert hashes(api_server) == ["inner"]
