@@ -3,32 +3,54 @@
 A value is taken from the first of: `ARTIFACTS_AGENT_<SECTION>_<KEY>`, the TOML file, `TURBO_API` / `TURBO_TEAM` /
 `TURBO_TEAMID` (when not empty), the default. `""` turns an optional key off. Relative paths are relative to the
 directory of the TOML file, or to the current directory when a variable holds them; a leading `~` is `$HOME`.
+
+`[destinations.NAME]` has the keys of `[api]`, and tables with those of `[batch]`, `[retry]` and `[pause]`. What it leaves out is
+as there, but for what is one account's alone: its token, and its team. Destinations and rules stand in the file only.
 """
 
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from agent.config.directories import CONTROL_SOCKET, Directories, absolute_path, usable_path, usable_socket
-from agent.config.schema import KEYS, SECTIONS, Config, ConflictError
+from agent.config.schema import KEYS, SECTIONS, Config, DestinationConfig, KeysError, RuleConfig
+from agent.config.tokens import token_variable
 from agent.errors import ConfigError
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 PREFIX: Final = "ARTIFACTS_AGENT_"
-VARIABLES: Final = {f"{PREFIX}{key.replace('.', '_').upper()}": key for key in KEYS}
+_TABLES: Final = {"http.tokens"}  # keys that hold a table, for which there is no variable
+VARIABLES: Final = {f"{PREFIX}{key.replace('.', '_').upper()}": key for key in KEYS if key not in _TABLES}
 TURBO_VARIABLES: Final = {"TURBO_API": "api.url", "TURBO_TEAM": "api.slug", "TURBO_TEAMID": "api.team_id"}
-FILE_LIMIT: Final = 32 * 1024  # bytes; the example with all its comments has a sixth of it
+FILE_LIMIT: Final = 128 * 1024  # bytes; the example with all its comments has a tenth of it
 PROBLEM_LIMIT: Final = 20  # so many are named, the others counted
 _SOCKETS: Final = {
     "listen.stream": "events.sock",
     "listen.datagram": "datagram.sock",
     "listen.control": CONTROL_SOCKET,
 }
-_TOKEN_FILES: Final = {"api.token_file", "http.token_file"}
+_TOKEN_FILES: Final = {"api.token_file", "http.token_file", "http.tokens"}
+
+
+def _names(section: str) -> list[str]:
+    return [key.partition(".")[2] for key in KEYS if key.startswith(f"{section}.")]
+
+
+_TABLES_OF_DESTINATION: Final = {
+    each.name: _names(each.name) for each in fields(DestinationConfig) if each.name != "api"
+}
+_KEYS_OF_DESTINATION: Final = {
+    *_names("api"),
+    *(f"{table}.{name}" for table, names in _TABLES_OF_DESTINATION.items() for name in names),
+}
+_KEYS_OF_RULE: Final = [each.name for each in fields(RuleConfig)]
+_TEAM: Final = {"team_id", "slug"}
+_OF_ONE_ACCOUNT: Final = {"token_file", *_TEAM}  # not taken over from [api]
 _PATHS: Final = {"http.socket", "metrics.socket", "queue.directory", "queue.adopt", *_TOKEN_FILES, *_SOCKETS}
 # A word of letters and digits that nobody would write by hand, or one of Vercel's own tokens.
 _LIKE_A_TOKEN: Final = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9_.~+=-]{20,}|vc[a-z]_.*", re.DOTALL)
@@ -121,6 +143,7 @@ class _Sources:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.environ = environ
         self.found: dict[str, _Setting] = {}
+        self.destinations: dict[str, str] = {}  # and where each was found
         self.problems: list[str] = []
 
     def take_turbo(self) -> None:
@@ -130,8 +153,12 @@ class _Sources:
 
     def take_file(self, path: Path) -> None:
         for section, table in _read_toml(path).items():
-            if section not in SECTIONS:
-                self._unknown(f"{path}: {_name(section)}", section, {*SECTIONS, *KEYS})
+            if section == "destinations":
+                self._take_destinations(path, table)
+            elif section == "rules":
+                self._take_rules(path, table)
+            elif section not in SECTIONS:
+                self._unknown(f"{path}: {_name(section)}", section, {*SECTIONS, *KEYS, "destinations", "rules"})
             elif isinstance(table, dict):
                 self._take_table(path, section, table)
             else:
@@ -145,7 +172,56 @@ class _Sources:
             else:
                 self._unknown(f"{path}: {_name(key)}", key, KEYS)
 
+    def _take_destinations(self, path: Path, tables: object) -> None:
+        if not isinstance(tables, dict):
+            self.problems.append(
+                f"{path}: destinations: should be tables: write [destinations.NAME] above the keys of each"
+            )
+            return
+        for name, table in tables.items():
+            self.destinations[name] = f"{path}: destinations.{_name(name)}"
+            if not isinstance(table, dict):
+                self.problems.append(
+                    f"{self.destinations[name]}: should be a table: write [destinations.{_name(name)}] above its keys"
+                )
+                continue
+            for key, value in table.items():
+                if key in _TABLES_OF_DESTINATION and isinstance(value, dict):
+                    for inner, found in value.items():
+                        self._take_of_destination(path, name, f"{key}.{inner}", found)
+                else:
+                    self._take_of_destination(path, name, key, value)
+
+    def _take_of_destination(self, path: Path, name: str, key: str, value: object) -> None:
+        where = f"destinations.{name}.{key}"
+        origin = f"{self.destinations[name]}.{_name(key)}"
+        if key in _KEYS_OF_DESTINATION:
+            self.found[where] = _Setting(value, origin, path.parent)
+        elif key in _TABLES_OF_DESTINATION:
+            self.problems.append(
+                f"{origin}: should be a table: write [destinations.{_name(name)}.{key}] above its keys"
+            )
+        else:
+            self._unknown(origin, key, _KEYS_OF_DESTINATION)
+
+    def _take_rules(self, path: Path, rules: object) -> None:
+        if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
+            self.problems.append(f"{path}: rules: should be an array of tables: write [[rules]] above the keys of each")
+            return
+        for index, rule in enumerate(rules):
+            self.found[f"rules.{index}"] = _Setting(rule, f"{path}: rule {index + 1}")
+            for key, value in rule.items():
+                if key in _KEYS_OF_RULE:
+                    self.found[f"rules.{index}.{key}"] = _Setting(value, f"{path}: rule {index + 1}: {key}")
+                else:
+                    self._unknown(f"{path}: rule {index + 1}: {_name(key)}", key, _KEYS_OF_RULE)
+
     def take_variables(self) -> None:
+        tokens = {token_variable(name): name for name in self.destinations}
+        for variable in sorted(self.environ):
+            if variable.startswith(f"{PREFIX}DESTINATIONS_") and variable not in tokens:
+                hint = f"there are {', '.join(tokens)}" if tokens else "no destination is configured"
+                self.problems.append(f"{_name(variable)}: is the token of no destination: {hint}")
         sections = tuple(f"{PREFIX}{section.upper()}_" for section in SECTIONS)
         for variable in sorted(self.environ):
             if key := VARIABLES.get(variable):
@@ -190,7 +266,7 @@ class _Sources:
             config = validate(self._values())
         except ValidationError as error:
             details = [detail for detail in error.errors(include_url=False) if detail["type"] != "missing"]
-            self.problems += map(self._explain, details)
+            self.problems += dict.fromkeys(filter(None, map(self._explain, details)))
             raise self._error() from None
         if self.problems:
             raise self._error()
@@ -200,21 +276,37 @@ class _Sources:
         named, more = self.problems[:PROBLEM_LIMIT], len(self.problems) - PROBLEM_LIMIT
         return ConfigError("\n".join([*named, f"and {more} more problems"] if more > 0 else named))
 
-    def _values(self) -> dict[str, dict[str, object]]:
-        values: dict[str, dict[str, object]] = {section: {} for section in SECTIONS}
+    def _values(self) -> dict[str, Any]:
+        values: dict[str, Any] = {section: {} for section in SECTIONS}
+        rules: dict[str, dict[str, object]] = {}
+        own: dict[str, dict[str, object]] = {name: {} for name in self.destinations}
         for key, setting in self.found.items():
             section, _, name = key.partition(".")
             try:
-                values[section][name] = self._located(key, setting) if key in _PATHS else setting.value
+                value = self._located(key, setting) if key in _PATHS or _is_token_file(key) else setting.value
             except ValueError as error:
                 self.problems.append(f"{setting.origin} = {_shown(key, setting.value)}: {error}")
-        return values
+                continue
+            if section == "rules":
+                index, _, name = name.partition(".")
+                rule = rules.setdefault(index, {})
+                if name:
+                    rule[name] = value
+            elif section == "destinations":
+                destination, _, name = name.partition(".")
+                own[destination][name] = value
+            else:
+                values[section][name] = value
+        destinations = {name: _inheriting(values, found) for name, found in own.items()}
+        return {**values, "rules": list(rules.values()), "destinations": destinations}
 
     def _located(self, key: str, setting: _Setting) -> object:
         text = setting.value
+        if isinstance(text, dict):
+            return {name: self._located(key, setting._replace(value=each)) for name, each in text.items()}
         if not isinstance(text, str) or not text:
             return text
-        if key not in _TOKEN_FILES and _TOKEN_OF_VERCEL.match(text):
+        if not _is_token_file(key) and _TOKEN_OF_VERCEL.match(text):
             raise ValueError("looks like a token, which belongs into the file that api.token_file names")
         if not text.startswith("~"):
             return (setting.base / text).absolute()
@@ -223,11 +315,16 @@ class _Sources:
             raise ValueError("~ stands for HOME, which must be set; write the home of another user out")
         return home / text[2:].lstrip("/")
 
-    def _explain(self, detail: "ErrorDetails") -> str:
-        error = detail.get("ctx", {}).get("error")
-        keys = error.keys if isinstance(error, ConflictError) else (".".join(map(str, detail["loc"][:2])),)
-        key = next(key for key in keys if key in self.found)
+    def _explain(self, detail: "ErrorDetails") -> str | None:
+        """Say what is wrong with a value; None if it is inherited, and said where it stands."""
         reason = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        if detail["loc"][:1] == ("destinations",) and detail["loc"][2:] == ("[key]",):
+            return f"{self.destinations[str(detail['loc'][1])]}: {reason}"
+        key = next((key for key in _keys_of(detail) if key in self.found), None)
+        if key is None:
+            return None
+        if key in _TABLES or key.removeprefix("rules.").isdigit():  # a table, or all of a rule
+            return f"{self.found[key].origin}: {reason}"
         return f"{self.found[key].origin} = {_shown(key, self.found[key].value)}: {reason}"
 
     def _unknown(self, where: str, word: str, valid: Collection[str]) -> None:
@@ -241,6 +338,33 @@ class _Sources:
         kind = "variable" if valid is VARIABLES else "key"
         hint = ", the path of a file with the token alone" if VARIABLES.get(near, near) in _TOKEN_FILES else ""
         self.problems.append(f"{where}: unknown {kind}; the nearest is {near}{hint}")
+
+
+def _keys_of(detail: "ErrorDetails") -> list[str]:
+    """Return the keys that a complaint may be about, as they are known here."""
+    place, error = list(map(str, detail["loc"])), detail.get("ctx", {}).get("error")
+    named = list(error.keys) if isinstance(error, KeysError) else None
+    if place[:1] == ["destinations"]:
+        within = named or [".".join(place[2:4])]
+        return [f"destinations.{place[1]}.{key.removeprefix('api.')}" for key in within]
+    if place[:1] == ["rules"]:
+        return [".".join(place[:3]), ".".join(place[:2])]
+    return named or [".".join(place[:2])]
+
+
+def _inheriting(values: dict[str, Any], own: dict[str, object]) -> dict[str, dict[str, object]]:
+    """Return the sections of a destination: what it says itself, and the rest as the default has it."""
+    alone = _OF_ONE_ACCOUNT if _TEAM & own.keys() else _OF_ONE_ACCOUNT - _TEAM
+    found = {"api": {key: value for key, value in values["api"].items() if key not in alone}}
+    found |= {table: dict(values[table]) for table in _TABLES_OF_DESTINATION}
+    for key, value in own.items():
+        table, dot, name = key.partition(".")
+        found[table if dot else "api"][name or table] = value
+    return found
+
+
+def _is_token_file(key: str) -> bool:
+    return key in _TOKEN_FILES or (key.startswith("destinations.") and key.endswith(".token_file"))
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -277,8 +401,8 @@ def _short(text: str) -> str:
 
 def _shown(key: str, value: object) -> str:
     """The value on one line and not too long; one that may be a token, or a URL with a password, is not shown at all."""
-    may_be_a_token = key in _TOKEN_FILES or (isinstance(value, str) and _LIKE_A_TOKEN.fullmatch(value.strip()))
-    if may_be_a_token or (key == "api.url" and isinstance(value, str) and {"@", "?", "#"} & set(value)):
+    may_be_a_token = _is_token_file(key) or (isinstance(value, str) and _LIKE_A_TOKEN.fullmatch(value.strip()))
+    if may_be_a_token or (key.endswith(".url") and isinstance(value, str) and {"@", "?", "#"} & set(value)):
         return _NOT_SHOWN
     try:
         return _short(repr(value))

@@ -6,10 +6,12 @@ gets its signature for one.)
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from itertools import product
 from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
+
+from agent.rules import DEFAULT, Rule, Rules
 
 if TYPE_CHECKING:
     from pydantic import Field
@@ -17,15 +19,20 @@ if TYPE_CHECKING:
     from agent.config.validation import (
         AbsolutePath,
         Count,
+        DestinationName,
         Duration,
+        GroupId,
         LoopbackAddress,
         Mode,
+        OneOf,
         OrOff,
         Size,
         SocketPath,
         Url,
+        UserId,
         Word,
     )
+    from agent.rules import SocketKind
 
 KIB: Final = 1024  # bytes
 MIB: Final = 1024 * KIB
@@ -36,12 +43,19 @@ DAY: Final = 24 * HOUR
 DEFAULT_URL: Final = "https://api.vercel.com"
 
 
-class ConflictError(ValueError):
-    """Two `keys`, as `section.key`, that are fine alone; the report shows the first of them that somebody set."""
+class KeysError(ValueError):
+    """What is wrong with `keys`, as `section.key`, that are fine alone; the report shows the first of them that somebody set."""
+
+    def __init__(self, reason: str, *keys: str) -> None:
+        super().__init__(reason)
+        self.keys = keys
+
+
+class ConflictError(KeysError):
+    """Two keys do not go together."""
 
     def __init__(self, key: str, other: str, reason: str) -> None:
-        super().__init__(f"{key} and {other} {reason}")
-        self.keys = (key, other)
+        super().__init__(f"{key} and {other} {reason}", key, other)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +98,7 @@ class ListenConfig(_Section):
     mode: "Mode" = 0o660
     group: "OrOff[Word]" = None
     max_connections: "Annotated[Count, Field(ge=1)]" = 1024
+    default: Literal["allow", "deny"] = "allow"
 
     def __post_init__(self) -> None:
         for one, other in (("stream", "datagram"), ("stream", "control"), ("datagram", "control")):
@@ -98,6 +113,7 @@ class HttpConfig(_Section):
     socket: "OrOff[SocketPath]" = None
     listen: "OrOff[LoopbackAddress]" = None
     token_file: "OrOff[AbsolutePath]" = None
+    tokens: "dict[str, AbsolutePath]" = field(default_factory=dict)
     max_connections: "Annotated[Count, Field(ge=1)]" = 512
 
 
@@ -187,6 +203,42 @@ class LogConfig(_Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DestinationConfig(_Section):
+    """One destination: an account, and how its events are delivered."""
+
+    api: ApiConfig
+    batch: BatchConfig
+    retry: RetryConfig
+    pause: PauseConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleConfig:
+    """One of the rules; what its keys mean is said by `agent.rules.Rule`."""
+
+    uid: "OneOf[UserId] | None" = None
+    gid: "OneOf[GroupId] | None" = None
+    socket: "OneOf[SocketKind] | None" = None
+    team_id: "OneOf[Word] | None" = None
+    slug: "OneOf[Word] | None" = None
+    asks_for: "OneOf[str] | None" = None
+    destination: str | None = None
+    deny: bool = False
+    max_events_per_second: "Annotated[Count, Field(ge=1)] | None" = None
+    max_bytes_per_second: "Annotated[Size, Field(ge=1024)] | None" = None
+
+    def __post_init__(self) -> None:
+        if self.deny == (self.destination is not None):
+            raise ValueError("should have either destination or deny = true")
+
+    @property
+    def rule(self) -> Rule:
+        """What it says."""
+        who = (self.uid, self.gid, self.socket, self.team_id, self.slug, self.asks_for)
+        return Rule(self.destination, *who, self.max_events_per_second, self.max_bytes_per_second)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config(_Section):
     """Everything the agent can be told, checked. Sizes are bytes, durations seconds, paths absolute; no secrets."""
 
@@ -202,8 +254,36 @@ class Config(_Section):
     pause: PauseConfig
     shutdown: ShutdownConfig
     log: LogConfig
+    destinations: "dict[DestinationName, DestinationConfig]"
+    rules: tuple[RuleConfig, ...]
+
+    @property
+    def accounts(self) -> dict[str, DestinationConfig]:
+        """Return every destination by name, DEFAULT first."""
+        default = DestinationConfig(api=self.api, batch=self.batch, retry=self.retry, pause=self.pause)
+        return {DEFAULT: default, **self.destinations}
+
+    @property
+    def routing(self) -> Rules:
+        """Return who may send, and where to."""
+        return Rules(tuple(each.rule for each in self.rules), self.listen.default == "deny")
 
     def __post_init__(self) -> None:
+        self._check_sockets()
+        named = [
+            (f"rules.{index}.{key}", name)
+            for index, rule in enumerate(self.rules)
+            for key, names in (("destination", [rule.destination]), ("asks_for", sorted(rule.asks_for or ())))
+            for name in names
+            if name is not None
+        ]
+        for key, name in [*named, *(("http.tokens", name) for name in self.http.tokens)]:
+            if name not in self.accounts:
+                known = ", ".join(self.accounts)
+                advice = f"write [destinations.{name}], or correct the name"
+                raise KeysError(f"there is no destination {name!r}, only {known}: {advice}", key)
+
+    def _check_sockets(self) -> None:
         http, listen = self.http, self.listen
         paths = {"http.socket": http.socket, "metrics.socket": self.metrics.socket}
         others = {f"listen.{key}": getattr(listen, key) for key in ("stream", "datagram", "control")}
@@ -212,12 +292,14 @@ class Config(_Section):
                 raise ConflictError(one, other, "are the same path: each socket needs its own")
         if self.front.enabled and http.socket is None and http.listen is None:
             raise ConflictError("front.enabled", "http.listen", "belong together: set http.listen, or http.socket")
-        if http.listen is not None and http.token_file is None and not self.front.enabled:
+        if http.listen is not None and http.token_file is None and not http.tokens and not self.front.enabled:
             reason = "belong together, as any user of this machine can connect to a port: set http.token_file, or front.enabled"
             raise ConflictError("http.listen", "http.token_file", reason)
 
 
-SECTIONS: Final[dict[str, Any]] = {each.name: each.type for each in fields(Config)}
+SECTIONS: Final[dict[str, Any]] = {
+    each.name: each.type for each in fields(Config) if each.name not in {"destinations", "rules"}
+}
 KEYS: Final = tuple(f"{section}.{each.name}" for section, kind in SECTIONS.items() for each in fields(kind))
 # Sockets are bound once, and the queue is opened once.
 RESTART_KEYS: Final = frozenset(

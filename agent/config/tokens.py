@@ -6,13 +6,14 @@ A token is no part of a `Config`, so that a `Config` can be logged.
 import errno
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from agent.config.directories import absolute_path
 from agent.config.schema import Config
 from agent.errors import ConfigError
+from agent.rules import DEFAULT
 from agent.secret import Secret
 
 TOKEN_VARIABLES: Final = ("ARTIFACTS_AGENT_TOKEN", "TURBO_TOKEN", "VERCEL_ARTIFACTS_TOKEN")
@@ -20,32 +21,48 @@ SYSTEM_TOKEN_FILE: Final = "/etc/artifacts-agent/token"  # noqa: S105 - a path
 TOKEN_LIMIT: Final = 8192  # bytes; servers refuse a header line that is longer
 
 
-def token_source(config: Config, environ: Mapping[str, str]) -> Path | str | None:
+def token_variable(destination: str) -> str:
+    """Return the variable that may hold the token of a destination other than DEFAULT."""
+    return f"ARTIFACTS_AGENT_DESTINATIONS_{destination.upper().replace('-', '_')}_TOKEN"
+
+
+def token_source(config: Config, environ: Mapping[str, str], destination: str = DEFAULT) -> Path | str | None:
     """Where `read_token` takes the token from: the file to watch, the name of a variable, or None."""
-    return _source(config.api.token_file, environ)
+    file = config.accounts[destination].api.token_file
+    if destination == DEFAULT:
+        return _source(file, environ)
+    return _source(file, environ, f"token.{destination}", (token_variable(destination),))
 
 
-def _source(token_file: Path | None, environ: Mapping[str, str]) -> Path | str | None:
+def _source(
+    token_file: Path | None,
+    environ: Mapping[str, str],
+    name: str = "token",
+    variables: Sequence[str] = TOKEN_VARIABLES,
+) -> Path | str | None:
     if token_file:
         return token_file
     credentials = absolute_path(environ, "CREDENTIALS_DIRECTORY")
-    credential = credentials / "token" if credentials and os.path.lexists(credentials / "token") else None
+    credential = credentials / name if credentials and os.path.lexists(credentials / name) else None
     if credential is not None and not _is_blank(credential):
         return credential
-    return next((name for name in TOKEN_VARIABLES if environ.get(name, "").strip()), credential)
+    return next((name for name in variables if environ.get(name, "").strip()), credential)
 
 
-def read_token(config: Config, environ: Mapping[str, str]) -> Secret | None:
+def read_token(config: Config, environ: Mapping[str, str], destination: str = DEFAULT) -> Secret | None:
     """The API token without the space around it, or None where there is no token anywhere.
 
     Raises ConfigError, which never shows the content, when the source exists and does not hold one usable token.
     """
-    return find_token(config.api.token_file, environ)
+    return _read(token_source(config, environ, destination), config.accounts[destination].api.token_file, environ)
 
 
 def find_token(token_file: Path | None, environ: Mapping[str, str]) -> Secret | None:
-    """Do as `read_token` does, where of a configuration no more than api.token_file is known."""
-    source = _source(token_file, environ)
+    """Do as `read_token` does for DEFAULT, where of a configuration no more than api.token_file is known."""
+    return _read(_source(token_file, environ), token_file, environ)
+
+
+def _read(source: Path | str | None, token_file: Path | None, environ: Mapping[str, str]) -> Secret | None:
     if source is None:
         return None
     if isinstance(source, str):

@@ -3,7 +3,9 @@
 Imported only to check one: pydantic takes longer to import than most commands run, and a fifth of an idle daemon's memory.
 """
 
+import grp
 import ipaddress
+import pwd
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter  # noqa
 
 from agent.config.directories import usable_path, usable_socket
 from agent.config.schema import Config
+from agent.rules import DEFAULT, SocketKind  # noqa: F401 - SocketKind is for `schema`
 from agent.units import parse_duration, parse_size
 
 T = TypeVar("T")
@@ -77,6 +80,36 @@ def _must(holds: Callable[[T], bool], reason: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _one_or_several(value: object) -> object:
+    if isinstance(value, list | tuple):
+        if not value:
+            raise ValueError("is empty, so that nobody could match: leave it out to match everybody")
+        return value
+    return (value,)
+
+
+def _id_of(find: Callable[[str], int], what: str) -> BeforeValidator:
+    """Return what makes a number of a user's or group's name, or of digits."""
+
+    def number(value: object) -> int:
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _NO_ID:
+            return value
+        if not isinstance(value, str) or not value:
+            raise ValueError(f"should be a {what}, by name or number")
+        if value.isascii() and value.isdigit() and int(value) < _NO_ID:
+            return int(value)
+        try:
+            return find(value)
+        except (KeyError, ValueError):  # ValueError: a NUL
+            raise ValueError(f"there is no {what} {value!r} here: create it, or write its number") from None
+
+    return BeforeValidator(number)
+
+
+_NO_ID = 2**32 - 1  # -1 as the kernel writes it
+UserId = Annotated[int, _id_of(lambda name: pwd.getpwnam(name).pw_uid, "user")]
+GroupId = Annotated[int, _id_of(lambda name: grp.getgrnam(name).gr_gid, "group")]
+OneOf = Annotated[frozenset[T], BeforeValidator(_one_or_several)]
 OrOff = Annotated[T | None, BeforeValidator(_off)]
 Word = Annotated[str, _must(_is_word, "should be one word without spaces or control characters")]
 Count = Annotated[int, BeforeValidator(_count)]
@@ -95,6 +128,21 @@ Url = Annotated[
     _must(_hides_the_token, "should be https: plain http shows the token to the network, only loopback may use it"),
     AfterValidator(lambda url: url.rstrip("/")),
 ]
+
+_DESTINATION_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
+
+
+def _destination_name(value: str) -> str:
+    if value == DEFAULT:
+        raise ValueError(f"{DEFAULT} is the one that [api] describes: choose another name")
+    if not _DESTINATION_NAME.fullmatch(value):
+        raise ValueError(
+            "should be a name of at most 32 lower-case letters, digits and hyphens, such as web-2: it names a directory"
+        )
+    return value
+
+
+DestinationName = Annotated[str, AfterValidator(_destination_name)]
 
 _CONFIG: Final = TypeAdapter(Config)
 _CONFIG.rebuild(raise_errors=True, _types_namespace=globals())  # `schema` has but the names of what is above
