@@ -7,6 +7,7 @@ from agent.config.schema import (
     KEYS,
     RESTART_KEYS,
     Config,
+    DestinationConfig,
     differences,
     needs_restart,
 )
@@ -15,11 +16,12 @@ from agent.config.tokens import (
     TokenFiles,
     exposed_token_files,
     find_token,
-    read_http_token,
+    read_http_tokens,
     read_token,
     read_token_file,
     token_files,
     token_source,
+    token_variable,
 )
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "TURBO_VARIABLES",
     "VARIABLES",
     "Config",
+    "DestinationConfig",
     "Directories",
     "Places",
     "TokenFiles",
@@ -41,11 +44,12 @@ __all__ = [
     "find_token",
     "load",
     "needs_restart",
-    "read_http_token",
+    "read_http_tokens",
     "read_token",
     "read_token_file",
     "runtime_directory",
     "state_directory",
     "token_files",
     "token_source",
+    "token_variable",
 ]

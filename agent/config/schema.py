@@ -308,8 +308,11 @@ RESTART_KEYS: Final = frozenset(
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """The keys, as `section.key`, whose values differ."""
-    return [key for key in KEYS if attrgetter(key)(old) != attrgetter(key)(new)]
+    """The keys, as `section.key`, whose values differ, `destinations.NAME` of those that do, and `rules`."""
+    keys = [key for key in KEYS if attrgetter(key)(old) != attrgetter(key)(new)]
+    before, after = old.destinations, new.destinations
+    names = [f"destinations.{name}" for name in {**before, **after} if before.get(name) != after.get(name)]
+    return [*keys, *names, *(["rules"] if old.rules != new.rules else [])]
 
 
 def needs_restart(old: Config, new: Config) -> list[str]:

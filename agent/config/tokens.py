@@ -79,18 +79,22 @@ def _usable(secret: Secret, source: Path | str) -> Secret:
     return secret
 
 
-def read_http_token(config: Config, environ: Mapping[str, str]) -> Secret | None:
-    """What clients are to send: the token in http.token_file, or else the API's; None where neither front nor port is.
+def read_http_tokens(config: Config, environ: Mapping[str, str]) -> dict[str, Secret]:
+    """What clients are to send, by the destination that it is for; empty where neither front nor port is.
 
-    Raises ConfigError as `read_token` does, and where there is none.
+    That for DEFAULT is in http.token_file, or else the API's. Raises ConfigError as `read_token` does, and where there is none.
     """
-    if config.http.listen is None and not (config.front.enabled and config.http.token_file):
-        return None
-    if config.http.token_file is None:
-        if (token := read_token(config, environ)) is None:
-            raise ConfigError("http.listen: clients need a token there: set http.token_file, or one for the API")
-        return token
-    return read_token_file(config.http.token_file)
+    http = config.http
+    if http.listen is None and not (config.front.enabled and (http.token_file or http.tokens)):
+        return {}
+    found = {name: read_token_file(path) for name, path in http.tokens.items()}
+    if http.token_file is not None:
+        found[DEFAULT] = read_token_file(http.token_file)
+    elif http.listen is not None and (token := read_token(config, environ)) is not None:
+        found.setdefault(DEFAULT, token)
+    if not found:
+        raise ConfigError("http.listen: clients need a token there: set http.token_file, or one for the API")
+    return found
 
 
 def read_token_file(path: Path) -> Secret:
@@ -156,22 +160,29 @@ class Fingerprint(NamedTuple):
     size: int
 
 
-class TokenFiles(NamedTuple):
-    """The files with the API's token, and with that of clients over TCP."""
-
-    api: Fingerprint | None
-    clients: Fingerprint | None
+TokenFiles = Mapping[str, Fingerprint]
+"""Files with tokens, by the key that names them, as far as they are there."""
 
 
-def token_files(settings: Config, environ: Mapping[str, str]) -> TokenFiles:
+def token_files(config: Config, environ: Mapping[str, str]) -> TokenFiles:
     """Look at the files that a configuration names."""
-    return TokenFiles(_fingerprint(token_source(settings, environ)), _fingerprint(settings.http.token_file))
+    found = {key: _fingerprint(path) for key, path in _token_paths(config, environ).items()}
+    return {key: fingerprint for key, fingerprint in found.items() if fingerprint is not None}
 
 
-def exposed_token_files(settings: Config, environ: Mapping[str, str]) -> list[Path]:
+def exposed_token_files(config: Config, environ: Mapping[str, str]) -> list[Path]:
     """Return those of the files with tokens that every user of the machine may read, as far as their own mode goes."""
-    files = (token_source(settings, environ), settings.http.token_file if settings.http.listen else None)
-    return [path for path in dict.fromkeys(files) if isinstance(path, Path) and _readable_by_others(path)]
+    files = _token_paths(config, environ)
+    if not config.http.listen:
+        files = {key: path for key, path in files.items() if not key.startswith("http.")}
+    return [path for path in dict.fromkeys(files.values()) if isinstance(path, Path) and _readable_by_others(path)]
+
+
+def _token_paths(config: Config, environ: Mapping[str, str]) -> dict[str, Path | str | None]:
+    """Return where each token is, by key: a file, or the name of a variable."""
+    found = {f"{name}.token": token_source(config, environ, name) for name in config.accounts}
+    clients = {f"http.tokens.{name}": path for name, path in config.http.tokens.items()}
+    return {**found, "http.token_file": config.http.token_file, **clients}
 
 
 def _readable_by_others(path: Path) -> bool:

@@ -77,11 +77,14 @@ class OverQuotaStatus(msgspec.Struct, frozen=True):
 
 
 class DestinationStatus(msgspec.Struct, frozen=True):
-    """One destination. `state` is "running", "backing_off" or "paused"; `since` and `until` are times, where they are known.
+    """One destination. `state` is "running", "backing_off", "paused" or "failed".
+
+    `since` and `until` are times, where they are known.
 
     `dead_letters` is how many are kept, None while that cannot be told; `dead_letters_discarded` made room for younger ones.
     `batch_limit` is None where an older daemon does not say. `over_quota` are those who sent more than their share, most bytes
-    first.
+    first. One that is no longer configured is `retired`: it takes nothing new, and delivers what it has. A queue that cannot be
+    opened is "failed".
     """
 
     state: str = ""
@@ -98,6 +101,7 @@ class DestinationStatus(msgspec.Struct, frozen=True):
     storage_error: str | None = None
     batch_limit: BatchLimitStatus | None = None
     over_quota: list[OverQuotaStatus] = []
+    retired: bool = False
 
 
 class NotReady(msgspec.Struct, frozen=True):

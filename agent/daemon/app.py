@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 
 import anyio
 import msgspec
@@ -22,7 +23,6 @@ from agent.daemon.settings import Settings
 from agent.daemon.signals import Signals
 from agent.daemon.systemd import Notifier, show_trouble
 from agent.queue.filesystem import OsFilesystem
-from agent.queue.lock import lock_queue
 from agent.runtime import Runtime, run_in_thread
 from agent.spools.identity import add
 
@@ -49,25 +49,24 @@ async def _run(
     notifier, signals = Notifier(environ), Signals(parent)
     async with AsyncExitStack() as opened:
         fs = OsFilesystem()
-        opened.callback(lock_queue(fs, settings.config.queue.directory).release)
         services: list[Service] = []
         reloader = Reloader(load, environ, settings, services, notifier)
         parts = assemble(settings, environ, fs, RUNTIME, opened, reloader.reload, for_job=parent is not None)
         services += parts.services
-        resume_if_token_is_newer(parts.pipelines.values(), settings)
+        pipelines = parts.destinations.pipelines
+        resume_if_token_is_newer(pipelines, settings)
+        parts.destinations.follow(partial(show_trouble, notifier))
         async with anyio.create_task_group() as tasks:
             await tasks.start(signals.watch, reloader.reload_if_valid)
             tasks.start_soon(signals.watch_parent)
             tasks.start_soon(reloader.watch_tokens)
             tasks.start_soon(logging.report_held_back)
-            tasks.start_soon(notifier.feed_watchdog, [each.commit_once for each in parts.pipelines.values()])
+            tasks.start_soon(notifier.feed_watchdog, lambda: [each.commit_once for each in pipelines.values()])
             for service in services:
                 service.start(tasks)
             gc.enable()
             gc.freeze()  # what stays for good: to look through it again and again would hold everybody up, 40 ms at a time
             notifier.enter("Taking events", "READY=1")
-            for name, pipeline in parts.pipelines.items():
-                tasks.start_soon(show_trouble, notifier, name, pipeline)
             if config.token_source(settings.config, environ) is None:
                 log.warning("no_token", hint="set api.token_file, or requests go out without one")
             warn_of_exposed_tokens(settings, environ)
@@ -85,7 +84,7 @@ async def _run(
                 await _drain(parts.deliveries, deadline - anyio.current_time())
             tasks.cancel_scope.cancel()
     logging.say_held_back()
-    log.info("stopped", ledger=msgspec.to_builtins(add(each.ledger() for each in parts.pipelines.values())))
+    log.info("stopped", ledger=msgspec.to_builtins(add(each.ledger() for each in pipelines.values())))
 
 
 async def _drain(services: Sequence[Service], seconds: float) -> None:

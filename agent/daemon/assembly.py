@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from agent.control.routes import Control
 from agent.control.schema import Reloaded, StatusReport
 from agent.control.scrape import ScrapeListener
+from agent.daemon.destinations import Destinations
 from agent.daemon.listening import connection_limits, open_sockets
 from agent.daemon.service import Service
 from agent.daemon.services import (
@@ -14,15 +15,12 @@ from agent.daemon.services import (
     ControlService,
     FrontService,
     HttpService,
-    IdentityService,
     ListenerService,
     MetricsService,
-    PipelineService,
     StreamService,
 )
 from agent.daemon.settings import Settings, limits_of
-from agent.daemon.wiring import access_policy, adoption_policy, delivery_config
-from agent.delivery.pipeline import Pipeline
+from agent.daemon.wiring import access_policy, adoption_policy
 from agent.http.proxy import Proxy
 from agent.ingest import sockets
 from agent.ingest.datagram import DatagramListener
@@ -30,9 +28,9 @@ from agent.ingest.http_events import HttpListener
 from agent.ingest.intake import Intake
 from agent.ingest.stream import StreamListener
 from agent.queue.filesystem import Filesystem
+from agent.rules import DEFAULT
 from agent.runtime import Runtime
 from agent.spools.adoption import Adoption
-from agent.spools.identity import DESTINATION
 
 HTTP_ROLES = ("http", "http_tcp")
 METRICS_ROLES = ("metrics", "metrics_tcp")
@@ -42,7 +40,7 @@ METRICS_ROLES = ("metrics", "metrics_tcp")
 class Parts:
     """What a daemon consists of. It is drained in this order: `listeners`, `deliveries`; the `others` go on to the end."""
 
-    pipelines: Mapping[str, Pipeline]
+    destinations: Destinations
     listeners: Sequence[Service]
     deliveries: Sequence[Service]
     others: Sequence[Service]
@@ -63,20 +61,18 @@ def assemble(
     *,
     for_job: bool,
 ) -> Parts:
-    """Open the queue and the sockets; `opened` closes them. Raises ConfigError, StorageError or ListenError.
+    """Open the queues and the sockets; `opened` closes them. Raises ConfigError, StorageError or ListenError.
 
     `reload` is for who asks for it on the control socket; a daemon `for_job` has been handed sockets that end with it.
     """
     config, limits = settings.config, limits_of(settings.config)
-    identity = IdentityService(fs, settings)
-    identity.identify()
-    others: list[Service] = [identity]
+    others: list[Service] = []
 
-    directory = config.queue.directory / DESTINATION
-    pipelines = {DESTINATION: Pipeline(fs, directory, limits, delivery_config(settings, runtime), runtime)}
-    deliveries: list[Service] = [PipelineService(pipeline, runtime) for pipeline in pipelines.values()]
-    for each in deliveries:
-        opened.push_async_callback(each.close)
+    destinations = Destinations(settings, fs, runtime)
+    opened.push_async_callback(destinations.close)
+    destinations.open_all()
+    pipelines = destinations.pipelines
+    deliveries: list[Service] = [destinations]
 
     proxy = None
     if config.front.enabled:
@@ -89,7 +85,7 @@ def assemble(
     for socket in bound.values():
         opened.callback(socket.release)
     max_connections = connection_limits(config)
-    intake = Intake(pipelines[DESTINATION])  # where all events go, as long as no rule says otherwise
+    intake = Intake(pipelines[DEFAULT])  # where all events go, as long as no rule says otherwise
     listeners: list[ListenerService] = []
     if "stream" in bound:
         listeners.append(StreamService(StreamListener(bound["stream"], intake, max_connections.stream)))
@@ -104,7 +100,7 @@ def assemble(
 
     adoptions: list[Adoption] = []
     if config.queue.adopt is not None:
-        policy, owner = adoption_policy(settings, runtime), pipelines[DESTINATION]
+        policy, owner = adoption_policy(settings, runtime), pipelines[DEFAULT]
         adoptions.append(Adoption(fs, config.queue.adopt, config.queue.directory, limits, policy, runtime, owner))
         deliveries += [AdoptionService(adoption, runtime) for adoption in adoptions]
 
@@ -128,4 +124,4 @@ def assemble(
         metrics = MetricsService(ScrapeListener(for_metrics, control.monitoring.routes), path, address)
         describe.append(metrics.describe)
         others.append(metrics)
-    return Parts(pipelines, listeners, deliveries, others)
+    return Parts(destinations, listeners, deliveries, others)

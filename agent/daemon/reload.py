@@ -2,14 +2,14 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import anyio
 import structlog
 
 from agent import config
-from agent.config import Config, TokenFiles, token_files
+from agent.config import Config, token_files
 from agent.control.schema import Reloaded
 from agent.daemon import logging
 from agent.daemon.journal import is_journal
@@ -54,8 +54,7 @@ class Reloader:
         """Take new tokens over when their files are replaced; the configuration, which may be half edited, is not read."""
         while True:
             await anyio.sleep(TOKEN_POLL_SECONDS)
-            found = token_files(self.settings.config, self._environ)
-            found = TokenFiles(found.api or self._files.api, found.clients or self._files.clients)
+            found = {**self._files, **token_files(self.settings.config, self._environ)}
             if found != self._files:
                 self._files = found
                 with contextlib.suppress(ConfigError):  # it is in the log
@@ -84,7 +83,7 @@ class Reloader:
         for key in restart_needed:
             self._log.warning("restart_needed", key=key)
         logging.configure(new.config.log.level, new.config.log.format, to_journal=is_journal(self._environ))
-        new_token = (new.token, new.clients_token) != (old.token, old.clients_token)
+        new_token = (new.tokens, new.clients_tokens) != (old.tokens, old.clients_tokens)
         changed = [*config.differences(old.config, new.config), *(["token"] if new_token else [])]
         self._log.info("reloaded", changed=changed)
         warn_of_exposed_tokens(new, self._environ)
@@ -99,12 +98,12 @@ def _until_restart(old: Config, new: Config) -> Config:
     return replace(new, **{section: getattr(old, section) for section in fixed})
 
 
-def resume_if_token_is_newer(pipelines: Iterable[Pipeline], settings: Settings) -> None:
+def resume_if_token_is_newer(pipelines: Mapping[str, Pipeline], settings: Settings) -> None:
     """End pauses if the token was replaced while no daemon ran. Of a credential systemd makes a new copy at each start."""
-    token = settings.token_files.api
-    for pipeline in pipelines:
-        since = pipeline.paused_since
-        if since is not None and token is not None and settings.config.api.token_file and token.changed_at > since:
+    for name, pipeline in pipelines.items():
+        since, token = pipeline.paused_since, settings.token_files.get(f"{name}.token")
+        is_a_file = settings.config.accounts[name].api.token_file is not None
+        if since is not None and token is not None and is_a_file and token.changed_at > since:
             pipeline.resume()
 
 

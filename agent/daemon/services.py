@@ -1,31 +1,24 @@
 """The parts of a daemon as services. What they are made of knows nothing of daemons."""
 
-import contextlib
-import secrets
 from functools import partial
 from socket import socket
 from typing import Protocol
 
 import anyio
-import structlog
 from anyio.abc import TaskGroup
 
 from agent.control.routes import Control
-from agent.control.schema import ApiStatus, HttpStatus, MetricsStatus, StatusReport
+from agent.control.schema import HttpStatus, MetricsStatus, StatusReport
 from agent.control.scrape import ScrapeListener
 from agent.control.status import adoption_status
 from agent.daemon.service import Apply, Service
-from agent.daemon.settings import Settings, account_of
-from agent.daemon.wiring import access_policy, adoption_policy, delivery_config
-from agent.delivery.pipeline import Pipeline
-from agent.errors import StorageError
+from agent.daemon.settings import Settings
+from agent.daemon.wiring import access_policy, adoption_policy
 from agent.http import server
 from agent.http.proxy import Proxy
 from agent.ingest.http_events import HttpListener
 from agent.ingest.stream import StreamListener
-from agent.queue.filesystem import Filesystem
 from agent.runtime import Runtime
-from agent.spools import identity
 from agent.spools.adoption import Adoption
 
 READ_OUT_SECONDS = 5.0
@@ -127,37 +120,6 @@ class FrontService(Service):
         await self._proxy.aclose()
 
 
-class PipelineService(Service):
-    """A pipeline. When it is drained, everything that was taken is on disk at the end."""
-
-    def __init__(self, pipeline: Pipeline, runtime: Runtime) -> None:
-        self._pipeline = pipeline
-        self._runtime = runtime
-        self._ended = anyio.Event()
-
-    def start(self, tasks: TaskGroup) -> None:
-        tasks.start_soon(self._run)
-
-    async def _run(self) -> None:
-        try:
-            await self._pipeline.run()
-        finally:
-            self._ended.set()
-
-    def reload(self, new: Settings) -> Apply:
-        return partial(self._pipeline.reconfigure, delivery_config(new, self._runtime))
-
-    async def drain(self, seconds: float) -> None:
-        try:
-            await self._pipeline.drain(seconds)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await self._ended.wait()
-
-    async def close(self) -> None:
-        await self._pipeline.close()
-
-
 class AdoptionService(Service):
     """The adoption of spools."""
 
@@ -182,39 +144,6 @@ class AdoptionService(Service):
 
     def describe(self, report: StatusReport) -> None:
         report.adopted = adoption_status(self._adoption.report())
-
-
-class IdentityService(Service):
-    """Has the queue directory say whose its events are, for whoever adopts it one day."""
-
-    def __init__(self, fs: Filesystem, settings: Settings) -> None:
-        self._fs = fs
-        self._account = account_of(settings.config)
-        self._directory = settings.config.queue.directory
-
-    def reload(self, new: Settings) -> Apply:
-        def take_over() -> None:
-            self._account = account_of(new.config)
-            self.identify()
-
-        return take_over
-
-    def describe(self, report: StatusReport) -> None:
-        report.api = ApiStatus(self._account.url, self._account.team_id, self._account.slug)
-
-    def identify(self) -> None:
-        """Write it down, or warn that it cannot be; say so if it has been another account's."""
-        log, before = structlog.get_logger("agent.daemon"), None
-        with contextlib.suppress(StorageError):  # it is damaged, and made anew
-            before = identity.read_identity(self._fs, self._directory)
-        if before is not None and before.account != self._account:
-            log.warning(
-                "account_changed", was=str(before.account), now=str(self._account), hint="what waits goes there, too"
-            )
-        try:
-            identity.identify(self._fs, self._directory, self._account, secrets.token_hex(16))
-        except StorageError as error:
-            log.warning("identity_not_written", error=str(error))
 
 
 class MetricsService(Service):

@@ -1,37 +1,63 @@
-"""What a daemon goes by: a configuration with its tokens, and what it says of the queue and the account.
+"""What a daemon goes by: a configuration with its tokens, and what it says of queues and accounts.
 
 Quick to import: commands need it without a daemon.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
-from agent.config import Config, TokenFiles, read_http_token, read_token, token_files
+from agent.config import Config, TokenFiles, read_http_tokens, read_token, token_files, token_variable
+from agent.errors import ConfigError
 from agent.queue import segment
 from agent.queue.store import Limits
+from agent.rules import DEFAULT
 from agent.secret import Secret
 from agent.spools.identity import Account
+
+_DESTINATIONS = "destinations"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A configuration and what stands outside of it: the API's token, that of clients over TCP, and how their files look."""
+    """A configuration and what stands outside of it: tokens, and how their files look.
+
+    `tokens` are those for the API, by destination; where one other than DEFAULT has none, `tokenless` says why. `clients_tokens`
+    are what clients send over TCP, by the destination that it is for.
+    """
 
     config: Config
-    token: Secret | None
-    clients_token: Secret | None
+    tokens: Mapping[str, Secret | None]
+    tokenless: Mapping[str, str]
+    clients_tokens: Mapping[str, Secret]
     token_files: TokenFiles
 
     @classmethod
     def read(cls, config: Config, environ: Mapping[str, str]) -> Self:
-        """Read the tokens of a configuration. Raises ConfigError."""
+        """Read the tokens of a configuration. Raises ConfigError, but not for what is one further destination's trouble."""
         files = token_files(config, environ)  # first: a token that is replaced meanwhile is read again later
-        return cls(config, read_token(config, environ), read_http_token(config, environ), files)
+        tokens: dict[str, Secret | None] = {DEFAULT: read_token(config, environ)}
+        tokenless: dict[str, str] = {}
+        for name in config.destinations:
+            try:
+                tokens[name] = read_token(config, environ, name)
+            except ConfigError as error:
+                tokens[name], tokenless[name] = None, str(error)
+            else:
+                if tokens[name] is None:
+                    tokenless[name] = f"no token: set destinations.{name}.token_file, or {token_variable(name)}"
+        return cls(config, tokens, tokenless, read_http_tokens(config, environ), files)
+
+
+def queue_directory(config: Config, destination: str = DEFAULT) -> Path:
+    """Return the directory of a destination's queue: one inside of DEFAULT's, and of the same shape."""
+    root = config.queue.directory
+    return root if destination == DEFAULT else root / _DESTINATIONS / destination
 
 
 def limits_of(config: Config) -> Limits:
-    """Return what bounds the queue of a configuration."""
+    """Return what bounds each queue of a configuration."""
     queue = config.queue
     return Limits(
         # Space is freed by whole segments; and a segment's length must tell it from a file that is no segment.
@@ -46,6 +72,7 @@ def limits_of(config: Config) -> Limits:
     )
 
 
-def account_of(config: Config) -> Account:
-    """Return where the events of a configuration go."""
-    return Account(config.api.url, config.api.team_id, config.api.slug)
+def account_of(config: Config, destination: str = DEFAULT) -> Account:
+    """Return where the events of a destination go."""
+    api = config.accounts[destination].api
+    return Account(api.url, api.team_id, api.slug)

@@ -48,12 +48,12 @@ class Notifier:
         if self._phase and before != self._trouble:
             self.notify(f"STATUS={status_line(self._phase, self._trouble.values())}")
 
-    async def feed_watchdog(self, write_paths: Sequence[Callable[[], Awaitable[object]]]) -> None:
+    async def feed_watchdog(self, write_paths: Callable[[], Sequence[Callable[[], Awaitable[object]]]]) -> None:
         """Tell systemd again and again that the daemon is alive, but only as long as every write path answers."""
         if self.watchdog_seconds is None:
             return
         while True:
-            for answers in write_paths:
+            for answers in write_paths():
                 await answers()
             self.notify("WATCHDOG=1")
             await anyio.sleep(self.watchdog_seconds / 3)

@@ -41,3 +41,21 @@ class Transport(Protocol):
 
     async def aclose(self) -> None:
         """Release connections."""
+
+
+class NoTransport:
+    """A transport to a destination that cannot be asked before somebody has mended its configuration: see `Transport`."""
+
+    def __init__(self, reason: str) -> None:
+        self._verdict = Verdict(Kind.MISCONFIGURED, reason)
+
+    async def send(self, _: Batch) -> Verdict:
+        """See `Transport`: it sends nothing."""
+        return self._verdict
+
+    async def probe(self) -> Verdict:
+        """See `Transport`."""
+        return self._verdict
+
+    async def aclose(self) -> None:
+        """See `Transport`: there is nothing to release."""

@@ -79,7 +79,7 @@ def _clients_token(settings: Config, environ: Mapping[str, str]) -> Iterator[Che
     if settings.http.listen is None:
         return
     try:
-        config.read_http_token(settings, environ)
+        config.read_http_tokens(settings, environ)
     except ConfigError as error:
         yield CheckResult("clients' token", False, str(error))
     else:

@@ -22,7 +22,7 @@ from agent.config import (
     exposed_token_files,
     load,
     needs_restart,
-    read_http_token,
+    read_http_tokens,
     read_token,
     runtime_directory,
     state_directory,
@@ -511,26 +511,22 @@ def test_a_port_on_loopback_is_fine(tmp_path: Path, address: str) -> None:
 
 def test_with_the_front_clients_may_use_the_apis_token(tmp_path: Path) -> None:
     config = loaded(written(tmp_path, '[http]\nlisten = "127.0.0.1:0"\n[front]\nenabled = true\n'))
-    token = read_http_token(config, {"TURBO_TOKEN": SECRET})
-    assert token is not None
-    assert token.reveal() == SECRET
+    assert read_http_tokens(config, {"TURBO_TOKEN": SECRET}) == {"default": Secret(SECRET)}
     with pytest.raises(ConfigError, match=r"http\.listen: clients need a token there"):
-        read_http_token(config, {})
+        read_http_tokens(config, {})
 
 
 def test_clients_may_have_a_token_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "t").write_text(f"{SECRET}\n")
     path = written(tmp_path, '[http]\nlisten = "127.0.0.1:0"\ntoken_file = "t"\n')
-    token = read_http_token(loaded(path), {"TURBO_TOKEN": "another"})
-    assert token is not None
-    assert token.reveal() == SECRET
+    assert read_http_tokens(loaded(path), {"TURBO_TOKEN": "another"}) == {"default": Secret(SECRET)}
     (tmp_path / "t").write_text("two words")
     with pytest.raises(ConfigError, match="the token has spaces"):
-        read_http_token(loaded(path), {})
+        read_http_tokens(loaded(path), {})
 
 
 def test_without_a_port_clients_need_no_token() -> None:
-    assert read_http_token(loaded(), {"TURBO_TOKEN": SECRET}) is None
+    assert read_http_tokens(loaded(), {"TURBO_TOKEN": SECRET}) == {}
 
 
 def test_socket_path_of_exactly_the_limit_is_fine() -> None:
@@ -742,7 +738,7 @@ def test_a_token_in_the_place_of_its_files_path_is_never_shown(tmp_path: Path, k
     port = {"ARTIFACTS_AGENT_HTTP_LISTEN": "127.0.0.1:0", "ARTIFACTS_AGENT_FRONT_ENABLED": "true"}
     config = loaded(written(tmp_path, assigned(key, f'"{pasted}"')), **port)
     with pytest.raises(ConfigError) as caught:
-        (read_token if key == "api.token_file" else read_http_token)(config, {"TURBO_TOKEN": "t"})
+        (read_token if key == "api.token_file" else read_http_tokens)(config, {"TURBO_TOKEN": "t"})
     assert re.match(rf"{tmp_path}/… \(the rest is not shown: is it the token\?.*\): cannot read", str(caught.value))
     assert pasted not in "".join(traceback.format_exception(caught.value))
 

@@ -1,0 +1,217 @@
+"""The destinations of a daemon, each with a queue, a worker and a lock of its own, and how they come and go with a reload."""
+
+import contextlib
+import secrets
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+from msgspec.structs import replace
+
+from agent.control.schema import ApiStatus, DestinationStatus, StatusReport
+from agent.daemon.service import Apply, Service
+from agent.daemon.settings import Settings, account_of, limits_of, queue_directory
+from agent.daemon.wiring import delivery_config
+from agent.delivery.pipeline import DeliveryConfig, Pipeline
+from agent.errors import QueueLockedError, StorageError
+from agent.queue.filesystem import Filesystem, Lock
+from agent.queue.lock import lock_queue
+from agent.rules import DEFAULT
+from agent.runtime import Runtime
+from agent.spools import identity
+from agent.spools.identity import DESTINATION, Account
+
+Follow = Callable[[str, Pipeline], Coroutine[None, None, None]]
+
+
+@dataclass
+class _Open:
+    """A destination whose queue is open: with `retiring`, it takes nothing new, and ends when nothing waits."""
+
+    pipeline: Pipeline
+    directory: Path
+    lock: Lock
+    account: Account
+    retiring: anyio.CancelScope | None = None
+    ended: anyio.Event = field(default_factory=anyio.Event)
+
+
+class Destinations(Service):
+    """All of them. What is wrong with one is that one's trouble alone, but for DEFAULT, without which no daemon starts.
+
+    `pipelines` are those that are open, by name; `failed` says why others cannot be.
+    """
+
+    def __init__(self, settings: Settings, fs: Filesystem, runtime: Runtime) -> None:
+        self._settings = settings
+        self._fs = fs
+        self._runtime = runtime
+        self._log = structlog.get_logger("agent.daemon")
+        self._open: dict[str, _Open] = {}
+        self._tasks: TaskGroup | None = None
+        self._follow: Follow | None = None
+        self._draining = False
+        self.pipelines: dict[str, Pipeline] = {}
+        self.failed: dict[str, str] = {}
+
+    def open_all(self) -> None:
+        """Open what is configured. Raises StorageError or QueueLockedError for DEFAULT, and ConfigError."""
+        for name, delivery in self._deliveries(self._settings).items():
+            self._try_to_open(name, delivery)
+
+    def follow(self, follow: Follow) -> None:
+        """Have this run beside each pipeline, as long as it is open. Call it before `start`."""
+        self._follow = follow
+
+    def start(self, tasks: TaskGroup) -> None:
+        self._tasks = tasks
+        for name in self._open:
+            tasks.start_soon(self._run, name)
+
+    async def _run(self, name: str) -> None:
+        this = self._open[name]
+        async with anyio.create_task_group() as beside:
+            if self._follow is not None:
+                beside.start_soon(self._follow, name, this.pipeline)
+            try:
+                await this.pipeline.run()
+            finally:
+                this.ended.set()
+                beside.cancel_scope.cancel()
+
+    # Opening
+
+    def _deliveries(self, settings: Settings) -> dict[str, DeliveryConfig]:
+        return {name: delivery_config(settings, self._runtime, name) for name in settings.config.accounts}
+
+    def _try_to_open(self, name: str, delivery: DeliveryConfig) -> None:
+        try:
+            self._open_one(name, delivery)
+        except (StorageError, QueueLockedError) as error:
+            if name == DEFAULT:
+                raise
+            self.failed[name] = str(error)
+            self._log.error("destination_failed", destination=name, error=str(error))
+
+    def _open_one(self, name: str, delivery: DeliveryConfig) -> None:
+        config = self._settings.config
+        directory = queue_directory(config, name)
+        lock = lock_queue(self._fs, directory)
+        try:
+            pipeline = Pipeline(self._fs, directory / DESTINATION, limits_of(config), delivery, self._runtime)
+        except BaseException:
+            lock.release()
+            raise
+        self._open[name] = _Open(pipeline, directory, lock, account_of(config, name))
+        self.pipelines[name] = pipeline
+        self.failed.pop(name, None)
+        self._identify(name)
+        if (reason := self._settings.tokenless.get(name)) is not None:
+            self._log.warning("no_token", destination=name, hint=reason)
+
+    def _identify(self, name: str) -> None:
+        """Write down whose the queue is, for whoever adopts it one day; say so if it has been another account's."""
+        this, before = self._open[name], None
+        with contextlib.suppress(StorageError):  # it is damaged, and made anew
+            before = identity.read_identity(self._fs, this.directory)
+        if before is not None and before.account != this.account:
+            was, now = str(before.account), str(this.account)
+            hint = "what waits goes there, too"
+            self._log.warning("account_changed", destination=name, was=was, now=now, hint=hint)
+        try:
+            identity.identify(self._fs, this.directory, this.account, secrets.token_hex(16))
+        except StorageError as error:
+            self._log.warning("identity_not_written", destination=name, error=str(error))
+
+    # Reloading
+
+    def reload(self, new: Settings) -> Apply:
+        deliveries = self._deliveries(new)
+
+        def take_over() -> None:
+            self._settings = new
+            for name, delivery in deliveries.items():
+                if name in self._open:
+                    self._reconfigure(name, delivery)
+                else:
+                    self._try_to_open(name, delivery)
+                    if self._tasks is not None and name in self._open:
+                        self._tasks.start_soon(self._run, name)
+            for name in self._open.keys() - deliveries.keys():
+                self._retire(name)
+            for name in self.failed.keys() - deliveries.keys():
+                del self.failed[name]
+
+        return take_over
+
+    def _reconfigure(self, name: str, delivery: DeliveryConfig) -> None:
+        this = self._open[name]
+        if this.retiring is not None:
+            this.retiring.cancel()
+            this.retiring = None
+        this.account = account_of(self._settings.config, name)
+        self._identify(name)
+        this.pipeline.reconfigure(delivery)
+
+    def _retire(self, name: str) -> None:
+        """Let a destination that is no longer configured deliver what it has, as it was told last, and then end."""
+        this = self._open[name]
+        if this.retiring is None and self._tasks is not None:
+            this.retiring = anyio.CancelScope()
+            self._log.info("destination_retired", destination=name, queued=this.pipeline.ledger().queued)
+            self._tasks.start_soon(self._end_when_empty, name, this.retiring)
+
+    async def _end_when_empty(self, name: str, scope: anyio.CancelScope) -> None:
+        this = self._open[name]
+        with scope:
+            while this.pipeline.ledger().queued:
+                await this.pipeline.flush()
+        if scope.cancel_called or self._draining:
+            return
+        del self._open[name], self.pipelines[name]
+        await this.pipeline.drain(0)
+        await this.ended.wait()
+        await self._close(this)
+        self._log.info("destination_ended", destination=name)
+
+    # Ending
+
+    async def drain(self, seconds: float) -> None:
+        self._draining = True
+        async with anyio.create_task_group() as draining:
+            for this in self._open.values():
+                draining.start_soon(self._drain, this, seconds)
+
+    async def _drain(self, this: _Open, seconds: float) -> None:
+        """End with everything that was taken on disk, even when nobody waits for it any more."""
+        try:
+            await this.pipeline.drain(seconds)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await this.ended.wait()
+
+    async def close(self) -> None:
+        try:
+            async with anyio.create_task_group() as closing:
+                for this in self._open.values():
+                    closing.start_soon(self._close, this)
+        except BaseExceptionGroup as errors:  # one is enough to say
+            raise errors.exceptions[0] from None
+
+    async def _close(self, this: _Open) -> None:
+        try:
+            await this.pipeline.close()
+        finally:
+            this.lock.release()
+
+    def describe(self, report: StatusReport) -> None:
+        account = self._open[DEFAULT].account
+        report.api = ApiStatus(account.url, account.team_id, account.slug)
+        for name, this in self._open.items():
+            if this.retiring is not None:
+                report.destinations[name] = replace(report.destinations[name], retired=True)
+        for name, reason in self.failed.items():
+            report.destinations[name] = DestinationStatus(state="failed", reason=reason)
