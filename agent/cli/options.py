@@ -24,6 +24,17 @@ config_option = click.option(
     help=f"The configuration file.  [default: {SYSTEM_CONFIG} if it exists]",
 )
 
+destination_option = click.option(
+    "--destination", metavar="NAME", help="Whose queue: the name in [destinations.NAME], or default for that of [api]."
+)
+destinations_option = click.option(
+    "--destination",
+    "destinations",
+    multiple=True,
+    metavar="NAME",
+    help="Only for this destination, which may be repeated.  [default: all]",
+)
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
 
 
@@ -59,12 +70,19 @@ def ask_daemon(path: Path | None, seconds: float | None = None) -> "ControlClien
     return ControlClient(control, seconds or TIMEOUT_SECONDS, passed_over=directories.passed_over_for(control))
 
 
-def find_queue(path: Path | None) -> tuple["Config", "ControlClient"]:
-    """Return the configuration of the daemon that a command is about, and what asks it. Raises ConfigError."""
+def find_queue(path: Path | None, destination: str | None) -> tuple["Config", str, "ControlClient"]:
+    """Return the configuration of the daemon that a command is about, the destination, and what asks the daemon.
+
+    Raises ConfigError, and click.UsageError where there are several destinations and none is named, or one that is not there.
+    """
     from agent import config
     from agent.control.client import ControlClient
 
     directories = config.Directories.of_daemon(os.environ, os.geteuid())
     settings = config.load(find_config(path), os.environ, directories=directories)
-    control = settings.listen.control
-    return settings, ControlClient(control, passed_over=directories.passed_over_for(control))
+    names, control = [*settings.accounts], settings.listen.control
+    if destination is None and len(names) > 1:
+        raise click.UsageError(f"there are several destinations: name one with --destination: {', '.join(names)}")
+    if destination is not None and destination not in names:
+        raise click.UsageError(f"there is no destination {destination!r}, only {', '.join(names)}")
+    return settings, destination or names[0], ControlClient(control, passed_over=directories.passed_over_for(control))

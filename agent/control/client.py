@@ -112,21 +112,26 @@ class ControlClient:
         session: str | None = None,
         *,
         until: Literal["durable", "stalled"] | None = None,
+        destinations: Sequence[str] = (),
         grace: float = GRACE_SECONDS,
     ) -> Flushed | None:
-        """Wait until everything written before, or all of a session, has left the queue.
+        """Wait until everything written before, or all of a session, has left the queue of these destinations, or all queues.
 
         `until` waits for less: see `agent.control.flush_routes`. None if no answer has come `grace` seconds after the deadline.
         """
         target, patience = f"/flush?deadline={seconds!r}", seconds + grace
         if until is not None:
             target += f"&until={until}"
+        if destinations:
+            target += f"&destination={quote(','.join(destinations))}"
         if session is not None:
             target, patience = f"{target}&session={quote(session, safe='')}", patience + SEARCH_SECONDS
         try:
             answer = self._request("POST", target, patience)
         except SilentError:
             return None
+        if answer.status == 400:
+            raise AgentError(f"{self._path}: {self._complaint('POST /flush', answer)}")
         try:
             report = msgspec.json.decode(answer.body, type=FlushReport)
             verdict = msgspec.json.decode(answer.verdict, type=FlushVerdict)
@@ -134,13 +139,13 @@ class ControlClient:
             raise self._unexpected("POST /flush", answer) from error
         return Flushed(answer.status == 200, answer.body.decode(), report, verdict)
 
-    def pause(self) -> None:
-        """Stop delivery."""
-        self._ask("POST", "/pause")
+    def pause(self, destinations: Sequence[str] = ()) -> None:
+        """Stop delivery, to these destinations or to all."""
+        self.ask("POST", f"/pause{_about(destinations)}", Resumed, seconds=self._seconds)
 
-    def resume(self) -> Resumed:
-        """Let delivery go on."""
-        return msgspec.json.decode(self._ask("POST", "/resume"), type=Resumed)
+    def resume(self, destinations: Sequence[str] = ()) -> Resumed:
+        """Let delivery go on, to these destinations or to all."""
+        return self.ask("POST", f"/resume{_about(destinations)}", Resumed, seconds=self._seconds)
 
     def reload(self) -> Reloaded:
         """Have configuration and tokens read again. Raises ConfigError if they are refused."""
@@ -160,12 +165,19 @@ class ControlClient:
         try:
             if answer.status == 200:
                 return msgspec.json.decode(answer.body, type=kind)
-            message = msgspec.json.decode(answer.body, type=_Refusal).error.message
-        except ValueError:
-            message = f"{wanted} got {answer.status}: does listen.control name the right socket?"
+        except ValueError as error:
+            raise self._unexpected(wanted, answer) from error
+        message = self._complaint(wanted, answer)
         if answer.status == 422:  # it names the file already
             raise ConfigError(message)
         raise _ERRORS.get(answer.status, AgentError)(f"{self._path}: {message}")
+
+    def _complaint(self, wanted: str, answer: "_Answer") -> str:
+        """Return what an answer that is an error says."""
+        try:
+            return msgspec.json.decode(answer.body, type=_Refusal).error.message
+        except ValueError:
+            return f"{wanted} got {answer.status}: does listen.control name the right socket?"
 
     def _ask(self, method: str, target: str) -> bytes:
         answer = self._request(method, target, self._seconds)
@@ -201,6 +213,10 @@ class ControlClient:
             except (OSError, http.client.HTTPException) as error:
                 reason = f"the connection ended before the answer: the daemon has stopped; {_HOW_TO_START}"
                 raise UnansweredError(f"{self._path}: {reason}") from error
+
+
+def _about(destinations: Sequence[str]) -> str:
+    return f"?destination={quote(','.join(destinations))}" if destinations else ""
 
 
 class _Answer(NamedTuple):

@@ -1,4 +1,4 @@
-"""`POST /flush?deadline=SECONDS&session=ID&until=durable|stalled`: what it is about, how long it waits, and what it reports.
+"""`POST /flush?deadline=SECONDS&destination=NAME&session=ID&until=durable|stalled`: how long it waits, and what it reports.
 
 The answer is a `FlushReport` with 200 when all that had been written before the call has left the queue, with 504 if the deadline
 passed first. It is of every event accepted before the call, since the queue began; with a session, of its events that the queue
@@ -24,6 +24,7 @@ import anyio
 import msgspec
 
 from agent.control.schema import VERDICT_HEADER
+from agent.control.selection import selected
 from agent.delivery.pipeline import Pipeline
 from agent.errors import StorageError
 from agent.http.server import Request, Response
@@ -43,14 +44,15 @@ class CatchUp(Protocol):
 
 
 class FlushRoute:
-    """Answers requests for a flush of all pipelines."""
+    """Answers requests for a flush of the pipelines, which are given by destination."""
 
     def __init__(self, pipelines: Mapping[str, Pipeline], listeners: Sequence[CatchUp]) -> None:
-        self._pipelines = list(pipelines.values())
+        self._pipelines = pipelines
         self._listeners = listeners
 
     async def flush(self, request: Request) -> Response:
         """Wait until what has been written has left the queues."""
+        this = _Flush([*selected(request, self._pipelines).values()], self._listeners)
         deadline = _deadline(request)
         if deadline is None:
             return Response.error(400, "bad_deadline", f"deadline is a number of seconds from 0 to {MAX_DEADLINE:g}")
@@ -68,21 +70,29 @@ class FlushRoute:
             patience = _Patience(anyio.current_time() + deadline, stalled=until == "stalled")
             session = request.query.get("session")
             if until == "durable":
-                response = await self._make_durable(patience)
+                response = await this.make_durable(patience)
             elif session is None:
-                response = await self._flush_all(patience)
+                response = await this.all(patience)
             else:
-                response = await self._flush_session(session, patience)
+                response = await this.session(session, patience)
             tasks.cancel_scope.cancel()
         return response
 
-    async def _make_durable(self, patience: "_Patience") -> Response:
+
+class _Flush:
+    """One flush, of these pipelines."""
+
+    def __init__(self, pipelines: Sequence[Pipeline], listeners: Sequence[CatchUp]) -> None:
+        self._pipelines = pipelines
+        self._listeners = listeners
+
+    async def make_durable(self, patience: "_Patience") -> Response:
         before = self._report()
         in_time = await self._take_written(patience.deadline)
         report = self._report()
         return self._response(report, report.since(before), 200 if in_time else 504)
 
-    async def _flush_all(self, patience: "_Patience") -> Response:
+    async def all(self, patience: "_Patience") -> Response:
         before = self._report()
         in_time = await self._take_written(patience.deadline)
         with ExitStack() as open_barriers:
@@ -91,14 +101,14 @@ class FlushRoute:
             report = total(barrier.report() for barrier in barriers)
         return self._response(report, report.since(before), _status(report, in_time=in_time))
 
-    async def _flush_session(self, session: str, patience: "_Patience") -> Response:
+    async def session(self, session: str, patience: "_Patience") -> Response:
         try:
-            return await self._find_and_flush_session(session, patience)
+            return await self._find_and_flush(session, patience)
         except* StorageError as errors:
             problem = str(errors.exceptions[0])
         return Response.error(507, "storage_error", problem)
 
-    async def _find_and_flush_session(self, session: str, patience: "_Patience") -> Response:
+    async def _find_and_flush(self, session: str, patience: "_Patience") -> Response:
         """The session's events are looked for even after the deadline: without them there is nothing to report."""
         in_time = await self._take_written(patience.deadline)
         with ExitStack() as open_barriers:

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
-from agent.control.queue_routes import BadRequestError
+from agent.control.selection import BadRequestError
 from agent.errors import ConfigError, DeadlineError, StorageError
 from agent.http.server import Request, Response
 

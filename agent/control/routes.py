@@ -11,14 +11,12 @@ from agent.control.monitoring import Monitoring
 from agent.control.queue_routes import QueueRoutes
 from agent.control.router import Route, Router
 from agent.control.schema import Reloaded
+from agent.control.selection import selected
 from agent.control.status import Describe
 from agent.delivery.pipeline import Pipeline
 from agent.http.server import Request, Response
-from agent.spools.identity import DESTINATION
 
 COMMIT_SECONDS = 5.0
-# What /queue and /dead-letters are about, as long as a request cannot name another destination.
-QUEUE_DESTINATION = DESTINATION
 NO_USES: Mapping[str, CacheUse] = {}
 
 
@@ -51,10 +49,10 @@ class Control:
         deliveries: Iterable[Delivery] = (),
     ) -> None:
         self._pipelines = pipelines
-        self._deliveries: list[Delivery] = [*pipelines.values(), *deliveries]
+        self._deliveries = list(deliveries)
         self._reload_all = reload
         self.monitoring = Monitoring(pipelines, wall_clock, describe, cache_uses)
-        flush, queue = FlushRoute(pipelines, listeners), QueueRoutes(pipelines[QUEUE_DESTINATION])
+        flush, queue = FlushRoute(pipelines, listeners), QueueRoutes(pipelines)
         self.routes = (
             Route("GET", "/status", self._status, "How the daemon is doing: schema.StatusReport"),
             *self.monitoring.routes,
@@ -80,19 +78,24 @@ class Control:
     async def _status(self, _: Request) -> Response:
         return Response.json(await self.monitoring.report())
 
-    async def _pause(self, _: Request) -> Response:
-        for each in self._deliveries:
+    async def _pause(self, request: Request) -> Response:
+        for each in self._about(request):
             each.pause()
         await self._commit()
         return Response.json({"state": "paused"})
 
-    async def _resume(self, _: Request) -> Response:
-        overridden = [wait for each in self._deliveries if (wait := each.resume()) is not None]
+    async def _resume(self, request: Request) -> Response:
+        overridden = [wait for each in self._about(request) if (wait := each.resume()) is not None]
         await self._commit()
         answer: dict[str, object] = {"state": "running"}
         if overridden:
             answer["retry_after_overridden"] = max(overridden)
         return Response.json(answer)
+
+    def _about(self, request: Request) -> list[Delivery]:
+        """Return what is to pause or resume: without a name everything, spools that are adopted included."""
+        named = "destination" in request.query
+        return [*selected(request, self._pipelines).values(), *(() if named else self._deliveries)]
 
     async def _reload(self, _: Request) -> Response:
         return Response.json(self._reload_all())
@@ -100,5 +103,6 @@ class Control:
     async def _commit(self) -> None:
         """Have what was asked for on the disk before the answer; a disk that does not answer is no reason to refuse it."""
         with anyio.move_on_after(COMMIT_SECONDS):
-            for pipeline in self._pipelines.values():
-                await pipeline.commit_once()
+            async with anyio.create_task_group() as tasks:
+                for pipeline in self._pipelines.values():
+                    tasks.start_soon(pipeline.commit_once)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from agent.cli.filters import letter_options, letter_selection, limit_option, numbers_argument, yes_option
-from agent.cli.options import config_option, find_queue, json_option
+from agent.cli.options import config_option, destination_option, find_queue, json_option
 from agent.cli.prompts import confirmed
 from agent.cli.views.output import complain, is_terminal, say, say_json, show
 from agent.cli.views.words import PROGRAM, amount
@@ -37,9 +37,10 @@ def dead_letters() -> None:
 @dead_letters.command(short_help="List dead letters, and why the API refused them.")
 @letter_options
 @limit_option
+@destination_option
 @config_option
 @json_option
-def ls(path: Path | None, as_json: bool, limit: int | None, **options: object) -> int:
+def ls(path: Path | None, destination: str | None, as_json: bool, limit: int | None, **options: object) -> int:
     """List dead letters: number, when it was refused, status, session, hash, and the API's message.
 
     The oldest come first. (When one is removed, others that were stored beside it may move to the end.)
@@ -49,7 +50,7 @@ def ls(path: Path | None, as_json: bool, limit: int | None, **options: object) -
     """
     from agent.cli.queue.access import DeadLetterPages, access
 
-    with access(*find_queue(path)) as way:
+    with access(*find_queue(path, destination)) as way:
         found = DeadLetterPages(way, letter_selection(options), limit)
         if as_json:
             _print_lines(found)
@@ -60,16 +61,17 @@ def ls(path: Path | None, as_json: bool, limit: int | None, **options: object) -
 
 @dead_letters.command("show")
 @click.argument("seq", type=click.IntRange(min=0))
+@destination_option
 @config_option
 @json_option
-def show_letter(path: Path | None, as_json: bool, seq: int) -> None:
+def show_letter(path: Path | None, destination: str | None, as_json: bool, seq: int) -> None:
     """Print all that is known of the dead letter SEQ.
 
     If the queue's cursor was lost, and numbering began again, several can have this number: then all of them are printed.
     """
     from agent.cli.queue.access import DeadLetterPages, access
 
-    with access(*find_queue(path)) as way:
+    with access(*find_queue(path, destination)) as way:
         letters = DeadLetterPages(way, letter_selection({}, (seq,)))
         found = list(letters)
     if not found:
@@ -87,9 +89,12 @@ def show_letter(path: Path | None, as_json: bool, seq: int) -> None:
 @dead_letters.command(short_help="Queue the events of dead letters again.")
 @numbers_argument
 @letter_options
+@destination_option
 @config_option
 @json_option
-def retry(path: Path | None, as_json: bool, numbers: tuple[int, ...], **options: object) -> int:
+def retry(
+    path: Path | None, destination: str | None, as_json: bool, numbers: tuple[int, ...], **options: object
+) -> int:
     """Queue the events of dead letters again: all, those with the numbers SEQ, or those that the options select.
 
     Each is accepted as a new event, with its context. The dead letter is removed when the event is on disk; a crash in between
@@ -100,7 +105,7 @@ def retry(path: Path | None, as_json: bool, numbers: tuple[int, ...], **options:
     from agent.control.queue_client import QueueClient
 
     meant = letter_selection(options, numbers)
-    with access(*find_queue(path)) as way:
+    with access(*find_queue(path, destination)) as way:
         _all_there(way, numbers)
         done = way.retry(meant)
     if as_json:
@@ -124,9 +129,18 @@ def retry(path: Path | None, as_json: bool, numbers: tuple[int, ...], **options:
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @letter_options
 @limit_option
+@destination_option
 @config_option
 @json_option
-def export(path: Path | None, target: str, force: bool, as_json: bool, limit: int | None, **options: object) -> int:
+def export(
+    path: Path | None,
+    destination: str | None,
+    target: str,
+    force: bool,
+    as_json: bool,
+    limit: int | None,
+    **options: object,
+) -> int:
     """Copy the events of dead letters to FILE, or to standard output for "-", in a form that can be sent again.
 
     FILE is in the format of the stream socket (protocol 1): events, and a context line where the context changes. With --json,
@@ -136,7 +150,7 @@ def export(path: Path | None, target: str, force: bool, as_json: bool, limit: in
     from agent.cli.queue.access import DeadLetterPages, access
     from agent.cli.queue.export import writer
 
-    queue = find_queue(path)
+    queue = find_queue(path, destination)
     with writer(target, force=force, whole=as_json, noun="dead letter") as out, access(*queue) as way:
         found = DeadLetterPages(way, letter_selection(options), limit)
         for letter in found:
@@ -148,9 +162,17 @@ def export(path: Path | None, target: str, force: bool, as_json: bool, limit: in
 @numbers_argument
 @letter_options
 @yes_option
+@destination_option
 @config_option
 @json_option
-def purge(path: Path | None, as_json: bool, yes: bool, numbers: tuple[int, ...], **options: object) -> int:
+def purge(
+    path: Path | None,
+    destination: str | None,
+    as_json: bool,
+    yes: bool,
+    numbers: tuple[int, ...],
+    **options: object,
+) -> int:
     """Remove dead letters: all, those with the numbers SEQ, or those that the options select.
 
     It asks first. The ledger still counts their events as dead-lettered. Exit code 1: the answer was no, or some dead letters
@@ -159,7 +181,7 @@ def purge(path: Path | None, as_json: bool, yes: bool, numbers: tuple[int, ...],
     from agent.cli.queue.access import access
 
     meant = letter_selection(options, numbers)
-    with access(*find_queue(path)) as way:
+    with access(*find_queue(path, destination)) as way:
         _all_there(way, numbers)
         if not yes and not _agrees(way, meant):
             return DECLINED

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent.cli.options import Duration, ask_daemon, config_option, json_option
+from agent.cli.options import Duration, ask_daemon, config_option, destinations_option, json_option
 from agent.cli.views.output import say, say_json
 from agent.cli.views.words import amount
 from agent.errors import AgentError, DeadlineError, UndeliveredError
@@ -65,9 +65,17 @@ def _sendable(_ctx: click.Context, _param: click.Parameter, session: str | None)
     metavar="LABEL",
     help="Say in a last line what the cache did for this job. With '-' its variables are read from standard input.",
 )
+@destinations_option
 @config_option
 @json_option
-def flush(path: Path | None, deadline: float, session: str | None, job: str | None, as_json: bool) -> None:
+def flush(
+    path: Path | None,
+    destinations: tuple[str, ...],
+    deadline: float,
+    session: str | None,
+    job: str | None,
+    as_json: bool,
+) -> None:
     """Wait until every event that was sent before the call has left the queue, and report what became of them.
 
     Meanwhile delivery does not wait for batches to fill. --json prints one line with the counts of all events that were accepted
@@ -112,11 +120,12 @@ def _say_usage(path: Path | None, job: str) -> None:
     from agent.cli.options import find_queue
     from agent.cli.views.job import job_line
     from agent.queue.filesystem import OsFilesystem
+    from agent.rules import DEFAULT
     from agent.spools.identity import DESTINATION
     from agent.usage.job import count_job
 
     with suppress(AgentError, OSError):  # a line less
-        total = count_job(OsFilesystem(), find_queue(path)[0].queue.directory / DESTINATION, job)
+        total = count_job(OsFilesystem(), find_queue(path, DEFAULT)[0].queue.directory / DESTINATION, job)
         if total is not None and total.tasks:
             say(job_line(total))
 
@@ -126,7 +135,7 @@ def _flush(path: Path | None, deadline: float, session: str | None, *, as_json: 
     control = ask_daemon(path)
     began = time.monotonic()
     with _progress(control, wanted=not as_json):
-        flushed = control.flush(deadline, session)
+        flushed = control.flush(deadline, session, destinations=destinations)
     if flushed is None:
         raise DeadlineError(
             f"the deadline of {deadline:g} s passed, and the daemon does not answer: look at its process and its logs"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from agent.cli.filters import event_options, limit_option, selection, yes_option
-from agent.cli.options import config_option, find_queue, json_option
+from agent.cli.options import config_option, destination_option, find_queue, json_option
 from agent.cli.prompts import confirmed, require_somebody
 from agent.cli.views.output import complain, say, say_json, show
 from agent.cli.views.words import PROGRAM
@@ -32,15 +32,16 @@ def queue() -> None:
 
 
 @queue.command(short_help="List the segments: records, events, ages, damage.")
+@destination_option
 @config_option
 @json_option
-def ls(path: Path | None, as_json: bool) -> None:
+def ls(path: Path | None, destination: str | None, as_json: bool) -> None:
     """List the queue's segments: records, events, how many of them are still queued, their age, and damage."""
     import time
 
     from agent.cli.queue.access import access
 
-    with access(*find_queue(path)) as way:
+    with access(*find_queue(path, destination)) as way:
         listing = way.listing()
     if as_json:
         say_json(listing)
@@ -53,9 +54,10 @@ def ls(path: Path | None, as_json: bool) -> None:
 @queue.command(short_help="Print the queued events, one JSON object a line.")
 @event_options
 @limit_option
+@destination_option
 @config_option
 @json_option
-def cat(path: Path | None, as_json: bool, limit: int | None, **options: object) -> int:
+def cat(path: Path | None, destination: str | None, as_json: bool, limit: int | None, **options: object) -> int:
     """Print the queued events, oldest first, one JSON object a line, as they will be delivered.
 
     With --json, each line has the event's number, the time when it was accepted, its context and the event: seq, enqueued_at,
@@ -65,7 +67,7 @@ def cat(path: Path | None, as_json: bool, limit: int | None, **options: object) 
     from agent.cli.queue.export import encode, standard_output
 
     unreadable = 0
-    with access(*find_queue(path)) as way, standard_output() as out:
+    with access(*find_queue(path, destination)) as way, standard_output() as out:
         for item in events(way, selection(options), limit):
             if isinstance(item, int):
                 unreadable += item
@@ -75,9 +77,10 @@ def cat(path: Path | None, as_json: bool, limit: int | None, **options: object) 
 
 
 @queue.command(short_help="Check every byte and every rule of the queue.")
+@destination_option
 @config_option
 @json_option
-def verify(path: Path | None, as_json: bool) -> int:
+def verify(path: Path | None, destination: str | None, as_json: bool) -> int:
     """Check everything: headers, CRCs, numbers, records, both slots of the cursor, the ledger, permissions, dead letters.
 
     For each problem it prints file and offset, how many events are affected, and what to do. A note needs no action, such as
@@ -85,7 +88,7 @@ def verify(path: Path | None, as_json: bool) -> int:
     """
     from agent.cli.queue.access import access
 
-    with access(*find_queue(path)) as way:
+    with access(*find_queue(path, destination)) as way:
         found = way.audit()
     if as_json:
         say_json(found)
@@ -97,9 +100,10 @@ def verify(path: Path | None, as_json: bool) -> int:
 
 
 @queue.command()
+@destination_option
 @config_option
 @json_option
-def repair(path: Path | None, as_json: bool) -> int:
+def repair(path: Path | None, destination: str | None, as_json: bool) -> int:
     """Account for all damage now.
 
     Damaged bytes are copied to quarantine/, and their events are counted as dropped: corrupt. The cursor is written anew, files
@@ -108,7 +112,7 @@ def repair(path: Path | None, as_json: bool) -> int:
     """
     from agent.cli.queue.access import access
 
-    with access(*find_queue(path)) as way:
+    with access(*find_queue(path, destination)) as way:
         done = way.repair()
         found = way.audit()
     if as_json:
@@ -125,9 +129,18 @@ def repair(path: Path | None, as_json: bool) -> int:
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @event_options
 @limit_option
+@destination_option
 @config_option
 @json_option
-def export(path: Path | None, target: str, force: bool, as_json: bool, limit: int | None, **options: object) -> int:
+def export(
+    path: Path | None,
+    destination: str | None,
+    target: str,
+    force: bool,
+    as_json: bool,
+    limit: int | None,
+    **options: object,
+) -> int:
     """Copy the queued events to FILE, or to standard output for "-", in a form that can be sent again.
 
     \b
@@ -141,7 +154,7 @@ def export(path: Path | None, target: str, force: bool, as_json: bool, limit: in
     from agent.cli.queue.access import access
     from agent.cli.queue.export import writer
 
-    found = find_queue(path)
+    found = find_queue(path, destination)
     with writer(target, force=force, whole=as_json, noun="event") as out, access(*found) as way:
         unreadable = _copy(way, selection(options), limit, out)
     return _warn_of(unreadable)
@@ -149,9 +162,10 @@ def export(path: Path | None, target: str, force: bool, as_json: bool, limit: in
 
 @queue.command()
 @yes_option
+@destination_option
 @config_option
 @json_option
-def purge(path: Path | None, as_json: bool, yes: bool) -> int:
+def purge(path: Path | None, destination: str | None, as_json: bool, yes: bool) -> int:
     """Drop all queued events. They will not be delivered, and are counted as dropped: purged.
 
     It asks first. `queue export` makes a copy. A running daemon first finishes the requests that are in flight; what the API
@@ -159,7 +173,7 @@ def purge(path: Path | None, as_json: bool, yes: bool) -> int:
     """
     from agent.cli.queue.access import access
 
-    with access(*find_queue(path)) as way:
+    with access(*find_queue(path, destination)) as way:
         done = way.purge() if yes else _purge_if_told(way)
     if done is None:
         return DECLINED

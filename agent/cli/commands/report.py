@@ -85,7 +85,7 @@ def report(
 
     now = time.time()
     question = Question(period(since, until, session, now), by)
-    found, when = _ask(find_queue(path)[0], question, now, with_timeline=form == "html")
+    found, when = _ask(find_queue(path, None)[0], question, now, with_timeline=form == "html")
     found = _with_names(found, runs)
     match form:
         case "json":

@@ -69,10 +69,11 @@ def web(path: Path | None, listen: str, token_file: Path | None) -> None:
     from agent.cli.web.server import run
     from agent.daemon import journal, logging
     from agent.ingest.sockets import bind_tcp, tcp_address
+    from agent.rules import DEFAULT
 
     if token_file is None and not is_loopback(listen):
         raise click.UsageError(f"Others can reach {listen}: name a --token-file, or listen on 127.0.0.1.")
-    settings, _ = find_queue(path)
+    settings, _, _ = find_queue(path, DEFAULT)
     token = None if token_file is None else config.read_token_file(token_file)
     bound = bind_tcp(listen)
     with bound.socket:

@@ -52,8 +52,8 @@ class Access(Protocol):
 
 
 @contextmanager
-def access(settings: Config, control: ControlClient) -> Iterator[Access]:
-    """Yield the way to the queue. Raises QueueLockedError, StorageError or NotRunningError if there is none."""
+def access(settings: Config, destination: str, control: ControlClient) -> Iterator[Access]:
+    """Yield the way to the queue of a destination. Raises QueueLockedError, StorageError or NotRunningError if there is none."""
     try:
         control.status()
     except DeniedError:
@@ -61,11 +61,12 @@ def access(settings: Config, control: ControlClient) -> Iterator[Access]:
     except NotRunningError as error:
         reason = str(error)
     else:
-        yield QueueClient(control, settings.api.timeout + PURGE_GRACE_SECONDS)
+        patience = settings.accounts[destination].api.timeout + PURGE_GRACE_SECONDS
+        yield QueueClient(control, patience, destination)
         return
     from agent.cli.queue.offline import offline
 
-    with offline(settings, reason) as way:
+    with offline(settings, destination, reason) as way:
         yield way
 
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from agent.cli.queue.owner import as_owner, denied
 from agent.config import Config
-from agent.daemon.settings import limits_of
+from agent.daemon.settings import limits_of, queue_directory
 from agent.errors import QueueLockedError, StorageError
 from agent.queue.cursor_file import read_slots
 from agent.queue.dead_letters import DeadLetters, weigh
@@ -33,13 +33,13 @@ T = TypeVar("T")
 
 
 @contextmanager
-def offline(settings: Config, reason: str) -> Iterator["Offline"]:
-    """Yield the queue, locked; `reason` says why no daemon was asked. Raises QueueLockedError or StorageError."""
-    directory = settings.queue.directory
+def offline(settings: Config, destination: str, reason: str) -> Iterator["Offline"]:
+    """Yield a destination's queue, locked; `reason` says why no daemon was asked. Raises QueueLockedError or StorageError."""
+    directory = queue_directory(settings, destination)
     with as_owner(directory):
         lock = _lock(directory, reason)
     try:
-        yield Offline(settings)
+        yield Offline(settings, directory)
     finally:
         if lock is not None:
             lock.release()
@@ -51,9 +51,9 @@ class Offline:
     What is done to files is done as their owner, and nothing else is: a module might be readable for root alone.
     """
 
-    def __init__(self, settings: Config) -> None:
+    def __init__(self, settings: Config, directory: Path) -> None:
         self._fs = OsFilesystem()
-        self._root = settings.queue.directory
+        self._root = directory
         self._directory = self._root / DESTINATION
         self._limits = limits_of(settings)
         self._letters = DeadLetters.beside(self._fs, self._directory, self._limits)

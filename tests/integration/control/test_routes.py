@@ -344,6 +344,42 @@ async def test_metrics_are_what_the_status_says(tmp_path: Path) -> None:
         assert "artifacts_agent_last_delivery_timestamp_seconds/default" not in samples
 
 
+async def test_a_request_is_about_the_destinations_that_it_names() -> None:
+    async with anyio.create_task_group() as tasks:
+        hosts = {"default": Host(tasks), "web": Host(tasks), "mobile": Host(tasks)}
+        pipelines = {name: each.start() for name, each in hosts.items()}
+        control = Control(pipelines, [], hosts["default"].wall_clock)
+
+        async def ask(method: str, path: str, destination: str) -> tuple[int, Any]:
+            response = await control.handle(Request(method, path, {"destination": destination}, {}, b""))
+            return response.status, json.loads(response.body)
+
+        assert await ask("POST", "/pause", "web,mobile") == (200, {"state": "paused"})
+        states = {name: each.delivery_state()[0] for name, each in pipelines.items()}
+        assert states == {"default": "running", "web": "paused", "mobile": "paused"}
+        for name, pipeline in pipelines.items():
+            await submit(pipeline, [f"{name}-1", f"{name}-2"]).wait()
+        assert (await ask("GET", "/queue", "web"))[1]["queued"] == 2
+        assert (await ask("POST", "/queue/purge", "web"))[1]["purged"] == 2
+        assert (await ask("GET", "/queue", "web"))[1]["queued"] == 0
+        assert await ask("POST", "/resume", "mobile") == (200, {"state": "running"})
+        report = {"delivered": 2, "queued": 0, "dead_lettered": 0, "dropped": {}}
+        assert await ask("POST", "/flush", "mobile") == (200, report)
+        assert pipelines["web"].delivery_state()[0] == "paused"
+        for method, path in (("POST", "/flush"), ("POST", "/pause"), ("POST", "/resume"), ("GET", "/queue")):
+            status, answer = await ask(method, path, "webb")
+            assert (status, answer["error"]["message"]) == (
+                400,
+                "there is no destination 'webb', only default, web, mobile",
+            )
+        status, answer = await ask("GET", "/dead-letters", "web,mobile")
+        assert (status, answer["error"]["message"]) == (
+            400,
+            "/dead-letters is about one destination: name one of web, mobile",
+        )
+        tasks.cancel_scope.cancel()
+
+
 async def test_every_destination_is_asked_and_the_queue_is_that_of_the_default_one() -> None:
     async with anyio.create_task_group() as tasks:
         hosts = {"other": Host(tasks), "default": Host(tasks)}

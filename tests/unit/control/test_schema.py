@@ -90,6 +90,7 @@ def test_the_keys_and_types_of_the_status_stay_as_they_are() -> None:
                     "storage_error": None,
                     "batch_limit": {"events": 15, "bytes": 16, "reason": "413"},
                     "over_quota": [{"uid": 17, "events": 18, "bytes": 19}, {"uid": None, "events": 1, "bytes": 2}],
+                    "retired": False,
                 }
             },
             "adopted": {
