@@ -35,6 +35,7 @@ _COMMANDS = {
     "queue": "agent.cli.commands.queue:queue",
     "dead-letters": "agent.cli.commands.dead_letters:dead_letters",
     "monitoring": "agent.cli.commands.monitoring:monitoring",
+    "rules": "agent.cli.commands.rules:rules",
     "check": "agent.cli.commands.check:check",
     "demo": "agent.cli.commands.demo:demo",
     "devserver": "agent.cli.commands.devserver:devserver",

@@ -21,6 +21,7 @@ from agent.errors import AgentError, ConfigError, ListenError, NotRunningError
 from agent.ingest import owners, sockets
 from agent.peers import peer_of
 from agent.queue.filesystem import OsFilesystem
+from agent.rules import DEFAULT, dead_rules
 
 _BOUND_SOCKETS = Path("/proc/net/unix")
 _HOLDS_SOCKETS = ("running", "stopped")  # how the message about the daemon begins then
@@ -48,7 +49,9 @@ def examine(path: Path | None, environ: Mapping[str, str], *, online: bool) -> I
     yield CheckResult(
         "configuration", True, "no file: environment variables and defaults" if path is None else str(path)
     )
-    yield _token(settings, environ)
+    for name in settings.accounts:
+        yield _token(settings, environ, name)
+    yield from _rules(settings)
     yield from _clients_token(settings, environ)
     for exposed in config.exposed_token_files(settings, environ):
         yield CheckResult("token file", True, f"{exposed}: every user can read it: chmod o-r", warning=True)
@@ -63,16 +66,29 @@ def examine(path: Path | None, environ: Mapping[str, str], *, online: bool) -> I
         yield CheckResult("server", found.ok, found.message, warning=found.ok and not found.proven)
 
 
-def _token(settings: Config, environ: Mapping[str, str]) -> CheckResult:
+def _token(settings: Config, environ: Mapping[str, str], destination: str) -> CheckResult:
+    is_default = destination == DEFAULT
+    title = "token" if is_default else f"token of {destination}"
     try:
-        token = config.read_token(settings, environ)
+        token = config.read_token(settings, environ, destination)
     except ConfigError as error:
-        return CheckResult("token", False, str(error))
+        return CheckResult(title, False, str(error))
     if token is None:
-        ways = f"set api.token_file, or {' or '.join(config.TOKEN_VARIABLES)}"
-        return CheckResult("token", False, f"none found: {ways} (a systemd credential is visible to the service only)")
-    source = config.token_source(settings, environ)
-    return CheckResult("token", True, f"from {source}" if isinstance(source, Path) else f"from the variable {source}")
+        key = "api.token_file" if is_default else f"destinations.{destination}.token_file"
+        variables = config.TOKEN_VARIABLES if is_default else (config.token_variable(destination),)
+        ways = f"set {key}, or {' or '.join(variables)}"
+        return CheckResult(title, False, f"none found: {ways} (a systemd credential is visible to the service only)")
+    source = config.token_source(settings, environ, destination)
+    return CheckResult(title, True, f"from {source}" if isinstance(source, Path) else f"from the variable {source}")
+
+
+def _rules(settings: Config) -> Iterator[CheckResult]:
+    rules = settings.routing.rules
+    dead = list(dead_rules(rules))
+    for each in dead:
+        yield CheckResult("rules", True, f"rule {each.rule} never decides: {each.reason}", warning=True)
+    if rules and not dead:
+        yield CheckResult("rules", True, "1 rule" if len(rules) == 1 else f"{len(rules)} rules")
 
 
 def _clients_token(settings: Config, environ: Mapping[str, str]) -> Iterator[CheckResult]:
