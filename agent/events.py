@@ -80,10 +80,11 @@ class Context(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class Session(NamedTuple):
-    """What a connection has set for the lines that follow."""
+    """What a connection has set for the lines that follow; by `asks_for`, to which destination they are to go."""
 
     context: Context = Context()
     durable_acks: bool = False
+    asks_for: str | None = None
 
 
 class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -91,6 +92,7 @@ class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     interactive: Interactive | None | UnsetType = UNSET
     job: Job | None | UnsetType = UNSET
     ack: Literal["none", "durable"] | UnsetType = UNSET
+    destination: Annotated[str, Meta(max_length=32)] | None | UnsetType = UNSET
 
 
 class _ContextLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -100,13 +102,15 @@ class _ContextLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Block(NamedTuple):
     """Events that share a context, as canonical JSON: one a line, each with its line end, in the order they came.
 
-    `use` is what they say of the cache, where they come from a client; events that are queued again say nothing new.
+    `use` is what they say of the cache, where they come from a client; events that are queued again say nothing new. Their sender
+    wants them to go to the destination `asks_for`, if it says so.
     """
 
     context: Context
     event_count: int
     lines: bytes
     use: CacheUse = NO_USE
+    asks_for: str | None = None
 
 
 class Reject(NamedTuple):
@@ -141,7 +145,7 @@ def decode_lines(text: bytes, session: Session, max_rejects: int | None = None) 
     Never raises for what a client sent: a line that is not valid becomes a Reject and costs that line only. After `max_rejects`
     the rest is not looked at.
     """
-    block = decode_bare_events(text, session.context)
+    block = decode_bare_events(text, session)
     if block is None:
         return _decode_line_by_line(text, session, max_rejects)
     return Decoded([block], [], session, block.event_count)
@@ -176,13 +180,13 @@ def _chunk(lines: bytes) -> list[bytes]:
 def decode_messages(messages: Sequence[bytes]) -> tuple[list[Block], list[int]]:
     """Validate what several senders sent, each in a session of its own, as lines that are complete.
 
-    Returns the events, one block for each context, and the indexes of the messages that take more than that, and of which
+    Returns the events, one block for each context and destination, and the indexes of the messages that take more, and of which
     nothing is in the blocks: those with something to reject, and those that want acks.
     """
-    block = decode_bare_events(b"".join(messages), Context())
+    block = decode_bare_events(b"".join(messages), Session())
     if block is not None:
         return [block], []
-    found: dict[Context, list[Block]] = {}
+    found: dict[tuple[Context, str | None], list[Block]] = {}
     others: list[int] = []
     for index, message in enumerate(messages):
         decoded = decode_lines(message, Session(), max_rejects=1)
@@ -190,18 +194,19 @@ def decode_messages(messages: Sequence[bytes]) -> tuple[list[Block], list[int]]:
             others.append(index)
             continue
         for block in decoded.blocks:
-            found.setdefault(block.context, []).append(block)
-    return [_join(context, blocks) for context, blocks in found.items()], others
+            found.setdefault((block.context, block.asks_for), []).append(block)
+    return [_join(blocks) for blocks in found.values()], others
 
 
-def _join(context: Context, blocks: list[Block]) -> Block:
-    use = NO_USE
+def _join(blocks: list[Block]) -> Block:
+    use, first = NO_USE, blocks[0]
     for block in blocks:
         use = use.plus(block.use)
-    return Block(context, sum(block.event_count for block in blocks), b"".join(block.lines for block in blocks), use)
+    count, lines = sum(block.event_count for block in blocks), b"".join(block.lines for block in blocks)
+    return Block(first.context, count, lines, use, first.asks_for)
 
 
-def decode_bare_events(text: bytes, context: Context) -> Block | None:
+def decode_bare_events(text: bytes, session: Session) -> Block | None:
     """Validate lines that hold one event each and nothing else; None if they do not, or if one of them is not valid."""
     try:
         events = _decode_incoming(text)
@@ -209,7 +214,9 @@ def decode_bare_events(text: bytes, context: Context) -> Block | None:
         return None
     lines = encode_events(events)
     plain = lines == text or (_is_one_a_line(text, events) and not _may_repeat_a_key(text, events))
-    return Block(context, len(events), lines, count_use(events)) if plain and events else None
+    if not plain or not events:
+        return None
+    return Block(session.context, len(events), lines, count_use(events), session.asks_for)
 
 
 ARRAY_OVERHEAD = 1
@@ -309,7 +316,7 @@ def _may_repeat_a_key(text: bytes, events: Sequence[Event]) -> bool:
 
 
 def _decode_line_by_line(text: bytes, session: Session, max_rejects: int | None) -> Decoded:
-    groups: list[tuple[Context, list[Event]]] = []
+    groups: list[tuple[Session, list[Event]]] = []
     rejects: list[Reject] = []
     for number, line in enumerate(text.split(b"\n"), 1):
         if not line or line.isspace():
@@ -325,11 +332,15 @@ def _decode_line_by_line(text: bytes, session: Session, max_rejects: int | None)
             if len(rejects) == max_rejects:
                 break
             continue
-        if groups and groups[-1][0] is session.context:
+        last = groups[-1][0] if groups else None
+        if last is not None and last.context is session.context and last.asks_for == session.asks_for:
             groups[-1][1].extend(events)
         elif events:
-            groups.append((session.context, [*events]))
-    blocks = [Block(context, len(events), encode_events(events), count_use(events)) for context, events in groups]
+            groups.append((session, [*events]))
+    blocks = [
+        Block(each.context, len(events), encode_events(events), count_use(events), each.asks_for)
+        for each, events in groups
+    ]
     return Decoded(blocks, rejects, session, line_count(text))
 
 
@@ -358,7 +369,11 @@ def _apply_settings(settings: _Settings, session: Session) -> Session:
             interactive=context.interactive if settings.interactive is UNSET else settings.interactive,
             job=context.job if settings.job is UNSET else settings.job,
         )
-    return Session(context, session.durable_acks if settings.ack is UNSET else settings.ack == "durable")
+    return Session(
+        context,
+        session.durable_acks if settings.ack is UNSET else settings.ack == "durable",
+        session.asks_for if settings.destination is UNSET else settings.destination,
+    )
 
 
 def _refuse_repeated_keys(line: bytes) -> None:

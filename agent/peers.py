@@ -20,6 +20,9 @@ TOKEN_HOLDERS = "tcp with the token"  # noqa: S105
 
 _NO_UID = 0xFFFF_FFFF
 _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid: struct ucred of unix(7)
+_GROUP = struct.Struct("I")
+_SO_PEERGROUPS = 59  # socket(7); Python has no name for it
+_MOST_GROUPS = 256  # Python reads 1 KiB of an option at the most
 CREDENTIALS_SPACE = socket.CMSG_SPACE(_CREDENTIALS.size)
 
 # So many processes of one user have a turn in a pass of the event loop.
@@ -56,6 +59,21 @@ def peer_of(connection: socket.socket) -> Peer:
     return Peer(0, _NO_UID, f"[{host}]:{port}" if connection.family == socket.AF_INET6 else f"{host}:{port}")
 
 
+def groups_of(connection: socket.socket) -> frozenset[int]:
+    """Return the groups that the process at the other end was in when it connected; none if the system does not say.
+
+    Of one that is in more than _MOST_GROUPS only the first is known.
+    """
+    if connection.family != socket.AF_UNIX:
+        return frozenset()
+    gid = group_in(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    try:
+        more = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MOST_GROUPS * _GROUP.size)
+    except OSError:  # there are more, or the kernel is older than 4.13
+        more = b""
+    return frozenset([gid, *(each for (each,) in _GROUP.iter_unpack(more))])
+
+
 def group_of(peer: Peer) -> Hashable:
     """Return what shares turns with the peer: itself, or over TCP all who have not shown the token."""
     return peer if peer.address is None else STRANGERS
@@ -83,6 +101,11 @@ def _interleave(items: Iterable[T], key: Callable[[T], Hashable]) -> list[T]:
     if len(seen) > 1:
         ranked.sort(key=itemgetter(0))
     return [item for _, item in ranked]
+
+
+def group_in(data: bytes) -> int:
+    """Return the gid out of a `struct ucred`."""
+    return int(_CREDENTIALS.unpack_from(data)[2])
 
 
 def read_credentials(data: bytes) -> tuple[int, int]:

@@ -9,6 +9,9 @@ from typing import Literal, NamedTuple, get_args
 DEFAULT = "default"
 """The destination that `[api]` describes: where events go for which no rule says otherwise."""
 
+DENIED = "denied"
+"""The reason for which events of a sender that no rule lets in are dropped. They are of no destination."""
+
 SocketKind = Literal["stream", "datagram", "http", "tcp"]
 SOCKETS: tuple[SocketKind, ...] = get_args(SocketKind)
 
@@ -108,6 +111,9 @@ class Rules(NamedTuple):
     def rule_of(self, route: Route) -> Rule | None:
         """Return the rule that decided."""
         return None if route.rule is None else self.rules[route.rule - 1]
+
+
+NO_RULES = Rules()
 
 
 class Dead(NamedTuple):

@@ -18,7 +18,7 @@ HEALTH_SECONDS = 5.0
 class Monitoring:
     """Answers about the pipelines, by destination, and about what other parts `describe`.
 
-    `cache_uses` says by CI system what events said of the cache.
+    `cache_uses` says by CI system what events said of the cache, `failed` why the queues of other destinations cannot be opened.
     """
 
     def __init__(
@@ -27,11 +27,13 @@ class Monitoring:
         wall_clock: Callable[[], float],
         describe: Sequence[Describe],
         cache_uses: Mapping[str, CacheUse],
+        failed: Mapping[str, str],
     ) -> None:
         self._pipelines = pipelines
         self._wall_clock = wall_clock
         self._describe = describe
         self._cache_uses = cache_uses
+        self._failed = failed
         self._started_at = wall_clock()
         self.routes = (
             Route("GET", "/metrics", self._metrics, "The status as Prometheus text, and what is measured besides"),
@@ -65,4 +67,5 @@ class Monitoring:
                 healthy = await pipeline.healthy()
                 status = await pipeline.status()
             problems += not_ready(name, status, healthy=healthy, now=self._wall_clock())
+        problems += [NotReady(name, "storage", reason) for name, reason in self._failed.items()]
         return Response.json(Readiness(not problems, problems), 503 if problems else 200)

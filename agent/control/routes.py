@@ -18,6 +18,7 @@ from agent.http.server import Request, Response
 
 COMMIT_SECONDS = 5.0
 NO_USES: Mapping[str, CacheUse] = {}
+NOTHING_FAILED: Mapping[str, str] = {}
 
 
 class Delivery(Protocol):
@@ -32,7 +33,8 @@ class Delivery(Protocol):
 
 class Control:
     """Answers requests about the pipelines, by destination. `describe` fills in what other parts say in the status, `cache_uses`
-    says by CI system what events said of the cache. What monitoring asks is `monitoring`'s to answer.
+    says by CI system what events said of the cache, `failed` why the queues of other destinations cannot be opened. What
+    monitoring asks is `monitoring`'s to answer.
 
     `reload` takes a new configuration over, or raises ConfigError.
     """
@@ -47,11 +49,12 @@ class Control:
         describe: Sequence[Describe] = (),
         cache_uses: Mapping[str, CacheUse] = NO_USES,
         deliveries: Iterable[Delivery] = (),
+        failed: Mapping[str, str] = NOTHING_FAILED,
     ) -> None:
         self._pipelines = pipelines
         self._deliveries = list(deliveries)
         self._reload_all = reload
-        self.monitoring = Monitoring(pipelines, wall_clock, describe, cache_uses)
+        self.monitoring = Monitoring(pipelines, wall_clock, describe, cache_uses, failed)
         flush, queue = FlushRoute(pipelines, listeners), QueueRoutes(pipelines)
         self.routes = (
             Route("GET", "/status", self._status, "How the daemon is doing: schema.StatusReport"),

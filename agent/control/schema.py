@@ -152,7 +152,8 @@ class AdoptionStatus(msgspec.Struct, frozen=True):
 
 
 class StatusReport(msgspec.Struct):
-    """How the daemon is doing. `uptime` is in seconds; `rejected` counts lines that were not valid.
+    """How the daemon is doing. `uptime` is in seconds; `rejected` counts lines that were not valid, `denied` events that no rule
+    lets in.
 
     `connections` are those that are open on the stream socket, `evicted` those that were closed because there were too many.
     `adopted` is None where no spools are adopted, `metrics` where they have no socket of their own, `api` and `http` where an
@@ -170,6 +171,7 @@ class StatusReport(msgspec.Struct):
     destinations: dict[str, DestinationStatus] = {}
     adopted: AdoptionStatus | None = None
     metrics: MetricsStatus | None = None
+    denied: int = 0
 
 
 class Resumed(msgspec.Struct, frozen=True):

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from agent.control.routes import Control
-from agent.control.schema import Reloaded, StatusReport
+from agent.control.schema import Reloaded
 from agent.control.scrape import ScrapeListener
 from agent.daemon.destinations import Destinations
 from agent.daemon.listening import connection_limits, open_sockets
@@ -15,13 +15,13 @@ from agent.daemon.services import (
     ControlService,
     FrontService,
     HttpService,
+    IntakeService,
     ListenerService,
     MetricsService,
     StreamService,
 )
 from agent.daemon.settings import Settings, limits_of
-from agent.daemon.wiring import access_policy, adoption_policy
-from agent.http.proxy import Proxy
+from agent.daemon.wiring import access_policies, adoption_policy
 from agent.ingest import sockets
 from agent.ingest.datagram import DatagramListener
 from agent.ingest.http_events import HttpListener
@@ -74,10 +74,9 @@ def assemble(
     pipelines = destinations.pipelines
     deliveries: list[Service] = [destinations]
 
-    proxy = None
+    front = None
     if config.front.enabled:
-        proxy = Proxy(config.api.url)
-        front = FrontService(proxy)
+        front = FrontService(settings)
         opened.push_async_callback(front.close)
         others.append(front)
 
@@ -85,18 +84,19 @@ def assemble(
     for socket in bound.values():
         opened.callback(socket.release)
     max_connections = connection_limits(config)
-    intake = Intake(pipelines[DEFAULT])  # where all events go, as long as no rule says otherwise
+    intake = Intake(destinations.taking, config.routing)
+    others.append(IntakeService(intake))
     listeners: list[ListenerService] = []
     if "stream" in bound:
         listeners.append(StreamService(StreamListener(bound["stream"], intake, max_connections.stream)))
     if "datagram" in bound:
         listeners.append(ListenerService(DatagramListener(bound["datagram"], intake)))
     if over_http := [bound[role] for role in HTTP_ROLES if role in bound]:
-        forward = proxy.forward if proxy is not None else None
-        http = HttpListener(over_http, intake, access_policy(settings), max_connections.http, forward=forward)
+        forward = front.forward if front is not None else None
+        http = HttpListener(over_http, intake, access_policies(settings), max_connections.http, forward=forward)
         path = str(config.http.socket) if config.http.socket is not None else None
         address = sockets.tcp_address(bound["http_tcp"]) if "http_tcp" in bound else None
-        listeners.append(HttpService(http, path, address, proxy))
+        listeners.append(HttpService(http, path, address, front))
 
     adoptions: list[Adoption] = []
     if config.queue.adopt is not None:
@@ -104,10 +104,7 @@ def assemble(
         adoptions.append(Adoption(fs, config.queue.adopt, config.queue.directory, limits, policy, runtime, owner))
         deliveries += [AdoptionService(adoption, runtime) for adoption in adoptions]
 
-    def describe_intake(report: StatusReport) -> None:
-        report.rejected = intake.rejected
-
-    describe = [describe_intake, *(service.describe for service in [*others, *deliveries, *listeners])]
+    describe = [*(service.describe for service in [*others, *deliveries, *listeners])]
     control = Control(
         pipelines,
         [service.listener for service in listeners],
@@ -116,6 +113,7 @@ def assemble(
         describe=describe,
         cache_uses=intake.cache_uses.by_ci,
         deliveries=adoptions,
+        failed=destinations.failed,
     )
     others.append(ControlService(bound["control"].socket, control))
     if for_metrics := [bound[role] for role in METRICS_ROLES if role in bound]:

@@ -42,7 +42,8 @@ class _Open:
 class Destinations(Service):
     """All of them. What is wrong with one is that one's trouble alone, but for DEFAULT, without which no daemon starts.
 
-    `pipelines` are those that are open, by name; `failed` says why others cannot be.
+    `pipelines` are those that are open, by name, and `taking` those of them that take events; `failed` says why others cannot be
+    opened.
     """
 
     def __init__(self, settings: Settings, fs: Filesystem, runtime: Runtime) -> None:
@@ -55,6 +56,7 @@ class Destinations(Service):
         self._follow: Follow | None = None
         self._draining = False
         self.pipelines: dict[str, Pipeline] = {}
+        self.taking: dict[str, Pipeline] = {}
         self.failed: dict[str, str] = {}
 
     def open_all(self) -> None:
@@ -106,7 +108,7 @@ class Destinations(Service):
             lock.release()
             raise
         self._open[name] = _Open(pipeline, directory, lock, account_of(config, name))
-        self.pipelines[name] = pipeline
+        self.pipelines[name] = self.taking[name] = pipeline
         self.failed.pop(name, None)
         self._identify(name)
         if (reason := self._settings.tokenless.get(name)) is not None:
@@ -152,6 +154,7 @@ class Destinations(Service):
         if this.retiring is not None:
             this.retiring.cancel()
             this.retiring = None
+            self.taking[name] = this.pipeline
         this.account = account_of(self._settings.config, name)
         self._identify(name)
         this.pipeline.reconfigure(delivery)
@@ -161,6 +164,7 @@ class Destinations(Service):
         this = self._open[name]
         if this.retiring is None and self._tasks is not None:
             this.retiring = anyio.CancelScope()
+            del self.taking[name]
             self._log.info("destination_retired", destination=name, queued=this.pipeline.ledger().queued)
             self._tasks.start_soon(self._end_when_empty, name, this.retiring)
 

@@ -83,7 +83,10 @@ class Reloader:
         for key in restart_needed:
             self._log.warning("restart_needed", key=key)
         logging.configure(new.config.log.level, new.config.log.format, to_journal=is_journal(self._environ))
-        new_token = (new.tokens, new.clients_tokens) != (old.tokens, old.clients_tokens)
+        both = new.tokens.keys() & old.tokens.keys()
+        new_token = (
+            any(new.tokens[name] != old.tokens[name] for name in both) or new.clients_tokens != old.clients_tokens
+        )
         changed = [*config.differences(old.config, new.config), *(["token"] if new_token else [])]
         self._log.info("reloaded", changed=changed)
         warn_of_exposed_tokens(new, self._environ)

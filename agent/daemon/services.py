@@ -1,5 +1,6 @@
 """The parts of a daemon as services. What they are made of knows nothing of daemons."""
 
+from collections import Counter
 from functools import partial
 from socket import socket
 from typing import Protocol
@@ -13,10 +14,11 @@ from agent.control.scrape import ScrapeListener
 from agent.control.status import adoption_status
 from agent.daemon.service import Apply, Service
 from agent.daemon.settings import Settings
-from agent.daemon.wiring import access_policy, adoption_policy
+from agent.daemon.wiring import access_policies, adoption_policy
 from agent.http import server
 from agent.http.proxy import Proxy
 from agent.ingest.http_events import HttpListener
+from agent.ingest.intake import Intake
 from agent.ingest.stream import StreamListener
 from agent.runtime import Runtime
 from agent.spools.adoption import Adoption
@@ -81,17 +83,19 @@ class StreamService(ListenerService):
 
 
 class HttpService(ListenerService):
-    """The HTTP listener, at the path `socket` and the TCP address `address`, in front of `proxy`."""
+    """The HTTP listener, at the path `socket` and the TCP address `address`, in front of `front`."""
 
-    def __init__(self, listener: HttpListener, socket: str | None, address: str | None, proxy: Proxy | None) -> None:
+    def __init__(
+        self, listener: HttpListener, socket: str | None, address: str | None, front: "FrontService | None"
+    ) -> None:
         super().__init__(listener)
         self._http = listener
         self._socket = socket
         self._address = address
-        self._proxy = proxy
+        self._front = front
 
     def reload(self, new: Settings) -> Apply:
-        return partial(self._http.reconfigure, access_policy(new))
+        return partial(self._http.reconfigure, access_policies(new))
 
     def describe(self, report: StatusReport) -> None:
         report.http = HttpStatus(
@@ -99,25 +103,63 @@ class HttpService(ListenerService):
             listen=self._address,
             connections=self._http.connections,
             events=self._http.answered,
-            front=self._proxy.answered if self._proxy is not None else {},
-            forwards=self._proxy is not None,
+            front=self._front.answered() if self._front is not None else {},
+            forwards=self._front is not None,
         )
 
 
 class FrontService(Service):
-    """The front: the proxy that the HTTP listener hands other requests to."""
+    """The front: for each destination a proxy that the HTTP listener hands other requests to."""
 
-    def __init__(self, proxy: Proxy) -> None:
-        self._proxy = proxy
+    def __init__(self, settings: Settings) -> None:
+        """Raises ConfigError."""
+        self._proxies = {name: Proxy(each.api.url) for name, each in settings.config.accounts.items()}
+        self._tasks: TaskGroup | None = None
+
+    async def forward(self, exchange: server.Exchange, destination: str) -> None:
+        """Have a destination's API answer a request: see `Proxy.forward`."""
+        await self._proxies[destination].forward(exchange)
+
+    def answered(self) -> dict[int, int]:
+        """Return how many requests were answered, by status."""
+        return dict(sum((each.answered for each in self._proxies.values()), Counter()))
 
     def start(self, tasks: TaskGroup) -> None:
-        tasks.start_soon(self._proxy.run)
+        self._tasks = tasks
+        for each in self._proxies.values():
+            tasks.start_soon(each.run)
 
     def reload(self, new: Settings) -> Apply:
-        return self._proxy.prepare(new.config.api.url)
+        urls = {name: each.api.url for name, each in new.config.accounts.items()}
+        prepared = [each.prepare(urls[name]) for name, each in self._proxies.items() if name in urls]
+        added = {name: Proxy(url) for name, url in urls.items() if name not in self._proxies}
+
+        def take_over() -> None:
+            for each in prepared:
+                each()
+            self._proxies |= added
+            if self._tasks is not None:
+                for proxy in added.values():
+                    self._tasks.start_soon(proxy.run)
+
+        return take_over
 
     async def close(self) -> None:
-        await self._proxy.aclose()
+        for each in self._proxies.values():
+            await each.aclose()
+
+
+class IntakeService(Service):
+    """Where all listeners submit what they take."""
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+
+    def reload(self, new: Settings) -> Apply:
+        return partial(self._intake.reconfigure, new.config.routing)
+
+    def describe(self, report: StatusReport) -> None:
+        report.rejected, report.denied = self._intake.rejected, self._intake.denied
 
 
 class AdoptionService(Service):

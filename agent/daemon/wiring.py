@@ -10,17 +10,19 @@ from agent.delivery.batching import BatchOptions
 from agent.delivery.http_transport import Endpoint, HttpTransport
 from agent.delivery.pipeline import DeliveryConfig
 from agent.delivery.transport import NoTransport, Transport
-from agent.ingest.http_events import AccessPolicy
+from agent.ingest.http_events import AccessPolicy, Policies
 from agent.rules import DEFAULT
 from agent.runtime import Runtime
 from agent.spools.adoption import MAX_OPEN, AdoptionPolicy
 
 
-def access_policy(settings: Settings) -> AccessPolicy:
-    """Return who may send events over HTTP."""
-    api = settings.config.api
-    api_token = settings.tokens[DEFAULT] if settings.config.front.enabled else None
-    return AccessPolicy(settings.clients_tokens.get(DEFAULT), api.team_id, api.slug, api_token)
+def access_policies(settings: Settings) -> Policies:
+    """Return who may send events over HTTP, by destination."""
+    tokens = settings.tokens if settings.config.front.enabled else {}
+    return {
+        name: AccessPolicy(settings.clients_tokens.get(name), each.api.team_id, each.api.slug, tokens.get(name))
+        for name, each in settings.config.accounts.items()
+    }
 
 
 def delivery_config(settings: Settings, runtime: Runtime, destination: str) -> DeliveryConfig:

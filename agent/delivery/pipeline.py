@@ -103,6 +103,11 @@ class Pipeline:
         return await self._committer.wait_for_capacity()
 
     @property
+    def is_full(self) -> bool:
+        """Whether `wait_for_capacity` would wait, or return False."""
+        return self._committer.is_full
+
+    @property
     def should_drop(self) -> bool:
         """Whether there is no room, and waiting for it is no use because the disk does not answer."""
         return self._committer.should_drop
@@ -115,6 +120,10 @@ class Pipeline:
         """Drop events that there was no room for, and count them."""
         self.store.cursor.shed(count, Outcome.STALLED)
         self._health.note_shed(count, self.ledger())
+
+    def limit(self, count: int) -> None:
+        """Drop events that are more than their sender may send, and count them."""
+        self.store.cursor.shed(count, Outcome.RATE_LIMITED)
 
     # Control
 

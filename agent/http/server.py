@@ -22,7 +22,7 @@ import structlog
 from agent.acceptor import Acceptor
 from agent.http.body_memory import BodyMemory
 from agent.http.connection import TURN_PIECES, ClientGoneError, HangUps, Http1Connection, Timeouts, timed_out
-from agent.peers import TOKEN_HOLDERS, Peer, Turns
+from agent.peers import TOKEN_HOLDERS, Peer, Turns, groups_of
 from agent.throttle import Throttle
 
 MAX_BODY_BYTES = 1024 * 1024
@@ -113,6 +113,10 @@ class Exchange:
     def peer(self) -> Peer:
         """Who sends the request."""
         return self._connection.peer
+
+    def groups(self) -> frozenset[int]:
+        """Return the groups that its process is in, as far as the kernel says so."""
+        return groups_of(self._connection.socket)
 
     def trust(self) -> None:
         """Say that the client has shown the token: it takes turns with others who have, not with strangers."""

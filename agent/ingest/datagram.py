@@ -14,7 +14,7 @@ from agent.events import MAX_LINE_BYTES
 from agent.ingest.framing import LineFramer, Lines, as_lines
 from agent.ingest.intake import ClientState, Intake
 from agent.ingest.sockets import BoundSocket
-from agent.peers import CREDENTIALS_SPACE, UNKNOWN, Peer, read_credentials
+from agent.peers import CREDENTIALS_SPACE, UNKNOWN, Peer, group_in, read_credentials
 from agent.runtime import Broadcast
 
 # More than net.core.wmem_default lets a client send at once.
@@ -158,5 +158,8 @@ def _owners(datagrams: list[_Datagram]) -> list[int]:
 
 def _client(datagram: _Datagram) -> ClientState:
     """Return who sent it, as the kernel says."""
-    found = (Peer(*read_credentials(data)) for _, kind, data in datagram[1] if kind == socket.SCM_CREDENTIALS)
-    return ClientState(next(found, UNKNOWN), answerable=False)
+    data = next((data for _, kind, data in datagram[1] if kind == socket.SCM_CREDENTIALS), None)
+    if data is None:
+        return ClientState(UNKNOWN, answerable=False, socket="datagram")
+    group = frozenset([group_in(data)])
+    return ClientState(Peer(*read_credentials(data)), answerable=False, socket="datagram", groups=lambda: group)

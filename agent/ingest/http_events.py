@@ -5,7 +5,7 @@ import re
 import socket
 import zlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import anyio
@@ -14,17 +14,19 @@ import structlog
 
 from agent.cache_use import CacheUse
 from agent.delivery.http_transport import EVENTS_PATH
+from agent.delivery.pipeline import Pipeline
 from agent.events import Ci, Context, Job, decode_array
 from agent.http import server as http_server
 from agent.http.body_memory import BodyMemory
 from agent.http.connection import Timeouts
 from agent.http.proxy import METHODS as FORWARDED_METHODS
 from agent.http.server import Exchange, Head, Response, Server
-from agent.ingest.intake import LOG_INTERVAL, MAX_REASON_CHARACTERS, Intake
+from agent.ingest.intake import LOG_INTERVAL, MAX_REASON_CHARACTERS, ClientState, Intake
 from agent.ingest.job_path import split_job
 from agent.ingest.sockets import BoundSocket
 from agent.peers import Peer
 from agent.queue.cursor import Outcome
+from agent.rules import DEFAULT, Sender
 from agent.secret import Secret
 from agent.throttle import Throttle
 
@@ -45,15 +47,15 @@ _bearer = re.compile(r"bearer +(\S+)", re.IGNORECASE).fullmatch
 _decode_ci = msgspec.json.Decoder(Ci).decode
 _decode_job = msgspec.json.Decoder(Job).decode
 
-Forward = Callable[[Exchange], Awaitable[None]]
+Forward = Callable[[Exchange, str], Awaitable[None]]
 
 
 @dataclass(frozen=True)
 class AccessPolicy:
-    """Who may send, and for which team: what can change while the sockets stay open. Without a token nobody may use TCP.
+    """Who may send to a destination, and for which team: what can change while the sockets stay open.
 
-    `token` is what clients are given. `api_token` is the agent's own, where other requests are passed on: who has that may use
-    it here, too, and the API gets it in the place of `token`.
+    `token` is what clients are given, without which nobody may use TCP. `api_token` is the agent's own, where other requests are
+    passed on: who has that may use it here, too, and the API gets it in the place of `token`.
     """
 
     token: Secret | None = None
@@ -65,30 +67,39 @@ class AccessPolicy:
         """Tell whether the value of this header has one of the tokens."""
         return _is_bearer(authorization, self.token) or _is_bearer(authorization, self.api_token)
 
-    def for_api(self, head: Head) -> Head:
-        """Return a request's head as the API is to get it. Raises RefusedError if there is no token for the API."""
-        headers = [
-            (name, self._authorization_for_api(value) if name.lower() == b"authorization" else value)
-            for name, value in head.raw_headers
-        ]
-        return head if headers == head.raw_headers else replace(head, raw_headers=headers)
-
-    def _authorization_for_api(self, value: bytes) -> bytes:
-        own = self.api_token
-        given = value.decode("latin-1")
-        if not _is_bearer(given, self.token) or _is_bearer(given, own):
-            return value
-        if own is None:
-            message = "The agent has no token for the API, and its clients' is none: set api.token_file"
-            raise RefusedError(401, "unauthorized", message)
-        return b"Bearer " + own.reveal().encode()
-
 
 def _is_bearer(authorization: str, token: Secret | None) -> bool:
     given = _bearer(authorization)
     if given is None or token is None:
         return False
     return hmac.compare_digest(given[1].encode(), token.reveal().encode())
+
+
+Policies = Mapping[str, AccessPolicy]
+"""One for each destination, by name, DEFAULT first."""
+
+
+def _for_api(head: Head, destination: str, policies: Policies) -> Head:
+    """Return a request's head as a destination's API is to get it: with no token that was given to the agent, or is for another.
+
+    Raises RefusedError if there is no token for the API.
+    """
+    own = policies[destination].api_token
+
+    def authorization(value: bytes) -> bytes:
+        given = value.decode("latin-1")
+        if _is_bearer(given, own) or not any(policy.admits(given) for policy in policies.values()):
+            return value
+        if own is None:
+            key = "api" if destination == DEFAULT else f"destinations.{destination}"
+            message = f"The agent has no token for the API, and its clients' is none: set {key}.token_file"
+            raise RefusedError(401, "unauthorized", message)
+        return b"Bearer " + own.reveal().encode()
+
+    headers = [
+        (name, authorization(value) if name.lower() == b"authorization" else value) for name, value in head.raw_headers
+    ]
+    return head if headers == head.raw_headers else replace(head, raw_headers=headers)
 
 
 class RefusedError(Exception):
@@ -102,20 +113,21 @@ class RefusedError(Exception):
 class HttpListener:
     """Serves the sockets in `bound`, with at most `max_connections` over TCP, and as many on Unix sockets.
 
-    `forward` takes what is no request with events. `answered` counts the answers to requests with events, by status.
+    `forward` takes what is no request with events, and the destination that it is for. `answered` counts the answers to requests
+    with events, by status.
     """
 
     def __init__(
         self,
         bound: Sequence[BoundSocket],
         intake: Intake,
-        policy: AccessPolicy,
+        policies: Policies,
         max_connections: int,
         forward: Forward | None = None,
         timeouts: Timeouts = http_server.TIMEOUTS,
     ) -> None:
         self.answered: Counter[int] = Counter()
-        self._policy = policy
+        self._policies = policies
         self._forward = forward
         self._bound = bound
         self._intake = intake
@@ -125,9 +137,9 @@ class HttpListener:
         self._unix, self._tcp = (Server(max_connections, timeouts, intake.turns) for _ in range(2))
         self._memory = BodyMemory(BODY_MEMORY_BYTES)
 
-    def reconfigure(self, policy: AccessPolicy) -> None:
-        """Treat later requests by another policy."""
-        self._policy = policy
+    def reconfigure(self, policies: Policies) -> None:
+        """Treat later requests by other policies."""
+        self._policies = policies
 
     async def serve(self) -> None:
         """Serve until `close`; then return when what had come is answered."""
@@ -155,9 +167,9 @@ class HttpListener:
 
     async def _handle_with_token(self, exchange: Exchange) -> None:
         """Handle a request of who has the token; others are answered from its head alone, and disconnected."""
-        if self._has_token(exchange.head):
+        if (holder := self._holder(exchange.head)) is not None:
             exchange.trust()
-            return await self._handle(exchange)
+            return await self._handle(exchange, holder)
         exchange.end_after_answer()
         _, head = _split(exchange.head)
         if head.method == "OPTIONS":  # browsers ask without it; the API is not asked
@@ -169,39 +181,77 @@ class HttpListener:
         self.answered[refusal.response.status] += head.path == EVENTS_PATH
         return await exchange.answer(refusal.response)
 
-    def _has_token(self, head: Head) -> bool:
-        return self._policy.admits(head.headers.get("authorization", ""))
+    def _holder(self, head: Head) -> str | None:
+        """Return the destination of which a request has a token; how long that takes says nothing of the others."""
+        given = head.headers.get("authorization", "")
+        admitting = [name for name, policy in self._policies.items() if policy.admits(given)]
+        return admitting[0] if admitting else None
 
-    async def _handle(self, exchange: Exchange) -> None:
+    async def _handle(self, exchange: Exchange, holder: str | None = None) -> None:
         job, exchange.head = _split(exchange.head)
         head = exchange.head
         if head.path == EVENTS_PATH and head.method in {"POST", "OPTIONS"}:
-            answer = _preflight() if head.method == "OPTIONS" else await self._take_events(exchange, job)
+            answer = _preflight() if head.method == "OPTIONS" else await self._take_events(exchange, holder, job)
             self.answered[answer.status] += head.method == "POST"
             return await exchange.answer(answer)
         if self._forward is not None:
             try:
-                exchange.head = self._policy.for_api(head)
+                destination = self._destination(exchange, holder)
+                exchange.head = _for_api(head, destination, self._policies)
             except RefusedError as refusal:
                 self._log_refusal(refusal, exchange.peer)
                 return await exchange.answer(refusal.response)
             exchange.begin_stream()
-            return await self._forward(exchange)
+            return await self._forward(exchange, destination)
         return await exchange.answer(_no_route(head))
 
-    async def _take_events(self, exchange: Exchange, job: bytes | None) -> Response:
+    def _sender(self, exchange: Exchange) -> Sender:
+        query, over_tcp = exchange.head.query, exchange.peer.address is not None
+        client = ClientState(exchange.peer, socket="tcp" if over_tcp else "http", groups=exchange.groups)
+        return self._intake.sender(client, None, query.get("teamId"), query.get("slug"))
+
+    def _destination(self, exchange: Exchange, holder: str | None) -> str:
+        """Return where a request leads: a token of a destination decides alone, rules about all others. Raises RefusedError."""
+        if holder is not None and holder != DEFAULT:
+            return holder
+        found = self._intake.route(self._sender(exchange))
+        if found.destination is None:
+            raise RefusedError(403, "forbidden", f"The request is denied: {found.reason}")
+        if found.destination not in self._policies:
+            raise RefusedError(503, "service_unavailable", f"The destination {found.destination!r} is no longer there")
+        return found.destination
+
+    def _pipeline(self, destination: str) -> Pipeline:
+        pipeline = self._intake.pipeline(destination)
+        if pipeline is None:
+            message = f"The queue of {destination!r} cannot be used now. Send the events again later"
+            raise RefusedError(503, "service_unavailable", message, ("retry-after", str(RETRY_SECONDS)))
+        return pipeline
+
+    def _check_limits(self, exchange: Exchange, pipeline: Pipeline, events: int, size: int) -> None:
+        sender = self._sender(exchange)
+        if not self._intake.is_within_limits(self._intake.route(sender), sender, events, size):
+            pipeline.limit(events)
+            message = "The events cannot be kept: rate_limited. Send them again later"
+            raise RefusedError(429, "too_many_requests", message, ("retry-after", "1"))
+
+    async def _take_events(self, exchange: Exchange, holder: str | None, job: bytes | None) -> Response:
         """Keep the events of a request; answer when they are durable."""
         head = exchange.head
         try:
             context = _context(head, job)
-            self._check_team(head)
+            destination = self._destination(exchange, holder)
+            _check_team(head, self._policies[destination], destination)
+            pipeline = self._pipeline(destination)
             is_packed = _is_packed(head)
             body = await exchange.body(MAX_BODY_BYTES, self._memory)
             chunks, use = _decode(await _unpack(body, exchange) if is_packed else body)
+            if holder in {None, DEFAULT}:
+                self._check_limits(exchange, pipeline, sum(chunk.count(b"\n") for chunk in chunks), len(body))
         except RefusedError as refusal:
             self._log_refusal(refusal, exchange.peer)
             return refusal.response
-        refused = await self._intake.submit_all_or_none(chunks, use, context, exchange.peer.uid)
+        refused = await self._intake.submit_all_or_none(pipeline, chunks, use, context, exchange.peer.uid)
         if refused is None:
             return Response(200, b"{}")
         status, code = _UNKEPT.get(refused, (503, "service_unavailable"))
@@ -216,12 +266,15 @@ class HttpListener:
             reason = str(refusal)[:MAX_REASON_CHARACTERS]
             self._log.warning("request_refused", status=status, reason=reason, **peer.facts, suppressed=held_back)
 
-    def _check_team(self, head: Head) -> None:
-        for name, ours, key in (("teamId", self._policy.team_id, "team_id"), ("slug", self._policy.slug, "slug")):
-            theirs = head.query.get(name)
-            if ours and theirs and theirs != ours:
-                reason = f"The agent delivers to another team than the {name} of the request: it is api.{key} that says to which"
-                raise RefusedError(400, "bad_request", reason)
+
+def _check_team(head: Head, policy: AccessPolicy, destination: str) -> None:
+    section = "api" if destination == DEFAULT else f"destinations.{destination}"
+    for name, ours, key in (("teamId", policy.team_id, "team_id"), ("slug", policy.slug, "slug")):
+        theirs = head.query.get(name)
+        if ours and theirs and theirs != ours:
+            which = f"{section}.{key} says to which"
+            reason = f"The agent delivers to another team than the {name} of the request: {which}"
+            raise RefusedError(400, "bad_request", reason)
 
 
 def _is_packed(head: Head) -> bool:

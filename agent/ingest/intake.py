@@ -1,7 +1,7 @@
 """Intake: validates lines, queues the events in them, and says what became of them, whichever socket they came from."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import anyio
@@ -25,9 +25,11 @@ from agent.events import (
 )
 from agent.ingest.cache_uses import CacheUses
 from agent.ingest.framing import Lines
-from agent.peers import Peer, Turns
+from agent.ingest.rate_limits import RateLimits
+from agent.peers import UNKNOWN, Peer, Turns
 from agent.queue.committer import Submission
 from agent.queue.cursor import Outcome
+from agent.rules import DEFAULT, DENIED, NO_RULES, Route, Rules, Sender, SocketKind
 from agent.throttle import Throttle
 
 NAMED_REJECTS = 5
@@ -48,12 +50,15 @@ REMEMBERED_PEERS = 1024
 class ClientState:
     """What one client has set, and what became of the lines that it sent; `errors` names the first few rejects.
 
-    `uncommitted` is what it waits for acks of, oldest first: how many events, and their submission. A client that is not
-    `answerable` may ask for acks, but nobody waits with them.
+    It came by `socket`, and is in the groups that `groups` returns, as far as the kernel says so. `uncommitted` is what it waits
+    for acks of, oldest first: how many events, and their submission. A client that is not `answerable` may ask for acks, but
+    nobody waits with them.
     """
 
     peer: Peer
     answerable: bool = True
+    socket: SocketKind = "stream"
+    groups: Callable[[], frozenset[int]] = frozenset
     session: Session = field(default_factory=Session)
     lines: int = 0
     durable: int = 0
@@ -69,7 +74,7 @@ class ClientState:
         """Whether the client has asked for durable acks, and can be sent them."""
         return self.answerable and self.session.durable_acks
 
-    def drop(self, count: int, reason: Outcome) -> None:
+    def drop(self, count: int, reason: str) -> None:
         """Count events that were dropped."""
         self.dropped += count
         self.dropped_by_reason[reason] = self.dropped_by_reason.get(reason, 0) + count
@@ -107,23 +112,107 @@ class ClientState:
         return msgspec.json.encode(ack) + b"\n"
 
 
-class Intake:
-    """Submits what clients send to one pipeline; `rejected` counts the lines that were refused since the start, and `cache_uses`
-    what the others say of the cache.
+_NO_GROUPS = frozenset[int]()
 
-    `wait_for_capacity` waits until there is room for more, so that what clients write stays in their sockets meanwhile. It does
-    not wait for a disk that does not answer: then events are dropped, and counted.
+
+def _ask_for_groups(rules: Rules) -> bool:
+    return any(rule.gid is not None for rule in rules.rules)
+
+
+class Intake:
+    """Submits what clients send to the pipelines that rules lead to.
+
+    `rejected` counts the lines that were refused since the start, `denied` the events that no rule lets in, and `cache_uses` what
+    the others say of the cache.
+
+    Before anything is read, `wait_for_capacity` waits until there is room for more, so that what clients write stays in their
+    sockets meanwhile. It does not wait for a disk that does not answer: then events are dropped, and counted.
     """
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
-        self.wait_for_capacity = pipeline.wait_for_capacity
+    def __init__(self, pipelines: Mapping[str, Pipeline], rules: Rules = NO_RULES) -> None:
+        """`pipelines` are those that take events, by destination; they may change at any time, DEFAULT is always there."""
+        self._pipelines = pipelines
+        self._rules = rules
+        self._ask_for_groups = _ask_for_groups(rules)
+        self._routes: dict[Sender, Route] = {}
+        self._limits = RateLimits()
         self._log = structlog.get_logger("agent.intake")
         self._throttle = Throttle(LOG_INTERVAL)
         self.rejected = 0
+        self.denied = 0
         self.cache_uses = CacheUses()
         self.turns = Turns()
         self._bad_in_a_row: dict[Peer, int] = {}
+
+    def reconfigure(self, rules: Rules) -> None:
+        """Go by other rules from now on, also for clients that are connected."""
+        self._rules, self._ask_for_groups = rules, _ask_for_groups(rules)
+        self._routes.clear()
+        self._limits.clear()
+
+    # Who may send, where to, and how much
+
+    def sender(
+        self, client: ClientState, asks_for: str | None, team_id: str | None = None, slug: str | None = None
+    ) -> Sender:
+        """Return what rules may ask of a client."""
+        uid = None if client.peer.uid == UNKNOWN.uid else client.peer.uid
+        gids = client.groups() if self._ask_for_groups else _NO_GROUPS
+        return Sender(client.socket, uid, gids, team_id, slug, asks_for)
+
+    def route(self, sender: Sender) -> Route:
+        """Decide where a sender's events go."""
+        found = self._routes.get(sender)
+        if found is None:
+            if len(self._routes) >= REMEMBERED_PEERS:
+                self._routes.clear()
+            found = self._routes[sender] = self._rules.route(sender)
+        return found
+
+    def pipeline(self, destination: str) -> Pipeline | None:
+        """Return the pipeline that takes the events of a destination; None if it cannot, as long as it has no queue."""
+        return self._pipelines.get(destination)
+
+    async def wait_for_capacity(self, client: ClientState | None = None) -> bool:
+        """Wait until more may be read, of this client or of anybody; False if a disk does not answer."""
+        pipeline = self._pipelines[DEFAULT]
+        if client is not None and not self._rules.is_trivial:
+            found = self.route(self.sender(client, client.session.asks_for)).destination
+            pipeline = self._pipelines.get(found or DEFAULT, pipeline)
+        elif any(not each.is_full for each in self._pipelines.values()):
+            return True
+        return await pipeline.wait_for_capacity()
+
+    def _way(self, client: ClientState, events: int, size: int, asks_for: str | None) -> Pipeline | None:
+        """Return where so many events of a client go; None if they go nowhere, which is counted, logged, and said in its acks."""
+        if self._rules.is_trivial and asks_for is None:
+            return self._pipelines[DEFAULT]
+        sender = self.sender(client, asks_for)
+        route = self.route(sender)
+        pipeline = None if route.destination is None else self._pipelines.get(route.destination)
+        if pipeline is None:
+            self.deny(client.peer, events, route.reason or f"the queue of {route.destination!r} cannot be used now")
+            client.drop(events, DENIED)
+        elif not self.is_within_limits(route, sender, events, size):
+            pipeline.limit(events)
+            client.drop(events, Outcome.RATE_LIMITED)
+            pipeline = None
+        return pipeline
+
+    def is_within_limits(self, route: Route, sender: Sender, events: int, size: int) -> bool:
+        """Tell whether a sender may send so many events and bytes more now."""
+        rule = self._rules.rule_of(route)
+        if rule is None or (rule.max_events_per_second is None and rule.max_bytes_per_second is None):
+            return True
+        rates = rule.max_events_per_second, rule.max_bytes_per_second
+        return self._limits.take((route.rule, sender.uid), rates, (events, size), anyio.current_time())
+
+    def deny(self, peer: Peer, events: int, reason: str) -> None:
+        """Count events that no rule lets in, and say so in the log now and then."""
+        self.denied += events
+        held_back = self._throttle.allow("events_denied", anyio.current_time(), uid=peer.uid, pid=peer.pid)
+        if held_back is not None:
+            self._log.warning("events_denied", events=events, reason=reason, **peer.facts, suppressed=held_back)
 
     async def submit(self, lines: Lines, client: ClientState) -> None:
         """Validate and queue what a read brought; with durable acks, its events are `uncommitted` then.
@@ -134,7 +223,7 @@ class Intake:
             client.lines += lines.oversized
             self._reject([Reject(0, f"Line is longer than {MAX_LINE_BYTES:,} bytes")] * lines.oversized, client)
         waiting: list[tuple[int, Submission]] = []
-        block = decode_bare_events(lines.block, client.session.context)
+        block = decode_bare_events(lines.block, client.session)
         if block is not None:
             client.lines += block.event_count
             self._bad_in_a_row.pop(client.peer, None)
@@ -153,9 +242,15 @@ class Intake:
         of those that `submit` is for: nothing of them is queued. Call `wait_for_capacity` before.
         """
         others: list[int] = []
-        for owner in dict.fromkeys(owners):  # nearly always one
-            indexes = [index for index, each in enumerate(owners) if each == owner]
-            block = decode_bare_events(b"".join([messages[index] for index in indexes]), Context())
+        senders: Sequence[Hashable] = owners
+        if not self._rules.is_trivial:
+            senders = [self.sender(client_of(index), None) for index in range(len(messages))]
+        for sender in dict.fromkeys(senders):  # nearly always one
+            indexes = [index for index, each in enumerate(senders) if each == sender]
+            if isinstance(sender, Sender) and self._has_to_wait(sender):
+                others += indexes
+                continue
+            block = decode_bare_events(b"".join([messages[index] for index in indexes]), Session())
             if block is not None:
                 blocks = [block]
             else:
@@ -163,15 +258,26 @@ class Intake:
                 blocks, left = decode_messages([messages[index] for index in indexes])
                 others += [indexes[index] for index in left]
             for block in blocks:
-                self.cache_uses.add(block.context.ci, block.use)
-                if self._pipeline.should_drop:
-                    self._pipeline.shed(block.event_count)
-                else:
-                    self._pipeline.submit(block, owner=owner)
+                self._submit_at_once(block, owners[indexes[0]], client_of(indexes[0]))
         return others
 
+    def _has_to_wait(self, sender: Sender) -> bool:
+        """Tell whether a destination has no room, while others may have: who sends to it waits alone."""
+        pipeline = self._pipelines.get(self.route(sender).destination or "")
+        return pipeline is not None and pipeline.is_full and not pipeline.should_drop
+
+    def _submit_at_once(self, block: Block, owner: int, client: ClientState) -> None:
+        pipeline = self._way(client, block.event_count, len(block.lines), block.asks_for)
+        if pipeline is None:
+            return
+        self.cache_uses.add(block.context.ci, block.use)
+        if pipeline.should_drop:
+            pipeline.shed(block.event_count)
+        else:
+            pipeline.submit(block, owner=owner)
+
     async def submit_all_or_none(
-        self, chunks: Sequence[bytes], use: CacheUse, context: Context, owner: int
+        self, pipeline: Pipeline, chunks: Sequence[bytes], use: CacheUse, context: Context, owner: int
     ) -> Outcome | None:
         """Queue what `decode_array` has returned; return None when all of it is durable, or why none is kept.
 
@@ -180,10 +286,10 @@ class Intake:
         if not chunks:
             return None
         blocks = [Block(context, chunk.count(b"\n"), chunk) for chunk in chunks]
-        if not await self._pipeline.wait_for_capacity():
-            self._pipeline.shed(sum(block.event_count for block in blocks))
+        if not await pipeline.wait_for_capacity():
+            pipeline.shed(sum(block.event_count for block in blocks))
             return Outcome.STALLED
-        refused = (await self._pipeline.submit(*blocks, owner=owner).wait()).refused
+        refused = (await pipeline.submit(*blocks, owner=owner).wait()).refused
         if refused is None:  # else the client is told, and sends them again
             self.cache_uses.add(context.ci, use)
         return refused
@@ -221,11 +327,14 @@ class Intake:
                 await turn.wait()
 
     async def _queue(self, block: Block, client: ClientState, waiting: list[tuple[int, Submission]]) -> None:
+        pipeline = self._way(client, block.event_count, len(block.lines), block.asks_for)
+        if pipeline is None:
+            return
         self.cache_uses.add(block.context.ci, block.use)
-        if await self._pipeline.wait_for_capacity():
-            waiting.append((block.event_count, self._pipeline.submit(block, owner=client.peer.uid)))
+        if await pipeline.wait_for_capacity():
+            waiting.append((block.event_count, pipeline.submit(block, owner=client.peer.uid)))
         else:
-            self._pipeline.shed(block.event_count)
+            pipeline.shed(block.event_count)
             client.drop(block.event_count, Outcome.STALLED)
 
     def _is_rubbish(self, client: ClientState) -> bool:

@@ -8,6 +8,7 @@ that does not read its acks, is read to its end like any other.
 import contextlib
 import socket
 from collections.abc import Mapping
+from functools import partial
 
 import anyio
 
@@ -16,7 +17,7 @@ from agent.events import MAX_LINE_BYTES
 from agent.ingest.framing import LineFramer, Lines, as_lines
 from agent.ingest.intake import ClientState, Intake
 from agent.ingest.sockets import BoundSocket
-from agent.peers import Peer
+from agent.peers import Peer, groups_of
 
 READ_BYTES = MAX_LINE_BYTES
 # How many bytes of clients that have hung up already are taken in one turn, before others have theirs.
@@ -37,7 +38,7 @@ class StreamConnection(Connection):
         super().__init__(accepted, peer)
         self.first = first
         self.received = len(first or b"")
-        self.client = ClientState(peer)
+        self.client = ClientState(peer, groups=partial(groups_of, accepted))
         self.framer = LineFramer(MAX_LINE_BYTES)
         self._ends = False
         self._sending: anyio.CancelScope | None = None
@@ -139,10 +140,12 @@ class StreamListener:
                 connections.append(StreamConnection(each, peer, data))
         if not ended:
             return connections
+
+        def client_of(index: int) -> ClientState:
+            return ClientState(ended[index][1], groups=partial(groups_of, ended[index][0]))
+
         others = self._intake.submit_messages(
-            [as_lines(data) for _, _, data in ended],
-            [peer.uid for _, peer, _ in ended],
-            lambda index: ClientState(ended[index][1]),
+            [as_lines(data) for _, _, data in ended], [peer.uid for _, peer, _ in ended], client_of
         )
         for index, (each, peer, data) in enumerate(ended):
             if index in others:
@@ -172,7 +175,7 @@ class StreamListener:
         Reads only when there is room: however many clients there are, what they write waits in their sockets.
         """
         while True:
-            await self._intake.wait_for_capacity()
+            await self._intake.wait_for_capacity(connection.client)
             try:
                 data = connection.socket.recv(READ_BYTES)
             except BlockingIOError:

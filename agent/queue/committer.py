@@ -104,7 +104,7 @@ class Committer:
 
     async def wait_for_capacity(self) -> bool:
         """Wait until more may be submitted; False if the disk has not answered for STALL_SECONDS, so that it should be shed."""
-        while self._full:
+        while self.is_full:
             if self.stalled:
                 return False
             with anyio.move_on_after(STALL_SECONDS):
@@ -114,10 +114,11 @@ class Committer:
     @property
     def should_drop(self) -> bool:
         """Whether `wait_for_capacity` would return False at once."""
-        return self._full and self.stalled
+        return self.is_full and self.stalled
 
     @property
-    def _full(self) -> bool:
+    def is_full(self) -> bool:
+        """Whether so much is pending that more has to wait."""
         return self._pending_bytes >= MAX_PENDING_BYTES
 
     @property

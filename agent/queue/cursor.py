@@ -30,6 +30,7 @@ class Outcome(StrEnum):
     CORRUPT = "corrupt"  # its bytes on disk are damaged or gone
     DISK_FULL = "disk_full"  # no room, or less than queue.min_free_bytes
     DISK_ERROR = "disk_error"  # the disk refused the write twice
+    RATE_LIMITED = "rate_limited"  # more than a rule lets its sender send in a second
     STALLED = "stalled"  # the disk did not answer, and the buffer before it was full
     PURGED = "purged"  # an operator wanted it gone
 

@@ -108,7 +108,7 @@ async def _agent(directory: Path, api: Sink, data: bytes, part: Part) -> float:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(pipeline.run)
         begin = time.process_time()
-        await _feed(Intake(pipeline), data)
+        await _feed(Intake({"default": pipeline}), data)
         await (pipeline.flush() if part.to_the_api else pipeline.commit_once())
         cpu = time.process_time() - begin
         await pipeline.drain(0)

@@ -59,7 +59,11 @@ class Site:
                 self._pipeline = made.start()
                 self._pipeline.pause()
                 listener = HttpListener(
-                    [bound], Intake(self._pipeline), AccessPolicy(None, None, "ours"), 64, forward=front.forward
+                    [bound],
+                    Intake({"default": self._pipeline}),
+                    {"default": AccessPolicy(None, None, "ours")},
+                    64,
+                    forward=lambda exchange, _: front.forward(exchange),
                 )
                 made.tasks.start_soon(listener.serve)
                 started.set()

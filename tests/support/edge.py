@@ -113,7 +113,7 @@ async def edge(directory: Path, *, max_connections: int = 64) -> AsyncIterator[E
         host = GatedHost(tasks)
         pipeline = host.start()
         pipeline.pause()
-        intake = Intake(pipeline)
+        intake = Intake({"default": pipeline})
         paths = directory / "s.sock", directory / "d.sock"
         stream = StreamListener(sockets.bind(paths[0], sockets.STREAM, mode=0o600), intake, max_connections)
         datagram = DatagramListener(sockets.bind(paths[1], sockets.DATAGRAM, mode=0o600), intake)

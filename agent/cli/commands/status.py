@@ -55,9 +55,10 @@ def status(path: Path | None, check: bool, as_json: bool) -> int:
 def _settings(path: Path | None) -> "Config | None":
     """Return the configuration; None where something in it is wrong, which is no reason to show less of the daemon."""
     from agent.errors import ConfigError
+    from agent.rules import DEFAULT
 
     try:
-        return find_queue(path)[0]
+        return find_queue(path, DEFAULT)[0]
     except ConfigError:
         return None
 

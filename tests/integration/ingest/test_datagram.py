@@ -206,7 +206,7 @@ async def test_a_socket_that_systemd_keeps_keeps_what_comes_after_the_end(tmp_pa
         kept = sockets.bind(tmp_path / "kept.sock", sockets.DATAGRAM, mode=0o600)
         ours = BoundSocket(kept.socket.dup(), None)
         ours.socket.setblocking(False)
-        listener = DatagramListener(ours, Intake(made.pipeline))
+        listener = DatagramListener(ours, Intake({"default": made.pipeline}))
         tasks.start_soon(listener.serve)
         with Client(tmp_path / "kept.sock", socket.SOCK_DGRAM) as sender:
             await sender.send(line())

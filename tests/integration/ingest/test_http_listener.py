@@ -24,7 +24,7 @@ from agent.events import MAX_LINE_BYTES, Context
 from agent.http.connection import Timeouts
 from agent.http.server import TIMEOUTS, Exchange
 from agent.ingest import sockets
-from agent.ingest.http_events import MAX_BODY_BYTES, AccessPolicy, Forward, HttpListener
+from agent.ingest.http_events import MAX_BODY_BYTES, AccessPolicy, Forward, HttpListener, Policies
 from agent.ingest.intake import Intake
 from agent.queue.record import Frame, record_in
 from agent.queue.store import Limits
@@ -36,7 +36,7 @@ from tests.support.waiting import HUNG_AFTER
 
 pytestmark = pytest.mark.anyio
 TOKEN = "a-clients-token"
-POLICY = AccessPolicy(Secret(TOKEN))
+POLICY = {"default": AccessPolicy(Secret(TOKEN))}
 EVENT = {"sessionId": "s", "source": "LOCAL", "event": "HIT", "hash": "h", "duration": 7}
 CHUNKED = b"POST %b HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" % EVENTS_PATH.encode()
 SHORT = Timeouts(idle=0.2, head=0.2, body=0.3, stall=0.2, linger=0.2)
@@ -85,7 +85,7 @@ class Site:
 async def site(
     directory: Path,
     *,
-    policy: AccessPolicy = POLICY,
+    policy: Policies = POLICY,
     max_connections: int = 64,
     timeouts: Timeouts = TIMEOUTS,
     forward: Forward | None = None,
@@ -98,7 +98,7 @@ async def site(
         pipeline.pause()
         bound = [sockets.bind(directory / "h.sock", sockets.STREAM, mode=0o600), sockets.bind_tcp("127.0.0.1:0")]
         port = bound[1].socket.getsockname()[1]
-        listener = HttpListener(bound, Intake(pipeline), policy, max_connections, forward, timeouts)
+        listener = HttpListener(bound, Intake({"default": pipeline}), policy, max_connections, forward, timeouts)
         made = Site(host, pipeline, listener, str(directory / "h.sock"), port, anyio.Event())
 
         async def serve() -> None:
@@ -231,7 +231,7 @@ async def test_an_empty_array_is_accepted(tmp_path: Path) -> None:
     ],
 )
 async def test_a_request_for_another_team_is_refused(tmp_path: Path, query: str, status: int) -> None:
-    async with site(tmp_path, policy=AccessPolicy(None, "team_1", "ours")) as at:
+    async with site(tmp_path, policy={"default": AccessPolicy(None, "team_1", "ours")}) as at:
         answer = await at.ask(post([EVENT], query=query))
         assert answer.status == status
         assert at.counts == ((1, 1) if status == 200 else (0, 0))
@@ -389,7 +389,7 @@ async def test_a_port_takes_only_the_token(tmp_path: Path, authorization: str | 
 
 
 async def test_a_port_without_a_configured_token_refuses_every_request(tmp_path: Path) -> None:
-    async with site(tmp_path, policy=AccessPolicy()) as at:
+    async with site(tmp_path, policy={"default": AccessPolicy()}) as at:
         assert (await at.ask(post([EVENT], {"Authorization": "Bearer None"}), at.port)).status == 401
 
 
@@ -398,7 +398,7 @@ async def test_a_new_token_counts_from_the_next_request_on(tmp_path: Path) -> No
         with Client(at.port) as client:
             await client.send(post([EVENT], {"Authorization": f"Bearer {TOKEN}"}))
             assert (await client.answer()).status == 200
-            at.listener.reconfigure(AccessPolicy(Secret("another")))
+            at.listener.reconfigure({"default": AccessPolicy(Secret("another"))})
             await client.send(post([EVENT], {"Authorization": f"Bearer {TOKEN}"}))
             assert (await client.answer()).status == 401
 
@@ -529,7 +529,7 @@ async def test_a_stranger_is_answered_from_the_head_and_gets_nothing_from_the_ap
 ) -> None:
     forwarded: list[Exchange] = []
 
-    async def forward(exchange: Exchange) -> None:
+    async def forward(exchange: Exchange, _: str) -> None:
         forwarded.append(exchange)
 
     async with site(tmp_path, forward=forward) as at:
@@ -611,7 +611,7 @@ async def test_a_dripping_body_times_out(tmp_path: Path) -> None:
 
 
 async def test_a_body_that_is_passed_on_has_to_come_at_some_speed(tmp_path: Path) -> None:
-    async def forward(exchange: Exchange) -> None:
+    async def forward(exchange: Exchange, _: str) -> None:
         while await exchange.read():
             pass
 

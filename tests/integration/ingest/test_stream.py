@@ -439,7 +439,7 @@ async def test_a_socket_of_a_job_alone_is_read_to_the_end_of_its_backlog(tmp_pat
             with socket.socket(socket.AF_UNIX) as client:
                 client.connect(str(tmp_path / "kept.sock"))
                 client.sendall(line(f"h{number}"))
-        listener = StreamListener(ours, Intake(made.pipeline), 8)
+        listener = StreamListener(ours, Intake({"default": made.pipeline}), 8)
         await listener.close()
         tasks.start_soon(listener.serve)
         await made.pipeline.wait_for_capacity()
@@ -453,7 +453,7 @@ async def test_a_socket_that_systemd_keeps_stays_open_with_its_backlog(tmp_path:
         kept = sockets.bind(tmp_path / "kept.sock", sockets.STREAM, mode=0o600)
         ours = BoundSocket(kept.socket.dup(), None, outlives=True)
         ours.socket.setblocking(False)
-        listener = StreamListener(ours, Intake(made.pipeline), 8)
+        listener = StreamListener(ours, Intake({"default": made.pipeline}), 8)
         tasks.start_soon(listener.serve)
         with Client(tmp_path / "kept.sock") as first:
             await first.send(ACKS + line())

@@ -58,7 +58,7 @@ async def taken(intake: Intake, blocks: Iterable[Lines], *, answerable: bool = T
 async def test_without_acks_nothing_is_ever_answered() -> None:
     async with anyio.create_task_group() as tasks:
         host = GatedHost(tasks)
-        intake = Intake(host.start())
+        intake = Intake({"default": host.start()})
         client = await taken(intake, [lines(line() + BAD), lines(b"", 1)])
         assert client.next_ack() is None
         assert intake.rejected == 2
@@ -69,7 +69,7 @@ async def test_durable_acks_count_up_and_are_not_repeated() -> None:
     async with anyio.create_task_group() as tasks:
         host = GatedHost(tasks)
         pipeline = host.start()
-        intake, client = Intake(pipeline), ClientState(PEER)
+        intake, client = Intake({"default": pipeline}), ClientState(PEER)
         await intake.submit(lines(ACKS + line() * 3), client)
         await client.wait_committed()
         assert answered(client) == {"durable": 3, "rejected": 0}
@@ -88,7 +88,7 @@ async def test_durable_acks_count_up_and_are_not_repeated() -> None:
 async def test_the_first_rejects_are_named_by_their_place_in_the_stream() -> None:
     async with anyio.create_task_group() as tasks:
         host = GatedHost(tasks)
-        intake = Intake(host.start())
+        intake = Intake({"default": host.start()})
         blocks = [lines(ACKS + line() + BAD), lines(line(), oversized=1), lines(b"\n" + BAD * 5), lines(BAD)]
         client = await taken(intake, blocks)
         answer = answered(client)
@@ -107,7 +107,7 @@ async def test_what_the_disk_refuses_is_answered_as_dropped() -> None:
     async with anyio.create_task_group() as tasks:
         host = GatedHost(tasks)
         pipeline = host.start()
-        intake, client = Intake(pipeline), ClientState(PEER)
+        intake, client = Intake({"default": pipeline}), ClientState(PEER)
         host.fs.errors = failing("pwrite", errno.EIO)
         await intake.submit(lines(ACKS + line() * 2), client)
         await client.wait_committed()
@@ -127,7 +127,7 @@ async def test_events_are_dropped_and_counted_while_the_disk_hangs() -> None:
         pipeline = host.start()
         await pipeline.commit_once()
         pipeline.pause()
-        intake, block = Intake(pipeline), lines(line(padding=10_000) * 6)
+        intake, block = Intake({"default": pipeline}), lines(line(padding=10_000) * 6)
         host.gate.close()
         count = 3 * MAX_PENDING_BYTES // len(block.block)
         started = anyio.current_time()
@@ -148,7 +148,7 @@ async def test_a_slow_disk_slows_clients_down_and_memory_stays_bounded() -> None
         pipeline = host.start()
         await pipeline.commit_once()
         pipeline.pause()
-        intake, block = Intake(pipeline), lines(line(padding=10_000) * 6)
+        intake, block = Intake({"default": pipeline}), lines(line(padding=10_000) * 6)
         sent, ahead = 0, 0
 
         async def slow_disk() -> None:
@@ -181,7 +181,7 @@ async def test_a_slow_disk_slows_clients_down_and_memory_stays_bounded() -> None
 async def test_a_client_that_cannot_be_answered_does_not_wait_for_the_disk() -> None:
     async with anyio.create_task_group() as tasks:
         host = GatedHost(tasks)
-        intake = Intake(host.start())
+        intake = Intake({"default": host.start()})
         host.gate.close()
         with anyio.fail_after(HUNG_AFTER):
             client = await taken(intake, [lines(ACKS + line())], answerable=False)
@@ -192,7 +192,7 @@ async def test_a_client_that_cannot_be_answered_does_not_wait_for_the_disk() -> 
 async def test_rejects_are_logged_at_intervals_with_reason_and_peer() -> None:
     async with anyio.create_task_group() as tasks:
         host = GatedHost(tasks)
-        intake = Intake(host.start())
+        intake = Intake({"default": host.start()})
         with capture_logs() as logged:
             await taken(intake, [lines(BAD * 3), lines(BAD), lines(b"", 1)])
             await anyio.sleep(60)
@@ -210,7 +210,7 @@ async def test_rejects_are_logged_at_intervals_with_reason_and_peer() -> None:
 async def test_a_reason_is_cut_to_a_length_that_fits_a_log_line() -> None:
     async with anyio.create_task_group() as tasks:
         host = GatedHost(tasks)
-        intake = Intake(host.start())
+        intake = Intake({"default": host.start()})
         with capture_logs() as logged:
             client = await taken(intake, [lines(ACKS + b'{"' + b"k" * 9000 + b'":1}\n')])
         assert [len(each["reason"]) for each in logged if each["event"] == "lines_rejected"] == [200]
@@ -222,7 +222,7 @@ async def test_good_lines_in_a_flood_of_bad_ones_are_taken() -> None:
     async with anyio.create_task_group() as tasks:
         host = GatedHost(tasks)
         pipeline = host.start()
-        intake, other = Intake(pipeline), ClientState(Peer(pid=1, uid=1234))
+        intake, other = Intake({"default": pipeline}), ClientState(Peer(pid=1, uid=1234))
         await taken(intake, [lines(BAD * PATIENCE)])
         assert intake.dismiss(BAD * 50, ClientState(PEER))
         assert not intake.dismiss(BAD * 50, other)
@@ -239,7 +239,7 @@ async def test_messages_count_to_their_senders() -> None:
         host = GatedHost(tasks, limits=Limits(max_bytes=20_000, segment_bytes=1000))
         pipeline = host.start()
         pipeline.pause()
-        intake = Intake(pipeline)
+        intake = Intake({"default": pipeline})
         messages = [line("a")] + [line(padding=3000) for _ in range(10)] + [line("b") + BAD, line("c")]
         owners = [1] + [2] * 10 + [3, 1]
         assert intake.submit_messages(messages, owners, client_of) == [11]
@@ -255,7 +255,7 @@ async def test_messages_are_dropped_and_counted_while_the_disk_hangs() -> None:
     async with anyio.create_task_group() as tasks:
         host = GatedHost(tasks)
         pipeline = host.start()
-        intake = Intake(pipeline)
+        intake = Intake({"default": pipeline})
         host.gate.close()
         tasks.start_soon(pipeline.commit_once)
         await anyio.wait_all_tasks_blocked()
