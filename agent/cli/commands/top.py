@@ -72,9 +72,10 @@ def _print_once(source: "Source", interval: float) -> int:
 def _queue(path: Path | None) -> Path | str:
     """Return where the events of the daemon's destination are, or why that is not known."""
     from agent.errors import ConfigError
+    from agent.rules import DEFAULT
     from agent.spools.identity import DESTINATION
 
     try:
-        return find_queue(path)[0].queue.directory / DESTINATION
+        return find_queue(path, DEFAULT)[0].queue.directory / DESTINATION
     except ConfigError as error:
         return " ".join(str(error).split())
