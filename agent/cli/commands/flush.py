@@ -100,7 +100,7 @@ def flush(
     """
     label = _label(job)
     try:
-        _flush(path, deadline, session, as_json=as_json)
+        _flush(path, destinations, deadline, session, as_json=as_json)
     finally:
         if label is not None and not as_json:
             _say_usage(path, label)
@@ -130,7 +130,9 @@ def _say_usage(path: Path | None, job: str) -> None:
             say(job_line(total))
 
 
-def _flush(path: Path | None, deadline: float, session: str | None, *, as_json: bool) -> None:
+def _flush(
+    path: Path | None, destinations: tuple[str, ...], deadline: float, session: str | None, *, as_json: bool
+) -> None:
     """Flush and report. Raises AgentError for what has an exit code of its own."""
     control = ask_daemon(path)
     began = time.monotonic()
