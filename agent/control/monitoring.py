@@ -56,12 +56,12 @@ class Monitoring:
     async def _healthz(self, _: Request) -> Response:
         healthy = False
         with anyio.move_on_after(HEALTH_SECONDS):
-            healthy = all([await pipeline.healthy() for pipeline in self._pipelines.values()])
+            healthy = all([await pipeline.healthy() for pipeline in [*self._pipelines.values()]])
         return Response.json({"healthy": healthy}, 200 if healthy else 503)
 
     async def _readyz(self, _: Request) -> Response:
         problems: list[NotReady] = []
-        for name, pipeline in self._pipelines.items():
+        for name, pipeline in list(self._pipelines.items()):
             healthy, status = False, None
             with anyio.move_on_after(HEALTH_SECONDS):
                 healthy = await pipeline.healthy()

@@ -84,12 +84,12 @@ class Control:
     async def _pause(self, request: Request) -> Response:
         for each in self._about(request):
             each.pause()
-        await self._commit()
+        await self._commit(request)
         return Response.json({"state": "paused"})
 
     async def _resume(self, request: Request) -> Response:
         overridden = [wait for each in self._about(request) if (wait := each.resume()) is not None]
-        await self._commit()
+        await self._commit(request)
         answer: dict[str, object] = {"state": "running"}
         if overridden:
             answer["retry_after_overridden"] = max(overridden)
@@ -103,9 +103,9 @@ class Control:
     async def _reload(self, _: Request) -> Response:
         return Response.json(self._reload_all())
 
-    async def _commit(self) -> None:
+    async def _commit(self, request: Request) -> None:
         """Have what was asked for on the disk before the answer; a disk that does not answer is no reason to refuse it."""
         with anyio.move_on_after(COMMIT_SECONDS):
             async with anyio.create_task_group() as tasks:
-                for pipeline in self._pipelines.values():
+                for pipeline in selected(request, self._pipelines).values():
                     tasks.start_soon(pipeline.commit_once)

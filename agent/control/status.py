@@ -29,7 +29,7 @@ async def status_report(
     """Return how the daemon is doing. `started_at` and `now` are in seconds since the epoch."""
     uptime = round(now - started_at, 3)
     report = StatusReport(version=__version__, pid=os.getpid(), uptime=uptime, http=HttpStatus())
-    for name, pipeline in pipelines.items():
+    for name, pipeline in list(pipelines.items()):  # which may come and go meanwhile
         report.destinations[name] = _destination(await pipeline.status(), now)
     for each in describe:
         each(report)

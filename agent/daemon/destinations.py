@@ -29,13 +29,14 @@ Follow = Callable[[str, Pipeline], Coroutine[None, None, None]]
 
 @dataclass
 class _Open:
-    """A destination whose queue is open: with `retiring`, it takes nothing new, and ends when nothing waits."""
+    """A destination whose queue is open: with `retiring`, it takes nothing new, and is `ending` when nothing waits."""
 
     pipeline: Pipeline
     directory: Path
     lock: Lock
     account: Account
     retiring: anyio.CancelScope | None = None
+    ending: bool = False
     ended: anyio.Event = field(default_factory=anyio.Event)
 
 
@@ -70,11 +71,12 @@ class Destinations(Service):
 
     def start(self, tasks: TaskGroup) -> None:
         self._tasks = tasks
-        for name in self._open:
-            tasks.start_soon(self._run, name)
+        for name, this in self._open.items():
+            tasks.start_soon(self._run, name, this)
+            if this.retiring is not None:
+                tasks.start_soon(self._end_when_empty, name, this, this.retiring)
 
-    async def _run(self, name: str) -> None:
-        this = self._open[name]
+    async def _run(self, name: str, this: _Open) -> None:
         async with anyio.create_task_group() as beside:
             if self._follow is not None:
                 beside.start_soon(self._follow, name, this.pipeline)
@@ -136,18 +138,23 @@ class Destinations(Service):
         def take_over() -> None:
             self._settings = new
             for name, delivery in deliveries.items():
-                if name in self._open:
+                if name not in self._open:
+                    self._add(name, delivery)
+                elif not self._open[name].ending:  # else it is opened again after that
                     self._reconfigure(name, delivery)
-                else:
-                    self._try_to_open(name, delivery)
-                    if self._tasks is not None and name in self._open:
-                        self._tasks.start_soon(self._run, name)
             for name in self._open.keys() - deliveries.keys():
                 self._retire(name)
             for name in self.failed.keys() - deliveries.keys():
                 del self.failed[name]
 
         return take_over
+
+    def _add(self, name: str, delivery: DeliveryConfig) -> None:
+        if self._draining:
+            return
+        self._try_to_open(name, delivery)
+        if self._tasks is not None and name in self._open:
+            self._tasks.start_soon(self._run, name, self._open[name])
 
     def _reconfigure(self, name: str, delivery: DeliveryConfig) -> None:
         this = self._open[name]
@@ -162,24 +169,33 @@ class Destinations(Service):
     def _retire(self, name: str) -> None:
         """Let a destination that is no longer configured deliver what it has, as it was told last, and then end."""
         this = self._open[name]
-        if this.retiring is None and self._tasks is not None:
+        if this.retiring is None:
             this.retiring = anyio.CancelScope()
             del self.taking[name]
             self._log.info("destination_retired", destination=name, queued=this.pipeline.ledger().queued)
-            self._tasks.start_soon(self._end_when_empty, name, this.retiring)
+            if self._tasks is not None:
+                self._tasks.start_soon(self._end_when_empty, name, this, this.retiring)
 
-    async def _end_when_empty(self, name: str, scope: anyio.CancelScope) -> None:
-        this = self._open[name]
+    async def _end_when_empty(self, name: str, this: _Open, scope: anyio.CancelScope) -> None:
         with scope:
+            await this.pipeline.flush()  # which also commits what is pending
             while this.pipeline.ledger().queued:
                 await this.pipeline.flush()
         if scope.cancel_called or self._draining:
             return
-        del self._open[name], self.pipelines[name]
-        await this.pipeline.drain(0)
-        await this.ended.wait()
-        await self._close(this)
+        this.ending = True
+        del self.pipelines[name]
+        with anyio.CancelScope(shield=True):
+            await this.pipeline.drain(0)
+            await this.ended.wait()
+            try:
+                await self._close(this)
+            except StorageError as error:  # nothing waited in it, and others go on
+                self._log.warning("destination_failed", destination=name, error=str(error))
+            del self._open[name]
         self._log.info("destination_ended", destination=name)
+        if name in self._settings.config.accounts:  # it has come back meanwhile
+            self._add(name, delivery_config(self._settings, self._runtime, name))
 
     # Ending
 
@@ -215,7 +231,8 @@ class Destinations(Service):
         account = self._open[DEFAULT].account
         report.api = ApiStatus(account.url, account.team_id, account.slug)
         for name, this in self._open.items():
-            if this.retiring is not None:
-                report.destinations[name] = replace(report.destinations[name], retired=True)
+            found = report.destinations.get(name)
+            if found is not None and this.retiring is not None:
+                report.destinations[name] = replace(found, retired=True)
         for name, reason in self.failed.items():
             report.destinations[name] = DestinationStatus(state="failed", reason=reason)

@@ -242,10 +242,11 @@ class HttpListener:
             context = _context(head, job)
             destination = self._destination(exchange, holder)
             _check_team(head, self._policies[destination], destination)
-            pipeline = self._pipeline(destination)
+            self._pipeline(destination)
             is_packed = _is_packed(head)
             body = await exchange.body(MAX_BODY_BYTES, self._memory)
             chunks, use = _decode(await _unpack(body, exchange) if is_packed else body)
+            pipeline = self._pipeline(destination)  # it may have come and gone while the body came
             if holder in {None, DEFAULT}:
                 self._check_limits(exchange, pipeline, sum(chunk.count(b"\n") for chunk in chunks), len(body))
         except RefusedError as refusal:

@@ -286,7 +286,7 @@ class Intake:
         if not chunks:
             return None
         blocks = [Block(context, chunk.count(b"\n"), chunk) for chunk in chunks]
-        if not await pipeline.wait_for_capacity():
+        if not await self._has_room(pipeline):
             pipeline.shed(sum(block.event_count for block in blocks))
             return Outcome.STALLED
         refused = (await pipeline.submit(*blocks, owner=owner).wait()).refused
@@ -331,11 +331,16 @@ class Intake:
         if pipeline is None:
             return
         self.cache_uses.add(block.context.ci, block.use)
-        if await pipeline.wait_for_capacity():
+        if await self._has_room(pipeline):
             waiting.append((block.event_count, pipeline.submit(block, owner=client.peer.uid)))
         else:
             pipeline.shed(block.event_count)
             client.drop(block.event_count, Outcome.STALLED)
+
+    async def _has_room(self, pipeline: Pipeline) -> bool:
+        """Wait until a pipeline takes more; False if its disk does not answer, or if it takes nothing any more after the wait."""
+        waits = pipeline.is_full
+        return await pipeline.wait_for_capacity() and (not waits or pipeline in self._pipelines.values())
 
     def _is_rubbish(self, client: ClientState) -> bool:
         """Tell whether a client has sent so many bad lines that it is worth a look whether any of the next ones can be valid."""

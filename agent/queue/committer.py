@@ -84,10 +84,14 @@ class Committer:
     def submit(self, *blocks: Block, owner: int = UNNAMED, retried: bool = False) -> Submission:
         """Add the owner's blocks to the next commit, all or none. Call `wait_for_capacity` before.
 
-        What is returned is to be waited for, to know that they are durable.
+        What is returned is to be waited for, to know that they are durable. After the last commit they are refused, and not
+        counted: nobody is to submit any then.
         """
         submission = Submission(blocks, owner, retried=retried)
         submission.group, submission.refused = self.request(), None
+        if submission.group.is_over:
+            submission.refused = Outcome.STALLED
+            return submission
         self._submitted.append(submission)
         self._pending_bytes += submission.size
         return submission
@@ -95,7 +99,7 @@ class Committer:
     def request(self, *, reclaim: bool = False) -> CommitGroup:
         """Ask for a commit even if nothing is pending: it writes the cursor's checkpoint.
 
-        With `reclaim` it deletes all that is settled, even the last segment.
+        With `reclaim` it deletes all that is settled, even the last segment. After the last commit it is over at once.
         """
         self._requested = True
         self._reclaim = self._reclaim or reclaim
@@ -130,6 +134,7 @@ class Committer:
         """Wait until a commit is asked for, make it, and return what became of it; None after the last one."""
         while not self._requested:
             if self._closing:
+                self._group.finish(Committed(self._store.view))  # who asks from now on is not to wait for ever
                 return None
             await self._wakeup.wait()
         return await self._commit()
