@@ -113,7 +113,8 @@ class FrontService(Service):
 
     def __init__(self, settings: Settings) -> None:
         """Raises ConfigError."""
-        self._proxies = {name: Proxy(each.api.url) for name, each in settings.config.accounts.items()}
+        self._answered: Counter[int] = Counter()
+        self._proxies = {name: Proxy(each.api.url, self._answered) for name, each in settings.config.accounts.items()}
         self._tasks: TaskGroup | None = None
 
     async def forward(self, exchange: server.Exchange, destination: str) -> None:
@@ -122,7 +123,7 @@ class FrontService(Service):
 
     def answered(self) -> dict[int, int]:
         """Return how many requests were answered, by status."""
-        return dict(sum((each.answered for each in self._proxies.values()), Counter()))
+        return dict(self._answered)
 
     def start(self, tasks: TaskGroup) -> None:
         self._tasks = tasks
@@ -132,11 +133,14 @@ class FrontService(Service):
     def reload(self, new: Settings) -> Apply:
         urls = {name: each.api.url for name, each in new.config.accounts.items()}
         prepared = [each.prepare(urls[name]) for name, each in self._proxies.items() if name in urls]
-        added = {name: Proxy(url) for name, url in urls.items() if name not in self._proxies}
+        removed = self._proxies.keys() - urls.keys()
+        added = {name: Proxy(url, self._answered) for name, url in urls.items() if name not in self._proxies}
 
         def take_over() -> None:
             for each in prepared:
                 each()
+            for name in removed:
+                self._proxies.pop(name).retire()
             self._proxies |= added
             if self._tasks is not None:
                 for proxy in added.values():

@@ -60,12 +60,13 @@ class _Upstream(NamedTuple):
 class Proxy:
     """Passes requests on to `url`. `answered` counts the answers, the API's and its own, by status."""
 
-    def __init__(self, url: str) -> None:
-        """Raises ConfigError if what the environment says of proxies and certificates is unusable."""
-        self.answered: Counter[int] = Counter()
+    def __init__(self, url: str, answered: Counter[int] | None = None) -> None:
+        """`answered` may be shared with others. Raises ConfigError if the environment's proxies or certificates are unusable."""
+        self.answered: Counter[int] = Counter() if answered is None else answered
         self._upstream = _open(url)
         self._former: list[_Upstream] = []
         self._idle = Wakeup()
+        self._running = anyio.CancelScope()
         self._log = structlog.get_logger("agent.front")
         self._throttle = Throttle(LOG_INTERVAL)
 
@@ -83,13 +84,20 @@ class Proxy:
         return take_over
 
     async def run(self) -> None:
-        """Close connections to the API that have no more use, until cancelled."""
-        while True:
-            await self._idle.wait()
-            await anyio.sleep(KEEP_SECONDS)
-            while self._former:
-                await self._former.pop().connections.aclose()
-            await self._upstream.connections.close_idle(KEEP_SECONDS)
+        """Close connections to the API that have no more use, until `retire`."""
+        with self._running:
+            while True:
+                await self._idle.wait()
+                await anyio.sleep(KEEP_SECONDS)
+                while self._former:
+                    await self._former.pop().connections.aclose()
+                await self._upstream.connections.close_idle(KEEP_SECONDS)
+        await self.aclose()
+
+    def retire(self) -> None:
+        """Keep no connections from now on, and end `run`. Requests under way go on."""
+        self._upstream.connections.keep_none()
+        self._running.cancel()
 
     async def aclose(self) -> None:
         """Close the connections that are idle."""
