@@ -15,7 +15,7 @@ from agent.control.schema import ApiStatus, DestinationStatus, StatusReport
 from agent.daemon.service import Apply, Service
 from agent.daemon.settings import Settings, account_of, limits_of, queue_directory
 from agent.daemon.wiring import delivery_config
-from agent.delivery.pipeline import DeliveryConfig, Pipeline
+from agent.delivery.pipeline import DeliveryConfig, Pipeline, keep_house
 from agent.errors import QueueLockedError, StorageError
 from agent.queue.filesystem import Filesystem, Lock
 from agent.queue.lock import lock_queue
@@ -71,6 +71,7 @@ class Destinations(Service):
 
     def start(self, tasks: TaskGroup) -> None:
         self._tasks = tasks
+        tasks.start_soon(keep_house, self.pipelines.values)
         for name, this in self._open.items():
             tasks.start_soon(self._run, name, this)
             if this.retiring is not None:

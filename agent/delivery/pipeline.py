@@ -1,9 +1,10 @@
 """One destination, whole: its queue, its delivery worker and its ledger, from opening to drain."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -37,6 +38,7 @@ T = TypeVar("T")
 B = TypeVar("B", bound=Barrier)
 
 HOUSEKEEPING_SECONDS = 30.0
+THOROUGH_ROUNDS = 120  # of so many times that house is kept it is once also where nothing waits
 SYNC_SECONDS = 1.0
 
 
@@ -309,7 +311,6 @@ class Pipeline:
     async def run(self) -> None:
         """Run until `drain` has ended it. An error that is not handled here stops the daemon."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._keep_house)
             if self._limits.sync == "interval":
                 tasks.start_soon(self._keep_syncing)
             tasks.start_soon(self._worker.run)
@@ -346,10 +347,9 @@ class Pipeline:
             finally:
                 await self.writer.run(partial(Writer.close, plan=self.store.checkpoint()))
 
-    async def _keep_house(self) -> None:
-        """Let expired events go even when nothing else happens."""
-        while True:
-            await anyio.sleep(HOUSEKEEPING_SECONDS)
+    def keep_house(self, *, thoroughly: bool) -> None:
+        """Ask for a commit, where there is something for it to do, or `thoroughly`: see the function of this name."""
+        if thoroughly or self.ledger().queued or self.storage_error is not None:
             self._committer.request()
 
     async def _keep_syncing(self) -> None:
@@ -366,6 +366,14 @@ class Pipeline:
             error = str(failure)
             self._committer.request()
         self._health.note_sync(error, self.ledger())
+
+
+async def keep_house(pipelines: Callable[[], Iterable[Pipeline]]) -> None:
+    """Let expired events of running pipelines go even when nothing else happens, and now and then what is old of the history."""
+    for number in count(1):
+        await anyio.sleep(HOUSEKEEPING_SECONDS)
+        for pipeline in pipelines():
+            pipeline.keep_house(thoroughly=number % THOROUGH_ROUNDS == 0)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import anyio
 
-from agent.delivery.pipeline import DeliveryConfig, Pipeline
+from agent.delivery.pipeline import DeliveryConfig, Pipeline, keep_house
 from agent.queue.filesystem import Filesystem
 from agent.queue.store import Limits
 from agent.runtime import Runtime
@@ -29,7 +29,7 @@ class SpoolDelivery:
         """Deliver until nothing is queued, or until `end`; close the queue. Raises StorageError."""
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self.pipeline.run)
+                tasks.start_soon(self._run)
                 self.pipeline.resume()  # whatever paused it was another agent's trouble
                 with self._ending:
                     await self.pipeline.flush()
@@ -38,6 +38,12 @@ class SpoolDelivery:
         finally:
             with anyio.CancelScope(shield=True):
                 await self.pipeline.close()
+
+    async def _run(self) -> None:
+        async with anyio.create_task_group() as beside:
+            beside.start_soon(keep_house, lambda: [self.pipeline])
+            await self.pipeline.run()
+            beside.cancel_scope.cancel()
 
     def end(self, seconds: float = MOVING_SECONDS) -> None:
         """Begin no more requests; let `run` return when those under way are answered, or after `seconds`."""

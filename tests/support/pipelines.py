@@ -11,7 +11,7 @@ import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from agent.delivery.batching import Batch, BatchOptions
-from agent.delivery.pipeline import DeliveryConfig, Pipeline
+from agent.delivery.pipeline import DeliveryConfig, Pipeline, keep_house
 from agent.delivery.policy import DeliverySettings
 from agent.delivery.transport import Transport
 from agent.events import Block, Context, Event, encode_events
@@ -120,7 +120,10 @@ class Host:
     async def _run(self, pipeline: Pipeline, scope: anyio.CancelScope, ended: anyio.Event) -> None:
         try:
             with scope:
-                await pipeline.run()
+                async with anyio.create_task_group() as beside:
+                    beside.start_soon(keep_house, lambda: [pipeline])
+                    await pipeline.run()
+                    beside.cancel_scope.cancel()
         finally:
             ended.set()
 
