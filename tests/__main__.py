@@ -13,8 +13,10 @@ ROOT = Path(__file__).parents[1]
 PURE = [
     "agent/cache_use.py",
     "agent/events.py",
+    "agent/rules.py",
     "agent/ingest/framing.py",
     "agent/ingest/job_path.py",
+    "agent/ingest/rate_limits.py",
     "agent/queue/record.py",
     "agent/queue/grouping.py",
     "agent/queue/segment.py",

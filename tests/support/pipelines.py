@@ -72,6 +72,7 @@ class Host:
     limits: Limits = field(default_factory=Limits)
     settings: DeliverySettings = field(default_factory=DeliverySettings)
     options: BatchOptions = field(default_factory=BatchOptions)
+    directory: Path = DIRECTORY
     jitter: float = 0.5
     skew: float = 0.0
 
@@ -91,7 +92,7 @@ class Host:
 
     def open(self) -> Pipeline:
         """Open the queue, without running it."""
-        self.pipeline = Pipeline(self.fs, DIRECTORY, self.limits, self.delivery, self.runtime)
+        self.pipeline = Pipeline(self.fs, self.directory, self.limits, self.delivery, self.runtime)
         return self.pipeline
 
     def start(self) -> Pipeline:
@@ -147,9 +148,9 @@ def submit_events(pipeline: Pipeline, events: list[Event], context: Context = PL
     return pipeline.submit(Block(context, len(events), encode_events(events)))
 
 
-def dead_letters(fs: FaultFilesystem) -> list[DeadLetter]:
+def dead_letters(fs: FaultFilesystem, directory: Path = DIRECTORY) -> list[DeadLetter]:
     """Read the dead letters from their files, oldest first, as a person's tool would."""
-    paths = [path for path in fs.paths() if path.parent == DIRECTORY / "dead-letters"]
+    paths = [path for path in fs.paths() if path.parent == directory / "dead-letters"]
     frames = [
         frame for path in paths for frame in segment.scan(fs.read_bytes(path), segment.HEADER_BYTES, whole=True).frames
     ]

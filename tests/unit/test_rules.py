@@ -139,3 +139,9 @@ def test_a_dead_rule_says_why() -> None:
         Dead(2, "rule 1 takes everybody whom it matches: put it before that one"),
         Dead(3, "nothing says who connects on the sockets that are left: change uid or gid, or socket"),
     ]
+
+
+def test_rules_are_trivial_only_if_nobody_gets_elsewhere() -> None:
+    assert Rules().is_trivial
+    assert not Rules(denies_others=True).is_trivial
+    assert not Rules([Rule(DEFAULT)]).is_trivial
