@@ -9,7 +9,7 @@ from tests.support.crash_model import RandomChooser
 from tests.support.crash_outcomes import Remains
 from tests.support.fault_filesystem import no_errors
 from tests.support.lives import Life, Moment, Setup, disk_of, live
-from tests.support.pipelines import DIRECTORY, dead_letters
+from tests.support.pipelines import dead_letters
 from tests.support.settled_events import settled_events
 from tests.support.witness import Witness
 from tests.support.workloads import FAST
@@ -94,7 +94,7 @@ class _Afterlife:
         assert 0 <= beaten <= sum(ledger.dropped.values()) - sum(found.dropped.values())
         assert ledger.accepted - found.accepted == witness.answers - before.answers
         assert ledger.dead_lettered - found.dead_lettered <= len(witness.refused)
-        witness.check_end(ledger, dead_letters(life.disk))
+        witness.check_end(ledger, dead_letters(life.disk, life.host.directory))
 
     async def _check_closed(self, life: Life) -> None:
         """Open the queue once more: nothing has changed, and nothing is left."""
@@ -102,6 +102,6 @@ class _Afterlife:
         again = life.host.open()
         assert again.ledger() == ledger
         assert ledger.queued == 0
-        life.witness.check_end(ledger, dead_letters(life.disk))
+        life.witness.check_end(ledger, dead_letters(life.disk, life.host.directory))
         await again.close()
-        life.witness.check_settled(settled_events(life.disk, DIRECTORY))
+        life.witness.check_settled(settled_events(life.disk, life.host.directory))

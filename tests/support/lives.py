@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Self, TypeVar
 
+import anyio
+
 from agent.delivery.batching import Batch, BatchOptions
 from agent.delivery.pipeline import Pipeline
 from agent.delivery.policy import DeliverySettings
@@ -21,7 +23,7 @@ from tests.support import virtual_time
 from tests.support.crash_outcomes import Cuts, Remains, every_remains
 from tests.support.fake_transport import ACCEPTED, Answer, FakeTransport
 from tests.support.fault_filesystem import MUTATING, Call, FaultFilesystem, When
-from tests.support.pipelines import EPOCH, PLAIN, Host, host, numbered, submit
+from tests.support.pipelines import DIRECTORY, EPOCH, PLAIN, Host, host, numbered, submit
 from tests.support.witness import Bounds, Witness
 
 T = TypeVar("T")
@@ -84,35 +86,46 @@ class Setup:
     options: BatchOptions = field(default_factory=BatchOptions)
     bounds: Bounds = field(default_factory=Bounds)
     poison: frozenset[str] = frozenset()
+    directory: Path = DIRECTORY
 
 
 @dataclass(frozen=True)
 class Moment:
-    """The world at one moment: `calls` names the calls it is just before or after of."""
+    """The world at one moment: `calls` names the calls it is just before or after of. There is a witness for each life."""
 
     disk: WatchedFilesystem
-    witness: Witness
+    witnesses: tuple[Witness, ...]
     clock: float
     calls: tuple[tuple[Call, When], ...]
 
+    @property
+    def witness(self) -> Witness:
+        """That of the only life."""
+        (witness,) = self.witnesses
+        return witness
+
+    def of(self, number: int) -> "Moment":
+        """Return the moment as one of the lives saw it."""
+        return replace(self, witnesses=(self.witnesses[number],))
+
 
 class Watch:
-    """Takes down the moments of a life, or with `only` the first one after so many changes on the disk.
+    """Takes down the moments of lives on one disk, or with `only` the first one after so many changes on the disk.
 
     Calls between which nothing has changed share a moment.
     """
 
     def __init__(
-        self, disk: WatchedFilesystem, witness: Witness, clock: Callable[[], float], only: int | None = None
+        self, disk: WatchedFilesystem, witnesses: Sequence[Witness], clock: Callable[[], float], only: int | None = None
     ) -> None:
         self.moments: list[Moment] = []
-        self._disk, self._witness, self._clock = disk, witness, clock
+        self._disk, self._witnesses, self._clock = disk, witnesses, clock
         self._only = None if only is None else disk.changes + only
-        self._known: tuple[int, int, float] | None = None
+        self._known: tuple[object, ...] | None = None
         disk.tell = self._take
 
     def _take(self, call: Call, when: When) -> None:
-        known = (self._disk.changes, self._witness.version, self._clock())
+        known = (self._disk.changes, *(each.version for each in self._witnesses), self._clock())
         if known == self._known:
             last = self.moments[-1]
             self.moments[-1] = replace(last, calls=(*last.calls, (call, when)))
@@ -120,7 +133,8 @@ class Watch:
         if self._only is not None and (self.moments or self._disk.changes < self._only):
             return
         self._known = known
-        self.moments.append(Moment(self._disk.twin(), self._witness.copy(), self._clock(), ((call, when),)))
+        witnesses = tuple(each.copy() for each in self._witnesses)
+        self.moments.append(Moment(self._disk.twin(), witnesses, self._clock(), ((call, when),)))
 
 
 class WitnessedTransport(FakeTransport):
@@ -222,19 +236,40 @@ def live(
     """
     disk = disk or WatchedFilesystem()
     witness = witness or Witness(setup.bounds, setup.poison)
-    return virtual_time.run("asyncio", partial(_live, script, setup, disk, witness, clock, watched))
+    return virtual_time.run("asyncio", partial(_live, [(script, setup, witness)], disk, clock, watched))
+
+
+def live_together(*lives: tuple[Script, Setup]) -> list[Moment]:
+    """Live several lives at a time, in one process on one new disk, each in a directory of its own; return all moments."""
+    witnessed = [(script, setup, Witness(setup.bounds, setup.poison)) for script, setup in lives]
+    return virtual_time.run("asyncio", partial(_live, witnessed, WatchedFilesystem(), EPOCH, watched=True))
 
 
 async def _live(
-    script: Script, setup: Setup, disk: WatchedFilesystem, witness: Witness, clock: float, watched: bool | int
+    lives: Sequence[tuple[Script, Setup, Witness]], disk: WatchedFilesystem, clock: float, watched: bool | int
 ) -> list[Moment]:
     async with host() as h:
-        h.fs, h.limits, h.settings, h.options, h.skew = disk, setup.limits, setup.settings, setup.options, clock - EPOCH
+        hosts = [
+            replace(
+                h,
+                fs=disk,
+                limits=setup.limits,
+                settings=setup.settings,
+                options=setup.options,
+                skew=clock - EPOCH,
+                directory=setup.directory,
+            )
+            for _, setup, _ in lives
+        ]
+        witnesses = [witness for _, _, witness in lives]
         only = None if isinstance(watched, bool) else watched
-        watch = None if watched is False else Watch(disk, witness, h.wall_clock, only)
+        watch = None if watched is False else Watch(disk, witnesses, hosts[0].wall_clock, only)
         try:
-            await script(Life(h, witness))
+            async with anyio.create_task_group() as living:
+                for (script, _, witness), each in zip(lives, hosts, strict=True):
+                    living.start_soon(script, Life(each, witness))
         finally:
-            witness.latest = max(witness.latest, h.wall_clock())
+            for witness, each in zip(witnesses, hosts, strict=True):
+                witness.latest = max(witness.latest, each.wall_clock())
             disk.tell = None
     return watch.moments if watch else []
