@@ -5,7 +5,7 @@ lived once and undisturbed, and `watched` takes a copy of the disk and of the wi
 begins on each copy, as it was left by a SIGKILL, or as a power cut would leave it.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -218,7 +218,7 @@ class Life:
         self.witness.pauses(durably=False)
 
 
-Script = Callable[[Life], Awaitable[None]]
+Script = Callable[[Life], Coroutine[None, None, None]]
 
 
 def live(
