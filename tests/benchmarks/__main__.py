@@ -8,6 +8,7 @@ import sys
 from tests.benchmarks import (
     backlog,
     client_cost,
+    destinations,
     front,
     history,
     idle,
@@ -33,6 +34,7 @@ BENCHMARKS = [
         backlog,
         idle,
         history,
+        destinations,
         front,
         page,
         scale,
