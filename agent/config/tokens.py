@@ -94,6 +94,12 @@ def read_http_tokens(config: Config, environ: Mapping[str, str]) -> dict[str, Se
         found.setdefault(DEFAULT, token)
     if not found:
         raise ConfigError("http.listen: clients need a token there: set http.token_file, or one for the API")
+    names: dict[str, str] = {}
+    for name, token in found.items():
+        if (other := names.setdefault(token.get_secret_value(), name)) != name:
+            raise ConfigError(
+                f"http.tokens: {other} and {name} have the same token: it has to say which of them is meant"
+            )
     return found
 
 

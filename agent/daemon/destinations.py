@@ -13,12 +13,13 @@ from msgspec.structs import replace
 
 from agent.control.schema import ApiStatus, DestinationStatus, StatusReport
 from agent.daemon.service import Apply, Service
-from agent.daemon.settings import Settings, account_of, limits_of, queue_directory
+from agent.daemon.settings import Settings, account_of, destinations_directory, limits_of, queue_directory
 from agent.daemon.wiring import delivery_config
 from agent.delivery.pipeline import DeliveryConfig, Pipeline, keep_house
 from agent.errors import QueueLockedError, StorageError
 from agent.queue.filesystem import Filesystem, Lock
 from agent.queue.lock import lock_queue
+from agent.queue.snapshot import read_queue
 from agent.rules import DEFAULT
 from agent.runtime import Runtime
 from agent.spools import identity
@@ -63,7 +64,8 @@ class Destinations(Service):
     def open_all(self) -> None:
         """Open what is configured. Raises StorageError or QueueLockedError for DEFAULT, and ConfigError."""
         for name, delivery in self._deliveries(self._settings).items():
-            self._try_to_open(name, delivery)
+            self._try_to_open(name, delivery, account_of(self._settings.config, name))
+        self._open_left()
 
     def follow(self, follow: Follow) -> None:
         """Have this run beside each pipeline, as long as it is open. Call it before `start`."""
@@ -92,16 +94,35 @@ class Destinations(Service):
     def _deliveries(self, settings: Settings) -> dict[str, DeliveryConfig]:
         return {name: delivery_config(settings, self._runtime, name) for name in settings.config.accounts}
 
-    def _try_to_open(self, name: str, delivery: DeliveryConfig) -> None:
+    def _open_left(self) -> None:
+        """Retire destinations that are configured no more, and in which events wait, where another one has the same account."""
+        config, parent = self._settings.config, destinations_directory(self._settings.config)
+        names = self._fs.names(parent) if self._fs.is_directory(parent) else []
+        heirs = {account_of(config, name): name for name in reversed(config.accounts)}
+        for name in sorted({*names} - config.accounts.keys()):
+            try:
+                queued = read_queue(self._fs, parent / name / DESTINATION).cursor.queued
+                found = identity.read_identity(self._fs, parent / name)
+            except StorageError as error:
+                self._log.warning("destination_left", destination=name, error=str(error))
+                continue
+            if queued and found is not None and (heir := heirs.get(found.account)) is not None:
+                self._try_to_open(name, delivery_config(self._settings, self._runtime, heir), found.account)
+                self._retire(name)
+            elif queued:
+                hint = f"configure [destinations.{name}] again to have it delivered"
+                self._log.warning("destination_left", destination=name, queued=queued, hint=hint)
+
+    def _try_to_open(self, name: str, delivery: DeliveryConfig, account: Account) -> None:
         try:
-            self._open_one(name, delivery)
+            self._open_one(name, delivery, account)
         except (StorageError, QueueLockedError) as error:
             if name == DEFAULT:
                 raise
             self.failed[name] = str(error)
             self._log.error("destination_failed", destination=name, error=str(error))
 
-    def _open_one(self, name: str, delivery: DeliveryConfig) -> None:
+    def _open_one(self, name: str, delivery: DeliveryConfig, account: Account) -> None:
         config = self._settings.config
         directory = queue_directory(config, name)
         lock = lock_queue(self._fs, directory)
@@ -110,7 +131,7 @@ class Destinations(Service):
         except BaseException:
             lock.release()
             raise
-        self._open[name] = _Open(pipeline, directory, lock, account_of(config, name))
+        self._open[name] = _Open(pipeline, directory, lock, account)
         self.pipelines[name] = self.taking[name] = pipeline
         self.failed.pop(name, None)
         self._identify(name)
@@ -153,7 +174,7 @@ class Destinations(Service):
     def _add(self, name: str, delivery: DeliveryConfig) -> None:
         if self._draining:
             return
-        self._try_to_open(name, delivery)
+        self._try_to_open(name, delivery, account_of(self._settings.config, name))
         if self._tasks is not None and name in self._open:
             self._tasks.start_soon(self._run, name, self._open[name])
 
@@ -169,8 +190,8 @@ class Destinations(Service):
 
     def _retire(self, name: str) -> None:
         """Let a destination that is no longer configured deliver what it has, as it was told last, and then end."""
-        this = self._open[name]
-        if this.retiring is None:
+        this = self._open.get(name)
+        if this is not None and this.retiring is None:
             this.retiring = anyio.CancelScope()
             del self.taking[name]
             self._log.info("destination_retired", destination=name, queued=this.pipeline.ledger().queued)

@@ -103,7 +103,8 @@ def _until_restart(old: Config, new: Config) -> Config:
 
 def resume_if_token_is_newer(pipelines: Mapping[str, Pipeline], settings: Settings) -> None:
     """End pauses if the token was replaced while no daemon ran. Of a credential systemd makes a new copy at each start."""
-    for name, pipeline in pipelines.items():
+    for name in settings.config.accounts.keys() & pipelines.keys():
+        pipeline = pipelines[name]
         since, token = pipeline.paused_since, settings.token_files.get(f"{name}.token")
         is_a_file = settings.config.accounts[name].api.token_file is not None
         if since is not None and token is not None and is_a_file and token.changed_at > since:

@@ -52,8 +52,12 @@ class Settings:
 
 def queue_directory(config: Config, destination: str = DEFAULT) -> Path:
     """Return the directory of a destination's queue: one inside of DEFAULT's, and of the same shape."""
-    root = config.queue.directory
-    return root if destination == DEFAULT else root / _DESTINATIONS / destination
+    return config.queue.directory if destination == DEFAULT else destinations_directory(config) / destination
+
+
+def destinations_directory(config: Config) -> Path:
+    """Return where the directories of all destinations but DEFAULT are."""
+    return config.queue.directory / _DESTINATIONS
 
 
 def limits_of(config: Config) -> Limits:

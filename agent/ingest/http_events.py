@@ -182,10 +182,14 @@ class HttpListener:
         return await exchange.answer(refusal.response)
 
     def _holder(self, head: Head) -> str | None:
-        """Return the destination of which a request has a token; how long that takes says nothing of the others."""
+        """Return the destination of which a request has a token; how long that takes says nothing of the others.
+
+        What clients are given comes first: an API's token may be that of several destinations.
+        """
         given = head.headers.get("authorization", "")
-        admitting = [name for name, policy in self._policies.items() if policy.admits(given)]
-        return admitting[0] if admitting else None
+        clients = [name for name, policy in self._policies.items() if _is_bearer(given, policy.token)]
+        own = [name for name, policy in self._policies.items() if _is_bearer(given, policy.api_token)]
+        return next(iter([*clients, *own]), None)
 
     async def _handle(self, exchange: Exchange, holder: str | None = None) -> None:
         job, exchange.head = _split(exchange.head)
