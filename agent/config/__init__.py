@@ -8,6 +8,7 @@ from agent.config.schema import (
     RESTART_KEYS,
     Config,
     DestinationConfig,
+    KeysError,
     differences,
     needs_restart,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "Config",
     "DestinationConfig",
     "Directories",
+    "KeysError",
     "Places",
     "TokenFiles",
     "control_socket",

@@ -303,7 +303,11 @@ SECTIONS: Final[dict[str, Any]] = {
 KEYS: Final = tuple(f"{section}.{each.name}" for section, kind in SECTIONS.items() for each in fields(kind))
 # Sockets are bound once, and the queue is opened once.
 RESTART_KEYS: Final = frozenset(
-    key for key in KEYS if key.startswith(("listen.", "http.", "front.", "metrics.", "queue.", "history."))
+    key
+    for key in KEYS
+    if key.startswith(("listen.", "http.", "front.", "metrics.", "queue.", "history."))
+    and key not in {"listen.default", "http.tokens"}  # they go with rules and destinations
+    and key != "history.keep_usage"  # reports go by it, no daemon
 )
 
 

@@ -96,7 +96,7 @@ def read_http_tokens(config: Config, environ: Mapping[str, str]) -> dict[str, Se
         raise ConfigError("http.listen: clients need a token there: set http.token_file, or one for the API")
     names: dict[str, str] = {}
     for name, token in found.items():
-        if (other := names.setdefault(token.get_secret_value(), name)) != name:
+        if (other := names.setdefault(token.reveal(), name)) != name:
             raise ConfigError(
                 f"http.tokens: {other} and {name} have the same token: it has to say which of them is meant"
             )

@@ -4,12 +4,13 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 
 import anyio
 import structlog
 
 from agent import config
-from agent.config import Config, token_files
+from agent.config import Config, KeysError, token_files
 from agent.control.schema import Reloaded
 from agent.daemon import logging
 from agent.daemon.journal import is_journal
@@ -96,9 +97,18 @@ class Reloader:
 
 
 def _until_restart(old: Config, new: Config) -> Config:
-    """Return a new configuration with the sections of the old one that only a restart changes."""
-    fixed = {key.partition(".")[0] for key in config.RESTART_KEYS}
-    return replace(new, **{section: getattr(old, section) for section in fixed})
+    """Return a new configuration with those values of the old one that only a restart changes.
+
+    Raises ConfigError if they do not go with the others.
+    """
+    kept: dict[str, dict[str, object]] = {}
+    for key in config.RESTART_KEYS:
+        section, _, name = key.partition(".")
+        kept.setdefault(section, {})[name] = attrgetter(key)(old)
+    try:
+        return replace(new, **{section: replace(getattr(new, section), **each) for section, each in kept.items()})
+    except KeysError as error:
+        raise ConfigError(f"{error} (what only a restart changes is as it was: restart the daemon)") from None
 
 
 def resume_if_token_is_newer(pipelines: Mapping[str, Pipeline], settings: Settings) -> None:

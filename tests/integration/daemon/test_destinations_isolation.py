@@ -17,11 +17,14 @@ from tests.integration.daemon.test_destinations import (
     ASKING,
     CLIENTS_TOKEN,
     OVER_HTTP,
+    WEB_CLIENTS_TOKEN,
     Host,
     directory,
     hashes,
     host,
     line,
+    port_of,
+    send,
     settled,
 )
 from tests.support.accounts import holds
@@ -219,6 +222,27 @@ def test_one_that_was_removed_while_no_daemon_ran_is_delivered_where_another_has
         made.daemon.start()
         assert made.daemon.report().destinations.keys() == {"default", "site"}
         assert len(made.logged("destination_left")) == 1
+
+
+def test_a_reload_takes_over_whom_a_port_lets_in_and_what_happens_to_others(directory: Path) -> None:
+    for name, token in (("clients", CLIENTS_TOKEN), ("web-clients", WEB_CLIENTS_TOKEN)):
+        (directory / name).write_text(token)
+    over_tcp: Sections = {"http": {"listen": "127.0.0.1:0", "token_file": "clients"}}
+    with host(directory, "", over_tcp) as made:
+        where = port_of(made.daemon)
+        assert send(made.daemon, where, "a", token=WEB_CLIENTS_TOKEN)["status"] == 401
+        done = made.reload(
+            'WEB\n[http.tokens]\nweb = "web-clients"\n', {"listen": {"mode": "0666", "default": "deny"}, **over_tcp}
+        )
+        assert done["restart_needed"] == []
+        assert send(made.daemon, where, "b", token=WEB_CLIENTS_TOKEN)["status"] == 200
+        assert send(made.daemon, where, "c", token=CLIENTS_TOKEN)["status"] == 403
+        made.reload("", over_tcp)
+        assert send(made.daemon, where, "d", token=WEB_CLIENTS_TOKEN)["status"] == 401
+        assert send(made.daemon, where, "e", token=CLIENTS_TOKEN)["status"] == 200
+        wait_for(made, "default")
+        made.wait_delivered("default", 1)
+        assert (hashes(made.default), hashes(made.web)) == ({"e"}, {"b"})
 
 
 def test_two_destinations_with_one_token_for_clients_are_refused(directory: Path) -> None:
