@@ -1,6 +1,6 @@
 """What the control socket is asked, and what it answers: one table of routes, `Control.routes`."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import anyio
@@ -22,13 +22,13 @@ NOTHING_FAILED: Mapping[str, str] = {}
 
 
 class Delivery(Protocol):
-    """What `pause` and `resume` are about besides the pipelines."""
+    """What `pause` and `resume` are about besides the pipelines: what is delivered as they are, to the same destinations."""
 
-    def pause(self) -> None:
-        """Stop delivering until `resume`."""
+    def pause(self, destinations: Collection[str]) -> None:
+        """Stop delivering to these until `resume`."""
 
-    def resume(self) -> float | None:
-        """Deliver again, whatever the reason for a pause was; return for how many more seconds the server had asked to wait."""
+    def resume(self, destinations: Collection[str]) -> None:
+        """Deliver to them again, whatever the reason for a pause was."""
 
 
 class Control:
@@ -82,23 +82,24 @@ class Control:
         return Response.json(await self.monitoring.report())
 
     async def _pause(self, request: Request) -> Response:
-        for each in self._about(request):
-            each.pause()
+        named = selected(request, self._pipelines)
+        for pipeline in named.values():
+            pipeline.pause()
+        for each in self._deliveries:
+            each.pause(named)
         await self._commit(request)
         return Response.json({"state": "paused"})
 
     async def _resume(self, request: Request) -> Response:
-        overridden = [wait for each in self._about(request) if (wait := each.resume()) is not None]
+        named = selected(request, self._pipelines)
+        overridden = [wait for pipeline in named.values() if (wait := pipeline.resume()) is not None]
+        for each in self._deliveries:
+            each.resume(named)
         await self._commit(request)
         answer: dict[str, object] = {"state": "running"}
         if overridden:
             answer["retry_after_overridden"] = max(overridden)
         return Response.json(answer)
-
-    def _about(self, request: Request) -> list[Delivery]:
-        """Return what is to pause or resume: without a name everything, spools that are adopted included."""
-        named = "destination" in request.query
-        return [*selected(request, self._pipelines).values(), *(() if named else self._deliveries)]
 
     async def _reload(self, _: Request) -> Response:
         return Response.json(self._reload_all())

@@ -21,14 +21,13 @@ from agent.daemon.services import (
     StreamService,
 )
 from agent.daemon.settings import Settings, limits_of
-from agent.daemon.wiring import access_policies, adoption_policy
+from agent.daemon.wiring import access_policies, adoption_policies
 from agent.ingest import sockets
 from agent.ingest.datagram import DatagramListener
 from agent.ingest.http_events import HttpListener
 from agent.ingest.intake import Intake
 from agent.ingest.stream import StreamListener
 from agent.queue.filesystem import Filesystem
-from agent.rules import DEFAULT
 from agent.runtime import Runtime
 from agent.spools.adoption import Adoption
 
@@ -100,8 +99,8 @@ def assemble(
 
     adoptions: list[Adoption] = []
     if config.queue.adopt is not None:
-        policy, owner = adoption_policy(settings, runtime), pipelines[DEFAULT]
-        adoptions.append(Adoption(fs, config.queue.adopt, config.queue.directory, limits, policy, runtime, owner))
+        policies, home = adoption_policies(settings, runtime), config.queue.directory
+        adoptions.append(Adoption(fs, config.queue.adopt, home, limits, policies, runtime, destinations.taking))
         deliveries += [AdoptionService(adoption, runtime) for adoption in adoptions]
 
     describe = [*(service.describe for service in [*others, *deliveries, *listeners])]

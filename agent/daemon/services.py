@@ -14,7 +14,7 @@ from agent.control.scrape import ScrapeListener
 from agent.control.status import adoption_status
 from agent.daemon.service import Apply, Service
 from agent.daemon.settings import Settings
-from agent.daemon.wiring import access_policies, adoption_policy
+from agent.daemon.wiring import access_policies, adoption_policies
 from agent.http import server
 from agent.http.proxy import Proxy
 from agent.ingest.http_events import HttpListener
@@ -177,7 +177,7 @@ class AdoptionService(Service):
         tasks.start_soon(self._adoption.run)
 
     def reload(self, new: Settings) -> Apply:
-        return partial(self._adoption.reconfigure, adoption_policy(new, self._runtime))
+        return partial(self._adoption.reconfigure, adoption_policies(new, self._runtime))
 
     async def drain(self, seconds: float) -> None:
         self._adoption.stop(seconds)

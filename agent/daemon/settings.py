@@ -14,9 +14,7 @@ from agent.queue import segment
 from agent.queue.store import Limits
 from agent.rules import DEFAULT
 from agent.secret import Secret
-from agent.spools.identity import Account
-
-_DESTINATIONS = "destinations"
+from agent.spools.identity import DESTINATIONS, Account
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def queue_directory(config: Config, destination: str = DEFAULT) -> Path:
 
 def destinations_directory(config: Config) -> Path:
     """Return where the directories of all destinations but DEFAULT are."""
-    return config.queue.directory / _DESTINATIONS
+    return config.queue.directory / DESTINATIONS
 
 
 def limits_of(config: Config) -> Limits:

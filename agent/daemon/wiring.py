@@ -11,9 +11,10 @@ from agent.delivery.http_transport import Endpoint, HttpTransport
 from agent.delivery.pipeline import DeliveryConfig
 from agent.delivery.transport import NoTransport, Transport
 from agent.ingest.http_events import AccessPolicy, Policies
-from agent.rules import DEFAULT
 from agent.runtime import Runtime
+from agent.spools import adoption
 from agent.spools.adoption import MAX_OPEN, AdoptionPolicy
+from agent.spools.identity import Account
 
 
 def access_policies(settings: Settings) -> Policies:
@@ -32,14 +33,18 @@ def delivery_config(settings: Settings, runtime: Runtime, destination: str) -> D
     return _delivery(settings, runtime, destination, concurrency=account.batch.concurrency, requests=own)
 
 
-def adoption_policy(settings: Settings, runtime: Runtime) -> AdoptionPolicy:
+def adoption_policies(settings: Settings, runtime: Runtime) -> adoption.Policies:
     """Return which spools are adopted, and how they are delivered: one request at a time each.
 
-    Where requests are limited, one spool at a time.
+    Where requests are limited, one spool at a time. Of several destinations with one account it is the first that has its token.
     """
-    requests = requests_of(settings.config, settings.config.accounts[DEFAULT]).for_spools
-    delivery = partial(_delivery, settings, runtime, DEFAULT, concurrency=1, requests=requests)
-    return AdoptionPolicy(account_of(settings.config), delivery, MAX_OPEN if requests is None else 1)
+    policies: dict[Account, AdoptionPolicy] = {}
+    for name in sorted(settings.config.accounts, key=lambda name: name in settings.tokenless):
+        requests = requests_of(settings.config, settings.config.accounts[name]).for_spools
+        delivery = partial(_delivery, settings, runtime, name, concurrency=1, requests=requests)
+        policy = AdoptionPolicy(name, delivery, MAX_OPEN if requests is None else 1)
+        policies.setdefault(account_of(settings.config, name), policy)
+    return policies
 
 
 class Requests(NamedTuple):

@@ -1,6 +1,11 @@
-"""Adoption: the spools of agents that are gone are claimed, delivered, counted once, and removed."""
+"""Adoption: the spools of agents that are gone are claimed, delivered, counted once, and removed.
 
-from collections.abc import Callable
+Each is delivered as one of this agent's destinations is, the one whose account it is for, and a few of each at a time: one
+destination that is paused or slow holds up no spools of another one.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -16,20 +21,24 @@ from agent.queue.filesystem import Filesystem
 from agent.queue.history import Heir
 from agent.queue.store import Limits
 from agent.runtime import Runtime, Wakeup
-from agent.spools.claim import IN_USE, Adopter, Claim, NotOursError
+from agent.spools.claim import IN_USE, Adopter, Claim, NoRoomError, NotOursError
 from agent.spools.delivery import SpoolDelivery
-from agent.spools.identity import DESTINATION, EMPTY_LEDGER, Account, Settled, SpoolIdentity, add
+from agent.spools.identity import DESTINATION, EMPTY_LEDGER, Account, Settled, SpoolIdentity, add, spools_in
 
 SCAN_SECONDS = 30.0
 MAX_OPEN = 4
 
 
 class AdoptionPolicy(NamedTuple):
-    """What a spool has to be for, and how its events are delivered: everything that can be changed while the agent runs."""
+    """How the spools of an account are delivered: as a `destination` is, `max_open` at a time."""
 
-    account: Account
+    destination: str
     delivery: Callable[[], DeliveryConfig]
     max_open: int = MAX_OPEN
+
+
+Policies = Mapping[Account, AdoptionPolicy]
+"""Which spools are adopted: everything that can be changed while the agent runs."""
 
 
 class OpenSpool(NamedTuple):
@@ -54,7 +63,7 @@ class AdoptionReport(NamedTuple):
 
 
 class Adoption:
-    """Looks for spools in `parent` and adopts them, a few at a time, until `stop`; `home` is this agent's own spool."""
+    """Looks for spools in `parent` and adopts them, a few of an account at a time, until `stop`; `home` is this agent's own."""
 
     def __init__(
         self,
@@ -62,20 +71,22 @@ class Adoption:
         parent: Path,
         home: Path,
         limits: Limits,
-        policy: AdoptionPolicy,
+        policies: Policies,
         runtime: Runtime,
-        owner: Pipeline,
+        owners: Mapping[str, Pipeline],
     ) -> None:
-        """Nothing is opened while delivery of `owner`, this agent's own pipeline, is paused."""
+        """Nothing is opened while delivery of its owner, this agent's own pipeline of the destination, is paused."""
         self._fs = fs
         self._parent = parent
         self._home = home
         self._limits = limits
-        self._policy = policy
+        self._policies = policies
         self._runtime = runtime
-        self._owner = owner
+        self._owners = owners
         self._adopter: Adopter | None = None  # as soon as this agent's own spool could be read
-        self._claimed: set[Path] = set()
+        self._claimed: dict[Path, Account | None] = {}
+        self._waiting: dict[Path, Account | None] = {}  # for room, when they were looked at last
+        self._look_again_at = 0.0
         self._open: dict[Path, SpoolDelivery] = {}
         self._settling: dict[Path, Settled] = {}
         self._left: dict[Path, str] = {}
@@ -102,25 +113,40 @@ class Adoption:
 
     # Commands
 
-    def pause(self) -> None:
-        """Stop delivering until `resume`."""
-        for each in self._open.values():
+    def pause(self, destinations: Collection[str]) -> None:
+        """Stop delivering what is for these destinations until `resume`."""
+        for each in self._open_for(destinations):
             each.pipeline.pause()
 
-    def resume(self) -> None:
-        """Deliver again, whatever the reason for a pause was."""
-        for each in self._open.values():
+    def resume(self, destinations: Collection[str]) -> None:
+        """Deliver it again, whatever the reason for a pause was."""
+        for each in self._open_for(destinations):
             each.pipeline.resume()
         self._wakeup.set()
 
-    def reconfigure(self, policy: AdoptionPolicy) -> None:
-        """Deliver with new settings from now on; spools for another account than the new one are left."""
-        moved, self._policy = policy.account != self._policy.account, policy
-        for each in self._open.values():
-            if moved:
+    def _open_for(self, destinations: Collection[str]) -> list[SpoolDelivery]:
+        found = []
+        for directory, each in self._open.items():
+            policy = self._policy_of(directory)
+            if policy is not None and policy.destination in destinations:
+                found.append(each)
+        return found
+
+    def _policy_of(self, directory: Path) -> AdoptionPolicy | None:
+        """Return how a claimed spool is delivered; None if nothing of it is, any more."""
+        account = self._claimed[directory]
+        return self._policies.get(account) if account is not None else None
+
+    def reconfigure(self, policies: Policies) -> None:
+        """Deliver with new settings from now on; spools for accounts that are no longer among them are left."""
+        self._policies = policies
+        for directory, each in self._open.items():
+            policy = self._policy_of(directory)
+            if policy is None:
                 each.end()
             else:
                 each.pipeline.reconfigure(policy.delivery())
+        self._waiting.clear()
         self._wakeup.set()
 
     def stop(self, seconds: float) -> None:
@@ -142,11 +168,21 @@ class Adoption:
         try:
             async with anyio.create_task_group() as tasks:
                 while not self._stopping:
-                    if self._owner.delivery_state()[0] != "paused":
+                    if self._room() - {None}:
                         await self._look(tasks)
                     await self._wakeup.wait(SCAN_SECONDS)
         finally:
             self.ended.set()
+
+    def _room(self) -> set[Account | None]:
+        """Return the accounts of which one more spool may be opened now; None for what is settled."""
+        claimed = Counter(self._claimed.values())
+        room: set[Account | None] = {None} if claimed[None] < MAX_OPEN else set()
+        for account, policy in self._policies.items():
+            owner = self._owners.get(policy.destination)
+            if claimed[account] < policy.max_open and owner is not None and owner.delivery_state()[0] != "paused":
+                room.add(account)
+        return room
 
     async def _look(self, tasks: anyio.abc.TaskGroup) -> None:
         """Claim what can be adopted now, as much of it as may be open together, and begin to adopt it."""
@@ -155,26 +191,38 @@ class Adoption:
                 limits = self._limits
                 heir = Heir(self._home / DESTINATION, limits.history_bytes, limits.history_age)
                 self._adopter = await self._runtime.run_blocking(partial(Adopter, self._fs, self._home, heir))
-            names = await self._runtime.run_blocking(partial(self._fs.names, self._parent))
+            found = await self._runtime.run_blocking(partial(spools_in, self._fs, self._parent))
         except (OSError, StorageError) as error:
             self._leave(self._parent, f"cannot be searched for spools: {error}")
             return
-        found = {self._parent / name for name in names}
-        self._left = {path: reason for path, reason in self._left.items() if path in found}
-        for directory in sorted(found - self._claimed):
-            if len(self._claimed) >= self._policy.max_open:
+        there = set(found)
+        self._left = {path: reason for path, reason in self._left.items() if path in there}
+        if (now := anyio.current_time()) >= self._look_again_at:
+            self._look_again_at = now + SCAN_SECONDS
+            self._waiting.clear()
+        room = self._room()
+        for directory in found:
+            if not room - {None}:
                 break
-            if (claim := await self._claim(directory, self._adopter)) is not None:
-                self._claimed.add(directory)
+            waits = directory in self._waiting and self._waiting[directory] not in room
+            in_use = self._left.get(directory.parents[1]) == IN_USE  # by the agent that it is a further destination of
+            if directory in self._claimed or waits or in_use:
+                continue
+            if (claim := await self._claim(directory, self._adopter, room)) is not None:
+                self._claimed[directory] = claim.account
                 self._left.pop(directory, None)
                 tasks.start_soon(self._adopt, claim, self._adopter)
+            room = self._room()
 
-    async def _claim(self, directory: Path, adopter: Adopter) -> Claim | None:
-        """Lock a spool; None, with the reason in the log, if it cannot be adopted now."""
+    async def _claim(self, directory: Path, adopter: Adopter, room: Collection[Account | None]) -> Claim | None:
+        """Lock a spool; None if it cannot be adopted now, with the reason in the log unless it only waits for its turn."""
         try:
-            return await self._runtime.run_blocking(partial(adopter.claim, directory, self._policy.account))
+            return await self._runtime.run_blocking(partial(adopter.claim, directory, self._policies.keys(), room))
         except FileNotFoundError:  # somebody has removed it meanwhile
             return None
+        except NoRoomError as found:
+            self._waiting[directory] = found.account
+            self._left.pop(directory, None)
         except NotOursError as reason:
             self._leave(directory, str(reason))
         except (OSError, StorageError) as error:
@@ -203,13 +251,14 @@ class Adoption:
             self._leave(claim.directory, f"cannot be adopted now: {error}")
         finally:
             claim.lock.release()
-            self._claimed.discard(claim.directory)
+            del self._claimed[claim.directory]
 
     async def _deliver(self, directory: Path, identity: SpoolIdentity, adopter: Adopter) -> Settled | None:
         """Deliver what a spool holds; return its mark when nothing is queued any more, None if it was ended before."""
-        if self._stopping or identity.account != self._policy.account:  # since it was claimed
+        policy = self._policies.get(identity.account)
+        if self._stopping or policy is None:  # since it was claimed
             return None
-        each = SpoolDelivery(self._fs, directory, self._limits, self._policy.delivery(), self._runtime)
+        each = SpoolDelivery(self._fs, directory, self._limits, policy.delivery(), self._runtime)
         self._log.info("spool_opened", directory=str(directory), queued=each.pipeline.ledger().queued)
         self._open[directory] = each
         try:

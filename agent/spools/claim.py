@@ -3,7 +3,7 @@
 Everything here blocks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,9 +25,22 @@ class Claim(NamedTuple):
     identity: SpoolIdentity | None
     mark: Settled | None
 
+    @property
+    def account(self) -> Account | None:
+        """Where its events go; None if none are left."""
+        return self.identity.account if self.identity is not None else None
+
 
 class NotOursError(Exception):
     """A directory is left alone; the message says why."""
+
+
+class NoRoomError(Exception):
+    """A spool of this account, or of None, one that is settled, waits until there is room for it."""
+
+    def __init__(self, account: Account | None) -> None:
+        super().__init__(account)
+        self.account = account
 
 
 class Adopter:
@@ -43,11 +56,12 @@ class Adopter:
             raise StorageError(f"{home}: this agent could not write its own identity there")
         self.id = own.id
 
-    def claim(self, directory: Path, account: Account) -> Claim | None:
-        """Lock a spool whose events are for `account`; None for what is no directory, or empty.
+    def claim(self, directory: Path, accounts: Collection[Account], room: Collection[Account | None]) -> Claim | None:
+        """Lock a spool whose events are for one of `accounts`; None for what is no directory, or empty.
 
-        An empty one may be what a crash left at the very end of a removal, or an agent may be about to start there.
-        Raises NotOursError, StorageError or OSError.
+        An empty one may be what a crash left at the very end of a removal, or an agent may be about to start there. What there is
+        `room` for is said by account; None is for what is settled.
+        Raises NotOursError, NoRoomError, StorageError or OSError.
         """
         if not self._fs.is_directory(directory) or not (names := self._fs.names(directory)):
             return None
@@ -55,7 +69,7 @@ class Adopter:
         if lock is None:
             raise NotOursError(IN_USE)
         try:
-            return self._examine(directory, lock, account)
+            return self._examine(directory, lock, accounts, room)
         except BaseException:
             lock.release()
             raise
@@ -85,19 +99,26 @@ class Adopter:
         self._check_mark(directory, mark)
         return True
 
-    def _examine(self, directory: Path, lock: Lock, account: Account) -> Claim:
+    def _examine(
+        self, directory: Path, lock: Lock, accounts: Collection[Account], room: Collection[Account | None]
+    ) -> Claim:
         mark = identity.read_settled(self._fs, directory)
         if mark is not None:
             self._check_mark(directory, mark)
+            if None not in room:
+                raise NoRoomError(None)
             return Claim(directory, lock, None, mark)
         found = identity.read_identity(self._fs, directory)
         if found is None:
             raise NotOursError("it does not say which account its events are for: run an agent on it, once")
-        if found.account != account:
-            raise NotOursError(f"its events are for {found.account}, this agent's for {account}")
+        if found.account not in accounts:
+            ours = " or ".join(map(str, accounts))
+            raise NotOursError(f"its events are for {found.account}, this agent's for {ours}")
         link = identity.linked(self._fs, directory)
         if link is not None:
             raise NotOursError(f"{link} is no directory")
+        if found.account not in room:
+            raise NoRoomError(found.account)
         return Claim(directory, lock, found, None)
 
     def _check_mark(self, directory: Path, mark: Settled) -> None:

@@ -30,12 +30,14 @@ from agent.queue.snapshot import LogSnapshot
 T = TypeVar("T")
 
 DESTINATION = "default"
+DESTINATIONS = "destinations"  # of an agent that has several: each of the others is a spool of its own, inside of it
 LOG = "agent.log"  # of an agent that `exec` started
 _IDENTITY = "identity.json"
 _SETTLED = "settled.json"
 _ADOPTED = "adopted.ndjson"
 _BELOW = ("segments", "history", "quarantine", "dead-letters", "dead-letters/quarantine")
-_PARTS = (Path(), Path(DESTINATION), *(Path(DESTINATION, name) for name in _BELOW))  # each after the one that it is in
+# Each after the one that it is in.
+_PARTS = (Path(), Path(DESTINATION), *(Path(DESTINATION, name) for name in _BELOW), Path(DESTINATIONS))
 _USAGE = ("usage.sqlite3", "usage.sqlite3-journal")  # what `report` has counted: see agent/usage
 _FILES = frozenset(
     map(Path, [LOCK, LOG, _IDENTITY, _SETTLED, _ADOPTED, *_USAGE, "default/cursor", "default/undelivered.ndjson"])
@@ -202,9 +204,9 @@ def read_adopted(fs: Filesystem, directory: Path) -> dict[str, Adopted]:
 def _named_beside(fs: Filesystem, lines: Mapping[str, Adopted], own: str) -> set[str]:
     """Return the ids that spools name which are where those of the lines were: their own, who counts them, what they adopted."""
     found: set[str] = set()
-    for parent in {Path(line.directory).parent for line in lines.values() if line.directory}:
+    for parent in {_outermost(Path(line.directory)).parent for line in lines.values() if line.directory}:
         with contextlib.suppress(FileNotFoundError):
-            for directory in [parent / name for name in fs.names(parent)]:
+            for directory in spools_in(fs, parent):
                 with contextlib.suppress(OSError, StorageError):  # nobody can adopt it
                     found |= _names_of(fs, directory, own)
     return found
@@ -216,6 +218,33 @@ def _names_of(fs: Filesystem, directory: Path, own: str) -> set[str]:
         return set()
     ids = {identity.id} if identity is not None else set()
     return ids | ({mark.id, mark.by} if mark is not None else set()) | read_adopted(fs, directory).keys()
+
+
+# Where spools are
+
+
+def spools_in(fs: Filesystem, parent: Path) -> list[Path]:
+    """Return what may be spools in a directory: all that is there, each followed by its further destinations.
+
+    Raises OSError; but what cannot be looked into has none of them.
+    """
+    found = []
+    for name in fs.names(parent):
+        found.append(parent / name)
+        with contextlib.suppress(OSError):  # whoever wants the spool itself hears of it
+            found += inner_spools(fs, parent / name)
+    return found
+
+
+def inner_spools(fs: Filesystem, directory: Path) -> list[Path]:
+    """Return the further destinations of a spool. Raises OSError."""
+    place = directory / DESTINATIONS
+    return [place / name for name in fs.names(place)] if fs.is_directory(directory) and fs.is_directory(place) else []
+
+
+def _outermost(directory: Path) -> Path:
+    """Return the spool that has this one inside, or is this one."""
+    return directory.parents[1] if directory.parent.name == DESTINATIONS else directory
 
 
 # The end
@@ -236,11 +265,11 @@ def waiting_for(fs: Filesystem, directory: Path) -> Path | None:
     Raises StorageError or OSError.
     """
     identity = read_identity(fs, directory)
-    for name in fs.names(directory.parent) if identity is not None else ():
+    for other in spools_in(fs, directory.parent) if identity is not None else ():
         with contextlib.suppress(StorageError):
-            mark = read_settled(fs, directory.parent / name)
+            mark = read_settled(fs, other)
             if mark is not None and identity is not None and mark.by == identity.id:
-                return directory.parent / name
+                return other
     return None
 
 

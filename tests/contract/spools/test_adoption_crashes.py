@@ -1,9 +1,9 @@
 """The adopter dies before and after every call that it makes to the disk: each spool is delivered and counted exactly once.
 
-One life adopts a spool with queued events, one that was adopting another agent's, and one with a dead letter. It is run once
-to know its calls; then once for each call that changes something (every second one, unless nightly), up to there: the process
-dies before or after it, as by a kill or a power cut. The next life goes on, of the same agent or of another one. What the lists
-say then, and what the API has, is the account.
+One life adopts a spool with queued events, with another destination's inside of it, one that was adopting another agent's, and
+one with a dead letter. It is run once to know its calls; then once for each call that changes something (every second one, unless
+nightly), up to there: the process dies before or after it, as by a kill or a power cut. The next life goes on, of the same agent
+or of another one. What the lists say then, and what the API has, is the account.
 """
 
 import os
@@ -21,6 +21,7 @@ from agent.queue.lock import LOCK
 from agent.queue.log import Entry
 from agent.queue.record import Record, encode_record
 from agent.queue.store import Limits
+from agent.rules import DEFAULT
 from agent.spools import identity
 from agent.spools.adoption import Adoption, AdoptionPolicy, AdoptionReport
 from agent.spools.identity import Account, Adopted, AdoptedList, add, read_adopted
@@ -43,13 +44,14 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 
 
 PARENT, HOME, OTHER = Path("/spools"), Path("/queue"), Path("/other")
-ACCOUNT = Account("https://api")
+ACCOUNT, WEBS = Account("https://api"), Account("https://api", slug="web")
 STEP = 1 if profiles.is_nightly() else 2
 LIMITS = Limits(segment_bytes=600, history_bytes=1 << 20)
 PLAIN, HEIR, REFUSED = (PARENT / name for name in ("1-plain", "2-heir", "3-refused"))
-NAMES = {PLAIN: numbered(9, "p"), HEIR: numbered(5, "h"), REFUSED: numbered(4, "r")}
+INNER = PLAIN / identity.DESTINATIONS / "web"
+NAMES = {PLAIN: numbered(9, "p"), INNER: numbered(6, "i"), HEIR: numbered(5, "h"), REFUSED: numbered(4, "r")}
 EARLIER = Adopted("id-of-an-earlier-spool", "/spools/0", Ledger(7, 7, 0, {}, 0))
-TOTAL = Ledger(25, 24, 1, {}, 0)
+TOTAL = Ledger(31, 30, 1, {}, 0)
 DELIVERED = {name for names in NAMES.values() for name in names} - {"r2"}
 # What reports can count: the spool that stays keeps its last segment, which is its only one.
 REPORTED = sorted(NAMES[PLAIN] + NAMES[HEIR])
@@ -58,7 +60,7 @@ REPORTED = sorted(NAMES[PLAIN] + NAMES[HEIR])
 def leave(fs: FaultFilesystem, directory: Path) -> None:
     """Leave a spool as a killed agent does."""
     fs.write_bytes(directory / LOCK, b"")
-    identity.identify(fs, directory, ACCOUNT, f"id-of-{directory.name}")
+    identity.identify(fs, directory, WEBS if directory == INNER else ACCOUNT, f"id-of-{directory.name}")
     queue = OpenQueue(fs, directory / identity.DESTINATION, LIMITS)
     names = NAMES[directory]
     for start in range(0, len(names), 3):
@@ -69,7 +71,7 @@ def leave(fs: FaultFilesystem, directory: Path) -> None:
 
 def disk() -> FaultFilesystem:
     fs = FaultFilesystem()
-    for directory in (PLAIN, HEIR, REFUSED):
+    for directory in NAMES:
         leave(fs, directory)
     AdoptedList(fs, HEIR).record({EARLIER.id: EARLIER})
     for home in (HOME, OTHER):
@@ -96,8 +98,9 @@ class Lives:
             self._owner.transport = self.transports[-1]
             return self._owner.delivery
 
-        terms = AdoptionPolicy(ACCOUNT, delivery, max_open=1)
-        adoption = Adoption(self.fs, PARENT, home, LIMITS, terms, self._owner.runtime, self._pipeline)
+        policies = {account: AdoptionPolicy(DEFAULT, delivery, max_open=1) for account in (ACCOUNT, WEBS)}
+        owners = {DEFAULT: self._pipeline}
+        adoption = Adoption(self.fs, PARENT, home, LIMITS, policies, self._owner.runtime, owners)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(adoption.run)
             await anyio.sleep(120)
