@@ -347,3 +347,73 @@ def test_a_report_counts_what_was_adopted_once_and_what_its_adopter_has_sent_its
             found = json.loads(run_command("report", "--config", str(daemon.config), "--format", "json").stdout)
             assert found["events"] == 60
             assert (found["unknown"]["adopted"], found["unknown"]["handed_over"]) == (0, 50)
+
+
+WEB_TOKEN = "token-of-web"
+
+
+def with_web(daemon: Daemon, web: ApiServer) -> Daemon:
+    """Give an agent's configuration a further destination, with a token of its own."""
+    web.token = WEB_TOKEN
+    token = daemon.directory / "web-token"
+    token.write_text(WEB_TOKEN)
+    rules = '[[rules]]\nasks_for = "web"\ndestination = "web"\n'
+    text = f'\n[destinations.web]\nurl = "{web.url}"\ntoken_file = "{token}"\n{rules}'
+    daemon.config.write_text(daemon.config.read_text() + text)
+    return daemon
+
+
+def test_a_spool_of_several_destinations_goes_to_each_and_one_that_is_blocked_holds_up_no_other(
+    tmp_path: Path, api_server: ApiServer
+) -> None:
+    spools = tmp_path / "spools"
+    with ApiServer() as web:
+        api_server.default = web.default = DOWN
+        sections: Sections = {"queue": {"directory": str(spools / "a-job")}}
+        with with_web(Daemon(tmp_path / "work", api_server.url, sections), web) as killed:
+            for destination, count in (("default", 20), ("web", 30)):
+                with killed.connect({"destination": destination}) as client:
+                    client.send(lines(destination, count))
+                    assert client.wait_settled(count)["durable"] == count
+        inner = spools / "a-job" / "destinations" / "web"
+        for index in range(5):
+            leave_spool(spools, f"job-{index}", 10, api_server.url)
+            leave_spool(spools, f"web-{index}", 10, web.url)
+        api_server.default, web.default = Answer(), Answer(402)
+        with with_web(adopter(tmp_path, api_server.url, spools), web) as daemon:
+            wait(daemon, lambda status: status["adopted"]["finished"] == 6)
+            status = wait(daemon, lambda status: len(status["adopted"]["under_way"]) == 4)["adopted"]
+            assert {each["state"] for each in status["under_way"]} <= {"running", "paused"}
+            assert status["ledger"] == ledger(70, delivered=70)
+            assert web.accepted() == []
+            assert sorted(path.name for path in spools.iterdir()) == ["a-job", *(f"web-{each}" for each in range(5))]
+            assert inner.is_dir()
+            web.default = Answer()
+            resume = run_command("resume", "--destination", "web", "--config", daemon.config)
+            assert resume.returncode == 0, resume.stderr
+            wait(daemon, finished(12))
+            assert over_all(daemon) == ledger(150, delivered=150)
+        assert received(api_server.accepted()) == texts("default", 20) + Counter(
+            text for index in range(5) for text in texts(f"job-{index}", 10)
+        )
+        wanted = texts("web", 30) + Counter(text for index in range(5) for text in texts(f"web-{index}", 10))
+        assert received(web.accepted()) == wanted
+        assert not web.violations
+    assert list(spools.iterdir()) == []
+
+
+def test_what_is_for_a_destination_that_is_paused_is_not_opened_while_others_are(
+    tmp_path: Path, api_server: ApiServer
+) -> None:
+    spools = tmp_path / "spools"
+    with ApiServer() as web, with_web(adopter(tmp_path, api_server.url, spools), web) as daemon:
+        assert run_command("pause", "--destination", "web", "--config", daemon.config).returncode == 0
+        for name, url in (("one", api_server.url), ("two", web.url)):
+            leave_spool(spools, name, 10, url)
+        daemon.request("POST", "/resume?destination=default")  # looks again
+        assert wait(daemon, finished(1))["adopted"]["left"] == []
+        assert [path.name for path in spools.iterdir()] == ["two"]
+        daemon.request("POST", "/resume?destination=web")
+        wait(daemon, finished(2))
+        assert received(web.accepted()) == texts("two", 10)
+    assert list(spools.iterdir()) == []
