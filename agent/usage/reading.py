@@ -175,9 +175,10 @@ def count_piece(sessions: Sessions, piece: Piece) -> tuple[int, int]:
     return number, lost
 
 
-def count_all(kept: KeptEvents) -> Totals:
-    """Return what all events of a queue and its history come to, without those of others. Raises StorageError."""
+def count_all(*queues: KeptEvents) -> Totals:
+    """Return what all events of some queues and their histories come to, without those of others. Raises StorageError."""
     sessions = Sessions()
-    for piece in kept.own_pieces({}):
-        count_piece(sessions, piece)
+    for kept in queues:
+        for piece in kept.own_pieces({}):
+            count_piece(sessions, piece)
     return totals_of(sessions.values())

@@ -174,9 +174,9 @@ class _Preparation(threading.Thread):
             from agent.cli.job import started
 
             agent = own = started.start(places, found and found.absolute(), environ)
-            own.load = load
             self._notice = own.problem
         agent.label(self._job)
+        agent.load = load
         self._agent = agent
         try:
             ready = agent.wait_until_ready(self._until)

@@ -16,6 +16,7 @@ from agent.config import DEFAULT_URL, Config, Places
 from agent.errors import AgentError, NotRunningError
 from agent.ingest import owners
 from agent.ingest.job_path import job_path, without_job
+from agent.rules import Sender
 
 if TYPE_CHECKING:  # what an agent is asked with is imported when there is one, and mostly after the command has started
     from agent.control.schema import StatusReport
@@ -43,6 +44,7 @@ class JobAgent:
         # So that `artifacts-agent flush` or another `exec` in the job find it.
         self.variables: dict[str, str] = {"ARTIFACTS_AGENT_LISTEN_CONTROL": str(control)}
         self.usage: Totals | None = None  # of the job, once it has ended and if it is known
+        self.load: Callable[[], Config] | None = None  # returns all of the job's configuration
         self._job: str | None = None
         self._queue = queue
         self._status = status
@@ -89,7 +91,12 @@ class JobAgent:
             if flushed is None or not flushed.in_time:
                 return "the agent does not answer: what was sent waits in its socket until it does"
             return None
-        flushed = control.flush(min(seconds, LONGEST))
+        known = self._status.destinations if self._status is not None else {}
+        named: list[str] = []  # all
+        if len(known) > 1 and self.load is not None:
+            for_job = destinations_of(self.load(), os.environ)
+            named = [name for name in for_job if name in known and known[name].state != "failed"]
+        flushed = control.flush(min(seconds, LONGEST), destinations=named)
         if flushed is None:
             raise AgentError(f"the agent does not answer: {self.control}")
         if not (queued := flushed.report.queued):
@@ -197,6 +204,23 @@ def find(places: Places, load: Callable[[], Config], until: float) -> JobAgent |
         raise
     except NotRunningError:
         return None
+
+
+def destinations_of(settings: Config, environ: Mapping[str, str]) -> list[str]:
+    """Return where rules let this user's events go, over all sockets; none if a token may decide otherwise.
+
+    Over HTTP they are for the team that TURBO_TEAMID or TURBO_TEAM names.
+    """
+    rules = settings.routing
+    if rules.is_trivial or settings.http.tokens:
+        return []
+    uid, gids = os.geteuid(), frozenset({os.getegid(), *os.getgroups()})
+    team = environ.get("TURBO_TEAMID") or None, environ.get("TURBO_TEAM") or None
+    senders = [Sender("http", uid, gids, *team), Sender("tcp", None, frozenset(), *team)]
+    for asked in (None, *settings.accounts):
+        senders += [Sender("stream", uid, gids, asks_for=asked), Sender("datagram", uid, gids, asks_for=asked)]
+    found = {rules.route(sender).destination for sender in senders}
+    return [name for name in settings.accounts if name in found]
 
 
 def _is_listened_at(path: Path) -> bool:

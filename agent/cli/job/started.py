@@ -50,9 +50,6 @@ class StartedAgent(JobAgent):
     ) -> None:
         super().__init__(runtime / "control.sock", runtime / "events.sock")
         self.spool = spool
-        self.load: Callable[[], Config] | None = (
-            None  # the job's own configuration, whose queue gets the spool's history
-        )
         self._process = process
         self._lifeline = lifeline
         self._notify = notify
@@ -300,23 +297,22 @@ def _runtime_directory(environ: Mapping[str, str]) -> Path:
 def _usage(directory: Path) -> "Totals | None":
     """Return what the cache did for the job whose spool it is; None if that is not all there, or would take too long to count."""
     from agent.queue.filesystem import OsFilesystem
-    from agent.spools.identity import DESTINATION
+    from agent.spools.identity import DESTINATION, inner_spools
     from agent.usage.reading import KeptEvents, count_all
 
-    kept = KeptEvents.read(OsFilesystem(), directory / DESTINATION)
-    return count_all(kept) if kept.complete and kept.size <= COUNTED_BYTES else None
+    fs = OsFilesystem()
+    kept = [KeptEvents.read(fs, each / DESTINATION) for each in (directory, *inner_spools(fs, directory))]
+    short = sum(each.size for each in kept) <= COUNTED_BYTES
+    return count_all(*kept) if short and all(each.complete for each in kept) else None
 
 
-def _bequeath(fs: "Filesystem", spool: Path, load: Callable[[], Config]) -> None:
+def _bequeath(fs: "Filesystem", spool: Path, destination: str, settings: Config) -> None:
     """Hand the history of a spool that is settled over to the queue that a daemon of this user would have, and reports read."""
-    try:
-        settings = load()
-    except ConfigError:  # it was valid when the agent started, and is being changed
-        return
+    from agent.daemon.settings import queue_directory
     from agent.queue.history import JOB_PREFIX, Heir
     from agent.spools import identity
 
-    found, home = identity.read_identity(fs, spool), settings.queue.directory
+    found, home = identity.read_identity(fs, spool), queue_directory(settings, destination)
     place = next(each for each in (home, *home.parents) if os.path.lexists(each))
     if found is None or place.stat().st_uid != os.geteuid():  # another user could not read it
         return
@@ -326,33 +322,42 @@ def _bequeath(fs: "Filesystem", spool: Path, load: Callable[[], Config]) -> None
 
 
 def _tidy(directory: Path, load: Callable[[], Config] | None) -> str | None:
-    """Remove the spool of an agent that has ended, if it is settled; else return what is left in it."""
+    """Remove the spool of an agent that has ended, with those of further destinations in it, if all of them are settled.
+
+    Else return what is left in it. Their histories go to the queues of the configuration that `load` returns.
+    """
     from agent.queue.filesystem import OsFilesystem
     from agent.queue.lock import LOCK
     from agent.queue.snapshot import read_queue
+    from agent.rules import DEFAULT
     from agent.spools import identity as spool
 
     fs = OsFilesystem()
-    try:
-        lock = fs.lock(directory / LOCK, create=False)
-    except FileNotFoundError:
-        return None  # another agent has adopted it already
-    if lock is None:
-        return None  # or is about to
-    try:
-        ledger = read_queue(fs, directory / spool.DESTINATION).cursor.ledger()
+    with contextlib.ExitStack() as locked:
+        spools = [*spool.inner_spools(fs, directory), directory]
+        for each in spools:
+            try:
+                lock = fs.lock(each / LOCK, create=False)
+            except FileNotFoundError:
+                return None  # another agent has adopted it already
+            if lock is None:
+                return None  # or is about to
+            locked.callback(lock.release)
+        ledger = spool.add(read_queue(fs, each / spool.DESTINATION).cursor.ledger() for each in spools)
         if ledger.queued:
             taker = f"an agent with queue.adopt = {str(directory.parent)!r} will deliver them"
             return f"{amount(ledger.queued, 'event')} not delivered yet, in {directory}: {taker}"
-        if (kept := spool.kept_in(fs, directory)) is not None:
-            return f"{directory} stays because of {kept}"
-        if (other := spool.waiting_for(fs, directory)) is not None:
-            return f"{directory} stays, for the next agent, until {other} can go"
-        if load is not None:
-            _bequeath(fs, directory, load)
-        spool.remove(fs, directory)
-    finally:
-        lock.release()
+        settings = None
+        with contextlib.suppress(ConfigError):  # it was valid when the agent started, and is being changed
+            settings = load() if load is not None else None
+        for each in spools:
+            if (kept := spool.kept_in(fs, each)) is not None:
+                return f"{each} stays because of {kept}"
+            if (other := spool.waiting_for(fs, each)) is not None:
+                return f"{each} stays, for the next agent, until {other} can go"
+            if settings is not None:
+                _bequeath(fs, each, DEFAULT if each == directory else each.name, settings)
+            spool.remove(fs, each)
     dropped = sum(ledger.dropped.values())
     return f"{amount(dropped, 'event')} dropped: {', '.join(ledger.dropped)}" if dropped else None
 

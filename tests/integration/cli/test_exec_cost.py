@@ -32,7 +32,7 @@ if "agent.cli.job.process" in sys.orig_argv:
     open(os.environ["HELD_BY"]).read()
 """
 HEAVY = {"anyio", "asyncio", "http.client", "httpx", "logging", "msgspec", "pydantic", "rich", "structlog", "uvloop"}
-OWN = {"cli", "client", "config", "errors", "escaping", "ingest", "queue", "secret", "units"}
+OWN = {"cli", "client", "config", "errors", "escaping", "ingest", "queue", "rules", "secret", "units"}
 
 
 def test_exec_imports_only_what_it_needs_before_its_command_starts(tmp_path: Path, api_server: ApiServer) -> None:
