@@ -37,6 +37,7 @@ class Sender(NamedTuple):
 class Rule(NamedTuple):
     """What to do with whom: `destination` None denies. Limits are per second and sender's user, None for none.
 
+    `weight` is how large a share of a full queue the user has, beside others that send to it.
     Each of the conditions holds what is wanted, one of several; None for anything.
     """
 
@@ -49,6 +50,7 @@ class Rule(NamedTuple):
     asks_for: frozenset[str] | None = None
     max_events_per_second: int | None = None
     max_bytes_per_second: int | None = None
+    weight: int = 1
 
     def matches(self, sender: Sender) -> bool:
         """Tell whether all conditions hold."""

@@ -226,6 +226,7 @@ class RuleConfig:
     deny: bool = False
     max_events_per_second: "Annotated[Count, Field(ge=1)] | None" = None
     max_bytes_per_second: "Annotated[Size, Field(ge=1024)] | None" = None
+    weight: "Annotated[Count, Field(ge=1, le=1000)]" = 1
 
     def __post_init__(self) -> None:
         if self.deny == (self.destination is not None):
@@ -235,7 +236,7 @@ class RuleConfig:
     def rule(self) -> Rule:
         """What it says."""
         who = (self.uid, self.gid, self.socket, self.team_id, self.slug, self.asks_for)
-        return Rule(self.destination, *who, self.max_events_per_second, self.max_bytes_per_second)
+        return Rule(self.destination, *who, self.max_events_per_second, self.max_bytes_per_second, self.weight)
 
 
 @dataclass(frozen=True, kw_only=True)

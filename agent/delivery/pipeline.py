@@ -114,9 +114,9 @@ class Pipeline:
         """Whether there is no room, and waiting for it is no use because the disk does not answer."""
         return self._committer.should_drop
 
-    def submit(self, *blocks: Block, owner: int = UNNAMED) -> Submission:
+    def submit(self, *blocks: Block, owner: int = UNNAMED, weight: int = 1) -> Submission:
         """Queue an owner's events, all or none; what is returned can be waited for, and says why they were dropped."""
-        return self._committer.submit(*blocks, owner=owner)
+        return self._committer.submit(*blocks, owner=owner, weight=weight)
 
     def shed(self, count: int) -> None:
         """Drop events that there was no room for, and count them."""

@@ -232,12 +232,15 @@ class HttpListener:
             raise RefusedError(503, "service_unavailable", message, ("retry-after", str(RETRY_SECONDS)))
         return pipeline
 
-    def _check_limits(self, exchange: Exchange, pipeline: Pipeline, events: int, size: int) -> None:
+    def _weight(self, exchange: Exchange, pipeline: Pipeline, events: int, size: int) -> int:
+        """Return the weight of so much of a sender's. Raises RefusedError if it is more than rules let it send now."""
         sender = self._sender(exchange)
-        if not self._intake.is_within_limits(self._intake.route(sender), sender, events, size):
+        route = self._intake.route(sender)
+        if not self._intake.is_within_limits(route, sender, events, size):
             pipeline.limit(events)
             message = "The events cannot be kept: rate_limited. Send them again later"
             raise RefusedError(429, "too_many_requests", message, ("retry-after", "1"))
+        return self._intake.weight(route)
 
     async def _take_events(self, exchange: Exchange, holder: str | None, job: bytes | None) -> Response:
         """Keep the events of a request; answer when they are durable."""
@@ -251,12 +254,13 @@ class HttpListener:
             body = await exchange.body(MAX_BODY_BYTES, self._memory)
             chunks, use = _decode(await _unpack(body, exchange) if is_packed else body)
             pipeline = self._pipeline(destination)  # it may have come and gone while the body came
+            weight = 1
             if holder in {None, DEFAULT}:
-                self._check_limits(exchange, pipeline, sum(chunk.count(b"\n") for chunk in chunks), len(body))
+                weight = self._weight(exchange, pipeline, sum(chunk.count(b"\n") for chunk in chunks), len(body))
         except RefusedError as refusal:
             self._log_refusal(refusal, exchange.peer)
             return refusal.response
-        refused = await self._intake.submit_all_or_none(pipeline, chunks, use, context, exchange.peer.uid)
+        refused = await self._intake.submit_all_or_none(pipeline, chunks, use, context, exchange.peer.uid, weight)
         if refused is None:
             return Response(200, b"{}")
         status, code = _UNKEPT.get(refused, (503, "service_unavailable"))

@@ -183,10 +183,13 @@ class Intake:
             return True
         return await pipeline.wait_for_capacity()
 
-    def _way(self, client: ClientState, events: int, size: int, asks_for: str | None) -> Pipeline | None:
-        """Return where so many events of a client go; None if they go nowhere, which is counted, logged, and said in its acks."""
+    def _way(self, client: ClientState, events: int, size: int, asks_for: str | None) -> tuple[Pipeline | None, int]:
+        """Return where so many events of a client go, and their weight there.
+
+        They may go nowhere, None, which is counted, logged, and said in its acks.
+        """
         if self._rules.is_trivial and asks_for is None:
-            return self._pipelines[DEFAULT]
+            return self._pipelines[DEFAULT], 1
         sender = self.sender(client, asks_for)
         route = self.route(sender)
         pipeline = None if route.destination is None else self._pipelines.get(route.destination)
@@ -197,7 +200,12 @@ class Intake:
             pipeline.limit(events)
             client.drop(events, Outcome.RATE_LIMITED)
             pipeline = None
-        return pipeline
+        return pipeline, self.weight(route)
+
+    def weight(self, route: Route) -> int:
+        """Return how large a share of a queue a rule gives, as a multiple of that of others."""
+        rule = self._rules.rule_of(route)
+        return 1 if rule is None else rule.weight
 
     def is_within_limits(self, route: Route, sender: Sender, events: int, size: int) -> bool:
         """Tell whether a sender may send so many events and bytes more now."""
@@ -267,21 +275,21 @@ class Intake:
         return pipeline is not None and pipeline.is_full and not pipeline.should_drop
 
     def _submit_at_once(self, block: Block, owner: int, client: ClientState) -> None:
-        pipeline = self._way(client, block.event_count, len(block.lines), block.asks_for)
+        pipeline, weight = self._way(client, block.event_count, len(block.lines), block.asks_for)
         if pipeline is None:
             return
         self.cache_uses.add(block.context.ci, block.use)
         if pipeline.should_drop:
             pipeline.shed(block.event_count)
         else:
-            pipeline.submit(block, owner=owner)
+            pipeline.submit(block, owner=owner, weight=weight)
 
     async def submit_all_or_none(
-        self, pipeline: Pipeline, chunks: Sequence[bytes], use: CacheUse, context: Context, owner: int
+        self, pipeline: Pipeline, chunks: Sequence[bytes], use: CacheUse, context: Context, owner: int, weight: int = 1
     ) -> Outcome | None:
         """Queue what `decode_array` has returned; return None when all of it is durable, or why none is kept.
 
-        `owner` is the uid of the sender.
+        `owner` is the uid of the sender, `weight` that of its share.
         """
         if not chunks:
             return None
@@ -289,7 +297,7 @@ class Intake:
         if not await self._has_room(pipeline):
             pipeline.shed(sum(block.event_count for block in blocks))
             return Outcome.STALLED
-        refused = (await pipeline.submit(*blocks, owner=owner).wait()).refused
+        refused = (await pipeline.submit(*blocks, owner=owner, weight=weight).wait()).refused
         if refused is None:  # else the client is told, and sends them again
             self.cache_uses.add(context.ci, use)
         return refused
@@ -327,12 +335,12 @@ class Intake:
                 await turn.wait()
 
     async def _queue(self, block: Block, client: ClientState, waiting: list[tuple[int, Submission]]) -> None:
-        pipeline = self._way(client, block.event_count, len(block.lines), block.asks_for)
+        pipeline, weight = self._way(client, block.event_count, len(block.lines), block.asks_for)
         if pipeline is None:
             return
         self.cache_uses.add(block.context.ci, block.use)
         if await self._has_room(pipeline):
-            waiting.append((block.event_count, pipeline.submit(block, owner=client.peer.uid)))
+            waiting.append((block.event_count, pipeline.submit(block, owner=client.peer.uid, weight=weight)))
         else:
             pipeline.shed(block.event_count)
             client.drop(block.event_count, Outcome.STALLED)

@@ -21,14 +21,15 @@ RECORD_OVERHEAD = HEADER_BYTES + 72
 class Submitted:
     """Events of one owner to be queued, all or none; `retried` says that they come back from dead letters.
 
-    They take at most `size` bytes in the queue.
+    They take at most `size` bytes in the queue, of which the owner has a share by its `weight`.
     """
 
-    __slots__ = ("blocks", "owner", "retried", "size")
+    __slots__ = ("blocks", "owner", "retried", "size", "weight")
 
-    def __init__(self, blocks: Sequence[Block], owner: int, *, retried: bool = False) -> None:
+    def __init__(self, blocks: Sequence[Block], owner: int, weight: int = 1, *, retried: bool = False) -> None:
         self.blocks = blocks
         self.owner = owner
+        self.weight = weight
         self.retried = retried
         self.size = RECORD_OVERHEAD * len(blocks)
         for block in blocks:

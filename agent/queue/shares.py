@@ -1,8 +1,9 @@
 """Who may put how much into a queue: fair shares by user from half of its size on, and whose events may make room for whose.
 
 An owner is the user that sent events, by its uid. While the queue is at most half full everybody is let in. From there on nobody
-may hold more of the queue than a share: its size divided by the number of owners that have sent something lately. Who is alone
-has all of it. Events that are in the queue make room for later ones of the same owner at most, and never for another one's.
+may hold more of the queue than a share: its size is divided among the owners that have sent something lately, by their weights,
+mostly 1 each. Who is alone has all of it. Events that are in the queue make room for later ones of the same owner at most, and
+never for another one's.
 
 Of the segments that a restart finds only this is known: which of them are of one owner alone, see `Run`.
 """
@@ -48,20 +49,16 @@ class Part(NamedTuple):
 
 
 class Occupancy(NamedTuple):
-    """A queue at one moment: the segments in use, oldest first, of `max_bytes` in all, and how many owners send.
+    """A queue at one moment: the segments in use, oldest first, of `max_bytes` in all.
 
-    `replaceable` is how many of the oldest segments may make room for what comes.
+    `shares` says of each owner that sends how many bytes it may hold, and `replaceable` how many of the oldest segments may make
+    room for what comes.
     """
 
     max_bytes: int
     parts: Sequence[Part]
-    senders: int
+    shares: Mapping[int, int]
     replaceable: int
-
-    @property
-    def share(self) -> int:
-        """The bytes that an owner may hold."""
-        return self.max_bytes // max(self.senders, 1)
 
 
 class Admission(NamedTuple):
@@ -72,7 +69,7 @@ class Admission(NamedTuple):
 
 
 def admit(claims: Iterable[Claim], queue: Occupancy) -> Admission:
-    """Decide about claims in the order they came."""
+    """Decide about claims in the order they came; the owner of each has a share, but for what is retried."""
     refused: list[Outcome | None] = []
     used, held, replaced = 0, dict[int, int](), 0
     for part in queue.parts:
@@ -82,7 +79,7 @@ def admit(claims: Iterable[Claim], queue: Occupancy) -> Admission:
     for claim in claims:
         owner, size, reason = claim.owner, claim.size, None
         if used + size > queue.max_bytes // 2:
-            if queue.senders > 1 and not claim.retried and held.get(owner, 0) + size > queue.share:
+            if len(queue.shares) > 1 and not claim.retried and held.get(owner, 0) + size > queue.shares[owner]:
                 reason = Outcome.QUOTA
             elif used + size > queue.max_bytes:
                 last = queue.replaceable if not claim.retried else replaced
@@ -110,20 +107,21 @@ def _making_room(parts: Sequence[Part], owner: int, excess: int) -> Sequence[Par
 
 
 class Senders:
-    """Which owners have sent something lately. Times are in seconds, by whatever clock."""
+    """Which owners have sent something lately; `last` says when, in seconds by whatever clock, and with which weight."""
 
     def __init__(self, found: Collection[int]) -> None:
         """Owners that were `found` in the queue, NOBODY too, count as if they sent something when time is first told."""
         self.found = found
-        self.last: dict[int, float] = {}
+        self.last: dict[int, tuple[float, int]] = {}
 
-    def count(self, now: float) -> int:
-        """Return how many there are, and forget the others."""
+    def shares(self, max_bytes: int, now: float) -> dict[int, int]:
+        """Share bytes out among them, and forget the others."""
         if self.found:
-            self.last = dict.fromkeys(self.found, now) | self.last
+            self.last = dict.fromkeys(self.found, (now, 1)) | self.last
             self.found = ()
-        self.last = {owner: at for owner, at in self.last.items() if abs(now - at) <= SENDING_SECONDS}
-        return len(self.last)
+        self.last = {owner: each for owner, each in self.last.items() if abs(now - each[0]) <= SENDING_SECONDS}
+        total = sum(weight for _, weight in self.last.values())
+        return {owner: max_bytes * weight // total for owner, (_, weight) in self.last.items()}
 
 
 # Runs: what a checkpoint remembers.

@@ -175,7 +175,7 @@ class Store(OneThread):
         senders, size = self._senders.last, segment.HEADER_BYTES
         for each in submitted:
             if not each.retried:
-                senders[each.owner] = now
+                senders[each.owner] = now, each.weight
             size += each.size
         for part in self._in_use():
             size += part.size
@@ -257,7 +257,7 @@ class Store(OneThread):
         for (owner, why), (events, size) in totals.items():
             self._cursor.shed(events, why)
             held = sum(part.held.get(owner, 0) for part in occupancy.parts)
-            refusals.append(Refusal(owner, why, events, size, held, occupancy.share))
+            refusals.append(Refusal(owner, why, events, size, held, occupancy.shares[owner]))
         return Admitted(accepted, refused, refusals)
 
     def _occupancy(self, now: float) -> Occupancy:
@@ -266,7 +266,8 @@ class Store(OneThread):
         replaceable = len(in_use) if limits.overflow == "drop-oldest" else 0
         if replaceable and in_use[-1].size < limits.segment_bytes:  # what comes may go into it
             replaceable -= 1
-        return Occupancy(limits.max_bytes - segment.HEADER_BYTES, parts, self._senders.count(now), replaceable)
+        max_bytes = limits.max_bytes - segment.HEADER_BYTES
+        return Occupancy(max_bytes, parts, self._senders.shares(max_bytes, now), replaceable)
 
     def _in_use(self) -> tuple[Segment, ...]:
         """Return the segments that hold something unsettled. The others can go, the last of them once another one follows."""

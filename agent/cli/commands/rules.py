@@ -119,4 +119,6 @@ def _because(sender: "Sender", rule: "Rule | None", number: int | None) -> list[
         lines.append(f"at most {rule.max_events_per_second:,} events a second for each user")
     if rule.destination is not None and rule.max_bytes_per_second is not None:
         lines.append(f"at most {rule.max_bytes_per_second:,} bytes a second for each user")
+    if rule.destination is not None and rule.weight > 1:
+        lines.append(f"of a full queue each user has {rule.weight:,} shares")
     return lines

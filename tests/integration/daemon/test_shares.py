@@ -124,6 +124,19 @@ def test_a_user_alone_may_use_the_whole_queue_and_makes_room_for_its_own_events_
     daemon.kill()
 
 
+def test_a_rule_gives_its_users_larger_shares(directory: Path) -> None:
+    daemon = Daemon(directory, REFUSING_PORT, SECTIONS)
+    rule = f'\n[[rules]]\nuid = {NOBODY}\ndestination = "default"\nweight = 3\n'
+    daemon.config.write_text(daemon.config.read_text() + rule)
+    with daemon:
+        send(daemon, VICTIM, "before-", 1)
+        for uid in (NOBODY, VICTIM):
+            assert flood(daemon, uid, "flood-")["dropped_by_reason"].keys() == {"quota"}
+        shares = {each["uid"]: each["share_bytes"] for each in refusals(daemon)}
+        assert abs(shares[NOBODY] - 3 * shares[VICTIM]) < 3
+        assert QUEUE_BYTES - 100 < shares[NOBODY] + shares[VICTIM] < QUEUE_BYTES
+
+
 def test_requests_over_http_and_datagrams_count_to_their_user(directory: Path) -> None:
     sections = {**SECTIONS, "http": {"socket": str(directory / "h.sock")}}
     daemon = Daemon(directory, REFUSING_PORT, sections)

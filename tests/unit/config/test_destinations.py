@@ -63,6 +63,7 @@ def test_rules_take_names_and_numbers_one_or_several(tmp_path: Path) -> None:
         destination = "web"
         max_events_per_second = 10
         max_bytes_per_second = "1MB"
+        weight = 2
         [[rules]]
         slug = ["a", "b"]
         team_id = "team_a"
@@ -73,7 +74,7 @@ def test_rules_take_names_and_numbers_one_or_several(tmp_path: Path) -> None:
     first = Rule("web", frozenset({0}), frozenset({0, 7, 8}), frozenset({"stream"}))
     second = Rule(None, team_id=frozenset({"team_a"}), slug=frozenset({"a", "b"}), asks_for=frozenset({"default"}))
     assert config.routing.rules == (
-        first._replace(max_events_per_second=10, max_bytes_per_second=1_000_000),
+        first._replace(max_events_per_second=10, max_bytes_per_second=1_000_000, weight=2),
         second,
     )
     assert config.routing.denies_others

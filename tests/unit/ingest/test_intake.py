@@ -15,6 +15,7 @@ from agent.ingest.intake import NAMED_REJECTS, PATIENCE, ClientState, Intake
 from agent.peers import Peer
 from agent.queue.committer import MAX_PENDING_BYTES, STALL_SECONDS
 from agent.queue.store import Limits
+from agent.rules import DEFAULT, Rule, Rules
 from tests.support import virtual_time
 from tests.support.edge import ACKS, GatedHost, line
 from tests.support.fault_filesystem import failing, no_errors
@@ -62,6 +63,20 @@ async def test_without_acks_nothing_is_ever_answered() -> None:
         client = await taken(intake, [lines(line() + BAD), lines(b"", 1)])
         assert client.next_ack() is None
         assert intake.rejected == 2
+        tasks.cancel_scope.cancel()
+
+
+async def test_events_have_the_weight_of_their_senders_rule() -> None:
+    async with anyio.create_task_group() as tasks:
+        host = GatedHost(tasks)
+        rules = Rules([Rule(DEFAULT, uid=frozenset({PEER.uid}), weight=3)])
+        intake, weights = Intake({DEFAULT: host.start()}, rules), []
+        for uid in (PEER.uid, 1):
+            client = ClientState(Peer(pid=1, uid=uid))
+            await intake.submit(lines(ACKS + line()), client)
+            weights += [submission.weight for _, submission in client.uncommitted]
+            await client.wait_committed()
+        assert weights == [3, 1]
         tasks.cancel_scope.cancel()
 
 

@@ -76,7 +76,8 @@ def test_claims_are_decided_by_the_table(
     refused: list[Outcome | None],
     replaced: int,
 ) -> None:
-    assert admit(claims, Occupancy(100, parts, senders, replaceable)) == (refused, replaced)
+    shares = dict.fromkeys(range(A, A + senders), 100 // senders)
+    assert admit(claims, Occupancy(100, parts, shares, replaceable)) == (refused, replaced)
 
 
 OWNERS = st.sampled_from([A, B, C])
@@ -88,12 +89,16 @@ PARTS = st.lists(st.dictionaries(OWNERS | st.just(NOBODY), st.integers(1, 40), m
     st.lists(st.builds(Wish, OWNERS, st.integers(1, 60), st.just(False)), max_size=12),
     st.booleans(),
     st.integers(100, 400),
+    st.fixed_dictionaries({owner: st.integers(1, 5) for owner in (A, B, C)}),
 )
 def test_nothing_acknowledged_is_pushed_out_by_another_and_shares_are_kept(
-    held: list[dict[int, int]], claims: list[Wish], replace: bool, size: int
+    held: list[dict[int, int]], claims: list[Wish], replace: bool, size: int, weights: dict[int, int]
 ) -> None:
     parts = [Part(sum(each.values()), each) for each in held]
-    queue = Occupancy(size, parts, len({claim.owner for claim in claims}), len(parts) if replace else 0)
+    senders = Senders(())
+    senders.last = {claim.owner: (0.0, weights[claim.owner]) for claim in claims}
+    queue = Occupancy(size, parts, senders.shares(size, 0.0), len(parts) if replace else 0)
+    assert sum(queue.shares.values()) <= size
     refused, replaced = admit(claims, queue)
     used, has = (
         sum(each.size for each in parts),
@@ -102,27 +107,37 @@ def test_nothing_acknowledged_is_pushed_out_by_another_and_shares_are_kept(
     assert all(len(each) == 1 and each.keys() <= {claim.owner for claim in claims} for each in held[:replaced])
     before = used
     for claim, reason in zip(claims, refused, strict=True):
-        within = has[claim.owner] + claim.size <= queue.share
+        within = has[claim.owner] + claim.size <= queue.shares[claim.owner]
         if reason is QUOTA:
-            assert queue.senders > 1
+            assert len(queue.shares) > 1
             assert not within or replaced
         elif reason is OVERFLOW:
             assert used + claim.size > size
         else:
             used, has[claim.owner] = used + claim.size, has[claim.owner] + claim.size
-            assert within or queue.senders == 1 or used <= size // 2 or replaced
+            assert within or len(queue.shares) == 1 or used <= size // 2 or replaced
     assert used - sum(each.size for each in parts[:replaced]) <= max(before, size)
 
 
 def test_who_has_sent_something_lately_counts_whatever_the_clock_does() -> None:
     senders = Senders({A, NOBODY})
-    senders.last[B] = 1000.0
-    assert senders.count(1000.0) == 3
-    senders.last[C] = 1001.0
-    assert senders.count(1000.0 + SENDING_SECONDS) == 4
-    assert senders.count(1001.0 + SENDING_SECONDS) == 1
-    assert senders.last == {C: 1001.0}
-    assert senders.count(0.0) == 0
+    senders.last[B] = 1000.0, 1
+    assert senders.shares(90, 1000.0) == {A: 30, NOBODY: 30, B: 30}
+    senders.last[C] = 1001.0, 3
+    assert senders.shares(90, 1000.0 + SENDING_SECONDS) == {A: 15, NOBODY: 15, B: 15, C: 45}
+    assert senders.shares(90, 1001.0 + SENDING_SECONDS) == {C: 90}
+    assert senders.last == {C: (1001.0, 3)}
+    assert senders.shares(90, 0.0) == {}
+
+
+@given(st.dictionaries(OWNERS, st.integers(1, 1000), min_size=1), st.integers(0, 2**40))
+def test_shares_are_as_the_weights_and_together_no_more_than_there_is(weights: dict[int, int], size: int) -> None:
+    senders = Senders(())
+    senders.last = {owner: (0.0, weight) for owner, weight in weights.items()}
+    shares, total = senders.shares(size, 0.0), sum(weights.values())
+    assert size - len(shares) < sum(shares.values()) <= size
+    for owner, weight in weights.items():
+        assert 0 <= size * weight - shares[owner] * total < total
 
 
 def test_all_whom_the_kernel_does_not_name_are_one_owner() -> None:

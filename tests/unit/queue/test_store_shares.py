@@ -60,6 +60,14 @@ class TestShares:
         size = blocks[0].size
         assert admitted.refusals == [Refusal(A, QUOTA, 4, 2 * size, 3 * 124, (1000 - segment.HEADER_BYTES) // 2)]
 
+    def test_an_owner_has_the_weight_that_it_sent_something_with_last(self) -> None:
+        queue = opened(FaultFilesystem())
+        block = Block(Context(), 1, b"x" * 500)
+        queue.commit([of(B)])
+        assert queue.store.admit([Submitted((block,), A)], 0.0).refusals[0].reason is QUOTA
+        assert not queue.store.admit([Submitted((block,), A, 3)], 0.0).refused
+        assert queue.store.admit([Submitted((block,), A)], 0.0).refusals[0].share == (1000 - segment.HEADER_BYTES) // 2
+
     def test_who_has_not_sent_for_long_has_no_share(self) -> None:
         queue = opened(FaultFilesystem())
         queue.commit([of(B)], 0.0)
