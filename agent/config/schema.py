@@ -40,6 +40,7 @@ GIB: Final = 1024 * MIB
 MINUTE: Final = 60.0  # seconds
 HOUR: Final = 60 * MINUTE
 DAY: Final = 24 * HOUR
+SMALLEST_QUEUE: Final = 256 * KIB
 DEFAULT_URL: Final = "https://api.vercel.com"
 
 
@@ -139,7 +140,8 @@ class QueueConfig(_Section):
     directory: "AbsolutePath"
     adopt: "OrOff[AbsolutePath]" = None
     segment_bytes: "Annotated[Size, Field(ge=64 * KIB)]" = 8 * MIB
-    max_bytes: "Annotated[Size, Field(ge=256 * KIB)]" = GIB
+    max_bytes: "Annotated[Size, Field(ge=SMALLEST_QUEUE)]" = GIB
+    total_bytes: "OrOff[Annotated[Size, Field(ge=SMALLEST_QUEUE)]]" = None
     max_age: "Annotated[Duration, Field(gt=0)]" = 7 * DAY
     overflow: Literal["drop-oldest", "drop-newest"] = "drop-oldest"
     min_free_bytes: "Annotated[Size, Field(ge=0)]" = 64 * MIB
@@ -271,6 +273,7 @@ class Config(_Section):
 
     def __post_init__(self) -> None:
         self._check_sockets()
+        self._check_parts()
         named = [
             (f"rules.{index}.{key}", name)
             for index, rule in enumerate(self.rules)
@@ -283,6 +286,12 @@ class Config(_Section):
                 known = ", ".join(self.accounts)
                 advice = f"write [destinations.{name}], or correct the name"
                 raise KeysError(f"there is no destination {name!r}, only {known}: {advice}", key)
+
+    def _check_parts(self) -> None:
+        total, count = self.queue.total_bytes, len(self.accounts)
+        if total is not None and total < (least := count * SMALLEST_QUEUE):
+            reason = f"is too small to share: {count} destinations need at least {least}, 256 KiB each"
+            raise KeysError(reason, "queue.total_bytes")
 
     def _check_sockets(self) -> None:
         http, listen = self.http, self.listen

@@ -19,6 +19,7 @@ from agent.delivery.pipeline import DeliveryConfig, Pipeline, keep_house
 from agent.errors import QueueLockedError, StorageError
 from agent.queue.filesystem import Filesystem, Lock
 from agent.queue.lock import lock_queue
+from agent.queue.shares import SharedDisk
 from agent.queue.snapshot import read_queue
 from agent.rules import DEFAULT
 from agent.runtime import Runtime
@@ -57,6 +58,8 @@ class Destinations(Service):
         self._tasks: TaskGroup | None = None
         self._follow: Follow | None = None
         self._draining = False
+        total = settings.config.queue.total_bytes
+        self._disk = SharedDisk(total) if total is not None else None
         self.pipelines: dict[str, Pipeline] = {}
         self.taking: dict[str, Pipeline] = {}
         self.failed: dict[str, str] = {}
@@ -127,7 +130,8 @@ class Destinations(Service):
         directory = queue_directory(config, name)
         lock = lock_queue(self._fs, directory)
         try:
-            pipeline = Pipeline(self._fs, directory / DESTINATION, limits_of(config), delivery, self._runtime)
+            place, limits = directory / DESTINATION, limits_of(config)
+            pipeline = Pipeline(self._fs, place, limits, delivery, self._runtime, self._disk)
         except BaseException:
             lock.release()
             raise

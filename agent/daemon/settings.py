@@ -61,9 +61,10 @@ def destinations_directory(config: Config) -> Path:
 def limits_of(config: Config) -> Limits:
     """Return what bounds each queue of a configuration."""
     queue = config.queue
+    part = queue.max_bytes if queue.total_bytes is None else queue.total_bytes // len(config.accounts)
     return Limits(
         # Space is freed by whole segments; and a segment's length must tell it from a file that is no segment.
-        segment_bytes=min(queue.segment_bytes, queue.max_bytes // 4, segment.MAX_BYTES // 2),
+        segment_bytes=min(queue.segment_bytes, queue.max_bytes // 4, part // 4, segment.MAX_BYTES // 2),
         max_bytes=queue.max_bytes,
         max_age=queue.max_age,
         overflow=queue.overflow,

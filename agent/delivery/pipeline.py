@@ -28,7 +28,7 @@ from agent.queue.filesystem import Filesystem
 from agent.queue.ownership import Exclusive
 from agent.queue.reader import oldest_enqueued_at
 from agent.queue.search import Search
-from agent.queue.shares import NOBODY, UNNAMED
+from agent.queue.shares import NOBODY, UNNAMED, SharedDisk
 from agent.queue.snapshot import LogSnapshot, snapshot_of
 from agent.queue.store import Committed, Limits, Store
 from agent.queue.writer import Writer
@@ -79,15 +79,21 @@ class Pipeline:
     """The way of an event from a validated line to the API. Open it, `run` it, `submit` to it, `drain` and `close` it."""
 
     def __init__(
-        self, fs: Filesystem, directory: Path, limits: Limits, delivery: DeliveryConfig, runtime: Runtime
+        self,
+        fs: Filesystem,
+        directory: Path,
+        limits: Limits,
+        delivery: DeliveryConfig,
+        runtime: Runtime,
+        disk: SharedDisk | None = None,
     ) -> None:
-        """Open the queue in `directory` and recover it. Raises StorageError."""
+        """Open the queue in `directory` and recover it; it may share a `disk` with others. Raises StorageError."""
         self._runtime = runtime
         self._limits = limits
         self.fs = fs
         writer, dead_letters = Writer(fs, directory, limits), DeadLetters.beside(fs, directory, limits)
         dead_letters.count()
-        self.store = Store(fs, directory, limits, writer.recovered)
+        self.store = Store(fs, directory, limits, writer.recovered, disk)
         self.writer = Exclusive(writer, lambda writer: writer.quarantined, runtime.run_blocking)
         self.dead_letters = Exclusive(dead_letters, lambda dead_letters: dead_letters.counts, runtime.run_blocking)
         self._committer = Committer(self.store, self.writer, wall_clock=runtime.wall_clock)
@@ -189,7 +195,7 @@ class Pipeline:
             last_delivery_at=self._worker.measures.last_delivery_at,
             requests=self._worker.requests,
             queue_bytes=view.size,
-            queue_limit=self._limits.max_bytes,
+            queue_limit=self.store.max_bytes,
             segments=len(view.segments),
             quarantined=copies.kept,
             quarantine_lost=copies.lost,
@@ -345,6 +351,7 @@ class Pipeline:
             try:
                 await self.dead_letters.run(DeadLetters.close)
             finally:
+                self.store.close()
                 await self.writer.run(partial(Writer.close, plan=self.store.checkpoint()))
 
     def keep_house(self, *, thoroughly: bool) -> None:

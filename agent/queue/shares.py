@@ -106,6 +106,30 @@ def _making_room(parts: Sequence[Part], owner: int, excess: int) -> Sequence[Par
     return ()
 
 
+class SharedDisk:
+    """What several queues may use together: each an equal part, and never more than the others leave of it.
+
+    They leave less than a part only after another one has joined, until what they hold beyond their parts has gone.
+    """
+
+    def __init__(self, total_bytes: int) -> None:
+        self._total = total_bytes
+        self._used: dict[object, int] = {}
+
+    def use(self, queue: object, used: int) -> None:
+        """Say how many bytes a queue uses now; with the first time it joins."""
+        self._used[queue] = used
+
+    def leave(self, queue: object) -> None:
+        """Leave the part of a queue that is closed to the others."""
+        del self._used[queue]
+
+    def bound(self, queue: object) -> int:
+        """Return how many bytes a queue that has joined may use."""
+        others = sum(self._used.values()) - self._used[queue]
+        return min(self._total // len(self._used), self._total - others)
+
+
 class Senders:
     """Which owners have sent something lately; `last` says when, in seconds by whatever clock, and with which weight."""
 

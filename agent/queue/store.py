@@ -17,7 +17,7 @@ from agent.queue.log import Entry, LogView
 from agent.queue.ownership import OneThread
 from agent.queue.reader import Reader
 from agent.queue.segment import Segment
-from agent.queue.shares import Occupancy, Part, Senders
+from agent.queue.shares import Occupancy, Part, Senders, SharedDisk
 from agent.queue.undelivered import Undelivered, UndeliveredLog
 
 S = TypeVar("S", bound=Submitted)
@@ -133,7 +133,10 @@ class Store(OneThread):
     `readers`, segments stay for them although all in them is settled, as long as the disk has room.
     """
 
-    def __init__(self, fs: Filesystem, directory: Path, limits: Limits, recovered: Recovered) -> None:
+    def __init__(
+        self, fs: Filesystem, directory: Path, limits: Limits, recovered: Recovered, disk: SharedDisk | None = None
+    ) -> None:
+        """With a `disk` that it shares with other queues it may use only a part of that; `close` leaves it to them."""
         super().__init__()
         self._fs = fs
         self._limits = limits
@@ -150,6 +153,14 @@ class Store(OneThread):
             for each in self._view.segments
         }
         self._senders = Senders({owner for held in self._held.values() for owner in held})
+        self._disk = disk
+        if disk is not None:
+            disk.use(self, self._bytes_in_use())
+
+    def close(self) -> None:
+        """Leave the disk to the queues that it is shared with."""
+        if self._disk is not None:
+            self._disk.leave(self)
 
     @property
     def cursor(self) -> Cursor:
@@ -164,6 +175,12 @@ class Store(OneThread):
         return self._view
 
     @property
+    def max_bytes(self) -> int:
+        """How many bytes the segments may have that are in use."""
+        own = self._limits.max_bytes
+        return own if self._disk is None else min(own, self._disk.bound(self))
+
+    @property
     def undelivered(self) -> tuple[Undelivered, ...]:
         """What was settled otherwise than delivered, as far as no commit has written it yet."""
         self.check()
@@ -172,16 +189,19 @@ class Store(OneThread):
     def admit(self, submitted: Sequence[S], now: float) -> Admitted[S]:
         """Decide what the next commit takes, count what is refused, and settle what has to make room."""
         self.check()
-        senders, size = self._senders.last, segment.HEADER_BYTES
+        senders, size = self._senders.last, segment.HEADER_BYTES + self._bytes_in_use()
         for each in submitted:
             if not each.retried:
                 senders[each.owner] = now, each.weight
             size += each.size
-        for part in self._in_use():
-            size += part.size
-        if size <= self._limits.max_bytes // 2 and len(senders) <= REMEMBERED_SENDERS and not self._senders.found:
-            return Admitted(submitted)
-        return self._admit_by_shares(submitted, now)
+        if size <= self.max_bytes // 2 and len(senders) <= REMEMBERED_SENDERS and not self._senders.found:
+            admitted = Admitted(submitted)
+        else:
+            admitted = self._admit_by_shares(submitted, now)
+        if self._disk is not None:
+            size = sum(each.size for each in admitted.accepted)
+            self._disk.use(self, self._bytes_in_use() + size + segment.HEADER_BYTES)
+        return admitted
 
     def plan(self, entries: Sequence[Entry], now: float, *, reclaim: bool = False) -> Plan:
         """Settle what is too old, and say what the next commit has to write."""
@@ -227,6 +247,8 @@ class Store(OneThread):
         if len(self._held) > len(view.segments) and view.segments:
             cursor.runs = shares.runs_from(cursor.runs, view.segments[0].first_seq)
             self._held = {each.first_seq: self._held.get(each.first_seq, {}) for each in view.segments}
+        if self._disk is not None:
+            self._disk.use(self, self._bytes_in_use())
 
     def reader(self, start: int = 0) -> Reader:
         """Return a reader that begins at the first event that is not settled, or at `start` if that is later."""
@@ -266,8 +288,14 @@ class Store(OneThread):
         replaceable = len(in_use) if limits.overflow == "drop-oldest" else 0
         if replaceable and in_use[-1].size < limits.segment_bytes:  # what comes may go into it
             replaceable -= 1
-        max_bytes = limits.max_bytes - segment.HEADER_BYTES
+        max_bytes = self.max_bytes - segment.HEADER_BYTES
         return Occupancy(max_bytes, parts, self._senders.shares(max_bytes, now), replaceable)
+
+    def _bytes_in_use(self) -> int:
+        size = 0
+        for each in self._in_use():
+            size += each.size
+        return size
 
     def _in_use(self) -> tuple[Segment, ...]:
         """Return the segments that hold something unsettled. The others can go, the last of them once another one follows."""

@@ -10,6 +10,7 @@ from agent.queue.log import Entry, LogView
 from agent.queue.reader import Reader
 from agent.queue.record import HEADER_BYTES, Frame
 from agent.queue.segment import Gap
+from agent.queue.shares import SharedDisk
 from agent.queue.store import Committed, Limits, Plan, Store
 from agent.queue.writer import Writer
 
@@ -31,10 +32,10 @@ class Entries(Submitted):
 class OpenQueue:
     """An open queue."""
 
-    def __init__(self, fs: Filesystem, directory: Path, limits: Limits) -> None:
+    def __init__(self, fs: Filesystem, directory: Path, limits: Limits, disk: SharedDisk | None = None) -> None:
         """Open it and recover what a crash left. Raises StorageError."""
         self.writer = Writer(fs, directory, limits)
-        self.store = Store(fs, directory, limits, self.writer.recovered)
+        self.store = Store(fs, directory, limits, self.writer.recovered, disk)
 
     @property
     def cursor(self) -> Cursor:
@@ -69,6 +70,7 @@ class OpenQueue:
 
     def close(self) -> None:
         """End in order. Raises StorageError."""
+        self.store.close()
         self.writer.close(self.store.checkpoint())
 
 

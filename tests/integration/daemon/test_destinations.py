@@ -435,3 +435,22 @@ def test_commands_name_a_destination_with_a_daemon_and_without(directory: Path, 
         if running:
             assert made.status("web").ledger.dropped == {"purged": 2}
             assert made.status("default").ledger.queued == 1
+
+
+def test_a_queue_that_is_full_takes_nothing_of_the_disk_that_all_share_from_the_others(directory: Path) -> None:
+    part = 512 * 1024
+    queue = {"total_bytes": 2 * part, "segment_bytes": 64 * 1024, "min_free_bytes": 0}
+    large = json.dumps({"sessionId": "s" * 60_000, "source": "LOCAL", "event": "HIT", "hash": "h"}).encode() + b"\n"
+    with host(directory, ASKING, {"listen": {"mode": "0666"}, "queue": queue}) as made:
+        made.daemon.request("POST", "/pause").raise_for_status()
+        held = {}
+        for name, count in (("web", 30), ("default", 7)):
+            with made.daemon.connect({"destination": name}) as client:
+                for _ in range(count):
+                    client.send(large)
+                assert settled(client, count)["durable"] == count
+            held[name] = made.status(name)
+        assert held["web"].ledger.dropped.keys() == {"overflow"}
+        assert held["default"].ledger.dropped == {}
+        assert {each.queue.max_bytes for each in held.values()} == {part}
+        assert held["web"].queue.bytes <= part

@@ -92,6 +92,7 @@ DEFAULTS: dict[str, object] = {
     "queue.adopt": None,
     "queue.segment_bytes": 8 * 1024**2,
     "queue.max_bytes": 1024**3,
+    "queue.total_bytes": None,
     "queue.max_age": 7 * 86400.0,
     "queue.overflow": "drop-oldest",
     "queue.min_free_bytes": 64 * 1024**2,

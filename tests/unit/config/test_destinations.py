@@ -191,3 +191,11 @@ def test_a_token_for_no_destination_is_a_mistake(tmp_path: Path) -> None:
     assert problems(tmp_path, "", **{variable: "x"}) == [
         f"{variable}: is the token of no destination: no destination is configured"
     ]
+
+
+def test_what_all_queues_may_use_together_is_enough_for_each(tmp_path: Path) -> None:
+    text = '[queue]\ntotal_bytes = "{}"\n[destinations.web]\n[destinations.mobile]\n'
+    assert loaded(tmp_path, text.format("768KiB")).queue.total_bytes == 768 * 1024
+    (problem,) = problems(tmp_path, text.format("767KiB"))
+    assert "queue.total_bytes" in problem
+    assert "is too small to share: 3 destinations need at least 786432, 256 KiB each" in problem

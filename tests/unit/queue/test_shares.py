@@ -16,6 +16,7 @@ from agent.queue.shares import (
     Occupancy,
     Part,
     Senders,
+    SharedDisk,
     admit,
     owner_of,
     runs_from,
@@ -138,6 +139,38 @@ def test_shares_are_as_the_weights_and_together_no_more_than_there_is(weights: d
     assert size - len(shares) < sum(shares.values()) <= size
     for owner, weight in weights.items():
         assert 0 <= size * weight - shares[owner] * total < total
+
+
+TOTAL = 1000
+QUEUES = st.sampled_from("abcd")
+USES = st.tuples(st.just("use"), QUEUES, st.integers(1, TOTAL))
+CHANGES = st.tuples(st.sampled_from(["free", "leave"]), QUEUES, st.integers(1, TOTAL))
+
+
+@given(st.lists(USES | CHANGES, max_size=40))
+def test_queues_together_use_no_more_than_the_disk_that_they_share_whoever_comes_and_goes(
+    steps: list[tuple[str, str, int]],
+) -> None:
+    disk, used = SharedDisk(TOTAL), dict[str, int]()
+    for step, queue, size in steps:
+        if queue not in used:
+            disk.use(queue, 0)
+            used[queue] = 0
+        match step:
+            case "use" if used[queue] + size <= disk.bound(queue):
+                used[queue] += size
+            case "free":
+                used[queue] -= min(used[queue], size)
+            case "leave":
+                disk.leave(queue)
+                del used[queue]
+        if queue in used:
+            disk.use(queue, used[queue])
+        assert sum(used.values()) <= TOTAL
+        part = TOTAL // max(len(used), 1)
+        for each in used:
+            if all(used[other] <= part for other in used):  # as long as none has joined them lately
+                assert disk.bound(each) == part
 
 
 def test_all_whom_the_kernel_does_not_name_are_one_owner() -> None:

@@ -12,7 +12,7 @@ from agent.queue import segment
 from agent.queue.cursor import Outcome, Span
 from agent.queue.grouping import Submitted
 from agent.queue.log import Entry
-from agent.queue.shares import NOBODY, SENDING_SECONDS
+from agent.queue.shares import NOBODY, SENDING_SECONDS, SharedDisk
 from agent.queue.store import Limits, Refusal
 from tests.support.fault_filesystem import FaultFilesystem, KeepAll, LoseAll
 from tests.support.open_queue import OpenQueue
@@ -99,6 +99,40 @@ class TestShares:
         assert queue.cursor.position == 1
         assert queue.commit([of(NOBODY, retried=True)]).refused is OVERFLOW
         assert queue.cursor.ledger().dropped == {OVERFLOW: 1}
+
+
+class TestSharedDisks:
+    def test_a_full_queue_takes_nothing_from_the_others_and_leaves_them_its_part_when_it_is_closed(self) -> None:
+        fs, disk = FaultFilesystem(), SharedDisk(1000)
+        full, other = (OpenQueue(fs, ROOT / name, LIMITS, disk) for name in ("full", "other"))
+        assert fill(full, A) == 3
+        assert full.cursor.ledger().dropped.keys() == {OVERFLOW}
+        assert (full.store.max_bytes, other.store.max_bytes) == (500, 500)
+        assert fill(other, B) == 3
+        assert full.view.size + other.view.size <= 1000
+        full.close()
+        assert other.store.max_bytes == 1000
+
+    def test_one_that_joins_has_what_the_others_leave_until_they_are_within_their_parts(self) -> None:
+        fs, disk = FaultFilesystem(), SharedDisk(1000)
+        first = OpenQueue(fs, ROOT / "first", LIMITS, disk)
+        assert fill(first, A) == 6
+        later = OpenQueue(fs, ROOT / "later", LIMITS, disk)
+        assert later.commit([of(B)]).refused is OVERFLOW
+        assert first.commit([of(A)]).refused is None  # the oldest go
+        assert first.store.max_bytes == later.store.max_bytes == 500
+        assert later.commit([of(B)]).refused is None
+        assert first.view.size + later.view.size <= 1000
+
+    def test_what_is_delivered_makes_room_again(self) -> None:
+        fs, disk = FaultFilesystem(), SharedDisk(1000)
+        first = OpenQueue(fs, ROOT / "first", LIMITS, disk)
+        assert fill(first, A) == 6
+        later = OpenQueue(fs, ROOT / "later", LIMITS, disk)
+        assert later.commit([of(B)]).refused is OVERFLOW
+        first.cursor.settle([Span(first.cursor.position, first.cursor.next_seq)], Outcome.DELIVERED)
+        first.commit()
+        assert [later.commit([of(B)]).refused for _ in range(3)] == [None] * 3
 
 
 class TestRestarts:
