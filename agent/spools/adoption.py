@@ -205,7 +205,9 @@ class Adoption:
             if not room - {None}:
                 break
             waits = directory in self._waiting and self._waiting[directory] not in room
-            in_use = self._left.get(directory.parents[1]) == IN_USE  # by the agent that it is a further destination of
+            in_use = (
+                self._left.get(directory.parent.parent) == IN_USE
+            )  # by the agent that it is a further destination of
             if directory in self._claimed or waits or in_use:
                 continue
             if (claim := await self._claim(directory, self._adopter, room)) is not None:

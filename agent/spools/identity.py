@@ -244,7 +244,7 @@ def inner_spools(fs: Filesystem, directory: Path) -> list[Path]:
 
 def _outermost(directory: Path) -> Path:
     """Return the spool that has this one inside, or is this one."""
-    return directory.parents[1] if directory.parent.name == DESTINATIONS else directory
+    return directory.parent.parent if directory.parent.name == DESTINATIONS else directory
 
 
 # The end

@@ -111,3 +111,44 @@ def test_an_heir_counts_a_folded_list_once(home: Path, tmp_path: Path) -> None:
     for _ in range(2):
         heir.record(read_adopted(FS, home))
         assert total(heir) == (MAX_LINES + 1, MAX_LINES + 1)
+
+
+def inside(home: Path, name: str) -> Path:
+    """Make a spool beside the agent's own with a further destination in it; return that one's directory."""
+    return made(made(home.parent, name) / spool.DESTINATIONS, "web")
+
+
+def test_further_destinations_of_a_spool_are_found_but_not_through_links(home: Path) -> None:
+    inner = inside(home, "job")
+    (home.parent / "link").symlink_to(inner.parents[1])
+    (made(home.parent, "linked") / spool.DESTINATIONS).symlink_to(inner.parent)
+    (home.parent / "file").touch()
+    names = ["file", "home", "job", "job/destinations/web", "link", "linked"]
+    assert spool.spools_in(FS, home.parent) == [home.parent / name for name in names]
+    assert spool.linked(FS, home.parent / "linked") == home.parent / "linked" / spool.DESTINATIONS
+
+
+def test_a_spool_stays_until_no_further_destination_is_left_in_it(home: Path) -> None:
+    inner = inside(home, "job")
+    outer = inner.parents[1]
+    spool.settle(FS, outer, Settled("job", "home", ledger(0)))
+    assert spool.kept_in(FS, outer) == "destinations/web"
+    spool.settle(FS, inner, Settled("web", "home", ledger(0)))
+    assert spool.kept_in(FS, inner) is None
+    spool.remove(FS, inner)
+    assert spool.kept_in(FS, outer) is None
+    spool.remove(FS, outer)
+    assert spool.spools_in(FS, home.parent) == [home]
+
+
+def test_what_a_further_destination_that_is_still_there_may_be_counted_by_is_not_folded(home: Path) -> None:
+    inner = inside(home, "job")
+    spool.settle(FS, inner, Settled("web", "s1", ledger(1)))
+    assert spool.waiting_for(FS, home) is None
+    found = AdoptedList(FS, home)
+    found.record({**many(home, MAX_LINES + 1), "web": Adopted("web", str(inner), ledger(1))})
+    assert len(found.lines) < MAX_LINES
+    assert {"s1", "web"} <= found.lines.keys()
+    assert "s2" not in found.lines
+    spool.settle(FS, inner, Settled("web", "home", ledger(1)))
+    assert spool.waiting_for(FS, home) == inner
