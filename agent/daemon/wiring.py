@@ -4,7 +4,7 @@ from functools import partial
 from typing import NamedTuple
 
 from agent.config import Config, DestinationConfig
-from agent.daemon.settings import Settings, account_of
+from agent.daemon.settings import Settings, account_of, queue_directory
 from agent.delivery import policy
 from agent.delivery.batching import BatchOptions
 from agent.delivery.http_transport import Endpoint, HttpTransport
@@ -14,7 +14,7 @@ from agent.ingest.http_events import AccessPolicy, Policies
 from agent.runtime import Runtime
 from agent.spools import adoption
 from agent.spools.adoption import MAX_OPEN, AdoptionPolicy
-from agent.spools.identity import Account
+from agent.spools.identity import DESTINATION, Account
 
 
 def access_policies(settings: Settings) -> Policies:
@@ -42,7 +42,8 @@ def adoption_policies(settings: Settings, runtime: Runtime) -> adoption.Policies
     for name in sorted(settings.config.accounts, key=lambda name: name in settings.tokenless):
         requests = requests_of(settings.config, settings.config.accounts[name]).for_spools
         delivery = partial(_delivery, settings, runtime, name, concurrency=1, requests=requests)
-        policy = AdoptionPolicy(name, delivery, MAX_OPEN if requests is None else 1)
+        queue = queue_directory(settings.config, name) / DESTINATION
+        policy = AdoptionPolicy(name, delivery, MAX_OPEN if requests is None else 1, queue)
         policies.setdefault(account_of(settings.config, name), policy)
     return policies
 

@@ -30,11 +30,15 @@ MAX_OPEN = 4
 
 
 class AdoptionPolicy(NamedTuple):
-    """How the spools of an account are delivered: as a `destination` is, `max_open` at a time."""
+    """How the spools of an account are delivered: as a `destination` is, `max_open` at a time.
+
+    Their histories go to the directory `queue`, by default this agent's own.
+    """
 
     destination: str
     delivery: Callable[[], DeliveryConfig]
     max_open: int = MAX_OPEN
+    queue: Path | None = None
 
 
 Policies = Mapping[Account, AdoptionPolicy]
@@ -188,9 +192,7 @@ class Adoption:
         """Claim what can be adopted now, as much of it as may be open together, and begin to adopt it."""
         try:
             if self._adopter is None:
-                limits = self._limits
-                heir = Heir(self._home / DESTINATION, limits.history_bytes, limits.history_age)
-                self._adopter = await self._runtime.run_blocking(partial(Adopter, self._fs, self._home, heir))
+                self._adopter = await self._runtime.run_blocking(partial(Adopter, self._fs, self._home))
             found = await self._runtime.run_blocking(partial(spools_in, self._fs, self._parent))
         except (OSError, StorageError) as error:
             self._leave(self._parent, f"cannot be searched for spools: {error}")
@@ -270,13 +272,19 @@ class Adoption:
         ledger = each.pipeline.ledger()
         return None if ledger.queued else Settled(identity.id, adopter.id, ledger)
 
+    def _heir_of(self, account: Account | None) -> Heir:
+        """Return what gets the history of a spool for an account."""
+        policy = self._policies.get(account) if account is not None else None
+        queue = policy.queue if policy is not None and policy.queue is not None else self._home / DESTINATION
+        return Heir(queue, self._limits.history_bytes, self._limits.history_age)
+
     async def _settle(self, claim: Claim, mark: Settled, adopter: Adopter) -> None:
         """Count and remove a spool of which nothing is queued; one at a time, since all go to one list."""
         self._settling[claim.directory] = mark
         try:
             async with self._settle_lock:
                 now = self._runtime.wall_clock()
-                kept = await self._runtime.run_blocking(partial(adopter.settle, claim, mark, now))
+                kept = await self._runtime.run_blocking(partial(adopter.settle, claim, mark, self._heir_of, now))
         finally:
             del self._settling[claim.directory]
         ledger = msgspec.to_builtins(mark.ledger)

@@ -3,7 +3,8 @@
 Everything here blocks.
 """
 
-from collections.abc import Collection, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,10 +47,9 @@ class NoRoomError(Exception):
 class Adopter:
     """This agent as one that adopts: the `id` of its own spool, and the list of the spools that it has `adopted`."""
 
-    def __init__(self, fs: Filesystem, home: Path, heir: Heir) -> None:
-        """`home` is this agent's own spool, `heir` its history. Raises StorageError."""
+    def __init__(self, fs: Filesystem, home: Path) -> None:
+        """`home` is this agent's own spool. Raises StorageError."""
         self._fs = fs
-        self._heir = heir
         self.adopted = AdoptedList(fs, home)
         own = identity.read_identity(fs, home)
         if own is None:
@@ -74,17 +74,21 @@ class Adopter:
             lock.release()
             raise
 
-    def settle(self, claim: Claim, mark: Settled, now: float) -> str | None:
+    def settle(self, claim: Claim, mark: Settled, heir_of: Callable[[Account | None], Heir], now: float) -> str | None:
         """Count a spool of which nothing is queued, once, keep its history, and remove it; return why it cannot be removed.
 
-        `now` is in seconds since the epoch. Raises StorageError or OSError; then it can be done again.
+        `heir_of` says by its account, if it has one, what gets its history; `now` is in seconds since the epoch. Raises StorageError or OSError; then it can be done again.
         """
         if claim.mark is None:
             identity.settle(self._fs, claim.directory, mark)
         lines = identity.read_adopted(self._fs, claim.directory)
         self.adopted.record({**lines, mark.id: Adopted(mark.id, str(claim.directory), mark.ledger)})
         kept = identity.kept_in(self._fs, claim.directory)
-        self._heir.inherit(self._fs, mark.id, claim.directory / DESTINATION, now, removed=kept is None)
+        found = None
+        with contextlib.suppress(StorageError):  # it is damaged
+            found = identity.read_identity(self._fs, claim.directory)
+        heir = heir_of(None if found is None else found.account)
+        heir.inherit(self._fs, mark.id, claim.directory / DESTINATION, now, removed=kept is None)
         if kept is None:
             identity.remove(self._fs, claim.directory)
         return kept

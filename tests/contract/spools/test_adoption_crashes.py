@@ -54,7 +54,7 @@ EARLIER = Adopted("id-of-an-earlier-spool", "/spools/0", Ledger(7, 7, 0, {}, 0))
 TOTAL = Ledger(31, 30, 1, {}, 0)
 DELIVERED = {name for names in NAMES.values() for name in names} - {"r2"}
 # What reports can count: the spool that stays keeps its last segment, which is its only one.
-REPORTED = sorted(NAMES[PLAIN] + NAMES[HEIR])
+REPORTED = sorted(NAMES[PLAIN] + NAMES[INNER] + NAMES[HEIR])
 
 
 def leave(fs: FaultFilesystem, directory: Path) -> None:
