@@ -19,9 +19,12 @@ PATIENCE_SECONDS = 2.0
 _RETRY_SECONDS = 0.002
 
 
-def send_standard_input(report: EmitReport, path: str | None, *, strict: bool) -> None:
-    """Send what standard input holds, up to its end. Raises AgentError if it cannot be read."""
-    framer, sender = LineFramer(MAX_LINE_BYTES), _Sender(report, path, strict=strict)
+def send_standard_input(report: EmitReport, path: str | None, destination: str | None, *, strict: bool) -> None:
+    """Send what standard input holds, up to its end; to `destination`, unless a context line names another one.
+
+    Raises AgentError if it cannot be read.
+    """
+    framer, sender = LineFramer(MAX_LINE_BYTES), _Sender(report, path, destination, strict=strict)
     for chunk in _chunks():
         sender.take(framer.feed(chunk))
     sender.take(framer.end())
@@ -43,15 +46,16 @@ _UNSTATED = Session().context
 class _Sender:
     """Sends lines to one socket; a change of context takes a new connection, which is what a context is bound to."""
 
-    def __init__(self, report: EmitReport, path: str | None, *, strict: bool) -> None:
+    def __init__(self, report: EmitReport, path: str | None, destination: str | None, *, strict: bool) -> None:
         self._report = report
         self._strict = strict
         self._path = path
-        self._session = Session()
+        self._session = Session(asks_for=destination)
         self._line = 0
         self._patience = PATIENCE_SECONDS
         self._context = _UNSTATED
-        self._client = EventClient(path)
+        self._destination = destination
+        self._client = EventClient(path, destination=destination)
         self._failures: Counter[str] = Counter()
 
     def take(self, lines: Lines) -> None:
@@ -65,18 +69,24 @@ class _Sender:
             self._report.reject(self._line + line, reason)
         self._line += lines.block.count(b"\n")
         for block in decoded.blocks:
-            self._use(block.context)
+            self._use(block.context, block.asks_for)
             for event in decode_events(block.lines):
                 self._send(event)
 
-    def _use(self, context: Context) -> None:
+    def _use(self, context: Context, destination: str | None) -> None:
         """Go on in that context; one that a line has stated is sent as stated, even if it is empty, and not detected."""
-        if context is self._context or (context == self._context and self._context is not _UNSTATED):
+        is_same = context is self._context or (context == self._context and self._context is not _UNSTATED)
+        if is_same and destination == self._destination:
             return
         self._client.close()
-        self._context = context
+        self._context, self._destination = context, destination
+        detected = context is _UNSTATED
         self._client = EventClient(
-            self._path, ci=context.ci, interactive=context.interactive, job=context.job or DETECT
+            self._path,
+            ci=DETECT if detected else context.ci,
+            interactive=DETECT if detected else context.interactive,
+            job=context.job or DETECT,
+            destination=destination,
         )
         self._failures.clear()
 

@@ -29,7 +29,7 @@ import os
 from .channel import Channel
 from .ci import CI_VENDORS, detect_ci, detect_interactive, detect_job
 from .connection import find_socket
-from .lines import MAX_LINE_BYTES, encode_context, encode_event
+from .lines import MAX_LINE_BYTES, encode_context, encode_event, is_destination
 
 TYPE_CHECKING = False  # type checkers take the name for true; importing it from typing costs 9 ms
 if TYPE_CHECKING:
@@ -84,13 +84,14 @@ class EventClient:
     `socket_path` is what `find_socket` says at each attempt to connect, unless given. `ci` (at most 50 printable ASCII
     characters) and `interactive` (0 or 1) say where the events come from, and `job` (at most 200) is a label for reports,
     which the API does not get: detected unless given, left out if None or not valid. `session_id` is the session of
-    events that name none: a new UUIDv4 unless given.
+    events that name none: a new UUIDv4 unless given. `destination` is which of the daemon's destinations the events are for,
+    if not the one that its rules give; with a value that can be no destination's name, all events are "invalid".
 
         with EventClient(session_id=run_id) as client:
             client.emit("HIT", "REMOTE", artifact_hash, duration=514)
     """
 
-    __slots__ = ("_channel", "_session_id")
+    __slots__ = ("_channel", "_has_way", "_session_id")
 
     def __init__(
         self,
@@ -100,8 +101,11 @@ class EventClient:
         interactive: Literal[0, 1] | _Detect | None = DETECT,
         job: str | _Detect | None = DETECT,
         session_id: str | None = None,
+        destination: str | None = None,
     ) -> None:
-        self._channel = Channel(socket_path, lambda: _context_line(ci, interactive, job))
+        self._channel = Channel(socket_path, lambda: _context_line(ci, interactive, job, destination))
+        # To leave a bad name out would send the events to another account.
+        self._has_way = destination is None or is_destination(destination)
         self._session_id = _new_session_id() if session_id is None else session_id
 
     def emit(
@@ -204,6 +208,9 @@ class EventClient:
         session_id: str | None = None,
         duration: float | None = None,
     ) -> bytes | None:
+        if not self._has_way:
+            self._channel.refuse("invalid")
+            return None
         try:
             line = encode_event(self._session_id if session_id is None else session_id, source, event, hash, duration)
         except (KeyError, TypeError, ValueError):
@@ -215,14 +222,16 @@ class EventClient:
         return line
 
 
-def _context_line(ci: str | _Detect | None, interactive: int | _Detect | None, job: str | _Detect | None) -> bytes:
+def _context_line(
+    ci: str | _Detect | None, interactive: int | _Detect | None, job: str | _Detect | None, destination: str | None
+) -> bytes:
     if isinstance(ci, _Detect):
         ci = detect_ci(os.environ)
     if isinstance(interactive, _Detect):
         interactive = detect_interactive(os.environ, ci)
     if isinstance(job, _Detect):
         job = detect_job(os.environ)
-    return encode_context(ci, interactive, job)
+    return encode_context(ci, interactive, job, destination)
 
 
 def _new_session_id() -> str:

@@ -29,10 +29,11 @@ def encode_event(session_id: str, source: str, event: str, artifact: str, durati
 
 MAX_CI: Final = 50
 MAX_JOB: Final = 200
+MAX_DESTINATION: Final = 32
 
 
-def encode_context(ci: object, interactive: object, job: object = None) -> bytes:
-    """Return the context's line; what the daemon would refuse is left out."""
+def encode_context(ci: object, interactive: object, job: object = None, destination: object = None) -> bytes:
+    """Return the context's line; what the daemon would refuse is left out: see `is_destination`."""
     known = []
     if _is_a(ci, str) and _is_label(ci, MAX_CI):
         known.append(f'"ci":{_quote(ci)}')
@@ -40,7 +41,14 @@ def encode_context(ci: object, interactive: object, job: object = None) -> bytes
         known.append(f'"interactive":{interactive:d}')
     if _is_a(job, str) and _is_label(job, MAX_JOB):
         known.append(f'"job":{_quote(job)}')
+    if _is_a(destination, str) and is_destination(destination):
+        known.append(f'"destination":{_quote(destination)}')
     return f'{{"context":{{{",".join(known)}}}}}\n'.encode()
+
+
+def is_destination(value: object) -> bool:
+    """Tell whether it may be the name of a destination: a short word. Whether there is one, the daemon knows."""
+    return _is_a(value, str) and _is_label(value, MAX_DESTINATION)
 
 
 def _is_label(text: str, longest: int) -> bool:

@@ -88,6 +88,11 @@ class _Milliseconds(click.ParamType[float]):
     help="The run of the build that the event belongs to.  [default, also if empty: a new UUID]",
 )
 @click.option(
+    "--destination",
+    metavar="NAME",
+    help="The daemon's destination that it is for, if its rules let this user choose.  [default: as its rules say]",
+)
+@click.option(
     "--socket",
     "path",
     # Not for click to check: whether it may be used, sending finds out, and says it without failing a build.
@@ -100,7 +105,7 @@ class _Milliseconds(click.ParamType[float]):
     is_flag=True,
     help="Fail if an event was not sent: 2 for an invalid value, 4 without a daemon, else 1. With '-', wait for a slow daemon.",
 )
-def emit(source_of_lines: str | None, path: str | None, strict: bool, **values: object) -> int:
+def emit(source_of_lines: str | None, path: str | None, destination: str | None, strict: bool, **values: object) -> int:
     """Send one usage event, or the lines of standard input.
 
     \b
@@ -123,13 +128,13 @@ def emit(source_of_lines: str | None, path: str | None, strict: bool, **values: 
     if source_of_lines is not None:
         if given := [name for name, value in fields.items() if value is not None]:
             raise click.UsageError(f"'-' reads events from standard input: leave out {_options(given)}.")
-        _send_lines(report, path, strict=strict)
+        _send_lines(report, path, destination, strict=strict)
     else:
         if missing := [name for name in ("event", "source", "hash") if fields[name] is None]:
             raise click.UsageError(f"Missing {_options(missing)}; or write '-' to read events from standard input.")
         if invalid := {name: value for name, value in fields.items() if isinstance(value, click.BadParameter)}:
             return _refuse(invalid, strict=strict)
-        _send_one(report, path, fields)
+        _send_one(report, path, destination, fields)
     if strict or set(report.unsent) != {"disabled"}:
         _say(report, path)
     return report.exit_code if strict else 0
@@ -139,12 +144,12 @@ def _options(names: Iterable[str]) -> str:
     return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
-def _send_lines(report: EmitReport, path: str | None, *, strict: bool) -> None:
+def _send_lines(report: EmitReport, path: str | None, destination: str | None, *, strict: bool) -> None:
     """Send the lines of standard input. Raises AgentError if it cannot be read and that is to fail the build."""
     from agent.cli.emit_lines import send_standard_input
 
     try:
-        send_standard_input(report, path, strict=strict)
+        send_standard_input(report, path, destination, strict=strict)
     except AgentError as error:
         if strict:
             raise
@@ -159,11 +164,11 @@ def _refuse(invalid: Mapping[str, click.BadParameter], *, strict: bool) -> int:
     return 0
 
 
-def _send_one(report: EmitReport, path: str | None, fields: Mapping[str, Any]) -> None:
+def _send_one(report: EmitReport, path: str | None, destination: str | None, fields: Mapping[str, Any]) -> None:
     """Send the event that the options describe, without waiting."""
     from agent.client import EventClient
 
-    with EventClient(path) as client:
+    with EventClient(path, destination=destination) as client:
         if not client.emit(**fields):
             report.unsent.update(client.unsent_by_reason)
 

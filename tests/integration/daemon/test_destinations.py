@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from agent.client import EventClient
 from agent.control.schema import DestinationStatus
 from tests.support.accounts import holds
 from tests.support.api_server import Answer, ApiServer
@@ -454,3 +455,25 @@ def test_a_queue_that_is_full_takes_nothing_of_the_disk_that_all_share_from_the_
         assert held["default"].ledger.dropped == {}
         assert {each.queue.max_bytes for each in held.values()} == {part}
         assert held["web"].queue.bytes <= part
+
+
+def test_emit_and_the_python_client_name_a_destination_and_lines_keep_theirs(directory: Path) -> None:
+    with host(directory, ASKING) as made:
+        socket_option = ("--socket", directory / "s.sock")
+        one = ("--event", "HIT", "--source", "LOCAL", "--hash", "option", "--strict")
+        assert run_command("emit", *one, "--destination", "web", *socket_option).returncode == 0
+        lines = (
+            line("first")
+            + b'{"context":{"destination":"web"}}\n'
+            + line("second")
+            + b'{"context":{"destination":null}}\n'
+            + line("third")
+        )
+        assert run_command("emit", "-", "--strict", *socket_option, stdin=lines).returncode == 0
+        assert run_command("emit", "-", "--destination", "web", *socket_option, stdin=lines).returncode == 0
+        with EventClient(directory / "s.sock", destination="web") as client:
+            assert client.emit("HIT", "LOCAL", "client")
+        made.wait_delivered("default", 3)
+        made.wait_delivered("web", 5)
+        assert hashes(made.default) == {"first", "third"}
+        assert hashes(made.web) == {"option", "first", "second", "client"}

@@ -143,6 +143,16 @@ def test_the_socket_is_the_one_named_else_the_users_else_the_systems(tmp_path: P
     assert find_socket({"XDG_RUNTIME_DIR": str(tmp_path), "ARTIFACTS_AGENT_SOCKET": ""}) == ""
 
 
+def test_a_destination_is_named_in_the_context_and_without_a_valid_name_nothing_is_sent(tmp_path: Path) -> None:
+    line = encode_context("GITHUB_ACTIONS", 0, "a job", "web")
+    assert decode_lines(line, Session()).session == Session(Context("GITHUB_ACTIONS", 0, "a job"), asks_for="web")
+    for name in ("", " web", "w" * 33, "é", 7, b"web"):
+        client = EventClient(tmp_path / "nobody", destination=name)  # type: ignore[arg-type]
+        assert not client.emit("HIT", "LOCAL", "ab")
+        assert client.emit_many([{"event": "HIT", "source": "LOCAL", "hash": "ab"}]) == 0
+        assert client.unsent_by_reason == {"invalid": 2}
+
+
 def test_an_empty_socket_variable_disables_sending(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARTIFACTS_AGENT_SOCKET", "")
     client = EventClient()
