@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from agent.cli.options import config_option, find_queue
+from agent.cli.options import config_option, destination_option, find_queue
 from agent.cli.periods import DEFAULT_SINCE, moment, period
 from agent.cli.views.output import complain, say_json, show, write
 from agent.cli.views.words import amount
@@ -57,9 +57,11 @@ class Moment(click.ParamType[float]):
     metavar="DIR",
     help="Where `turbo --summarize` has written its runs, for the names of tasks.  [default: .turbo/runs here or above]",
 )
+@destination_option
 @config_option
 def report(
     path: Path | None,
+    destination: str | None,
     since: float | None,
     until: float | None,
     session: str | None,
@@ -75,7 +77,7 @@ def report(
     run in parallel, so that builds get shorter by less. Times are whole hours, in UTC.
 
     It reads the queue and its history, while the daemon runs and without asking it, and keeps what it has counted in
-    usage.sqlite3 in the queue directory. Run it as the daemon's user, or as root. What it cannot know it says.
+    usage.sqlite3 in the destination's queue directory. Run it as the daemon's user, or as root. What it cannot know it says.
 
     Exit code 9: the hit rate is below --fail-under. It is 0 where there were no tasks.
     """
@@ -85,7 +87,8 @@ def report(
 
     now = time.time()
     question = Question(period(since, until, session, now), by)
-    found, when = _ask(find_queue(path, None)[0], question, now, with_timeline=form == "html")
+    settings, destination, _ = find_queue(path, destination)
+    found, when = _ask(settings, destination, question, now, with_timeline=form == "html")
     found = _with_names(found, runs)
     match form:
         case "json":
@@ -125,11 +128,14 @@ def _with_names(found: "Report", runs: Path | None) -> "Report":
     return msgspec.structs.replace(found, missed_again=named, unknown=unknown)
 
 
-def _ask(settings: "Config", question: "Question", now: float, *, with_timeline: bool) -> "tuple[Report, Timeline]":
+def _ask(
+    settings: "Config", destination: str, question: "Question", now: float, *, with_timeline: bool
+) -> "tuple[Report, Timeline]":
     """Fold what is new, and answer; the timeline is empty unless it is asked for. Raises StorageError."""
     import msgspec
 
     from agent.cli.queue.owner import as_owner
+    from agent.daemon.settings import queue_directory
     from agent.queue.filesystem import OsFilesystem
     from agent.spools.identity import DESTINATION, read_adopted
     from agent.usage.fold import Keeping, query
@@ -142,7 +148,7 @@ def _ask(settings: "Config", question: "Question", now: float, *, with_timeline:
         when = timeline(store, question.period, hour) if with_timeline else Timeline("hour", [], [])
         return answer(store, question), when
 
-    fs, directory = OsFilesystem(), settings.queue.directory
+    fs, directory = OsFilesystem(), queue_directory(settings, destination)
     with as_owner(directory):
         kept = KeptEvents.read(fs, directory / DESTINATION)
         history = settings.history

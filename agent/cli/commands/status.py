@@ -47,8 +47,10 @@ def status(path: Path | None, check: bool, as_json: bool) -> int:
     from agent.cli.views.status import screen
 
     now, settings = time.time(), _settings(path)
-    usage, token = (None, None) if settings is None else (_last_day(settings, now), _token(settings))
-    show(screen(report, now, usage, token))
+    if settings is None:
+        show(screen(report, now))
+    else:
+        show(screen(report, now, _last_days(settings, now), _tokens(settings)))
     return 0
 
 
@@ -63,21 +65,34 @@ def _settings(path: Path | None) -> "Config | None":
         return None
 
 
-def _last_day(settings: "Config", now: float) -> "Day | str | None":
-    """Return what has been folded of the last day, if anything has, or why it cannot be read."""
+def _last_days(settings: "Config", now: float) -> "dict[str, Day | str]":
+    """Return, by destination, what has been folded of the last day, if anything has, or why it cannot be read."""
+    from agent.daemon.settings import queue_directory
     from agent.errors import StorageError
     from agent.usage.day import last_day
 
-    try:
-        return last_day(settings.queue.directory, now)
-    except StorageError as error:
-        return str(error)
+    found: dict[str, Day | str] = {}
+    for name in settings.accounts:
+        try:
+            day = last_day(queue_directory(settings, name), now)
+        except StorageError as error:
+            found[name] = str(error)
+        else:
+            if day is not None:
+                found[name] = day
+    return found
 
 
-def _token(settings: "Config") -> str | None:
-    """Return which file the API's token is in, unless the path may be the token itself."""
-    file = settings.api.token_file
-    return f"api.token_file, {file}" if file is not None and os.path.lexists(file) else None
+def _tokens(settings: "Config") -> dict[str, str]:
+    """Return, by destination, which file its token is in, unless the path may be the token itself."""
+    from agent.rules import DEFAULT
+
+    files = {name: account.api.token_file for name, account in settings.accounts.items()}
+    return {
+        name: f"{'api' if name == DEFAULT else f'destinations.{name}'}.token_file, {file}"
+        for name, file in files.items()
+        if file is not None and os.path.lexists(file)
+    }
 
 
 def _check(control: "ControlClient", *, as_json: bool) -> int:

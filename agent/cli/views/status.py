@@ -2,6 +2,8 @@
 
 import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -11,6 +13,7 @@ from agent.cli.views.rendered import labelled, rendered
 from agent.cli.views.words import amount, clock, duration, percent, size
 from agent.control.schema import AdoptionStatus, DestinationStatus, OverQuotaStatus, StatusReport
 from agent.queue.cursor import Ledger
+from agent.rules import DEFAULT
 
 if TYPE_CHECKING:
     from agent.usage.day import Day
@@ -18,39 +21,50 @@ if TYPE_CHECKING:
 # What `agent.queue.cursor.Outcome` calls them, in the words of an operator.
 DROPS = {
     "overflow": "queue.max_bytes was reached",
-    "quota": "their sender's share of the queue was used up",
+    "quota": "beyond their sender's share",
     "expired": "older than queue.max_age",
     "corrupt": "damaged on disk",
-    "disk_full": "the disk was full, or below queue.min_free_bytes",
+    "disk_full": "full, or below queue.min_free_bytes",
     "disk_error": "the disk refused the write",
     "stalled": "the disk did not answer",
-    "purged": "purged by an operator",
+    "rate_limited": "beyond a rule's limit",
+    "purged": "by an operator",
 }
 # What `agent.delivery.policy` says of a token that the server does not take.
 _REFUSED_TOKEN = ("blocked: 401", "blocked: 403")
 
 
 def screen(
-    status: StatusReport, now: float, usage: "Day | str | None" = None, token: str | None = None
+    status: StatusReport,
+    now: float,
+    usages: "Mapping[str, Day | str]" = MappingProxyType({}),
+    tokens: Mapping[str, str] = MappingProxyType({}),
 ) -> RenderableType:
     """Return the screen for a `GET /status`; `now` is in seconds since the epoch.
 
-    `usage` is what is known of the last day, or why it cannot be read; `token` says where the API's token is.
+    By destination, `usages` are what is known of the last day, or why it cannot be read, and `tokens` say where its token is.
+    What belongs to no destination stands with the only one, or below several.
     """
     parts: list[RenderableType] = [headline(status)]
-    for title, rows in sections(status, now, token):
+    for title, rows in sections(status, now, tokens):
         parts += [Text(), rendered(title, style="bold"), labelled(rows)]
-    if usage is not None:
-        parts += [Text(), rendered("cache", style="bold"), labelled(_usage(usage, now))]
+    is_alone = len(status.destinations) == 1
+    if usages:
+        rows = (row for name, usage in usages.items() for row in _usage("" if is_alone else name, usage, now))
+        parts += [Text(), rendered("cache", style="bold"), labelled(rows)]
     return Group(*parts)
 
 
 def sections(
-    status: StatusReport, now: float, token: str | None = None
+    status: StatusReport, now: float, tokens: Mapping[str, str] = MappingProxyType({})
 ) -> Iterator[tuple[str, Iterator[tuple[str, Text]]]]:
-    """Yield what there is to say of each destination, and of adopted spools: a title, and texts with their labels."""
+    """Yield what there is to say of each destination, of events of none, and of adopted spools: a title, and texts with labels."""
+    is_alone = len(status.destinations) == 1
     for name, destination in status.destinations.items():
-        yield name, _rows(destination, status.rejected, now, token)
+        of_none = _of_none(status) if is_alone else iter(())
+        yield name, chain(_rows(name, destination, now, tokens.get(name)), of_none, _ledger(destination))
+    if not is_alone:
+        yield "of no destination", _of_none(status)
     if status.adopted is not None:
         yield "adopted spools", _spools(status.adopted)
 
@@ -67,9 +81,13 @@ def headline(status: StatusReport) -> Text:
     return rendered(" · ".join(facts))
 
 
-def _rows(destination: DestinationStatus, rejected: int, now: float, token: str | None) -> Iterator[tuple[str, Text]]:
+def _rows(name: str, destination: DestinationStatus, now: float, token: str | None) -> Iterator[tuple[str, Text]]:
     ledger = destination.ledger
+    if token is None and name != DEFAULT:
+        token = f"destinations.{name}.token_file, the service's credential token.{name}, or a variable"
     yield from delivery(destination, now, token)
+    if destination.state == "failed":
+        return
     yield "queued", queued(destination)
     if (limit := destination.batch_limit) and limit.reason:
         most = f"{amount(limit.events, 'event')}, {size(limit.bytes)}"
@@ -79,8 +97,18 @@ def _rows(destination: DestinationStatus, rejected: int, now: float, token: str 
     if destination.over_quota:
         yield "", _over_quota(destination.over_quota)
     yield "dead letters", dead_letters(ledger, destination.dead_letters)
-    yield "rejected", _counted(rejected, "line", "not valid, since the daemon started", "none")
-    yield "ledger", _equation(ledger)
+
+
+def _ledger(destination: DestinationStatus) -> Iterator[tuple[str, Text]]:
+    if destination.state != "failed":
+        yield "ledger", _equation(destination.ledger)
+
+
+def _of_none(status: StatusReport) -> Iterator[tuple[str, Text]]:
+    """Yield what of all that clients sent never came to a destination."""
+    yield "rejected", _counted(status.rejected, "line", "not valid, since the daemon started", "none")
+    if status.denied:
+        yield "denied", _counted(status.denied, "event", "that no rule lets in: the log says whose", "none")
 
 
 def _over_quota(found: Sequence[OverQuotaStatus]) -> Text:
@@ -93,6 +121,10 @@ def _over_quota(found: Sequence[OverQuotaStatus]) -> Text:
 def delivery(destination: DestinationStatus, now: float, token: str | None = None) -> Iterator[tuple[str, Text]]:
     """Yield whether it delivers, and if not, why, until when, and what to do about it; see `screen`."""
     yield "delivery", _state(destination)
+    if destination.retired:
+        yield "", rendered("retired: it takes no new events, and ends when none waits", style="yellow")
+    if destination.state == "failed":
+        yield "", rendered("its events are denied; when that is mended: `artifacts-agent reload`", style="yellow")
     if ends := _until(destination, now):
         yield "", ends
     if destination.state == "paused" and (destination.reason or "").startswith(_REFUSED_TOKEN):
@@ -113,6 +145,8 @@ def _state(destination: DestinationStatus) -> Text:
             return rendered("delivering", style="bold green")
         case "running":
             return rendered("delivering: nothing waits", style="bold green")
+        case "failed":
+            return rendered(f"failed: {destination.reason}", style="bold red")
         case other:  # of a daemon newer than this command
             return rendered(other)
 
@@ -190,15 +224,16 @@ def _spools(adopted: AdoptionStatus) -> Iterator[tuple[str, Text]]:
     yield "ledger", _equation(adopted.ledger)
 
 
-def _usage(usage: "Day | str", now: float) -> Iterator[tuple[str, Text]]:
+def _usage(name: str, usage: "Day | str", now: float) -> Iterator[tuple[str, Text]]:
+    label = f"{name} last 24 h".lstrip()
     if isinstance(usage, str):
-        yield "last 24 h", rendered(f"not known: {usage}", style="yellow")
+        yield label, rendered(f"not known: {usage}", style="yellow")
         return
     totals = usage.totals
     saved = f"{clock(totals.saved_ms / 1000)} of task time saved"
     rate = f"{percent(totals.hit_rate)} hits: {totals.hits:,} of {amount(totals.tasks, 'task')}, {saved}"
     counted = f"counted {duration(max(now - usage.folded_at, 0.0))} ago; `artifacts-agent report` counts what is new"
-    yield "last 24 h", rendered(f"{rate if totals.tasks else 'no tasks'} ({counted})")
+    yield label, rendered(f"{rate if totals.tasks else 'no tasks'} ({counted})")
     if usage.remote_is_silent:
         silent = f"{totals.unanswered:,} of {amount(usage.asked_remote, 'task')} that the local cache did not have"
         why = "it is off in these builds, or failing; ask it with `artifacts-agent check --online`"

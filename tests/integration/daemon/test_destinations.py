@@ -1,6 +1,7 @@
 """Several destinations in one daemon: rules decide over all ways in, none takes anything from another, and they come and go."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -477,3 +478,25 @@ def test_emit_and_the_python_client_name_a_destination_and_lines_keep_theirs(dir
         made.wait_delivered("web", 5)
         assert hashes(made.default) == {"first", "third"}
         assert hashes(made.web) == {"option", "first", "second", "client"}
+
+
+def test_report_and_status_count_each_destination_apart(directory: Path) -> None:
+    with host(directory, ASKING) as made:
+        for name, count in (("default", 1), ("web", 3)):
+            with made.daemon.connect({"destination": name}) as client:
+                client.send(b"".join(line(f"{name}-{number}") for number in range(count)))
+                settled(client, count)
+        config = ("--config", made.daemon.config)
+        unnamed = run_command("report", *config)
+        assert (unnamed.returncode, "name one with --destination: default, web" in unnamed.stderr) == (2, True)
+        for name, count in (("default", 1), ("web", 3)):
+            done = run_command("report", "--destination", name, "--format", "json", *config)
+            assert json.loads(done.stdout)["tasks"] == count
+        made.reload("")
+        done = run_command("status", *config)
+        assert done.returncode == 0
+        assert re.search(r"last 24 h +100 % hits: 1 of 1 task", done.stdout)
+        made.reload(ASKING)
+        shown = run_command("status", *config).stdout
+        assert re.search(r"^  default last 24 h +100 % hits: 1 of 1 task", shown, re.MULTILINE)
+        assert re.search(r"^  web last 24 h +100 % hits: 3 of 3 tasks", shown, re.MULTILINE)

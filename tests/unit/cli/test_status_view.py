@@ -37,7 +37,9 @@ def status(**changes: Any) -> dict[str, Any]:
 
 def shown(report: dict[str, Any], width: int = 120, usage: Day | str | None = None, token: str | None = None) -> str:
     file = io.StringIO()
-    rendered = screen(decode_status(msgspec.json.encode(report)), NOW, usage, token)
+    usages = {} if usage is None else {"default": usage}
+    tokens = {} if token is None else {"default": token}
+    rendered = screen(decode_status(msgspec.json.encode(report)), NOW, usages, tokens)
     Console(file=file, width=width, force_terminal=False).print(rendered)
     return "".join(f"{line.rstrip()}\n" for line in file.getvalue().splitlines())
 
@@ -117,7 +119,7 @@ def test_an_operators_pause_says_how_to_end_it() -> None:
 def test_who_has_sent_more_than_a_share_is_named() -> None:
     over = [{"uid": uid, "events": 3, "bytes": 2048} for uid in (65534, None, 0, 1, 2)]
     text = shown(status(ledger={"dropped": {"quota": 15}}, over_quota=over))
-    assert "15 events: 15 quota (their sender's share of the queue was used up)" in text
+    assert "15 events: 15 quota (beyond their sender's share)" in text
     assert "beyond their share: uid 65534 (2.0 KiB), TCP (2.0 KiB), uid 0 (2.0 KiB), 2 others\n" in text
 
 
@@ -173,7 +175,7 @@ def test_a_disk_that_refuses_shows_its_error() -> None:
 
 
 def test_everything_at_once_still_fits_one_screen() -> None:
-    ledger = {"dropped": dict.fromkeys(DROPS, 1), "accepted": 16}
+    ledger = {"dropped": dict.fromkeys(DROPS, 1), "accepted": 10 + len(DROPS)}
     text = shown(
         status(
             state="paused",
@@ -194,6 +196,44 @@ def test_an_answer_of_another_version_is_shown_as_far_as_it_is_understood() -> N
     text = shown(report)
     assert "resting" in text
     assert "1 event: 1 whim (see the logs)" in text
+
+
+def test_several_destinations_are_shown_one_by_one_and_what_came_to_none_apart() -> None:
+    report = status(rejected=2) | {"denied": 3}
+    default = report["destinations"]["default"]
+    web = default | {"state": "paused", "reason": "blocked: 401 Unauthorized: no", "retired": True}
+    report["destinations"] |= {"web": web, "ios": {"state": "failed", "reason": "/q: move away what is in the way"}}
+    day = Day(Totals(local_hits=4, misses=6), NOW)
+    file = io.StringIO()
+    usages: dict[str, Day | str] = {"default": day, "web": "it is locked"}
+    tokens = {"default": "api.token_file, /etc/t"}
+    console = Console(file=file, width=300, force_terminal=False)
+    console.print(screen(decode_status(msgspec.json.encode(report)), NOW, usages, tokens))
+    lines = [line.strip() for line in file.getvalue().splitlines()]
+    blocks = [block.split("\n") for block in "\n".join(lines).split("\n\n")]
+    assert [block[0] for block in blocks[1:]] == ["default", "web", "ios", "of no destination", "cache"]
+    assert blocks[2][:3] == [
+        "web",
+        "delivery       paused: blocked: 401 Unauthorized: no",
+        "retired: it takes no new events, and ends when none waits",
+    ]
+    assert "(destinations.web.token_file, the service's credential token.web, or a variable)" in blocks[2][4]
+    assert blocks[3][1:] == [
+        "delivery  failed: /q: move away what is in the way",
+        "its events are denied; when that is mended: `artifacts-agent reload`",
+    ]
+    assert blocks[4][1:] == [
+        "rejected  2 lines not valid, since the daemon started",
+        "denied    3 events that no rule lets in: the log says whose",
+    ]
+    assert blocks[5][1].startswith("default last 24 h  40 % hits: 4 of 10 tasks")
+    assert blocks[5][2] == "web last 24 h      not known: it is locked"
+    assert not any("rejected" in line for block in blocks[1:4] for line in block)
+
+
+def test_who_is_denied_is_shown_with_the_only_destination() -> None:
+    assert "denied         1 event that no rule lets in" in shown(status() | {"denied": 1})
+    assert "denied" not in shown(status())
 
 
 def test_every_reason_for_a_drop_is_explained() -> None:
