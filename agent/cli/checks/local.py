@@ -62,13 +62,18 @@ def examine(path: Path | None, environ: Mapping[str, str], *, online: bool) -> I
     if online:
         from agent.cli.checks.online import ask_server
 
-        found = ask_server(settings, environ)
-        yield CheckResult("server", found.ok, found.message, warning=found.ok and not found.proven)
+        for name in settings.accounts:
+            found = ask_server(settings, environ, name)
+            title = _title("server", name)
+            yield CheckResult(title, found.ok, found.message, warning=found.ok and not found.proven)
+
+
+def _title(what: str, destination: str) -> str:
+    return what if destination == DEFAULT else f"{what} of {destination}"
 
 
 def _token(settings: Config, environ: Mapping[str, str], destination: str) -> CheckResult:
-    is_default = destination == DEFAULT
-    title = "token" if is_default else f"token of {destination}"
+    is_default, title = destination == DEFAULT, _title("token", destination)
     try:
         token = config.read_token(settings, environ, destination)
     except ConfigError as error:

@@ -98,13 +98,13 @@ def _other(character: str, choose: Callable[[str], str]) -> str:
     return character
 
 
-def ask_server(settings: Config, environ: Mapping[str, str]) -> Judgement:
-    """Ask the server. Four requests at most are made, none of which changes anything there."""
+def ask_server(settings: Config, environ: Mapping[str, str], destination: str) -> Judgement:
+    """Ask a destination's server. Four requests at most are made, none of which changes anything there."""
     try:
-        found = anyio.run(_ask, _endpoint(settings, environ), secrets.token_hex(8))
+        found = anyio.run(_ask, _endpoint(settings, environ, destination), secrets.token_hex(8))
     except ConfigError as error:  # of the variables that say which certificates and which proxy to use
         return Judgement(False, str(error))
-    return found._replace(message=f"{settings.api.url}: {found.message}")
+    return found._replace(message=f"{settings.accounts[destination].api.url}: {found.message}")
 
 
 async def _ask(endpoint: Endpoint, artifact: str) -> Judgement:
@@ -127,11 +127,11 @@ async def _answers(endpoint: Endpoint, artifact: str) -> Answers:
         await transport.aclose()
 
 
-def _endpoint(settings: Config, environ: Mapping[str, str]) -> Endpoint:
+def _endpoint(settings: Config, environ: Mapping[str, str], destination: str) -> Endpoint:
     """Return where to ask, without a token if it cannot be read: another check says so."""
     try:
-        token = config.read_token(settings, environ)
+        token = config.read_token(settings, environ, destination)
     except ConfigError:
         token = None
-    api = settings.api
+    api = settings.accounts[destination].api
     return Endpoint(api.url, token.reveal() if token else None, api.team_id, api.slug, api.timeout)

@@ -500,3 +500,14 @@ def test_report_and_status_count_each_destination_apart(directory: Path) -> None
         shown = run_command("status", *config).stdout
         assert re.search(r"^  default last 24 h +100 % hits: 1 of 1 task", shown, re.MULTILINE)
         assert re.search(r"^  web last 24 h +100 % hits: 3 of 3 tasks", shown, re.MULTILINE)
+
+
+def test_check_asks_the_server_of_each_destination(directory: Path) -> None:
+    with host(directory, ASKING) as made:
+        made.web.status = "enabled"
+        (directory / "web-token").write_text("wrong")
+        done = run_command("check", "--online", "--json", "--config", made.daemon.config)
+        found = {each["check"]: each for each in json.loads(done.stdout)["checks"]}
+        assert (done.returncode, found["server"]["ok"], found["server of web"]["ok"]) == (1, True, False)
+        assert found["server of web"]["message"].startswith(f"{made.web.url}: 401 Unauthorized")
+        assert found["server"]["message"].startswith(made.default.url)
