@@ -21,7 +21,7 @@ from agent.delivery.measures import Histogram, Measures
 from agent.queue.cursor import DROP_REASONS
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_STATES = ("running", "backing_off", "paused")
+_STATES = ("running", "backing_off", "paused", "failed")
 _PREFIX = "artifacts_agent_"
 _EVENTS = (
     ("LOCAL", "HIT", attrgetter("local_hits")),
@@ -46,6 +46,9 @@ def render(report: StatusReport, measures: Mapping[str, Measures], uses: Mapping
         *_cache(uses),
         CounterMetricFamily(
             _PREFIX + "lines_rejected", "Lines that were not valid, since the start.", value=report.rejected
+        ),
+        CounterMetricFamily(
+            _PREFIX + "events_denied", "Events that no rule lets in, since the start.", value=report.denied
         ),
         GaugeMetricFamily(_PREFIX + "connections", "Open connections on the stream socket.", value=report.connections),
         CounterMetricFamily(

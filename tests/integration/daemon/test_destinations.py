@@ -511,3 +511,16 @@ def test_check_asks_the_server_of_each_destination(directory: Path) -> None:
         assert (done.returncode, found["server"]["ok"], found["server of web"]["ok"]) == (1, True, False)
         assert found["server of web"]["message"].startswith(f"{made.web.url}: 401 Unauthorized")
         assert found["server"]["message"].startswith(made.default.url)
+
+
+def test_metrics_count_what_is_denied_and_name_a_destination_that_failed(directory: Path) -> None:
+    (directory / "queue" / "destinations").mkdir(parents=True)
+    (directory / "queue" / "destinations" / "web").write_text("in the way")
+    with host(directory, ASKING) as made:
+        with made.daemon.connect({"destination": "mobile"}) as client:
+            client.send(line("a") * 3)
+            assert settled(client, 3)["dropped_by_reason"] == {"denied": 3}
+        metrics = made.daemon.request("GET", "/metrics").text
+        assert "artifacts_agent_events_denied_total 3.0" in metrics
+        assert 'artifacts_agent_delivery_state{destination="web",state="failed"} 1.0' in metrics
+        assert 'artifacts_agent_delivery_state{destination="default",state="failed"} 0.0' in metrics
