@@ -77,8 +77,8 @@ class Adopter:
     def settle(self, claim: Claim, mark: Settled, heir_of: Callable[[Account | None], Heir], now: float) -> str | None:
         """Count a spool of which nothing is queued, once, keep its history, and remove it; return why it cannot be removed.
 
-        `heir_of` says by its account, if it has one, what gets its history; `now` is in seconds since the epoch. Raises StorageError
-        or OSError; then it can be done again.
+        `heir_of` says by its account, if it has one, what gets its history; `now` is in seconds since the epoch. Raises
+        StorageError or OSError; then it can be done again.
         """
         if claim.mark is None:
             identity.settle(self._fs, claim.directory, mark)

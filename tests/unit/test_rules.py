@@ -133,6 +133,12 @@ def test_dead_rules_are_found(rules: list[Rule], dead: list[int]) -> None:
     assert [each.rule for each in dead_rules(rules)] == dead
 
 
+def test_rules_are_trivial_if_everybodys_events_go_to_the_default() -> None:
+    assert Rules().is_trivial
+    assert not Rules([Rule("web")]).is_trivial
+    assert not Rules(denies_others=True).is_trivial
+
+
 def test_a_dead_rule_says_why() -> None:
     found = list(dead_rules([Rule("web"), Rule("mobile", uid=ONE), Rule("web", socket=TCP, gid=ONE)]))
     assert found == [

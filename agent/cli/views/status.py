@@ -58,7 +58,7 @@ def screen(
 def sections(
     status: StatusReport, now: float, tokens: Mapping[str, str] = MappingProxyType({})
 ) -> Iterator[tuple[str, Iterator[tuple[str, Text]]]]:
-    """Yield what there is to say of each destination, of events of none, and of adopted spools: a title, and texts with labels."""
+    """Yield what there is to say of each destination, of events of none, of adopted spools: a title, and texts with labels."""
     is_alone = len(status.destinations) == 1
     for name, destination in status.destinations.items():
         of_none = _of_none(status) if is_alone else iter(())
