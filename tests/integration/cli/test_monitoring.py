@@ -67,6 +67,7 @@ def _queue(size: int) -> Mapping[str, str]:
 
 DROPPED = 'artifacts_agent_events_dropped_total{job="j",instance="i",destination="default",reason="overflow"}'
 FAILING = 'artifacts_agent_storage_failing{job="j",instance="i",destination="default"}'
+FAILED = 'artifacts_agent_delivery_state{job="j",instance="i",destination="web",state="failed"}'
 PAUSED = 'artifacts_agent_delivery_state{job="j",instance="i",destination="default",state="paused"}'
 OLDEST = 'artifacts_agent_oldest_event_age_seconds{job="j",instance="i",destination="default"}'
 UP = 'up{job="artifacts-agent",instance="i"}'
@@ -79,6 +80,8 @@ CASES = (
     Case("EventsDropped", False, 40, {DROPPED: "7x20"}),
     Case("StorageFailing", True, 30, {FAILING: "1x20"}),
     Case("StorageFailing", False, 30, {FAILING: "1x2 0x20"}),
+    Case("DestinationFailed", True, 30, {FAILED: "1x20"}),
+    Case("DestinationFailed", False, 30, {FAILED: "1x4 0x20"}),
     Case("DeliveryPaused", True, 30, {PAUSED: "1x20"}),
     Case("DeliveryPaused", False, 10, {PAUSED: "1x20"}),
     Case("DeliveryPaused", False, 30, {PAUSED: "1x4 0x20"}),

@@ -56,6 +56,7 @@ def test_the_keys_and_types_of_the_status_stay_as_they_are() -> None:
             15, [OpenSpoolStatus("/a", "running", None, COUNTS)], 16, COUNTS, [LeftSpool("/b", "why")]
         ),
         metrics=MetricsStatus("/m.sock", None, 17),
+        denied=20,
     )
     assert list(json.loads(Response.json(report).body).items()) == list(
         {
@@ -101,6 +102,7 @@ def test_the_keys_and_types_of_the_status_stay_as_they_are() -> None:
                 "left": [{"directory": "/b", "reason": "why"}],
             },
             "metrics": {"socket": "/m.sock", "listen": None, "connections": 17},
+            "denied": 20,
         }.items()
     )
     assert decode_status(Response.json(report).body) == report
