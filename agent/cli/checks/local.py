@@ -17,6 +17,7 @@ from agent import config
 from agent.cli.views.words import size
 from agent.config import Config
 from agent.control.client import ControlClient
+from agent.daemon.settings import queue_directory
 from agent.errors import AgentError, ConfigError, ListenError, NotRunningError
 from agent.ingest import owners, sockets
 from agent.peers import peer_of
@@ -230,11 +231,9 @@ def _group(name: str) -> CheckResult:
 
 
 def _queue(settings: Config) -> Iterator[CheckResult]:
-    directory, floor = settings.queue.directory, settings.queue.min_free_bytes
-    place = _nearest(directory)
-    problem = _directory_problem(directory, place, "queue.directory")
-    state = str(directory) if place == directory else f"{directory}: the daemon will create it"
-    yield CheckResult("queue directory", problem is None, problem or state)
+    for name in settings.accounts:
+        yield _queue_directory(_title("queue directory", name), queue_directory(settings, name))
+    place, floor = _nearest(settings.queue.directory), settings.queue.min_free_bytes
     try:
         free = OsFilesystem().free_bytes(place)
     except OSError as error:
@@ -243,6 +242,13 @@ def _queue(settings: Config) -> Iterator[CheckResult]:
     facts = f"{size(free)} at {place}, queue.min_free_bytes is {size(floor)}"
     advice = ": events would be dropped: free some space, or lower it"
     yield CheckResult("free space", free >= floor, facts if free >= floor else facts + advice)
+
+
+def _queue_directory(title: str, directory: Path) -> CheckResult:
+    place = _nearest(directory)
+    problem = _directory_problem(directory, place, "queue.directory")
+    state = str(directory) if place == directory else f"{directory}: the daemon will create it"
+    return CheckResult(title, problem is None, problem or state)
 
 
 def _nearest(path: Path) -> Path:

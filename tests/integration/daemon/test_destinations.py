@@ -513,6 +513,17 @@ def test_check_asks_the_server_of_each_destination(directory: Path) -> None:
         assert found["server"]["message"].startswith(made.default.url)
 
 
+def test_check_looks_at_the_directory_of_each_destination(directory: Path) -> None:
+    with host(directory, ASKING) as made:
+        made.daemon.terminate()
+        web = directory / "queue" / "destinations" / "web"
+        shutil.rmtree(web)
+        web.write_text("in the way")
+        done = run_command("check", "--config", made.daemon.config)
+        assert done.returncode == 1
+        assert f"queue directory of web: {web}: not a directory: move it away" in done.stdout
+
+
 def test_metrics_count_what_is_denied_and_name_a_destination_that_failed(directory: Path) -> None:
     (directory / "queue" / "destinations").mkdir(parents=True)
     (directory / "queue" / "destinations" / "web").write_text("in the way")
