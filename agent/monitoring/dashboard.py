@@ -38,7 +38,7 @@ def _rate(metric: str, by: str) -> str:
     return f"sum by ({by}) (rate(artifacts_agent_{metric}{_WHERE}[$__rate_interval]))"
 
 
-def _gauge(metric: str, by: str = "instance") -> str:
+def _gauge(metric: str, by: str = "instance, destination") -> str:
     return f"max by ({by}) (artifacts_agent_{metric}{_WHERE})"
 
 
@@ -124,24 +124,24 @@ PANELS = (
     ),
     Panel(
         "Delivery",
-        "The state of each agent.",
+        "The state of each destination.",
         "state-timeline",
         "short",
-        {"{{instance}} {{state}}": _gauge("delivery_state", "instance, state")},
+        {"{{instance}} {{destination}} {{state}}": _gauge("delivery_state", "instance, destination, state")},
     ),
     Panel(
         "Oldest event",
         "How long the oldest event has waited.",
         "timeseries",
         "s",
-        {"{{instance}}": _gauge("oldest_event_age_seconds")},
+        {"{{instance}} {{destination}}": _gauge("oldest_event_age_seconds")},
     ),
     Panel(
         "Queue",
         "In proportion to its limit.",
         "timeseries",
         "percentunit",
-        {"{{instance}}": f"{_gauge('queue_bytes')} / {_gauge('queue_limit_bytes')}"},
+        {"{{instance}} {{destination}}": f"{_gauge('queue_bytes')} / {_gauge('queue_limit_bytes')}"},
     ),
     Panel(
         "Delay",
@@ -167,17 +167,21 @@ PANELS = (
     Panel("Dropped", "By reason.", "timeseries", "cps", {"{{reason}}": _rate("events_dropped_total", "reason")}),
     Panel(
         "Refused",
-        "Events that the API refused, and lines that were not valid.",
+        "Events that the API refused, or no rule lets in, and lines that were not valid.",
         "timeseries",
         "cps",
-        {"dead-lettered": _rate("events_dead_lettered_total", "job"), "rejected": _rate("lines_rejected_total", "job")},
+        {
+            "dead-lettered": _rate("events_dead_lettered_total", "job"),
+            "denied": _rate("events_denied_total", "job"),
+            "rejected": _rate("lines_rejected_total", "job"),
+        },
     ),
     Panel(
         "Last delivery",
         "How long ago.",
         "timeseries",
         "s",
-        {"{{instance}}": f"time() - {_gauge('last_delivery_timestamp_seconds')}"},
+        {"{{instance}} {{destination}}": f"time() - {_gauge('last_delivery_timestamp_seconds')}"},
     ),
     Panel(
         "Process",
