@@ -34,6 +34,7 @@ COMMANDS = (
     "queue",
     "dead-letters",
     "monitoring",
+    "rules",
     "check",
     "demo",
     "devserver",
