@@ -3,6 +3,7 @@
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import get_args, get_type_hints
 
 import click
@@ -11,10 +12,11 @@ import pytest
 
 from agent import errors
 from agent.cli.main import cli
-from agent.config import KEYS
+from agent.config import KEYS, load
 from agent.control.schema import StatusReport
 from agent.queue.cursor import DROP_REASONS
-from tests.support.documents import code, documents, read, rows, section
+from agent.rules import Sender, dead_rules
+from tests.support.documents import blocks, code, documents, read, rows, section
 from tests.support.source import logged_events, metric_names
 
 OPERATIONS = read("agent/OPERATIONS.md")
@@ -105,6 +107,41 @@ def test_defaults_are_those_of_the_example() -> None:
         table, _, key = row[0].strip("`").partition(".")
         if (default := example.get(table, {}).get(key)) is not None:
             assert row[1] == f"`{str(default).lower() if isinstance(default, bool) else default}`", row[0]
+
+
+CI, GUEST, MOBILE, WEB = 1001, 1009, 2001, 2002
+
+
+@pytest.mark.parametrize(
+    ("sender", "destination", "rule"),
+    [
+        (Sender("stream", GUEST, frozenset({WEB})), None, 1),
+        (Sender("stream", CI, asks_for="mobile"), "mobile", 2),
+        (Sender("stream", CI), "default", 3),
+        (Sender("stream", 1002, frozenset({MOBILE})), "mobile", 4),
+        (Sender("datagram", 1003, frozenset({WEB})), "default", 5),
+        (Sender("stream", 1003, frozenset({WEB}), asks_for="mobile"), None, 5),
+        (Sender("tcp", slug="web"), "default", 6),
+        (Sender("stream", 1004), None, None),
+    ],
+)
+def test_the_shared_host_in_the_example_does_what_is_said(
+    tmp_path: Path, sender: Sender, destination: str | None, rule: int | None
+) -> None:
+    (example,) = blocks(section(OPERATIONS, "Several destinations"), "toml")
+    for name, number in {
+        'uid = "ci"': CI,
+        'uid = "guest"': GUEST,
+        'gid = "mobile"': MOBILE,
+        'gid = "web"': WEB,
+    }.items():
+        assert name in example
+        example = example.replace(name, f"{name[:3]} = {number}")
+    file = tmp_path / "config.toml"
+    file.write_text(example)
+    routing = load(file, {}).routing
+    assert routing.route(sender)[:2] == (destination, rule)
+    assert not [*dead_rules(routing.rules)]
 
 
 # --- monitoring --------------------------------------------------------------------------------------------------
