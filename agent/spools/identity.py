@@ -242,6 +242,11 @@ def inner_spools(fs: Filesystem, directory: Path) -> list[Path]:
     return [place / name for name in fs.names(place)] if fs.is_directory(directory) and fs.is_directory(place) else []
 
 
+def queues_in(fs: Filesystem, directory: Path) -> list[Path]:
+    """Return the queues of an agent's destinations, by its queue directory. Raises OSError."""
+    return [each / DESTINATION for each in (directory, *inner_spools(fs, directory))]
+
+
 def _outermost(directory: Path) -> Path:
     """Return the spool that has this one inside, or is this one."""
     return directory.parent.parent if directory.parent.name == DESTINATIONS else directory

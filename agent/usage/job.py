@@ -4,7 +4,7 @@ Only what has the label in it is looked at, so that the events of other jobs cos
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from agent.queue import segment
@@ -21,27 +21,29 @@ SEARCHED_BYTES = 24 * 1024 * 1024
 """What is searched, newest first, and then the rest of that segment."""
 
 
-def count_job(fs: Filesystem, directory: Path, job: str, since: float = 0.0) -> Totals | None:
-    """Return what the events of a job in a destination's queue and history come to, those accepted since a time (epoch).
+def count_job(fs: Filesystem, directories: Iterable[Path], job: str, since: float = 0.0) -> Totals | None:
+    """Return what the events of a job in some queues and their histories come to, those accepted since a time (epoch).
 
     None if that would take too long, or if older ones may not have been searched. Raises OSError.
     """
-    found: list[Record] = []  # newest segment first, and backwards in each
-    searched = size = 0
-    for data in _newest_first(fs, directory):
-        searched += len(data)
-        records: list[Record] = []
-        for record in _records_of(data, job.encode()):
-            size += len(record.lines)
-            if size > COUNTED_BYTES:
+    found: list[Record] = []  # of each queue the newest segment first, and backwards in each
+    size = 0
+    for directory in directories:
+        searched = 0
+        for data in _newest_first(fs, directory):
+            searched += len(data)
+            records: list[Record] = []
+            for record in _records_of(data, job.encode()):
+                size += len(record.lines)
+                if size > COUNTED_BYTES:
+                    return None
+                if record.context.job == job and record.enqueued_at >= since:
+                    records.append(record)
+            if records and searched >= SEARCHED_BYTES:
                 return None
-            if record.context.job == job and record.enqueued_at >= since:
-                records.append(record)
-        if records and searched >= SEARCHED_BYTES:
-            return None
-        found += reversed(records)
-        if searched >= SEARCHED_BYTES:
-            break
+            found += reversed(records)
+            if searched >= SEARCHED_BYTES:
+                break
     sessions = Sessions()
     for record in reversed(found):  # of two hits of a task the first one counts
         count(sessions, events_in(record.lines)[0], record.context.ci, record.enqueued_at, job)

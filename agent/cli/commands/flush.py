@@ -121,11 +121,12 @@ def _say_usage(path: Path | None, job: str) -> None:
     from agent.cli.views.job import job_line
     from agent.queue.filesystem import OsFilesystem
     from agent.rules import DEFAULT
-    from agent.spools.identity import DESTINATION
+    from agent.spools.identity import queues_in
     from agent.usage.job import count_job
 
     with suppress(AgentError, OSError):  # a line less
-        total = count_job(OsFilesystem(), find_queue(path, DEFAULT)[0].queue.directory / DESTINATION, job)
+        fs = OsFilesystem()
+        total = count_job(fs, queues_in(fs, find_queue(path, DEFAULT)[0].queue.directory), job)
         if total is not None and total.tasks:
             say(job_line(total))
 

@@ -48,8 +48,11 @@ class Address(click.ParamType[str]):
     metavar="FILE",
     help="A file with the token that browsers have to give as a password; without one only this machine is served.",
 )
+@click.option(
+    "--destination", metavar="NAME", help="Whose report: the name in [destinations.NAME].  [default: default]"
+)
 @config_option
-def web(path: Path | None, listen: str, token_file: Path | None) -> None:
+def web(path: Path | None, destination: str | None, listen: str, token_file: Path | None) -> None:
     """Serve a page that shows what builds got out of the cache, and how the agent is doing, until Ctrl-C or SIGTERM.
 
     It is what `report` and `status` say, with charts: hit rate, task time saved, tasks, unanswered ones, worst builds, hashes
@@ -68,18 +71,20 @@ def web(path: Path | None, listen: str, token_file: Path | None) -> None:
     from agent.cli.web.access import is_loopback
     from agent.cli.web.server import run
     from agent.daemon import journal, logging
+    from agent.daemon.settings import queue_directory
     from agent.ingest.sockets import bind_tcp, tcp_address
     from agent.rules import DEFAULT
 
     if token_file is None and not is_loopback(listen):
         raise click.UsageError(f"Others can reach {listen}: name a --token-file, or listen on 127.0.0.1.")
-    settings, _, _ = find_queue(path, DEFAULT)
+    settings, name, _ = find_queue(path, destination or DEFAULT)
+    directory = queue_directory(settings, name)
     token = None if token_file is None else config.read_token_file(token_file)
     bound = bind_tcp(listen)
     with bound.socket:
-        become_owner(settings.queue.directory)
+        become_owner(directory)
         if not os.access(sys.executable, os.X_OK):  # it was root's, and what is folded later is folded by the owner
-            owner = f"the owner of {settings.queue.directory}, uid {os.geteuid()}, as whom the page is served"
+            owner = f"the owner of {directory}, uid {os.geteuid()}, as whom the page is served"
             raise AgentError(f"{sys.executable}: cannot be run by {owner}: install the agent where they can read it")
         logging.configure(settings.log.level, settings.log.format, to_journal=journal.is_journal(os.environ))
         said = "" if token_file is None else f", and its password is the token in {token_file}"
@@ -87,4 +92,5 @@ def web(path: Path | None, listen: str, token_file: Path | None) -> None:
         file = find_config(path)
         named = [] if file is None else ["--config", str(file)]
         fold = [sys.executable, "-P", "-m", "agent.cli", "report", "--since", "1h", "--format", "json", *named]
-        run(bound, settings.queue.directory, settings.listen.control, fold, token, announce)
+        fold += ["--destination", name] if len(settings.accounts) > 1 else []
+        run(bound, directory, settings.listen.control, fold, token, announce)

@@ -72,11 +72,12 @@ class JobAgent:
         if self._job is None or self._queue is None:
             return
         from agent.queue.filesystem import OsFilesystem
-        from agent.spools.identity import DESTINATION
+        from agent.spools.identity import queues_in
         from agent.usage.job import count_job
 
+        fs = OsFilesystem()
         with contextlib.suppress(OSError):  # as of another user's agent: a line less
-            self.usage = count_job(OsFilesystem(), self._queue / DESTINATION, self._job, since)
+            self.usage = count_job(fs, queues_in(fs, self._queue), self._job, since)
 
     def end(self, seconds: float | None) -> str | None:
         """Wait until everything written before is on disk, or for up to `seconds` until it is delivered.

@@ -20,7 +20,7 @@ JOB = "build https://ci/7"
 
 
 def counted(queue: CountedQueue, job: str = JOB, since: float = 0.0) -> Totals | None:
-    return count_job(queue.fs, queue.directory, job, since)
+    return count_job(queue.fs, [queue.directory], job, since)
 
 
 def tasks(found: Totals | None) -> int:
@@ -82,4 +82,4 @@ def test_what_would_take_too_long_is_not_counted(tmp_path: Path, monkeypatch: py
 
 def test_a_queue_that_is_not_there_has_no_tasks(tmp_path: Path) -> None:
     queue = CountedQueue(tmp_path)
-    assert count_job(queue.fs, tmp_path / "nothing", JOB) == Totals()
+    assert count_job(queue.fs, [tmp_path / "nothing"], JOB) == Totals()
