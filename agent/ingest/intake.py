@@ -339,11 +339,15 @@ class Intake:
         if pipeline is None:
             return
         self.cache_uses.add(block.context.ci, block.use)
-        if await self._has_room(pipeline):
+        if not self._holds_others_up(client, pipeline) and await self._has_room(pipeline):
             waiting.append((block.event_count, pipeline.submit(block, owner=client.peer.uid, weight=weight)))
         else:
             pipeline.shed(block.event_count)
             client.drop(block.event_count, Outcome.STALLED)
+
+    def _holds_others_up(self, client: ClientState, pipeline: Pipeline) -> bool:
+        """Tell whether a client's wait would be one of senders to other pipelines, too: all datagrams come by one socket."""
+        return not client.answerable and pipeline.is_full and not all(each.is_full for each in self._pipelines.values())
 
     async def _has_room(self, pipeline: Pipeline) -> bool:
         """Wait until a pipeline takes more; False if its disk does not answer, or if it takes nothing any more after the wait."""

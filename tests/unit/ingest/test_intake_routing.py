@@ -184,6 +184,20 @@ async def test_who_sends_to_a_full_destination_waits_alone() -> None:
         assert others == [0]
 
 
+async def test_datagrams_to_a_full_destination_are_dropped_where_their_wait_would_hold_up_those_to_others() -> None:
+    async with two() as made:
+        await made.fill("web")
+        with anyio.fail_after(0.1):
+            builder = await made.send(line() * 2, ClientState(BUILDER, answerable=False, socket="datagram"))
+            await made.send(line(), ClientState(STRANGER, answerable=False, socket="datagram"))
+        assert builder.dropped_by_reason == {"stalled": 2}
+        assert made.dropped("web") == {"stalled": 2}
+        await made.fill("default")
+        with anyio.move_on_after(0.1) as waiting:
+            await made.send(line(), ClientState(STRANGER, answerable=False, socket="datagram"))
+        assert waiting.cancelled_caught
+
+
 async def test_a_full_destination_whose_disk_hangs_drops_what_is_its_own() -> None:
     async with two() as made:
         await made.fill("web")
