@@ -1,12 +1,13 @@
 """Random sequences of what an API, an operator, a clock, a disk and a machine may do to a pipeline, over several processes.
 
-`tests.support.witness` judges how the pipeline keeps its promises.
+`tests.support.witness` judges how the pipeline keeps its promises. With two destinations there are two pipelines in each process,
+on the disk, each with a witness of its own: what happens to the machine happens to both, all else to the one whose turn it is.
 """
 
 import errno
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -72,7 +73,7 @@ class Failing:
     fired: bool = False
 
     def __call__(self, operation: str, path: Path) -> OSError | None:
-        reading = operation == "pread" and (self.lasting or path == DIRECTORY / "cursor")
+        reading = operation == "pread" and (self.lasting or path.name == "cursor")
         opening = operation == "open" and self.code != errno.EMFILE
         if operation in {"close", "release", "size", "has_name"} or reading or opening:
             return None
@@ -83,17 +84,31 @@ class Failing:
         return os_error(self.code, path)
 
 
+class Side:
+    """One destination: its directory, its witness, and its life in the process that runs."""
+
+    life: Life
+    found: Ledger
+    before: Witness
+
+    def __init__(self, directory: Path, setup: Setup) -> None:
+        self.directory = directory
+        self.witness = Witness(setup.bounds._replace(age=setup.limits.max_age))
+
+
 @dataclass
 class Story:
     """One sequence of steps, told from the first start to the last stop."""
 
     setup: Setup
+    directories: Sequence[Path] = (DIRECTORY,)
     disk: WatchedFilesystem = field(default_factory=WatchedFilesystem)
     skew: float = 0.0
     death: Chooser | None = None
 
     def __post_init__(self) -> None:
-        self.witness = Witness(self.setup.bounds._replace(age=self.setup.limits.max_age))
+        self.sides = [Side(directory, self.setup) for directory in self.directories]
+        self.side = self.sides[0]
 
     async def tell(self, steps: Iterable[Step]) -> None:
         """Play all the steps, as many processes as that takes, and end well."""
@@ -103,7 +118,8 @@ class Story:
                 async with host() as h:
                     h.fs, h.limits, h.settings, h.options = self.disk, self.setup.limits, SETTINGS, self.setup.options
                     h.skew = self.skew
-                    self.life = Life(h, self.witness)
+                    for side in self.sides:
+                        side.life = Life(replace(h, directory=side.directory), side.witness)
                     await self._begin()
                     while left:
                         await self._play(left.popleft())
@@ -116,12 +132,27 @@ class Story:
         name, *arguments = step
         await getattr(self, name)(*arguments)
         await anyio.lowlevel.checkpoint()
-        self._check()
+        for side in self.sides:
+            self._check(side)
+
+    @property
+    def life(self) -> Life:
+        """That of the destination whose turn it is."""
+        return self.side.life
+
+    @property
+    def witness(self) -> Witness:
+        """That of the destination whose turn it is."""
+        return self.side.witness
 
     @property
     def pipeline(self) -> Pipeline:
-        """The one that runs."""
+        """The one of the destination whose turn it is."""
         return self.life.pipeline
+
+    async def turn(self, index: int) -> None:
+        """Let what follows happen to another destination."""
+        self.side = self.sides[index]
 
     # Clients
 
@@ -159,10 +190,12 @@ class Story:
 
     async def jump(self, seconds: float) -> None:
         """Set the wall clock, back or forth; what was submitted is on the disk, with the time of its segment, by then."""
-        await self.pipeline.commit_once()
+        for side in self.sides:
+            await side.life.pipeline.commit_once()
         self._look_at_the_clock()
         self.skew += seconds
-        self.life.host.skew = self.skew
+        for side in self.sides:
+            side.life.host.skew = self.skew
         self._look_at_the_clock()
 
     # Operators
@@ -185,10 +218,11 @@ class Story:
 
     async def restart(self) -> None:
         """Stop in good order, and start again; a disk that fails may refuse both."""
-        try:
-            await self.life.host.stop(1.0)
-        except StorageError:
-            assert self.witness.faults or self.disk.capacity is not None
+        for side in self.sides:
+            try:
+                await side.life.host.stop(1.0)
+            except StorageError:
+                assert side.witness.faults or self.disk.capacity is not None
         self._die(None)
         await self._begin()
 
@@ -196,15 +230,19 @@ class Story:
 
     async def kill(self) -> None:
         """End without a word, and start again."""
-        await self.life.host.kill()
+        await self._kill()
         self._die(None)
         await self._begin()
 
     async def cut_power(self, seed: int) -> None:
         """Lose some of what is not durable, and start again."""
-        await self.life.host.kill()
+        await self._kill()
         self._die(RandomChooser(seed))
         await self._begin()
+
+    async def _kill(self) -> None:
+        for side in self.sides:
+            await side.life.host.kill()
 
     async def crash(self, calls: int, when: When, seed: int, power: bool, midway: bool) -> None:
         """Die in the call that comes after so many, perhaps in the middle of it."""
@@ -226,7 +264,8 @@ class Story:
         """Let the disk fail, once or until it is healed."""
         self.disk.partial = RandomChooser(seed)
         self.disk.errors = Failing(calls, code, lasting)
-        self.witness.faults += 1
+        for side in self.sides:
+            side.witness.faults += 1
 
     async def heal(self) -> None:
         """Repair the disk."""
@@ -243,24 +282,33 @@ class Story:
     # What comes between
 
     async def _begin(self) -> None:
-        """Start a process; where the disk refuses that, repair it first."""
+        """Start a process; where the disk refuses that, repair it first, and start anew."""
         try:
-            pipeline = self.life.start()
+            self._start()
         except StorageError:
             assert self.witness.faults or self.disk.capacity is not None
             self.disk.errors, self.disk.capacity = no_errors, None
+            for side in self._started:
+                await side.life.host.kill()
             self.disk.kill()
-            pipeline = self.life.start()
-        self._found: Ledger = pipeline.ledger()
-        self._before = self.witness.copy()
-        self.witness.check_recovered(self._found, in_flight=SETTINGS.max_events * SETTINGS.concurrency)
-        if self.witness.paused:
-            assert (await pipeline.status()).state == "paused"
+            self._start()
+        for side in self.sides:
+            side.found, side.before = side.life.pipeline.ledger(), side.witness.copy()
+            side.witness.check_recovered(side.found, in_flight=SETTINGS.max_events * SETTINGS.concurrency)
+            if side.witness.paused:
+                assert (await side.life.pipeline.status()).state == "paused"
         self._look_at_the_clock()
+
+    def _start(self) -> None:
+        self._started: list[Side] = []
+        for side in self.sides:
+            side.life.start()
+            self._started.append(side)
 
     def _die(self, chooser: Chooser | None) -> None:
         self._look_at_the_clock()
-        self.witness.deaths += 1
+        for side in self.sides:
+            side.witness.deaths += 1
         self.disk.partial = LoseAll()
         if not isinstance(self.disk.errors, Failing):
             self.disk.errors = no_errors
@@ -268,37 +316,41 @@ class Story:
             self.disk.kill()
             return
         self.disk.crash(chooser)
-        self.witness.power_cuts += 1
+        for side in self.sides:
+            side.witness.power_cuts += 1
 
     def _look_at_the_clock(self) -> None:
-        self.witness.latest = max(self.witness.latest, EPOCH + anyio.current_time() + self.skew)
+        for side in self.sides:
+            side.witness.latest = max(side.witness.latest, EPOCH + anyio.current_time() + self.skew)
 
     async def _end_well(self) -> None:
-        """Let everybody be kind until the queue is empty, stop, and find the same ledger again."""
+        """Let everybody be kind until the queues are empty, stop, and find the same ledgers again."""
         await self.heal()
         await self.make_room()
-        await self.resume()
-        self.life.reload()
-        await self.life.submit(2)
-        await self.pipeline.flush()
-        self._look_at_the_clock()
-        ledger = self.pipeline.ledger()
-        self._check()
-        assert ledger.accepted - self._found.accepted == self.witness.answers - self._before.answers
-        self.witness.check_end(ledger, dead_letters(self.disk))
-        await self.life.host.stop(1.0)
-        again = self.life.host.open()
-        assert again.ledger() == ledger
-        await again.close()
+        for index, side in enumerate(self.sides):
+            await self.turn(index)
+            await self.resume()
+            self.life.reload()
+            await self.life.submit(2)
+            await self.pipeline.flush()
+            self._look_at_the_clock()
+            ledger = self.pipeline.ledger()
+            self._check(side)
+            assert ledger.accepted - side.found.accepted == side.witness.answers - side.before.answers
+            side.witness.check_end(ledger, dead_letters(self.disk, side.directory))
+            await self.life.host.stop(1.0)
+            again = self.life.host.open()
+            assert again.ledger() == ledger
+            await again.close()
 
-    def _check(self) -> None:
+    def _check(self, side: Side) -> None:
         """Hold the ledger to its identity, and to what happened since the start."""
-        ledger, witness = self.pipeline.ledger(), self.witness
+        ledger, witness = side.life.pipeline.ledger(), side.witness
         check_identity(ledger)
-        answered = witness.answers - self._before.answers
-        submitted = len(witness.submitted) - len(self._before.submitted)
-        assert answered <= ledger.accepted - self._found.accepted <= submitted
-        delivered = witness.taken.total() - self._before.taken.total()
-        assert ledger.delivered - self._found.delivered <= delivered
-        assert ledger.dead_lettered - self._found.dead_lettered <= len(witness.refused) - len(self._before.refused)
-        assert all(len(sent.events) <= SETTINGS.max_events for sent in self.life.transport.answered)
+        answered = witness.answers - side.before.answers
+        submitted = len(witness.submitted) - len(side.before.submitted)
+        assert answered <= ledger.accepted - side.found.accepted <= submitted
+        delivered = witness.taken.total() - side.before.taken.total()
+        assert ledger.delivered - side.found.delivered <= delivered
+        assert ledger.dead_lettered - side.found.dead_lettered <= len(witness.refused) - len(side.before.refused)
+        assert all(len(sent.events) <= SETTINGS.max_events for sent in side.life.transport.answered)

@@ -4,6 +4,8 @@ Each rule only notes its step; the story is told at the end, in one event loop w
 list of steps, and is told again exactly. tests.support.witness says what it is held to.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from tests.support import profiles, virtual_time
 from tests.support.fault_filesystem import When
+from tests.support.pipelines import DIRECTORY
 from tests.support.stories import CODES, CONTEXTS, SETUPS, STATUSES, VERDICTS, Step, Story
 
 SEEDS = st.integers(0, 1000)
@@ -28,6 +31,7 @@ class PipelineMachine(RuleBasedStateMachine):
     """Notes a story, and tells it."""
 
     backend: ClassVar[str]
+    directories: ClassVar[Sequence[Path]] = (DIRECTORY,)
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +97,7 @@ class PipelineMachine(RuleBasedStateMachine):
         self.steps.append((name,))
 
     def teardown(self) -> None:
-        story = Story(SETUPS[self.setup])
+        story = Story(SETUPS[self.setup], self.directories)
         virtual_time.run(self.backend, lambda: story.tell(self.steps))
 
 
@@ -107,6 +111,17 @@ class OnTrio(PipelineMachine):
     """With the other one."""
 
     backend = "trio"
+
+
+class WithTwoDestinations(PipelineMachine):
+    """Two pipelines in each process, on one disk: the one whose turn it is not loses nothing by what happens to the other."""
+
+    backend = "asyncio"
+    directories = (DIRECTORY, Path("/queue/destinations/web/default"))
+
+    @rule(index=st.integers(0, 1))
+    def turn(self, index: int) -> None:
+        self.steps.append(("turn", index))
 
 
 EXAMPLES, STEPS = (5000, 80) if profiles.is_nightly() else (100, 30)
@@ -126,3 +141,4 @@ def case(machine: type[PipelineMachine]) -> Any:
 
 TestOnAsyncio = case(OnAsyncio)
 TestOnTrio = case(OnTrio)
+TestWithTwoDestinations = case(WithTwoDestinations)
