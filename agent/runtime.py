@@ -27,6 +27,17 @@ async def run_in_thread(call: Callable[[], T]) -> T:
     return await anyio.to_thread.run_sync(call)
 
 
+class OwnThreads:
+    """A RunBlocking of production that lets `most` calls run at a time, however many others do."""
+
+    def __init__(self, most: int) -> None:
+        self._limiter = anyio.CapacityLimiter(most)
+
+    async def __call__(self, call: Callable[[], T], /) -> T:
+        """See `run_in_thread`."""
+        return await anyio.to_thread.run_sync(call, limiter=self._limiter)
+
+
 @dataclass(frozen=True)
 class Runtime:
     """What differs between production and tests.

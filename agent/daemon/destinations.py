@@ -1,6 +1,7 @@
 """The destinations of a daemon, each with a queue, a worker and a lock of its own, and how they come and go with a reload."""
 
 import contextlib
+import dataclasses
 import secrets
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -22,9 +23,12 @@ from agent.queue.lock import lock_queue
 from agent.queue.shares import SharedDisk
 from agent.queue.snapshot import read_queue
 from agent.rules import DEFAULT
-from agent.runtime import Runtime
+from agent.runtime import OwnThreads, Runtime
 from agent.spools import identity
 from agent.spools.identity import DESTINATION, Account
+
+THREADS = 8
+"""How many blocking calls one destination may have under way: one whose disk hangs takes no threads from the others."""
 
 Follow = Callable[[str, Pipeline], Coroutine[None, None, None]]
 
@@ -131,7 +135,8 @@ class Destinations(Service):
         lock = lock_queue(self._fs, directory)
         try:
             place, limits = directory / DESTINATION, limits_of(config)
-            pipeline = Pipeline(self._fs, place, limits, delivery, self._runtime, self._disk)
+            runtime = dataclasses.replace(self._runtime, run_blocking=OwnThreads(THREADS))
+            pipeline = Pipeline(self._fs, place, limits, delivery, runtime, self._disk)
         except BaseException:
             lock.release()
             raise

@@ -1,10 +1,15 @@
-"""Two ways to wake a task: one is remembered until somebody has waited for it, the other wakes all who wait. Tasks used again."""
+"""Ways to wake a task: one is remembered until somebody has waited for it, the other wakes all who wait. Tasks used again.
+
+And threads that calls of others cannot use up.
+"""
+
+import threading
 
 import anyio
 import anyio.lowlevel
 import pytest
 
-from agent.runtime import Broadcast, TaskPool, Wakeup
+from agent.runtime import Broadcast, OwnThreads, TaskPool, Wakeup
 from tests.support.waiting import HUNG_AFTER
 
 pytestmark = pytest.mark.anyio
@@ -129,3 +134,21 @@ async def test_what_a_call_of_a_pool_raises_ends_the_group() -> None:
     with pytest.raises(ExceptionGroup) as caught:
         await run()
     assert [type(each) for each in caught.value.exceptions] == [ValueError]
+
+
+async def test_calls_that_hang_take_no_threads_from_those_of_others() -> None:
+    hanging, other, over, done = OwnThreads(8), OwnThreads(8), threading.Event(), list[bool]()
+
+    async def hang() -> None:
+        done.append(await hanging(lambda: over.wait(HUNG_AFTER)))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(200):
+            tasks.start_soon(hang)
+        await anyio.wait_all_tasks_blocked()
+        try:
+            assert await other(lambda: threading.current_thread() is not threading.main_thread())
+            assert not done
+        finally:
+            over.set()
+    assert done == [True] * 200
