@@ -26,6 +26,7 @@ COMMANDS = (
     "status",
     "top",
     "report",
+    "web",
     "flush",
     "hook",
     "pause",

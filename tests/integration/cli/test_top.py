@@ -6,6 +6,7 @@ import re
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -21,9 +22,9 @@ _OWN = re.compile(r"\x1b\[(?:\?(?:25|1049)[lh]|[0-9;]*m|H)")
 
 
 @pytest.fixture
-def daemon(tmp_path: Path, api_server: ApiServer) -> Iterator[Daemon]:
-    """A daemon that delivers."""
-    with Daemon(tmp_path, api_server.url) as daemon:
+def daemon(api_server: ApiServer) -> Iterator[Daemon]:
+    """A daemon that delivers, with paths so short that a line with one of them fits on the screen."""
+    with TemporaryDirectory(prefix="top-") as directory, Daemon(Path(directory), api_server.url) as daemon:
         yield daemon
 
 
