@@ -94,9 +94,11 @@ class Answer:
         for name, value in self.headers:
             lower = name.lower()
             if lower == b"transfer-encoding":
-                self._codings.append(value.lower())
+                self._codings.append(value.rstrip(b" ").lower())  # with a tab behind it llhttp takes it for another one
             elif lower == b"content-length":
                 self._has_length = True
+        # llhttp leaves the blanks behind a value, which are no part of it (RFC 9112, 5).
+        self.headers = [(name, value.rstrip(b" \t")) for name, value in self.headers]
         self.is_last = not self._parser.should_keep_alive()
         self.is_whole = not self._has_body
 

@@ -20,6 +20,7 @@ from agent.errors import ConfigError
 from agent.events import Context, Event
 from tests.support.api_server import Answer, ApiServer, error
 from tests.support.pipelines import batch_of, events
+from tests.support.raw_server import RawServer
 from tests.support.waiting import HUNG_AFTER
 
 pytestmark = pytest.mark.anyio
@@ -169,6 +170,15 @@ async def test_an_answer_that_does_not_come_whole_counts_for_nothing(
         verdict = await transport.send(batch_of(events(*(f"h{number}" * 100 for number in range(500)))))
         assert (verdict.kind, verdict.status) == (kind, None)
         assert (await transport.send(batch_of(events("after")))).kind is Kind.ACCEPTED
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked \r\n\r\n2\r\n{}\r\n0\r\n\r\n"])
+async def test_a_batch_that_is_accepted_in_an_odd_way_is_not_sent_again(answer: bytes) -> None:
+    with RawServer(answer) as server:
+        async with connected(server.url) as transport:
+            for name in ("a", "b"):
+                assert (await transport.send(batch_of(events(name)))).kind is Kind.ACCEPTED
+        assert server.accepted == 1
 
 
 async def test_a_refusal_is_understood_even_if_its_body_is_cut_off(api_server: ApiServer) -> None:

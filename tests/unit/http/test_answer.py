@@ -41,6 +41,23 @@ def test_what_comes_behind_an_answer_is_seen(kind: str) -> None:
     assert (answer.is_whole, answer.has_surplus) == (True, True)
 
 
+@pytest.mark.parametrize("blanks", [b"", b" ", b"\t", b"  \t "])
+def test_blanks_around_a_value_are_no_part_of_it(blanks: bytes) -> None:
+    fields = b"A:%bb c%b\r\nEmpty:%b\r\n" % (blanks, blanks, blanks)
+    answer, _ = fed(b"HTTP/1.1 204 No Content\r\n" + fields + b"\r\n")
+    assert answer.headers == [(b"A", b"b c"), (b"Empty", b"")]
+
+
+@pytest.mark.parametrize("blanks", [b" ", b"   "])
+@pytest.mark.parametrize(
+    ("framing", "data"), [(b"Transfer-Encoding:%bchunked%b", b"2\r\nhi\r\n0\r\n\r\n"), (b"Content-Length:%b2%b", b"hi")]
+)
+def test_blanks_around_what_frames_a_body_do_not_change_it(framing: bytes, data: bytes, blanks: bytes) -> None:
+    answer, body = fed(b"HTTP/1.1 200 OK\r\n" + framing % (blanks, blanks) + b"\r\n\r\n" + data)
+    assert (answer.is_whole, answer.is_last, answer.has_surplus, body) == (True, False, False, b"hi")
+    assert answer.headers[0][1] in {b"chunked", b"2"}
+
+
 def test_an_answer_to_head_has_no_body() -> None:
     answer, body = fed(HEAD, method="HEAD")
     assert (answer.is_whole, answer.has_surplus, body) == (True, False, b"")
@@ -72,6 +89,7 @@ def test_a_connection_that_ends_has_no_other_answer(head: bytes) -> None:
         b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\t\r\n\r\n2\r\nhi\r\n0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\n",

@@ -1,0 +1,52 @@
+"""What the front makes of odd answers: passed on if HTTP allows them, else a 502; no client is left without an answer."""
+
+import http.client
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from tests.support.daemon import TOKEN, Daemon, Sections
+from tests.support.raw_server import RawServer
+from tests.support.waiting import HUNG_AFTER
+
+HTTP: Sections = {"http": {"listen": "127.0.0.1:0"}, "front": {"enabled": True}}
+RIGHT = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nright"
+
+
+@pytest.fixture(scope="module")
+def api() -> Iterator[RawServer]:
+    with RawServer(RIGHT) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def daemon(api: RawServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon that delivers nothing, so that the server sees the front alone."""
+    with Daemon(tmp_path_factory.mktemp("front"), api.url, HTTP) as daemon:
+        daemon.request("POST", "/pause").raise_for_status()
+        yield daemon
+        assert daemon.terminate() == 0
+        assert "request_failed" not in daemon.stderr_text()
+
+
+def ask(daemon: Daemon) -> tuple[int, dict[str, str], bytes]:
+    """Ask as a client of its own; return status, headers and body."""
+    with closing(http.client.HTTPConnection(daemon.status()["http"]["listen"], timeout=HUNG_AFTER)) as connection:
+        connection.request("GET", "/v8/artifacts/a", headers={"Authorization": f"Bearer {TOKEN}"})
+        answer = connection.getresponse()
+        return answer.status, dict(answer.getheaders()), answer.read()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"X-Artifact-Tag: t \t\r\nContent-Length: 2\r\n\r\nhi",
+        b"X-Artifact-Tag: t\t\r\nContent-Length: 2  \r\n\r\nhi",
+        b"X-Artifact-Tag: t\r\nTransfer-Encoding: chunked \r\n\r\n2\r\nhi\r\n0\r\n\r\n",
+    ],
+)
+def test_blanks_behind_values_are_not_passed_on(daemon: Daemon, api: RawServer, fields: bytes) -> None:
+    api.script(b"HTTP/1.1 200 OK\r\n" + fields)
+    status, headers, body = ask(daemon)
+    assert (status, headers["X-Artifact-Tag"], body) == (200, "t", b"hi")
