@@ -19,7 +19,7 @@ import structlog
 from agent.http.client import IS_WHOLE, TAKE_TURN, ConnectionPool, transport_factory
 from agent.http.connection import TURN_PIECES, ClientGoneError
 from agent.http.outage import Outage, insists
-from agent.http.server import Exchange, Response
+from agent.http.server import Exchange, InvalidHeadError, Response
 from agent.runtime import Wakeup
 from agent.throttle import Throttle
 
@@ -148,10 +148,13 @@ class Proxy:
         upstream.outage.note(time.monotonic(), response.status_code)
         try:
             return await _pass_back(exchange, response, is_final=_is_final(exchange, upstream))
+        except InvalidHeadError as error:
+            self._warn_invalid(exchange, error)
+            return await _no_answer(exchange, upstream, error)
         finally:
             await response.aclose()
 
-    def _warn_invalid(self, exchange: Exchange, error: httpx.RemoteProtocolError) -> None:
+    def _warn_invalid(self, exchange: Exchange, error: Exception) -> None:
         held_back = self._throttle.allow("answer_invalid", anyio.current_time())
         if held_back is not None:
             facts = {"path": exchange.head.path, **exchange.peer.facts, "suppressed": held_back}
@@ -159,7 +162,7 @@ class Proxy:
 
 
 async def _pass_back(exchange: Exchange, response: httpx.Response, *, is_final: bool) -> None:
-    """Pass an answer on; with `is_final`, under a status after which the client does not ask again."""
+    """Pass an answer on; with `is_final`, under a status after which the client does not ask again. Raises InvalidHeadError."""
     headers, stream = _end_to_end(response.headers.raw), cast(httpx.AsyncByteStream, response.stream)
     status, reason = response.status_code, response.extensions.get("reason_phrase", b"")
     if is_final:

@@ -96,6 +96,10 @@ class Response:
         return cls.json({"error": {"code": code, "message": message}}, status)
 
 
+class InvalidHeadError(Exception):
+    """A response has a head that HTTP does not allow. Nothing of it has been sent: there can be another response."""
+
+
 class Exchange:
     """One request, of which the head has come, and its answer. Reading raises what `Http1Connection.read` does, writing
     ClientGoneError.
@@ -173,17 +177,18 @@ class Exchange:
         await self.answer_as(response.status, raw, _phrase(response.status), response.body)
 
     async def answer_as(self, status: int, headers: Headers, reason: bytes, body: bytes) -> None:
-        """Send a whole response with these headers; without a content-length it is sent in chunks."""
+        """Send a whole response with these headers; without a content-length it is sent in chunks. Raises InvalidHeadError."""
+        response, send = self._response(status, headers, reason), self._connection.http.send
         self.status = status
-        send = self._connection.http.send
-        head = send(self._response(status, headers, reason))
+        head = send(response)
         data = None if self.head.method == "HEAD" else send(h11.Data(body))
         await self._connection.send(head, data, send(h11.EndOfMessage()))
 
     async def start(self, status: int, headers: Headers, reason: bytes = b"") -> None:
-        """Begin a response whose body comes in pieces; without a content-length it is sent in chunks."""
+        """Begin a response whose body comes in pieces; without a content-length it is sent in chunks. Raises InvalidHeadError."""
+        response = self._response(status, headers, reason)
         self.status = status
-        await self._connection.send_event(self._response(status, headers, reason))
+        await self._connection.send_event(response)
 
     async def write(self, piece: bytes) -> None:
         """Send a piece of the body. Lets no others run if the socket takes it at once."""
@@ -213,7 +218,10 @@ class Exchange:
 
     def _response(self, status: int, headers: Headers, reason: bytes = b"") -> h11.Response:
         closing = [] if self._connection.goes_on else [(b"connection", b"close")]
-        return h11.Response(status_code=status, headers=[*headers, *closing], reason=reason)
+        try:
+            return h11.Response(status_code=status, headers=[*headers, *closing], reason=reason)
+        except h11.LocalProtocolError as error:
+            raise InvalidHeadError(str(error)) from error
 
 
 def _phrase(status: int) -> bytes:

@@ -50,3 +50,16 @@ def test_blanks_behind_values_are_not_passed_on(daemon: Daemon, api: RawServer, 
     api.script(b"HTTP/1.1 200 OK\r\n" + fields)
     status, headers, body = ask(daemon)
     assert (status, headers["X-Artifact-Tag"], body) == (200, "t", b"hi")
+
+
+@pytest.mark.parametrize("digits", [21, 25])
+@pytest.mark.parametrize("body", [b"hi", b"h"], ids=["whole", "begun"])
+def test_an_answer_that_cannot_be_passed_on_is_a_502_and_named(
+    daemon: Daemon, api: RawServer, digits: int, body: bytes
+) -> None:
+    """llhttp takes any number of zeros before a length, the front's own HTTP does not."""
+    api.script(b"HTTP/1.1 200 OK\r\nContent-Length: %b\r\n\r\n" % b"2".zfill(digits) + body)
+    status, _, _ = ask(daemon)
+    assert status == 502
+    assert "answer_invalid" in daemon.stderr_text()
+    assert ask(daemon)[2] == b"right"
