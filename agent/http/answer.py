@@ -28,6 +28,9 @@ class Answer:
         self._codings: list[bytes] = []
         self._pieces: list[bytes] = []
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        # Blanks behind the size of a chunk; and an answer behind an informational one that says the connection ends (llhttp then
+        # reads on behind the answer, too, as ever: `has_surplus`).
+        self._parser.set_dangerous_leniencies(lenient_spaces_after_chunk_size=True, lenient_keep_alive=True)
 
     def feed(self, data: bytes) -> None:
         """Take what has come, b"" at the end of the connection, of an answer that is not whole.
@@ -87,6 +90,7 @@ class Answer:
         if self.has_head or self._parser is None:
             return
         status = self._parser.get_status_code()
+        self.is_last |= not self._parser.should_keep_alive()
         if status < 200:
             self.reason, self.headers = b"", []
             return
@@ -99,7 +103,6 @@ class Answer:
                 self._has_length = True
         # llhttp leaves the blanks behind a value, which are no part of it (RFC 9112, 5).
         self.headers = [(name, value.rstrip(b" \t")) for name, value in self.headers]
-        self.is_last = not self._parser.should_keep_alive()
         self.is_whole = not self._has_body
 
     def on_body(self, piece: bytes) -> None:

@@ -172,13 +172,36 @@ async def test_an_answer_that_does_not_come_whole_counts_for_nothing(
         assert (await transport.send(batch_of(events("after")))).kind is Kind.ACCEPTED
 
 
-@pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked \r\n\r\n2\r\n{}\r\n0\r\n\r\n"])
-async def test_a_batch_that_is_accepted_in_an_odd_way_is_not_sent_again(answer: bytes) -> None:
+@pytest.mark.parametrize(
+    ("answer", "connections"),
+    [
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked \r\n\r\n2\r\n{}\r\n0\r\n\r\n", 1),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2  \r\n{}\r\n0  \r\n\r\n", 1),
+        (b"HTTP/1.1 100 Continue\r\nConnection: close\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n", 2),
+    ],
+)
+async def test_a_batch_that_is_accepted_in_an_odd_way_is_not_sent_again(answer: bytes, connections: int) -> None:
     with RawServer(answer) as server:
         async with connected(server.url) as transport:
             for name in ("a", "b"):
                 assert (await transport.send(batch_of(events(name)))).kind is Kind.ACCEPTED
-        assert server.accepted == 1
+        assert server.accepted == connections
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"HTTP/1.1 200 OK\nContent-Length: 0\n\n", "CR"),
+        (b"HTTP/1.1 200 OK\r\nA: b\r\n c\r\nContent-Length: 0\r\n\r\n", "whitespace"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\n{}", "Content-Length"),
+    ],
+)
+async def test_an_answer_that_cannot_be_understood_counts_for_nothing_and_says_why(answer: bytes, reason: str) -> None:
+    with RawServer(answer) as server:
+        async with connected(server.url) as transport:
+            verdict = await transport.send(batch_of(events("a")))
+    assert (verdict.kind, verdict.status) == (Kind.CUT_OFF, None)
+    assert reason in verdict.message
 
 
 async def test_a_refusal_is_understood_even_if_its_body_is_cut_off(api_server: ApiServer) -> None:

@@ -83,6 +83,30 @@ def test_a_connection_that_ends_has_no_other_answer(head: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    "early", [b"HTTP/1.1 100 Continue\r\nConnection: close\r\n\r\n", b"HTTP/1.0 100 Continue\r\n\r\n"]
+)
+@pytest.mark.parametrize("data", [HEAD + b"body", CHUNKS])
+def test_an_informational_answer_may_say_that_the_connection_ends(early: bytes, data: bytes) -> None:
+    for cut in range(1, len(early + data)):
+        answer, body = fed((early + data)[:cut], (early + data)[cut:])
+        assert (answer.status, body) == (200, b"body")
+        assert (answer.is_whole, answer.is_last, answer.has_surplus) == (True, True, False)
+
+
+def test_blanks_behind_the_size_of_a_chunk_are_no_part_of_it() -> None:
+    data = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4  \r\nbody\r\n0   \r\n\r\n"
+    for cut in range(1, len(data)):
+        answer, body = fed(data[:cut], data[cut:])
+        assert (answer.is_whole, answer.is_last, answer.has_surplus, body) == (True, False, False, b"body")
+
+
+@pytest.mark.parametrize("last", [b"HTTP/1.1 200 OK\r\nConnection: close\r\n", b"HTTP/1.0 200 OK\r\n"])
+def test_what_comes_behind_the_last_answer_of_a_connection_is_seen(last: bytes) -> None:
+    answer, body = fed(last + b"Content-Length: 2\r\n\r\nhi" + HEAD + b"body")
+    assert (answer.status, answer.is_whole, answer.is_last, answer.has_surplus, body) == (200, True, True, True, b"hi")
+
+
+@pytest.mark.parametrize(
     "data",
     [
         b"nonsense",
@@ -92,7 +116,14 @@ def test_a_connection_that_ends_has_no_other_answer(head: bytes) -> None:
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\t\r\n\r\n2\r\nhi\r\n0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\n",
+        b"HTTP/1.1 200 OK\nContent-Length: 0\n\n",
+        b"HTTP/1.1 200 OK\r\nA: b\r\n c\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA: b\x01c\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\nhi\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2 2\r\nhi\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 1%b\r\n\r\n" % (b"0" * 30),
         b"HTTP/1.1 200 OK\r\nA: b\0c\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nA : b\r\n\r\n",
