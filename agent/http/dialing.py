@@ -11,12 +11,15 @@ from functools import partial
 from typing import NamedTuple, TypeVar
 
 import anyio
+import anyio.lowlevel
 import h11
 import httpx
 
 # After so long another address of a host is tried beside the one that does not answer (RFC 8305, 5).
 NEXT_ADDRESS_SECONDS = 0.25
+# How long the head of a proxy's answer to CONNECT may be, with those of informational answers before it.
 MAX_TUNNEL_HEAD_BYTES = 16 * 1024
+TUNNEL_READ_BYTES = 1024  # of it, in one turn
 
 Address = tuple[str | int, ...]
 Buffer = bytes | memoryview
@@ -156,10 +159,17 @@ async def _tunnel(connection: socket.socket, route: Route, proxy: Proxy) -> None
     http = h11.Connection(h11.CLIENT, MAX_TUNNEL_HEAD_BYTES)
     head = h11.Request(method="CONNECT", target=target, headers=[(b"Host", target), *proxy.headers])
     await send_all(connection, (http.send(head) or b"") + (http.send(h11.EndOfMessage()) or b""))
+    left = MAX_TUNNEL_HEAD_BYTES
     try:
         while not isinstance(event := http.next_event(), h11.Response):
-            if event is h11.NEED_DATA:
-                http.receive_data(await perform(connection, lambda: connection.recv(1024)))
+            if event is not h11.NEED_DATA:
+                continue
+            if left <= 0:
+                raise httpx.ProxyError(f"the head of its answer is longer than {MAX_TUNNEL_HEAD_BYTES:,} bytes")
+            await anyio.lowlevel.checkpoint()  # a proxy that always has more would let nobody else run
+            data = await perform(connection, partial(connection.recv, min(left, TUNNEL_READ_BYTES)))
+            left -= len(data)
+            http.receive_data(data)
     except h11.RemoteProtocolError as error:
         raise httpx.ProxyError(str(error)) from error
     if not 200 <= event.status_code < 300:

@@ -2,13 +2,27 @@
 
 import contextlib
 import socket
+import ssl
 from collections.abc import Iterator
 from functools import partial
 
 import anyio
+import anyio.lowlevel
+import httpx
 import pytest
 
-from agent.http.dialing import Address, connect_to_any, perform, send_all
+from agent.http.dialing import (
+    MAX_TUNNEL_HEAD_BYTES,
+    TUNNEL_READ_BYTES,
+    Address,
+    Proxy,
+    Route,
+    connect_to_any,
+    dial,
+    perform,
+    send_all,
+)
+from tests.support.raw_server import Endless, RawServer
 from tests.support.waiting import HUNG_AFTER
 
 pytestmark = pytest.mark.anyio
@@ -89,3 +103,24 @@ async def test_a_socket_that_takes_nothing_more_is_given_up() -> None:
         sender.setblocking(False)
         with pytest.raises(TimeoutError):
             await send_all(sender, b"head", bytes(4_000_000), seconds=0.01)
+
+
+@pytest.mark.parametrize("data", [b"HTTP/1.1 100 Continue\r\n\r\n", b"x"], ids=["informational answers", "no line"])
+async def test_a_proxy_whose_answer_has_no_end_is_given_up_and_holds_up_nobody(data: bytes) -> None:
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+
+    with RawServer(b"") as proxy:
+        proxy.script(Endless(data * 1000))
+        route = Route(b"api.example.invalid", 443, ssl.create_default_context(), Proxy(HOST.encode(), proxy.port, []))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(take_turns)
+            with pytest.raises(httpx.ProxyError, match="longer than 16,384 bytes"):
+                await dial(route)
+            tasks.cancel_scope.cancel()
+    assert turns >= MAX_TUNNEL_HEAD_BYTES // TUNNEL_READ_BYTES
