@@ -1,11 +1,14 @@
 """An answer as it comes from a server, piece by piece: its head, its body, and whether anything has come behind it.
 
-The parser is llhttp, by httptools, which tells what it found and not where. It skips line ends between two answers, and does
-not know that an answer to HEAD has no body, nor what the end of the connection means: that is known here.
+The parser is llhttp, by httptools, which tells what it found and not where. It skips line ends between two answers, takes other
+protocols for HTTP, and does not know that answers to HEAD have no body, nor what the end of the connection means: that is known
+here.
 """
 
 import httptools
 import httpx
+
+_VERSIONS = (b"HTTP/1.1 ", b"HTTP/1.0 ")
 
 
 class Answer:
@@ -27,6 +30,9 @@ class Answer:
         self._has_length = False
         self._codings: list[bytes] = []
         self._pieces: list[bytes] = []
+        self._begun = bytearray()  # what has come until there is a head, with the informational ones before it
+        self._heads = 0  # how many these are
+        self._invalid = ""  # what is wrong with them
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         # Blanks behind the size of a chunk; and an answer behind an informational one that says the connection ends (llhttp then
         # reads on behind the answer, too, as ever: `has_surplus`).
@@ -40,17 +46,29 @@ class Answer:
         if not data or self._parser is None:
             self._end()
             return
+        if not self.has_head:
+            self._begun += data
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if not self.is_whole:
                 raise httpx.RemoteProtocolError(f"invalid answer: {error}") from error
             self.has_surplus = True
+        self._check_heads()
         if self._codings and self._codings != [b"chunked"]:
             raise httpx.RemoteProtocolError("of all transfer codings its answer may have chunked alone")
         if self.is_whole:
             self.has_surplus = self.has_surplus or self._has_line_end_behind(data)
             self._parser = None  # which refers to this answer
+
+    def _check_heads(self) -> None:
+        """Raise httpx.RemoteProtocolError if a head is not HTTP/1.1's, nor HTTP/1.0's, or informational and with a body."""
+        if self._invalid:
+            raise httpx.RemoteProtocolError(f"invalid answer: {self._invalid}")
+        if self.has_head and self._begun:
+            heads, self._begun = self._begun.split(b"\r\n\r\n", self._heads)[: self._heads], bytearray()
+            if not all(head.startswith(_VERSIONS) for head in heads):
+                raise httpx.RemoteProtocolError("invalid answer: it is no HTTP/1.1")
 
     def take(self) -> bytes:
         """Return what has come of the body since the last call."""
@@ -89,8 +107,11 @@ class Answer:
         """A head is whole: that of the answer, or of an informational one before it."""
         if self.has_head or self._parser is None:
             return
+        self._heads += 1
         status = self._parser.get_status_code()
         self.is_last |= not self._parser.should_keep_alive()
+        if status < 100:
+            self._invalid = "its status is below 100"
         if status < 200:
             self.reason, self.headers = b"", []
             return
@@ -109,6 +130,8 @@ class Answer:
         """A piece of the body, or of one that the answer cannot have."""
         if self.is_whole:
             self.has_surplus = True
+        elif not self.has_head:
+            self._invalid = "an informational answer has a body"
         else:
             self._pieces.append(piece)
 

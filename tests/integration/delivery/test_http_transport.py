@@ -194,6 +194,9 @@ async def test_a_batch_that_is_accepted_in_an_odd_way_is_not_sent_again(answer: 
         (b"HTTP/1.1 200 OK\nContent-Length: 0\n\n", "CR"),
         (b"HTTP/1.1 200 OK\r\nA: b\r\n c\r\nContent-Length: 0\r\n\r\n", "whitespace"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\n{}", "Content-Length"),
+        (b"RTSP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n", "no HTTP/1.1"),
+        (b"HTTP/1.1 199 No\r\nContent-Length: 5\r\n\r\nhelloHTTP/1.1 204 No Content\r\n\r\n", "informational"),
+        (b"HTTP/1.1 000 No\r\nContent-Length: 0\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n", "below 100"),
     ],
 )
 async def test_an_answer_that_cannot_be_understood_counts_for_nothing_and_says_why(answer: bytes, reason: str) -> None:

@@ -63,3 +63,20 @@ def test_an_answer_that_cannot_be_passed_on_is_a_502_and_named(
     assert status == 502
     assert "answer_invalid" in daemon.stderr_text()
     assert ask(daemon)[2] == b"right"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"RTSP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nhi",
+        b"HTTP/1.1 199 No\r\nContent-Length: 6\r\n\r\npoison" + RIGHT,
+        b"HTTP/1.1 000 No\r\nContent-Length: 0\r\n\r\n" + RIGHT,
+        b"HTTP/1.1 200 OK\nContent-Length: 2\n\nhi",
+    ],
+)
+def test_what_is_no_http_1_1_is_a_502(daemon: Daemon, api: RawServer, answer: bytes) -> None:
+    api.script(answer)
+    status, _, body = ask(daemon)
+    assert status == 502
+    assert b"invalid answer" in body
+    assert ask(daemon)[2] == b"right"

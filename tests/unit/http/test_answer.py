@@ -110,6 +110,17 @@ def test_what_comes_behind_the_last_answer_of_a_connection_is_seen(last: bytes) 
     "data",
     [
         b"nonsense",
+        b"RTSP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+        b"ICE/1.0 200 OK\r\n\r\n",
+        b"HTTP/0.9 200 OK\r\n\r\n",
+        b"HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 103 Early Hints\r\n\r\nRTSP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+        b"\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 000 No\r\n\r\n",
+        b"HTTP/1.1 099 No\r\nContent-Length: 5\r\n\r\nhello" + HEAD,
+        b"HTTP/1.1 199 No\r\nContent-Length: 5\r\n\r\nhello" + HEAD,
+        b"HTTP/1.1 104 No\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n" + HEAD,
+        b"HTTP/1.1 104 No\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + HEAD,
         b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
@@ -130,6 +141,7 @@ def test_what_comes_behind_the_last_answer_of_a_connection_is_seen(last: bytes) 
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n",
     ],
 )
-def test_what_is_no_answer_is_an_error(data: bytes) -> None:
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_what_is_no_answer_is_an_error(data: bytes, step: int) -> None:
     with pytest.raises(httpx.RemoteProtocolError):
-        fed(data)
+        fed(*(data[at : at + step] for at in range(0, len(data), step)))
