@@ -125,6 +125,9 @@ class Answer:
         # llhttp leaves the blanks behind a value, which are no part of it (RFC 9112, 5).
         self.headers = [(name, value.rstrip(b" \t")) for name, value in self.headers]
         self.is_whole = not self._has_body
+        self.is_last |= self.is_whole and bool(
+            self._codings
+        )  # the parser waits for chunks, and some servers send the last one
 
     def on_body(self, piece: bytes) -> None:
         """A piece of the body, or of one that the answer cannot have."""

@@ -75,6 +75,16 @@ def test_what_comes_behind_the_answer_to_head_is_not_the_next_artifact(
     assert len(api.requests) == 4
 
 
+@pytest.mark.parametrize("end", [b"", b"0\r\n\r\n", b"0\r\n\r\n" + POISON], ids=["nothing", "its end", "both"])
+def test_what_comes_behind_the_answer_to_head_in_chunks_is_not_the_next_artifact(
+    front: str, api: RawServer, end: bytes
+) -> None:
+    api.script(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + end)
+    assert ask(front, "first", "HEAD") == (200, b"")
+    assert [ask(front, path) for path in "abc"] == [(200, b"right")] * 3
+    assert len(api.requests) == 4
+
+
 def test_wherever_an_answer_and_its_surplus_are_split_the_next_client_gets_its_own(front: str, api: RawServer) -> None:
     data = RIGHT + POISON
     for cut in range(1, len(data)):

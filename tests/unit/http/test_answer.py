@@ -65,6 +65,14 @@ def test_an_answer_to_head_has_no_body() -> None:
     assert (answer.is_whole, answer.has_surplus, body) == (True, True, b"")
 
 
+def test_an_answer_to_head_with_chunks_is_the_last_one() -> None:
+    """Servers differ in whether the last chunk is sent, and the parser waits for it."""
+    head = CHUNKS[: CHUNKS.index(b"\r\n\r\n") + 4]
+    for data in (head, head + b"0\r\n\r\n", CHUNKS):
+        answer, body = fed(data, method="HEAD")
+        assert (answer.is_whole, answer.is_last, body) == (True, True, b"")
+
+
 def test_the_end_of_the_connection_ends_an_answer_without_a_length_alone() -> None:
     answer, body = fed(UNTIL_THE_END)
     assert (answer.is_whole, answer.is_last, body) == (False, True, b"body")
