@@ -193,7 +193,7 @@ class HttpTransport:
         *,
         anew: bool = False,
     ) -> Verdict:
-        """Make one request; an answer that accepts counts only when it is whole."""
+        """Make one request; an answer that accepts counts only when all of it has come, or MAX_ANSWER_BYTES of its body."""
         connection = self._connections.acquire(anew=anew)
         try:
             # With a stream instead of contents, httpx sends the headers as they are, and looks for no others to add.

@@ -125,6 +125,9 @@ def answered_seeds() -> list[bytes]:
         b'HTTP/1.0 400 Bad\r\nContent-Encoding: gzip\r\n\r\n{"error":{"message":"%TOKEN%"}}',
         b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 503 Busy\r\nContent-Length: 9\r\n\r\ncut",
         b"HTTP/1.1 413 %TOKEN%\r\nContent-Length: x\r\n\r\n",
+        b"RTSP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 199 No\r\nContent-Length: 2\r\n\r\nhiHTTP/1.0 200 OK\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked \r\n\r\n2 \r\n{}\r\n0\r\n\r\n",
         b"\x16\x03\x01\x02",
         b"",
     ]

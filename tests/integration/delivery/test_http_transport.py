@@ -14,13 +14,13 @@ import anyio.to_thread
 import pytest
 
 from agent.delivery.batching import Suspicion
-from agent.delivery.http_transport import Endpoint, HttpTransport
+from agent.delivery.http_transport import MAX_ANSWER_BYTES, Endpoint, HttpTransport
 from agent.delivery.transport import Kind
 from agent.errors import ConfigError
 from agent.events import Context, Event
 from tests.support.api_server import Answer, ApiServer, error
 from tests.support.pipelines import batch_of, events
-from tests.support.raw_server import RawServer
+from tests.support.raw_server import End, RawServer
 from tests.support.waiting import HUNG_AFTER
 
 pytestmark = pytest.mark.anyio
@@ -259,6 +259,16 @@ async def test_a_giant_answer_is_not_read_whole(api_server: ApiServer) -> None:
         verdict = await transport.send(batch_of(events("h1")))
         assert (verdict.kind, len(verdict.message)) == (Kind.TRANSIENT, 300 + len("500 Internal Server Error: "))
         assert (await transport.send(batch_of(events("h2")))).kind is Kind.ACCEPTED
+
+
+@pytest.mark.parametrize(("size", "kind"), [(MAX_ANSWER_BYTES - 1, Kind.TRANSIENT), (MAX_ANSWER_BYTES, Kind.ACCEPTED)])
+async def test_of_a_giant_answer_that_accepts_the_beginning_counts(size: int, kind: Kind) -> None:
+    with RawServer(b"HTTP/1.1 204 No Content\r\n\r\n") as server:
+        server.script(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + b"x" * size, End.CLOSED)
+        async with connected(server.url) as transport:
+            assert (await transport.send(batch_of(events("a")))).kind is kind
+            assert (await transport.send(batch_of(events("b")))).kind is Kind.ACCEPTED
+        assert server.accepted == 2
 
 
 async def test_cookies_are_neither_kept_nor_sent(api_server: ApiServer) -> None:
