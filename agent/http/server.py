@@ -221,7 +221,7 @@ class Exchange:
         try:
             return h11.Response(status_code=status, headers=[*headers, *closing], reason=reason)
         except h11.LocalProtocolError as error:
-            raise InvalidHeadError(str(error)) from error
+            raise InvalidHeadError(str(error)[:MAX_REASON_CHARACTERS]) from error
 
 
 def _phrase(status: int) -> bytes:
