@@ -175,9 +175,9 @@ class Heir(NamedTuple):
 
 
 def _bequest(fs: Filesystem, queue: str, directory: Path, *, removed: bool) -> Iterator[tuple[Path, str]]:
-    """Yield the files of a queue that are worth keeping, and their names in another one's history."""
+    """Yield the files of a queue that are worth keeping, and their names in another one's history; of no link to elsewhere."""
     for place in (directory / DIRECTORY, directory / SEGMENTS):
-        with contextlib.suppress(FileNotFoundError):
+        if fs.is_directory(directory) and fs.is_directory(place):
             named = [(name, segment.parse_name(name)) for name in fs.names(place) if is_kept_name(name)]
             if place.name == SEGMENTS and not removed:
                 named = named[:-1]  # its name carries the numbers

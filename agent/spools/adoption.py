@@ -192,7 +192,7 @@ class Adoption:
         """Claim what can be adopted now, as much of it as may be open together, and begin to adopt it."""
         try:
             if self._adopter is None:
-                self._adopter = await self._runtime.run_blocking(partial(Adopter, self._fs, self._home))
+                self._adopter = await self._runtime.run_blocking(partial(Adopter, self._fs, self._home, self._parent))
             found = await self._runtime.run_blocking(partial(spools_in, self._fs, self._parent))
         except (OSError, StorageError) as error:
             self._leave(self._parent, f"cannot be searched for spools: {error}")

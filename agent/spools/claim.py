@@ -47,9 +47,10 @@ class NoRoomError(Exception):
 class Adopter:
     """This agent as one that adopts: the `id` of its own spool, and the list of the spools that it has `adopted`."""
 
-    def __init__(self, fs: Filesystem, home: Path) -> None:
-        """`home` is this agent's own spool. Raises StorageError."""
+    def __init__(self, fs: Filesystem, home: Path, parent: Path) -> None:
+        """`home` is this agent's own spool, `parent` where it looks for others. Raises StorageError."""
         self._fs = fs
+        self._parent = parent
         self.adopted = AdoptedList(fs, home)
         own = identity.read_identity(fs, home)
         if own is None:
@@ -80,6 +81,7 @@ class Adopter:
         `heir_of` says by its account, if it has one, what gets its history; `now` is in seconds since the epoch. Raises
         StorageError or OSError; then it can be done again.
         """
+        self._refuse_links(claim.directory)
         if claim.mark is None:
             identity.settle(self._fs, claim.directory, mark)
         lines = identity.read_adopted(self._fs, claim.directory)
@@ -89,10 +91,17 @@ class Adopter:
         with contextlib.suppress(StorageError):  # it is damaged
             found = identity.read_identity(self._fs, claim.directory)
         heir = heir_of(None if found is None else found.account)
+        self._refuse_links(claim.directory)  # whoever made the spool may have put one there just now
         heir.inherit(self._fs, mark.id, claim.directory / DESTINATION, now, removed=kept is None)
         if kept is None:
             identity.remove(self._fs, claim.directory)
         return kept
+
+    def _refuse_links(self, directory: Path) -> None:
+        """Raise StorageError rather than write to a spool, or move away what is in it, that leads to elsewhere."""
+        link = identity.linked(self._fs, self._parent, directory)
+        if link is not None:
+            raise StorageError(f"{link} is no directory")
 
     def _has_lost_its_lock(self, directory: Path, names: Sequence[str]) -> bool:
         """Tell whether the removal of a spool goes on here. Another agent's removal must not find a new lock in its way."""
@@ -107,6 +116,9 @@ class Adopter:
     def _examine(
         self, directory: Path, lock: Lock, accounts: Collection[Account], room: Collection[Account | None]
     ) -> Claim:
+        link = identity.linked(self._fs, self._parent, directory)
+        if link is not None:
+            raise NotOursError(f"{link} is no directory")
         mark = identity.read_settled(self._fs, directory)
         if mark is not None:
             self._check_mark(directory, mark)
@@ -119,9 +131,6 @@ class Adopter:
         if found.account not in accounts:
             ours = " or ".join(map(str, accounts))
             raise NotOursError(f"its events are for {found.account}, this agent's for {ours}")
-        link = identity.linked(self._fs, directory)
-        if link is not None:
-            raise NotOursError(f"{link} is no directory")
         if found.account not in room:
             raise NoRoomError(found.account)
         return Claim(directory, lock, found, None)

@@ -255,11 +255,15 @@ def _outermost(directory: Path) -> Path:
 # The end
 
 
-def linked(fs: Filesystem, directory: Path) -> Path | None:
-    """Return what stands in the place of one of a spool's directories and is none, such as a link to elsewhere."""
-    for part in _PARTS[1:]:
-        path = directory / part
-        if fs.is_directory(path.parent) and path.name in fs.names(path.parent) and not fs.is_directory(path):
+def linked(fs: Filesystem, parent: Path, directory: Path) -> Path | None:
+    """Return what stands in the place of a directory and is none, such as a link to elsewhere: of a spool or on the way to it.
+
+    `parent` is where spools are, which may be anything. Raises OSError.
+    """
+    above = [each for each in reversed(directory.parents) if parent in each.parents]
+    for path in (*above, *(directory / part for part in _PARTS)):
+        within = path.parent == parent or fs.is_directory(path.parent)
+        if within and not fs.is_directory(path) and path.name in fs.names(path.parent):
             return path
     return None
 

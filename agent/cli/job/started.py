@@ -353,6 +353,8 @@ def _tidy(directory: Path, load: Callable[[], Config] | None) -> str | None:
         for each in spools:
             if (kept := spool.kept_in(fs, each)) is not None:
                 return f"{each} stays because of {kept}"
+            if (link := spool.linked(fs, directory.parent, each)) is not None:
+                return f"{each} stays: {link} is no directory"
             if (other := spool.waiting_for(fs, each)) is not None:
                 return f"{each} stays, for the next agent, until {other} can go"
             if settings is not None:

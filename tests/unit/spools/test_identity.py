@@ -125,7 +125,7 @@ def test_further_destinations_of_a_spool_are_found_but_not_through_links(home: P
     (home.parent / "file").touch()
     names = ["file", "home", "job", "job/destinations/web", "link", "linked"]
     assert spool.spools_in(FS, home.parent) == [home.parent / name for name in names]
-    assert spool.linked(FS, home.parent / "linked") == home.parent / "linked" / spool.DESTINATIONS
+    assert spool.linked(FS, home.parent, home.parent / "linked") == home.parent / "linked" / spool.DESTINATIONS
 
 
 def test_a_spool_stays_until_no_further_destination_is_left_in_it(home: Path) -> None:
