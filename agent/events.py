@@ -103,7 +103,7 @@ class Block(NamedTuple):
     """Events that share a context, as canonical JSON: one a line, each with its line end, in the order they came.
 
     `use` is what they say of the cache, where they come from a client; events that are queued again say nothing new. Their sender
-    wants them to go to the destination `asks_for`, if it says so.
+    wants them to go to the destination `asks_for`, if it says so, and durable acks of some of them or of none.
     """
 
     context: Context
@@ -111,6 +111,7 @@ class Block(NamedTuple):
     lines: bytes
     use: CacheUse = NO_USE
     asks_for: str | None = None
+    durable_acks: bool = False
 
 
 class Reject(NamedTuple):
@@ -216,7 +217,7 @@ def decode_bare_events(text: bytes, session: Session) -> Block | None:
     plain = lines == text or (_is_one_a_line(text, events) and not _may_repeat_a_key(text, events))
     if not plain or not events:
         return None
-    return Block(session.context, len(events), lines, count_use(events), session.asks_for)
+    return Block(session.context, len(events), lines, count_use(events), session.asks_for, session.durable_acks)
 
 
 ARRAY_OVERHEAD = 1
@@ -335,10 +336,12 @@ def _decode_line_by_line(text: bytes, session: Session, max_rejects: int | None)
         last = groups[-1][0] if groups else None
         if last is not None and last.context is session.context and last.asks_for == session.asks_for:
             groups[-1][1].extend(events)
+            if session.durable_acks:
+                groups[-1] = session, groups[-1][1]
         elif events:
             groups.append((session, [*events]))
     blocks = [
-        Block(each.context, len(events), encode_events(events), count_use(events), each.asks_for)
+        Block(each.context, len(events), encode_events(events), count_use(events), each.asks_for, each.durable_acks)
         for each, events in groups
     ]
     return Decoded(blocks, rejects, session, line_count(text))

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import anyio
 import msgspec
@@ -46,13 +47,30 @@ GLANCE_REJECTS = 2
 REMEMBERED_PEERS = 1024
 
 
+class Refused(NamedTuple):
+    """How many lines of a client were rejected or dropped before they were submitted, and how many of the rejects are named."""
+
+    rejected: int
+    named: int
+    dropped: Mapping[str, int]
+
+
+class Uncommitted(NamedTuple):
+    """So many events of a client, their submission, whether they are to be acked, and what of the lines before was `refused`."""
+
+    events: int
+    submission: Submission
+    acked: bool
+    refused: Refused
+
+
 @dataclass
 class ClientState:
     """What one client has set, and what became of the lines that it sent; `errors` names the first few rejects.
 
     It came by `socket`, and is in the groups that `groups` returns, as far as the kernel says so. `uncommitted` is what it waits
-    for acks of, oldest first: how many events, and their submission. A client that is not `answerable` may ask for acks, but
-    nobody waits with them.
+    for acks of, in order, up to where it turned acks off; lines behind the first of them are in no ack so far. A client that is
+    not `answerable` may ask for acks, but nobody waits with them.
     """
 
     peer: Peer
@@ -63,51 +81,68 @@ class ClientState:
     lines: int = 0
     durable: int = 0
     rejected: int = 0
-    dropped: int = 0
     dropped_by_reason: dict[str, int] = field(default_factory=dict)
     errors: list[Reject] = field(default_factory=list)
-    uncommitted: deque[tuple[int, Submission]] = field(default_factory=deque)
+    uncommitted: deque[Uncommitted] = field(default_factory=deque)
+    _dropped_by_commits: dict[str, int] = field(default_factory=dict)
+    _ack_due: bool = False
     _acked: tuple[int, int, int] = (0, 0, 0)
 
-    @property
-    def wants_acks(self) -> bool:
-        """Whether the client has asked for durable acks, and can be sent them."""
-        return self.answerable and self.session.durable_acks
-
     def drop(self, count: int, reason: str) -> None:
-        """Count events that were dropped."""
-        self.dropped += count
+        """Count events that were dropped before they were submitted."""
         self.dropped_by_reason[reason] = self.dropped_by_reason.get(reason, 0) + count
+
+    def submitted(self, block: Block, submission: Submission) -> None:
+        """Wait for what was submitted if it is to be acked, or, to know where acks end, if what came before it was."""
+        acked = self.answerable and block.durable_acks
+        if acked or (self.uncommitted and self.uncommitted[-1].acked):
+            self.uncommitted.append(Uncommitted(block.event_count, submission, acked, self._refused))
 
     async def wait_committed(self) -> None:
         """Wait for the oldest commit of what is uncommitted, if there is one; count what has become durable or was dropped."""
         while self.uncommitted:
-            count, submission = self.uncommitted[0]
-            refused = (await submission.wait()).refused
+            oldest = self.uncommitted[0]
+            refused = (await oldest.submission.wait()).refused
             del self.uncommitted[0]
-            if refused is None:
-                self.durable += count
-            else:
-                self.drop(count, refused)
-            if not self.is_answer_due:
+            if oldest.acked:
+                self._ack_due = True
+                if refused is None:
+                    self.durable += oldest.events
+                else:
+                    dropped = self._dropped_by_commits
+                    dropped[refused] = dropped.get(refused, 0) + oldest.events
+            if not self.is_answer_due or (self.uncommitted and not self.uncommitted[0].acked):
                 return
+
+    @property
+    def _refused(self) -> Refused:
+        return Refused(self.rejected, len(self.errors), {**self.dropped_by_reason})
 
     @property
     def is_answer_due(self) -> bool:
         """Whether there is no commit to be waited for, or the oldest one is over."""
-        return not self.uncommitted or self.uncommitted[0][1].group.is_over
+        return not self.uncommitted or self.uncommitted[0].submission.group.is_over
 
     def next_ack(self) -> bytes | None:
-        """Return the cumulative counts as a line for the client; None if it asked for none or they have not changed."""
-        counts = (self.durable, self.rejected, self.dropped)
-        if not self.wants_acks or counts == self._acked:
+        """Return the cumulative counts as a line for the client; None if it asked for none or they have not changed.
+
+        They are those of its lines up to the first that is uncommitted.
+        """
+        refused = self.uncommitted[0].refused if self.uncommitted else self._refused
+        dropped = {**refused.dropped}
+        for reason, count in self._dropped_by_commits.items():
+            dropped[reason] = dropped.get(reason, 0) + count
+        counts = (self.durable, refused.rejected, sum(dropped.values()))
+        asked = self._ack_due or (self.answerable and self.session.durable_acks)
+        self._ack_due = False
+        if not asked or counts == self._acked:
             return None
-        ack: dict[str, object] = {"durable": self.durable, "rejected": self.rejected}
-        if self.dropped:
-            ack["dropped"] = self.dropped
-            ack["dropped_by_reason"] = self.dropped_by_reason
-        if self.rejected != self._acked[1] and self.errors:
-            ack["errors"] = [{"line": line, "reason": reason} for line, reason in self.errors]
+        ack: dict[str, object] = {"durable": self.durable, "rejected": refused.rejected}
+        if dropped:
+            ack["dropped"] = counts[2]
+            ack["dropped_by_reason"] = dropped
+        if refused.rejected != self._acked[1] and refused.named:
+            ack["errors"] = [{"line": line, "reason": reason} for line, reason in self.errors[: refused.named]]
         self._acked = counts
         return msgspec.json.encode(ack) + b"\n"
 
@@ -227,19 +262,18 @@ class Intake:
 
         Waits for room before it queues anything, so that a client is slowed down rather than memory filled.
         """
-        if lines.oversized:
-            client.lines += lines.oversized
-            self._reject([Reject(0, f"Line is longer than {MAX_LINE_BYTES:,} bytes")] * lines.oversized, client)
-        waiting: list[tuple[int, Submission]] = []
+        client.lines += lines.oversized
+        before = client.lines
         block = decode_bare_events(lines.block, client.session)
         if block is not None:
             client.lines += block.event_count
             self._bad_in_a_row.pop(client.peer, None)
-            await self._queue(block, client, waiting)
+            await self._queue(block, client)
         else:
-            await self._submit_in_pieces(lines.block, client, waiting)
-        if client.wants_acks:
-            client.uncommitted += waiting
+            await self._submit_in_pieces(lines.block, client)
+        if lines.oversized:  # wherever they were: no ack may count them before the others
+            reject = Reject(before - client.lines, f"Line is longer than {MAX_LINE_BYTES:,} bytes")
+            self._reject([reject] * lines.oversized, client)
 
     def submit_messages(
         self, messages: Sequence[bytes], owners: Sequence[int], client_of: Callable[[int], ClientState]
@@ -314,7 +348,7 @@ class Intake:
         client.lines += count
         return True
 
-    async def _submit_in_pieces(self, text: bytes, client: ClientState, waiting: list[tuple[int, Submission]]) -> None:
+    async def _submit_in_pieces(self, text: bytes, client: ClientState) -> None:
         """Queue the events, and reject the rest. Others have their turns in between if there is something to reject."""
         turn, done = self.turns.of(client.peer), 0
         await turn.wait()  # it may be the first piece of each of many connections
@@ -326,21 +360,21 @@ class Intake:
             client.session = decoded.session
             if decoded.blocks:
                 self._bad_in_a_row.pop(client.peer, None)
-            if decoded.rejects:
+            for block in decoded.blocks:
+                await self._queue(block, client)
+            if decoded.rejects:  # after the events before them
                 self._reject(decoded.rejects, client)
             client.lines += decoded.line_count
-            for block in decoded.blocks:
-                await self._queue(block, client, waiting)
             if decoded.rejects:
                 await turn.wait()
 
-    async def _queue(self, block: Block, client: ClientState, waiting: list[tuple[int, Submission]]) -> None:
+    async def _queue(self, block: Block, client: ClientState) -> None:
         pipeline, weight = self._way(client, block.event_count, len(block.lines), block.asks_for)
         if pipeline is None:
             return
         self.cache_uses.add(block.context.ci, block.use)
         if not self._holds_others_up(client, pipeline) and await self._has_room(pipeline):
-            waiting.append((block.event_count, pipeline.submit(block, owner=client.peer.uid, weight=weight)))
+            client.submitted(block, pipeline.submit(block, owner=client.peer.uid, weight=weight))
         else:
             pipeline.shed(block.event_count)
             client.drop(block.event_count, Outcome.STALLED)

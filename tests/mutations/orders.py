@@ -25,7 +25,7 @@ ORDERS = (
     Order(
         "a client is answered before its group is durable",
         "agent/ingest/intake.py",
-        "refused = (await submission.wait()).refused",
+        "refused = (await oldest.submission.wait()).refused",
         "refused = None",
     ),
     Order(

@@ -502,7 +502,10 @@ def test_a_context_line_holds_for_what_follows_it() -> None:
 def test_asking_for_acks_in_between_does_not_part_events_of_one_context() -> None:
     decoded = decode_lines(b"\n".join([PLAIN, b'{"context":{"ack":"durable"}}', PLAIN]), VERCEL)
     session = Session(VERCEL.context, durable_acks=True)
-    assert decoded == Decoded([block_of(VERCEL.context, 2, (PLAIN + b"\n") * 2)], [], session, 3)
+    block = block_of(VERCEL.context, 2, (PLAIN + b"\n") * 2)._replace(durable_acks=True)
+    assert decoded == Decoded([block], [], session, 3)
+    off = decode_lines(b"\n".join([PLAIN, b'{"context":{"ack":"none"}}', PLAIN]), session)
+    assert off == Decoded([block], [], VERCEL, 3)
 
 
 # --- bounds and the queue ---------------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ async def test_events_have_the_weight_of_their_senders_rule() -> None:
         for uid in (PEER.uid, 1):
             client = ClientState(Peer(pid=1, uid=uid))
             await intake.submit(lines(ACKS + line()), client)
-            weights += [submission.weight for _, submission in client.uncommitted]
+            weights += [each.submission.weight for each in client.uncommitted]
             await client.wait_committed()
         assert weights == [3, 1]
         tasks.cancel_scope.cancel()
@@ -115,6 +115,49 @@ async def test_the_first_rejects_are_named_by_their_place_in_the_stream() -> Non
         await intake.submit(lines(line()), client)
         await client.wait_committed()
         assert answered(client) == {"durable": 3, "rejected": 8}
+        tasks.cancel_scope.cancel()
+
+
+async def answers(client: ClientState) -> list[dict[str, Any]]:
+    """Return the acks of all that a client has sent so far."""
+    found = []
+    while client.uncommitted:
+        await client.wait_committed()
+        if (answer := answered(client)) is not None:
+            found.append({key: value for key, value in answer.items() if key != "errors"})
+    return found
+
+
+async def test_an_ack_covers_nothing_behind_what_is_not_durable_yet() -> None:
+    async with anyio.create_task_group() as tasks:
+        host = GatedHost(tasks)
+        pipeline = host.start()
+        intake, client = Intake({DEFAULT: pipeline}), ClientState(PEER)
+        host.gate.close()
+        await intake.submit(lines(ACKS + BAD + line()), client)
+        await anyio.wait_all_tasks_blocked()  # its commit is under way
+        await intake.submit(lines(line() + BAD, oversized=1), client)
+        await intake.submit(lines(BAD), client)
+        assert answered(client) is None
+        host.gate.open()
+        assert await answers(client) == [{"durable": 1, "rejected": 1}, {"durable": 2, "rejected": 4}]
+        assert [error.line for error in client.errors] == [2, 6, 4, 7]
+        tasks.cancel_scope.cancel()
+
+
+async def test_what_was_to_be_acked_is_acked_though_acks_are_turned_off_behind_it() -> None:
+    async with anyio.create_task_group() as tasks:
+        host = GatedHost(tasks)
+        intake, client = Intake({DEFAULT: host.start()}), ClientState(PEER)
+        host.gate.close()
+        await intake.submit(lines(ACKS + line() + NO_ACKS + line()), client)
+        await intake.submit(lines(BAD + line()), client)
+        host.gate.open()
+        assert await answers(client) == [{"durable": 2, "rejected": 0}]  # those of one context in one read go together
+        await intake.submit(lines(line()), client)
+        assert not client.uncommitted
+        await intake.submit(lines(ACKS + line()), client)
+        assert await answers(client) == [{"durable": 3, "rejected": 1}]
         tasks.cancel_scope.cancel()
 
 
