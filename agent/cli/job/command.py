@@ -31,7 +31,10 @@ class CommandError(AgentError):
 
 
 def run(command: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Run a command to its end; return its exit code, or -N if signal N ended it. Raises CommandError."""
+    """Run a command to its end; return its exit code, or -N if signal N ended it. Raises CommandError.
+
+    As PID 1 of a container it reaps meanwhile whatever else ends: orphans, which nobody else waits for.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
     inherited = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored there is nothing to wait for
     try:
@@ -67,11 +70,25 @@ def _wait(pid: int) -> int:
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
                 return os.waitstatus_to_exitcode(status)
+            if os.getpid() == 1:
+                _reap_others(pid)
         elif (
             info.si_code <= 0 and info.si_pid != pid
         ):  # sent by a process: what the kernel sends, the whole group has got
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, info.si_signo)
+
+
+def _reap_others(pid: int) -> None:
+    """Reap every child that has ended, up to the command, whose signal is still to come.
+
+    It may be the agent: `Popen` puts up with that, and the agent's end is seen by its pidfd.
+    """
+    while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        if ended.si_pid == pid:
+            return
+        with contextlib.suppress(ChildProcessError):  # the agent, and another thread was faster
+            os.waitpid(ended.si_pid, os.WNOHANG)
 
 
 def end_as(code: int) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command import COMMAND
+from tests.support.command import COMMAND, environment
 from tests.support.daemon import Daemon
 from tests.support.tools import require_root, require_tool
 from tests.support.waiting import HUNG_AFTER, eventually
@@ -86,6 +86,40 @@ def test_once_it_is_up_sigterm_drains_it_as_ever(tmp_path: Path) -> None:
         os.kill(pid, signal.SIGTERM)
         assert process.wait(HUNG_AFTER) == 0
     assert "stopped" in daemon.stderr_text()
+
+
+# Leaves orphans behind, and waits until no zombie is left; else it ends with their number.
+LEAVE_ORPHANS = """
+import os, pathlib, sys, time
+for _ in range(3):
+    if os.fork() == 0:
+        os.fork()
+        os._exit(0)
+for _ in range(3):
+    os.wait()
+def zombies():
+    stats = [path.read_text() for path in pathlib.Path("/proc").glob("[0-9]*/stat") if path.exists()]
+    return sum(stat.rpartition(")")[2].split()[0] == "Z" for stat in stats)
+until = time.monotonic() + float(sys.argv[1])
+while (left := zombies()) and time.monotonic() < until:
+    os.sched_yield()
+sys.exit(left)
+"""
+
+
+def test_exec_as_the_first_process_reaps_orphans_while_its_command_runs(tmp_path: Path) -> None:
+    require_root()
+    unshare = require_tool("unshare", "apt-get install util-linux")
+    daemon = Daemon(tmp_path / "d", NOWHERE)
+    variables = {
+        "STATE_DIRECTORY": str(tmp_path / "state"),
+        "TURBO_TOKEN": "secret",
+        "ARTIFACTS_AGENT_CONFIG": str(daemon.config),
+    }
+    run = [*COMMAND, "exec", "--", sys.executable, "-c", LEAVE_ORPHANS, str(HUNG_AFTER / 2)]
+    command = [str(unshare), "--pid", "--fork", "--mount-proc", "--kill-child", *run]
+    done = subprocess.run(command, env=environment(variables), stderr=subprocess.PIPE, timeout=HUNG_AFTER)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_others_leave_behind_does_not_stay_as_a_zombie(tmp_path: Path) -> None:
