@@ -280,8 +280,10 @@ def _listen(path: Path) -> socket.socket:
 
 
 def _last_words(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].removeprefix("artifacts-agent: ") if lines else "it said nothing"
+    """Return the last line that says something, out of the frame that is around the traceback of an ExceptionGroup."""
+    lines = [line.strip("| ") for line in log.read_text(errors="replace").splitlines()]
+    said = [line for line in lines if any(map(str.isalnum, line)) and not line.startswith("+-")]
+    return said[-1].removeprefix("artifacts-agent: ") if said else "it said nothing"
 
 
 def _runtime_directory(environ: Mapping[str, str]) -> Path:

@@ -546,6 +546,14 @@ def test_without_an_agent_the_command_runs_as_it_would_have(env: Mapping[str, st
     assert job.spools == []
 
 
+def test_an_agent_that_may_open_too_few_files_says_so(job: Job) -> None:
+    limited = ["sh", "-c", 'ulimit -n 16; exec "$@"', "sh", *COMMAND, "exec", *PATIENT, "--", "true"]
+    done = subprocess.run(limited, env=environment(job.env), capture_output=True, text=True, timeout=HUNG_AFTER)
+    assert done.returncode == 0
+    assert "Too many open files" in done.stderr
+    assert "+--" not in done.stderr
+
+
 def test_a_script_that_names_no_program_is_run_by_the_shell_as_everywhere_else(job: Job) -> None:
     script = job.directory / "script"
     script.write_text('echo "$0 $1 $2"; exit 7\n')
