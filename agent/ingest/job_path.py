@@ -14,11 +14,15 @@ def job_path(job: str) -> str:
 
 
 def split_job(path: str, target: bytes) -> tuple[bytes | None, str, bytes]:
-    """Return the label in a request's path, as it was sent, and path and target without it; None if there is none."""
-    if not path.startswith(_PREFIX) or not target.startswith(_PREFIX.encode()):
+    """Return the label in a request's path, as it was sent, and path and target without it; None if there is none.
+
+    `target` is `path` and what follows it, as a query: in an absolute URL there is no label.
+    """
+    sent = path.encode()
+    if not path.startswith(_PREFIX) or not target.startswith(sent):
         return None, path, target
-    label, _, rest = target[len(_PREFIX) :].partition(b"/")
-    return unquote_to_bytes(label), f"/{path[len(_PREFIX) :].partition('/')[2]}", b"/" + rest
+    label, _, rest = path[len(_PREFIX) :].partition("/")
+    return unquote_to_bytes(label), f"/{rest}", b"/" + rest.encode() + target[len(sent) :]
 
 
 def without_job(url: str) -> str:

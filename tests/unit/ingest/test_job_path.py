@@ -1,5 +1,7 @@
 """A label goes through the path of a request unchanged, and the rest of the path is what it would be without it."""
 
+from urllib.parse import urlsplit
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,3 +35,23 @@ def test_a_label_comes_out_as_it_went_in(job: str) -> None:
 )
 def test_only_what_begins_as_such_a_path_has_a_label(path: str, found: tuple[bytes | None, str, bytes]) -> None:
     assert split_job(path, path.encode()) == found
+
+
+@given(st.text("a/?#&=%2;", max_size=20))
+def test_path_and_target_say_the_same_without_the_label_whatever_is_in_it(text: str) -> None:
+    target = f"/artifacts-agent/job/{text}"
+    path = urlsplit(target).path
+    label, shorter, found = split_job(path, target.encode())
+    assert label is not None
+    assert found == shorter.encode() + target[len(path) :].encode()
+    assert path.endswith(shorter.removeprefix("/"))
+
+
+def test_a_query_is_no_part_of_a_label() -> None:
+    found = split_job("/artifacts-agent/job/a", b"/artifacts-agent/job/a?q=1/v8/artifacts/events")
+    assert found == (b"a", "/", b"/?q=1/v8/artifacts/events")
+
+
+def test_an_absolute_url_has_no_label() -> None:
+    path, target = "/artifacts-agent/job/a/v8", b"http://host/artifacts-agent/job/a/v8"
+    assert split_job(path, target) == (None, path, target)
