@@ -34,6 +34,8 @@ for (const { url, width, height, dark, password, picture, keys } of JSON.parse(r
   }
   if (picture) await page.screenshot({ path: picture, fullPage: height === undefined })
   const looks = await page.evaluate(() => ({
+    // Whether some table is wider than what shows it, and so has to be scrolled.
+    clipped: [...document.querySelectorAll('.wide')].some((each) => each.scrollWidth > each.clientWidth),
     back: getComputedStyle(document.body).backgroundColor,
     elements: [...new Set([...document.querySelectorAll('*')].map((each) => each.localName))],
     fits: document.documentElement.scrollWidth <= document.documentElement.clientWidth,
@@ -48,6 +50,7 @@ for (const { url, width, height, dark, password, picture, keys } of JSON.parse(r
     picture,
     said,
     status: answer.status(),
+    width,
     violations: violations.map(({ id, impact, nodes }) => ({ id, impact, at: nodes.map((node) => node.html.slice(0, 200)) })),
   })
   await context.close()

@@ -50,6 +50,9 @@ summary { cursor: pointer; color: var(--dim); font-size: .875rem; }
 th, td { padding: .25rem .75rem .25rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { font-weight: 600; font-size: .875rem; }
 th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 12rem; }
+th.words, td.words { text-align: left; white-space: normal; min-width: 7rem; }
+@media (max-width: 48rem) { .wide::before { content: "The table scrolls sideways \\2192"; display: block; position: sticky;
+  left: 0; width: max-content; color: var(--dim); font-size: .875rem; } }
 td:first-child { font-family: ui-monospace, monospace; font-size: .875rem; }
 .state { display: grid; grid-template-columns: max-content 1fr; gap: .125rem 1rem; margin: 0; }
 .state dt { color: var(--dim); grid-column: 1; } .state dd { margin: 0; grid-column: 2; }
@@ -71,6 +74,8 @@ _ANSWERS = (
 )
 _HITS = _ANSWERS[:2]
 _COLUMNS = ("hit rate", "tasks", "local hits", "remote hits", "misses", "unanswered", "task time saved")
+_WORDS = ("ci", "job", "task")
+"""Columns of words, which wrap; numbers do not."""
 _MOST_PARTS = 500
 _UNITS = (("h", 3_600_000), ("min", 60_000), ("s", 1000))
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -292,9 +297,11 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 
 def _grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
     yield f'<div class="wide" tabindex="0" role="region" aria-label="{text(title)}"><table><thead><tr>'
-    yield "".join(f'<th scope="col">{text(each)}</th>' for each in columns) + "</tr></thead><tbody>"
+    classes = [' class="words"' if each in _WORDS else "" for each in columns]
+    named = zip(classes, columns, strict=True)
+    yield "".join(f'<th scope="col"{css}>{text(each)}</th>' for css, each in named) + "</tr></thead><tbody>"
     for row in rows:
-        yield f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>"
+        yield f"<tr>{''.join(f'<td{css}>{cell}</td>' for css, cell in zip(classes, row, strict=True))}</tr>"
     yield "</tbody></table></div>"
 
 

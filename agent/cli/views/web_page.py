@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 
 from agent.cli.views.charts import text
 from agent.cli.views.report_page import Tile, about, document, report_tiles, sections, tiles
-from agent.cli.views.status import headline
+from agent.cli.views.status import delivery, headline
 from agent.cli.views.status import sections as status_sections
 from agent.cli.views.words import amount, duration
 from agent.control.schema import StatusReport
@@ -18,6 +18,7 @@ RANGES = (("24h", "24 hours"), ("7d", "7 days"), ("30d", "30 days"), ("90d", "90
 REFRESHES = {"off": 0, "30": 30, "60": 60, "300": 300}
 """What may be asked for, and the seconds that it means."""
 DEFAULT_REFRESH = "60"
+NOT_DELIVERING = ("paused", "backing_off", "failed")
 SOON_SECONDS = 3
 """When a page shows itself again that has nothing to show yet."""
 _REFRESH_WORDS = {"off": "off", "30": "30 s", "60": "1 min", "300": "5 min"}
@@ -68,7 +69,9 @@ def page(view: View) -> str:
     lines = chain(
         ["<header><h1>Remote cache</h1>", *_controls(view.asked)],
         [f"<p>{text(counted.about)}</p>"] if isinstance(counted, Counted) else [],
-        [_state(view.status), "</header><main>"],
+        [_state(view.status)],
+        _troubles(view.status, view.now),
+        ["</header><main>"],
         tiles([*(counted.tiles if isinstance(counted, Counted) else ()), _queue_tile(view.status)]),
         _problems(view),
         [counted.sections] if isinstance(counted, Counted) else [],
@@ -123,6 +126,20 @@ def _state(status: StatusReport | str | None) -> str:
             return f'<p class="bad">{text(status)}</p>'
         case _:
             return f'<p class="dim">{text(headline(status).plain)}</p>'
+
+
+def _troubles(status: StatusReport | str | None, now: float) -> Iterator[str]:
+    """Yield why destinations deliver nothing at present, a paragraph for each of them."""
+    if not isinstance(status, StatusReport):
+        return
+    for name, destination in status.destinations.items():
+        if destination.state in NOT_DELIVERING or destination.storage_error:
+            facts = [
+                f"{label} {said.plain}" if label == "storage" else said.plain
+                for label, said in delivery(destination, now)
+            ]
+            title = "" if len(status.destinations) == 1 else f"{name}: "
+            yield f'<p class="bad">{text(title + " · ".join(facts))}</p>'
 
 
 def _queue_tile(status: StatusReport | str | None) -> Tile:

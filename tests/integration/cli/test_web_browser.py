@@ -5,6 +5,7 @@
 
 import os
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,19 @@ def test_a_million_events(tmp_path: Path, api_server: ApiServer) -> None:
                 check(found)
                 assert all({"svg", "rect", "table"} <= set(each["elements"]) for each in found)
             assert "1,000,001 events" in web.get("?since=30d").text
+
+
+def test_a_job_with_a_long_address_is_shown_whole(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    queue = CountedQueue(tmp_path / "queue")
+    queue.now = time.time()
+    job = f"build https://gitlab.example.com/{'a-team/' * 20}-/jobs/123456789"
+    queue.append([use(str(uuid.uuid4()), "REMOTE", "MISS", "h")], ci="GITLAB", job=job)
+    queue.ask(lambda _: None)
+    with served(config) as web:
+        web.wait_for("Worst builds")
+        check(found := in_all_ways("job", web.url))
+        assert [each["clipped"] for each in found] == [each["width"] < 700 for each in found]
 
 
 def test_hostile_names_in_events(tmp_path: Path) -> None:

@@ -82,6 +82,22 @@ def test_it_says_why_nothing_is_delivered_and_how_much_waits() -> None:
     assert '<dd class="warn">1 event: 1 expired' in text
 
 
+def test_what_is_not_delivered_is_said_at_the_top_in_red(counted: Counted) -> None:
+    failed = DestinationStatus("failed", "its token cannot be read")
+    several = msgspec.structs.replace(WAITING, destinations={**WAITING.destinations, "third": failed})
+    top = page(view(counted=counted, status=several)).partition("</header>")[0]
+    said = re.findall('<p class="bad">([^<]+)</p>', top)
+    assert [each.partition(" · ")[0] for each in said] == [
+        "default: paused: blocked: 402 Payment Required",
+        "other: backing off: None",
+        "third: failed: its token cannot be read",
+    ]
+    assert "storage failing: No space left on device" in said[0]
+    alone = msgspec.structs.replace(WELL, destinations={"default": failed})
+    assert '<p class="bad">failed: its token cannot be read · ' in page(view(status=alone))
+    assert '<p class="bad">' not in page(view(counted=counted)).partition("</header>")[0]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
