@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from agent.cli.options import config_option, destination_option, find_queue
-from agent.cli.periods import DEFAULT_SINCE, moment, period
+from agent.cli.periods import DEFAULT_SINCE, period
 from agent.cli.views.output import complain, say_json, show, write
 from agent.cli.views.words import amount
 from agent.errors import AgentError
@@ -21,23 +21,9 @@ BELOW = 9
 _HOUR_SECONDS = 3600
 
 
-class Moment(click.ParamType[float]):
-    """A time, in seconds since the epoch: so long ago, or a date and perhaps a time (ISO 8601), which is UTC unless it says."""
-
-    name = "time"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            return moment(str(value), time.time())
-        except ValueError as error:
-            self.fail(f"{str(value)!r} {error}", param, ctx)
-
-
 @click.command(short_help="Show what the cache did: hit rate, task time saved, worst builds.")
-@click.option(
-    "--since", type=Moment(), metavar="TIME", help=f'From then on: "7d" ago, or a date.  [default: {DEFAULT_SINCE}]'
-)
-@click.option("--until", type=Moment(), metavar="TIME", help='Up to then: "1d" ago, or a date.  [default: now]')
+@click.option("--since", metavar="TIME", help=f'From then on: "7d" ago, or a date.  [default: {DEFAULT_SINCE}]')
+@click.option("--until", metavar="TIME", help='Up to then: "1d" ago, or a date.  [default: now]')
 @click.option("--session", metavar="ID", help="Only this session, whenever it was.")
 @click.option("--by", type=click.Choice(["hour", "day", "session", "ci", "job"]), help="Break it down.")
 @click.option(
@@ -62,8 +48,8 @@ class Moment(click.ParamType[float]):
 def report(
     path: Path | None,
     destination: str | None,
-    since: float | None,
-    until: float | None,
+    since: str | None,
+    until: str | None,
     session: str | None,
     by: "By | None",
     form: Literal["text", "github", "json", "html", "csv"],
@@ -86,7 +72,10 @@ def report(
     from agent.usage.report import Question
 
     now = time.time()
-    question = Question(period(since, until, session, now), by)
+    try:
+        question = Question(period(since, until, session, now), by)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     settings, destination, _ = find_queue(path, destination)
     found, when = _ask(settings, destination, question, now, with_timeline=form == "html")
     found = _with_names(found, runs)

@@ -44,6 +44,9 @@ def period_of(report: Report) -> str:
 def not_known(report: Report) -> Iterator[str]:
     """Yield what is missing in a report, or may be."""
     unknown = report.unknown
+    if report.session is not None and not report.sessions:
+        when = " of this time" if report.since or report.until else ""
+        yield f"no event{when} is known of session {report.session}: is it its whole ID?"
     if not unknown.history:
         yield "history.max_bytes is 0: what is delivered between two reports is in none of them"
     if unknown.deleted:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from agent.cli.periods import DEFAULT_SINCE, moment, period
+from agent.cli.periods import DEFAULT_SINCE, period
 from agent.cli.views.web_page import DEFAULT_REFRESH, REFRESHES, Asked
 from agent.usage.report import Period
 
@@ -32,17 +32,7 @@ def asked_in(query: Mapping[str, str]) -> Asked:
 
 def period_of(asked: Asked, now: float) -> Period:
     """Return the time that is asked about; `now` is in seconds since the epoch. Raises BadQuestionError."""
-    since, until = (_moment(name, getattr(asked, name), now) for name in ("since", "until"))
-    found = period(since, until, asked.session, now)
-    if since is not None and until is not None and since >= until:
-        raise BadQuestionError(
-            f"since is {asked.since!r} and until is {asked.until!r}: the first has to be before the second."
-        )
-    return found
-
-
-def _moment(name: str, text: str, now: float) -> float | None:
     try:
-        return moment(text, now) if text else None
+        return period(asked.since or None, asked.until or None, asked.session, now)
     except ValueError as error:
-        raise BadQuestionError(f"{name}: {text!r} {error}.") from error
+        raise BadQuestionError(f"{error}.") from error

@@ -101,6 +101,37 @@ def test_what_is_no_time_is_a_usage_error(time: str, tmp_path: Path) -> None:
     assert "is not a time" in done.stderr
 
 
+@pytest.mark.parametrize("time", ["1w", "7D", "yesterday"])
+def test_the_units_of_a_time_are_listed(time: str, tmp_path: Path) -> None:
+    done = run_command("report", "--until", time, "--config", tmp_path / "none.toml")
+    assert (done.returncode, "units are s, m, h and d" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        ("--since", "1d", "--until", "2d"),
+        ("--since", "1d", "--until", "1d"),
+        ("--since", "2025-06-15", "--until", "2025-06-15"),
+        ("--until", "8d"),
+    ],
+)
+def test_a_period_that_ends_before_it_begins_is_a_usage_error(times: tuple[str, ...], tmp_path: Path) -> None:
+    done = run_command("report", *times, "--config", tmp_path / "none.toml")
+    assert (done.returncode, "the first has to be before the second" in done.stderr) == (2, True)
+
+
+def test_a_session_of_which_nothing_is_known_is_said(daemon: Daemon, recorded_requests: list[Recorded]) -> None:
+    session = sent(daemon, recorded_requests[:1])[0]["sessionId"]
+    for form in ("text", "github", "html"):
+        ask = ("report", "--format", form, "--config", daemon.config, "--session")
+        assert "no event is known of session" not in run_command(*ask, session).stdout
+        assert (
+            f"no event is known of session {session[:8]}: is it its whole ID?" in run_command(*ask, session[:8]).stdout
+        )
+    assert asked(daemon, "--session", session[:8])["sessions"] == 0
+
+
 def test_a_date_is_utc(daemon: Daemon) -> None:
     found = asked(daemon, "--since", "2025-06-15", "--until", "2025-06-16T12:30+02:00")
     assert (found["since"], found["until"]) == ("2025-06-15T00:00:00.000Z", "2025-06-16T11:00:00.000Z")

@@ -30,12 +30,16 @@ def test_it_is_about_whole_hours(query: dict[str, str], asked: Asked, period: Pe
 @pytest.mark.parametrize(
     ("query", "said"),
     [
-        ({"since": "yesterday"}, "since: 'yesterday' is not a time: write it like \"7d\" (ago)"),
+        (
+            {"since": "yesterday"},
+            "since: 'yesterday' is not a time: write it like \"7d\" (ago; units are s, m, h and d)",
+        ),
         ({"until": "9999-12-31T23:59"}, "until: '9999-12-31T23:59' is not a time"),
         ({"since": "0001-01-01"}, "since: '0001-01-01' is not a time"),
         ({"since": "99999999d"}, "since: '99999999d' is not a time"),
         ({"since": "1d", "until": "2d"}, "the first has to be before the second"),
         ({"since": "1d", "until": "1d"}, "the first has to be before the second"),
+        ({"until": "8d"}, "since is '7d' and until is '8d': the first has to be before the second."),
         ({"refresh": "1"}, "refresh is '1': it may be off, 30, 60, 300"),
         ({"sinec": "1d"}, "There is no parameter 'sinec', only since, until, session, refresh."),
         ({"session": "x" * 513}, "session is too long: it may have 512 characters"),
