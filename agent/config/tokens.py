@@ -103,18 +103,22 @@ def read_http_tokens(config: Config, environ: Mapping[str, str]) -> dict[str, Se
     return found
 
 
-def read_token_file(path: Path) -> Secret:
-    """Return the token in a file without the space around it. Raises ConfigError as `read_token` does."""
-    return _usable(_token_in(path), path)
+def read_token_file(path: Path, *, may_show: bool = False) -> Secret:
+    """Return the token in a file without the space around it. Raises ConfigError as `read_token` does.
+
+    `may_show` says that the path cannot be a token that stands in its place, as it may in a configuration.
+    """
+    return _usable(_token_in(path, may_show=may_show), path)
 
 
-def _token_in(path: Path) -> Secret:
+def _token_in(path: Path, *, may_show: bool) -> Secret:
     try:
         with open(path, "rb", opener=_open_regular_file) as file:
             return Secret(file.read(TOKEN_LIMIT + 1).decode("ascii", "replace").strip())
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        reason = f"{_as_far_as_it_exists(path)}: cannot read the token file: {reason}; let the daemon's user read it"
+        shown = path if may_show else _as_far_as_it_exists(path)
+        reason = f"{shown}: cannot read the token file: {reason}; let the daemon's user read it"
     # Not from within the handler: the system's error has the whole path.
     raise ConfigError(reason)
 

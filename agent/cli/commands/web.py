@@ -79,7 +79,7 @@ def web(path: Path | None, destination: str | None, listen: str, token_file: Pat
         raise click.UsageError(f"Others can reach {listen}: name a --token-file, or listen on 127.0.0.1.")
     settings, name, _ = find_queue(path, destination or DEFAULT)
     directory = queue_directory(settings, name)
-    token = None if token_file is None else config.read_token_file(token_file)
+    token = None if token_file is None else config.read_token_file(token_file, may_show=True)
     bound = bind_tcp(listen)
     with bound.socket:
         become_owner(directory)

@@ -192,7 +192,11 @@ def statuses(web: Web) -> list[int]:
         (["--listen", "::1:80"], 2, "is no address"),
         (["--listen", "9901"], 2, "is no address"),
         (["--listen", "203.0.113.1:0", "--token-file", "TOKEN"], 6, "203.0.113.1:0: the port cannot be opened"),
-        (["--token-file", "nowhere"], 78, "cannot read the token file: No such file or directory"),
+        (
+            ["--token-file", "/etc/nowhere/typo"],
+            78,
+            "/etc/nowhere/typo: cannot read the token file: No such file or directory",
+        ),
         (["--token-file", "EMPTY"], 78, "the token is empty"),
     ],
 )
