@@ -161,7 +161,7 @@ def test_a_file_that_cannot_be_read_is_said_and_the_page_stays(tmp_path: Path) -
         connection.execute("PRAGMA user_version = 99")
     connection.close()
     with served(config) as web:
-        web.wait_for("Not counted:", "was written by another version", "no daemon answers there")
+        web.wait_for("Not counted:", "was written by a later version", "no daemon answers there")
         assert "fold_failed" in "".join(web.process.lines)
 
 
