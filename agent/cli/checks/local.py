@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agent import config
-from agent.cli.views.words import size
+from agent.cli.views.words import amount, size
 from agent.config import Config
 from agent.control.client import ControlClient
 from agent.daemon.settings import queue_directory
@@ -23,6 +23,7 @@ from agent.ingest import owners, sockets
 from agent.peers import peer_of
 from agent.queue.filesystem import OsFilesystem
 from agent.rules import DEFAULT, dead_rules
+from agent.spools.waiting import waiting_in
 
 _BOUND_SOCKETS = Path("/proc/net/unix")
 _HOLDS_SOCKETS = ("running", "stopped")  # how the message about the daemon begins then
@@ -60,6 +61,8 @@ def examine(path: Path | None, environ: Mapping[str, str], *, online: bool) -> I
     yield daemon
     yield from _sockets(settings, environ, daemon)
     yield from _queue(settings)
+    if (waiting := left_spools(settings, environ)) is not None:
+        yield CheckResult("spools", True, waiting, warning=True)
     if online:
         from agent.cli.checks.online import ask_server
 
@@ -242,6 +245,18 @@ def _queue(settings: Config) -> Iterator[CheckResult]:
     facts = f"{size(free)} at {place}, queue.min_free_bytes is {size(floor)}"
     advice = ": events would be dropped: free some space, or lower it"
     yield CheckResult("free space", free >= floor, facts if free >= floor else facts + advice)
+
+
+def left_spools(settings: Config, environ: Mapping[str, str]) -> str | None:
+    """Say what waits in spools that `exec` has left to an agent of this user, if none adopts them by this configuration."""
+    state = config.state_directory(environ, os.geteuid())
+    if state is None or settings.queue.adopt == state / "spools":
+        return None
+    waiting = waiting_in(OsFilesystem(), state / "spools")
+    if not waiting.events:
+        return None
+    what = f"{amount(waiting.events, 'event')} wait in {amount(waiting.spools, 'spool')} that no agent adopts"
+    return f'{what}: set queue.adopt = "{state / "spools"}"'
 
 
 def _queue_directory(title: str, directory: Path) -> CheckResult:

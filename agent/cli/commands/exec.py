@@ -73,7 +73,8 @@ def exec_(
     At the end `exec` waits until its events are on disk: the running daemon goes on with them. A daemon that was started for this
     job delivers as long as that makes progress, and is stopped. With --deadline, `exec` waits for delivery in either case, unless
     nothing can be delivered before it. What is not delivered then stays in the running daemon's queue, or in a spool directory
-    below queue.adopt, or else below the state directory. The next daemon there delivers it.
+    below queue.adopt, or else in spools/ below the state directory. There an agent with queue.adopt delivers it, or the next one
+    that `exec` starts; `check` and `status` say what waits there.
 
     The last line says what the cache did for this job, if that can be known, and so does what its CI system shows: the file that
     GITHUB_STEP_SUMMARY names, an annotation of Buildkite, a section in GitLab's log.

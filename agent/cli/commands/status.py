@@ -44,13 +44,14 @@ def status(path: Path | None, check: bool, as_json: bool) -> int:
         return 0
     import time
 
+    from agent.cli.checks.local import left_spools
     from agent.cli.views.status import screen
 
     now, settings = time.time(), _settings(path)
     if settings is None:
         show(screen(report, now))
     else:
-        show(screen(report, now, _last_days(settings, now), _tokens(settings)))
+        show(screen(report, now, _last_days(settings, now), _tokens(settings), left_spools(settings, os.environ)))
     return 0
 
 

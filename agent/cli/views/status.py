@@ -39,11 +39,12 @@ def screen(
     now: float,
     usages: "Mapping[str, Day | str]" = MappingProxyType({}),
     tokens: Mapping[str, str] = MappingProxyType({}),
+    left_spools: str | None = None,
 ) -> RenderableType:
     """Return the screen for a `GET /status`; `now` is in seconds since the epoch.
 
     By destination, `usages` are what is known of the last day, or why it cannot be read, and `tokens` say where its token is.
-    What belongs to no destination stands with the only one, or below several.
+    What belongs to no destination stands with the only one, or below several. `left_spools` says what waits in spools of nobody.
     """
     parts: list[RenderableType] = [headline(status)]
     for title, rows in sections(status, now, tokens):
@@ -52,6 +53,8 @@ def screen(
     if usages:
         rows = (row for name, usage in usages.items() for row in _usage("" if is_alone else name, usage, now))
         parts += [Text(), rendered("cache", style="bold"), labelled(rows)]
+    if left_spools is not None:
+        parts += [Text(), labelled(iter([("spools", rendered(left_spools, style="yellow"))]))]
     return Group(*parts)
 
 

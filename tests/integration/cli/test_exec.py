@@ -13,12 +13,15 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent.ingest.job_path import without_job
+from agent.queue.filesystem import OsFilesystem
+from agent.queue.lock import lock_queue
 from tests.support.accounts import ledger, ledger_of, received
 from tests.support.api_server import Answer, ApiServer, error
 from tests.support.command import COMMAND, environment, run_command
@@ -784,6 +787,16 @@ def test_a_jobs_own_agent_is_waited_for_only_while_events_are_delivered(
 # What is left
 
 
+@contextmanager
+def locked(spool: Path) -> Iterator[None]:
+    """Have a spool locked, as an agent has."""
+    lock = lock_queue(OsFilesystem(), spool)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def is_done(status: dict[str, Any]) -> bool:
     """Tell whether one spool has been adopted, and removed."""
     return bool(status["adopted"]["finished"] == 1 and not status["adopted"]["under_way"])
@@ -793,6 +806,22 @@ def not_delivered(events: int, spool: Path) -> str:
     """What is said of a spool that stays."""
     taker = f"an agent with queue.adopt = '{spool.parent}' will deliver them"
     return f"artifacts-agent: {events} events not delivered yet, in {spool}: {taker}\n"
+
+
+def test_check_and_status_name_spools_that_no_agent_adopts(job: Job, api_server: ApiServer) -> None:
+    """Those that an agent uses are not among them, nor those where the configuration has it look."""
+    spools = job.state / "spools"
+    api_server.default = DOWN
+    job.python("by_socket('a', 'b')")
+    said = f'spools: 2 events wait in 1 spool that no agent adopts: set queue.adopt = "{spools}"'
+    assert f"warning  {said}" in run_command("check", env=job.env).stdout
+    assert "spools" not in run_command("check", env=job.env | {"ARTIFACTS_AGENT_QUEUE_ADOPT": str(spools)}).stdout
+    with Daemon(job.directory / "other", api_server.url) as daemon:
+        env = {"STATE_DIRECTORY": str(job.state), "ARTIFACTS_AGENT_CONFIG": str(daemon.config)}
+        assert said.replace(": ", "  ", 1) in run_command("status", env=env).stdout
+    (spool,) = spools.iterdir()
+    with locked(spool):
+        assert "spools" not in run_command("check", env=job.env).stdout
 
 
 @pytest.mark.parametrize(
