@@ -53,12 +53,18 @@ class Directories(NamedTuple):
                 passed_over = (runtime / CONTROL_SOCKET,)
             runtime = SYSTEM_RUNTIME_DIRECTORY
         if absolute_path(environ, "STATE_DIRECTORY") is None and not (state and os.path.lexists(state)):
-            state = SYSTEM_STATE_DIRECTORY if os.path.lexists(SYSTEM_STATE_DIRECTORY) or state is None else state
+            state = SYSTEM_STATE_DIRECTORY if state is None or _is_systems_in_use() else state
         return cls(runtime, state, passed_over)
 
     def passed_over_for(self, control: Path) -> tuple[Path, ...]:
         """Return what was looked for before `control`: nothing, if that was named and not looked for."""
         return self.passed_over if self.runtime is not None and control == self.runtime / CONTROL_SOCKET else ()
+
+
+def _is_systems_in_use() -> bool:
+    """Tell whether the system's daemon runs, or this user may look at the queue that it has left."""
+    may_look = os.access(SYSTEM_STATE_DIRECTORY, os.R_OK | os.X_OK)
+    return may_look or (os.path.lexists(SYSTEM_STATE_DIRECTORY) and _has_daemon(SYSTEM_RUNTIME_DIRECTORY))
 
 
 def _has_daemon(runtime: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -177,6 +178,39 @@ def test_another_user_is_told_whose_it_is(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=False)
     assert "cannot be used: Permission denied: run it as the daemon's user, or as root" in done.stderr
+
+
+LOOK = """
+import os, sys
+from pathlib import Path
+from agent.config import directories
+os.setresuid(*[int(sys.argv[2])] * 3)
+directories.SYSTEM_STATE_DIRECTORY = Path(sys.argv[1], "lib")
+directories.SYSTEM_RUNTIME_DIRECTORY = Path(sys.argv[1], "run")
+print(directories.Directories.of_daemon({"HOME": sys.argv[1] + "/home"}, os.geteuid()).state)
+"""
+
+
+def test_without_a_daemon_of_the_system_a_user_looks_at_their_own_queue() -> None:
+    require_root()
+    with TemporaryDirectory() as place:
+        system, own = Path(place, "lib"), Path(place, "home/.local/state/artifacts-agent")
+        Path(place).chmod(0o755)
+
+        def looked_at() -> Path:
+            look = [sys.executable, "-c", LOOK, place, str(NOBODY)]
+            return Path(subprocess.run(look, capture_output=True, text=True, check=True).stdout.strip())
+
+        assert looked_at() == own
+        system.mkdir(mode=0o700)
+        assert looked_at() == own
+        Path(place, "run").mkdir(mode=0o755)
+        with socket.socket(socket.AF_UNIX) as daemon:
+            daemon.bind(str(Path(place, "run/control.sock")))
+            assert looked_at() == system
+        Path(place, "run/control.sock").unlink()
+        system.chmod(0o755)
+        assert looked_at() == system
 
 
 def test_a_damaged_file_is_said_and_made_anew(
