@@ -38,6 +38,19 @@ destinations_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
 
 
+JOB_LABEL = "At most 200 printable ASCII characters."
+
+
+def changed_label(given: str) -> str | None:
+    """Return what to say of a job's label that events cannot have as it was given; None if they can."""
+    from agent.client.ci import to_label
+
+    label = to_label(given)
+    if label == (given.strip() or None):
+        return None
+    return f"the job's label is {label!r} and not as it was given: it may have at most 200 printable ASCII characters"
+
+
 class Duration(click.ParamType[float]):
     """A length of time, in seconds."""
 

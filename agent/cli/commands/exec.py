@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from agent.cli import STARTED
-from agent.cli.options import Duration, config_option, find_config
+from agent.cli.options import JOB_LABEL, Duration, changed_label, config_option, find_config
 from agent.cli.views.output import complain
 from agent.errors import AgentError
 
@@ -48,7 +48,7 @@ _LEFT_ALONE = "TURBO_API is left as it is"
 @click.option(
     "--job",
     metavar="LABEL",
-    help="What COMMAND's events belong to, for reports.  [default: ARTIFACTS_AGENT_JOB, else the CI system's job]",
+    help=f"What COMMAND's events belong to, for reports. {JOB_LABEL}  [default: ARTIFACTS_AGENT_JOB, else the CI system's job]",
 )
 @config_option
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
@@ -205,6 +205,8 @@ def _label(given: str | None, program: str, now: float) -> str | None:
 
     given = os.environ.get(JOB_VARIABLE) if given is None else given
     if given is not None:
+        if (notice := changed_label(given)) is not None:
+            _warn(notice)
         return to_label(given)
     begun = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
     return detect_job(os.environ) or to_label(f"{Path(program).name} {begun} {os.getpid()}")

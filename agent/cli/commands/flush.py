@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent.cli.options import Duration, ask_daemon, config_option, destinations_option, json_option
-from agent.cli.views.output import say, say_json
+from agent.cli.options import (
+    JOB_LABEL,
+    Duration,
+    ask_daemon,
+    changed_label,
+    config_option,
+    destinations_option,
+    json_option,
+)
+from agent.cli.views.output import complain, say, say_json
 from agent.cli.views.words import amount
 from agent.errors import AgentError, DeadlineError, UndeliveredError
 
@@ -63,7 +71,7 @@ def _sendable(_ctx: click.Context, _param: click.Parameter, session: str | None)
 @click.option(
     "--job",
     metavar="LABEL",
-    help="Say in a last line what the cache did for this job. With '-' its variables are read from standard input.",
+    help=f"Say in a last line what the cache did for this job. {JOB_LABEL} With '-' its variables are read from standard input.",
 )
 @destinations_option
 @config_option
@@ -92,7 +100,7 @@ def flush(
         8  some of these events, or of the session's, were dead-lettered or dropped
 
     With --job the last line is such as "cache: 120 of 130 tasks (92 %), 11m02s of task time saved". It comes from the queue's
-    files, as far as this user may read them. There is none where the job has no tasks, or too many events to count them at once.
+    files, as far as this user may read them. There is none where the job has too many events to count them at once.
     `--job -` takes lines of NAME=VALUE, as `env` prints them, so that one user can ask for another one's job.
 
     If both 3 and 8 apply, it is 8. It ends at once while delivery is paused, or waits after a failure, beyond the deadline, and
@@ -103,20 +111,25 @@ def flush(
         _flush(path, destinations, deadline, session, as_json=as_json)
     finally:
         if label is not None and not as_json:
-            _say_usage(path, label)
+            _say_usage(path, label, named=job != "-")
 
 
 def _label(job: str | None) -> str | None:
     """Return the label of the job that is asked for."""
     from agent.client.ci import detect_job, to_label
 
+    if job is None:
+        return None
     if job != "-" or sys.stdin is None:
-        return None if job is None else to_label(job)
+        if (notice := changed_label(job)) is not None:
+            complain(notice)
+        return to_label(job)
     lines = sys.stdin.buffer.read(_MOST_VARIABLES).decode(errors="replace").splitlines()
     return detect_job(dict(line.split("=", 1) for line in lines if "=" in line))
 
 
-def _say_usage(path: Path | None, job: str) -> None:
+def _say_usage(path: Path | None, job: str, *, named: bool) -> None:
+    """Say what the cache did for a job; that nothing is known of it only if somebody has named it."""
     from agent.cli.options import find_queue
     from agent.cli.views.job import job_line
     from agent.queue.filesystem import OsFilesystem
@@ -129,6 +142,8 @@ def _say_usage(path: Path | None, job: str) -> None:
         total = count_job(fs, queues_in(fs, find_queue(path, DEFAULT)[0].queue.directory), job)
         if total is not None and total.tasks:
             say(job_line(total))
+        elif total is not None and named:
+            say(f"cache: no events with the label {job!r} are in the queue or its newest history")
 
 
 def _flush(

@@ -808,6 +808,26 @@ def not_delivered(events: int, spool: Path) -> str:
     return f"artifacts-agent: {events} events not delivered yet, in {spool}: {taker}\n"
 
 
+LABELS = [("größe", "gr??e"), ("x" * 300, "x" * 200), ('a "b"', "a 'b'")]
+
+
+@pytest.mark.parametrize(("given", "label"), LABELS)
+def test_a_label_that_events_cannot_have_is_changed_and_that_is_said(given: str, label: str, job: Job) -> None:
+    notice = f"artifacts-agent: the job's label is {label!r} and not as it was given: it may have at most 200 printable ASCII "
+    code = "import os; print(os.environ['ARTIFACTS_AGENT_JOB'])"
+    for done in (job.python(code, "--job", given), job.python(code, env={"ARTIFACTS_AGENT_JOB": given})):
+        assert (done.stdout, done.stderr) == (f"{label}\n", f"{notice}characters\n")
+    assert job.python(code, "--job", f" {label} ").stderr == ""
+
+
+def test_a_flush_for_a_label_of_no_events_says_so(tmp_path: Path, api_server: ApiServer) -> None:
+    with Daemon(tmp_path, api_server.url) as daemon:
+        done = run_command("flush", "--job", "größe", "--config", str(daemon.config))
+    assert "the job's label is 'gr??e' and not as it was given" in done.stderr
+    said = "cache: no events with the label 'gr??e' are in the queue or its newest history"
+    assert (done.returncode, done.stdout.splitlines()[1:]) == (0, [said])
+
+
 def test_check_and_status_name_spools_that_no_agent_adopts(job: Job, api_server: ApiServer) -> None:
     """Those that an agent uses are not among them, nor those where the configuration has it look."""
     spools = job.state / "spools"
