@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from agent.config.validation import (
         AbsolutePath,
         Count,
+        Days,
         DestinationName,
         Duration,
         GroupId,
@@ -154,7 +155,7 @@ class HistoryConfig(_Section):
 
     max_bytes: "Annotated[Size, Field(ge=0)]" = 64 * MIB
     max_age: "Annotated[Duration, Field(ge=0)]" = 30 * DAY
-    keep_usage: "Annotated[Duration, Field(ge=DAY)]" = 400 * DAY
+    keep_usage: "Days" = 400 * DAY
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,6 +115,7 @@ Word = Annotated[str, _must(_is_word, "should be one word without spaces or cont
 Count = Annotated[int, BeforeValidator(_count)]
 Size = Annotated[int, BeforeValidator(parse_size)]
 Duration = Annotated[float, BeforeValidator(parse_duration)]
+Days = Annotated[Duration, _must(lambda seconds: seconds >= 86_400, 'should be at least "1d"')]
 Mode = Annotated[int, BeforeValidator(_mode)]
 AbsolutePath = Annotated[Path, AfterValidator(usable_path)]
 SocketPath = Annotated[Path, AfterValidator(usable_socket)]

@@ -460,6 +460,7 @@ REFUSED = [
     ("batch.max_bytes", '"lots"', "not a size"),
     ("batch.concurrency", "65", "less than or equal to 64"),
     ("batch.split_sessions", '"perhaps"', "boolean"),
+    ("history.keep_usage", '"2h"', 'should be at least "1d"'),
     ("retry.initial_delay", '"6m"', "max_delay must be at least initial_delay"),
     ("retry.max_delay", '"soon"', "not a duration"),
     ("pause.probe_interval", '"2h"', "max_probe_interval must be at least probe_interval"),
