@@ -136,6 +136,11 @@ def handed_over(fs: Filesystem, directory: Path) -> dict[str, list[int]]:
     return found
 
 
+def handed_over_name(queue: str, first_seq: int) -> str:
+    """Return the name of a segment that another queue has handed over."""
+    return f"{queue}-{segment.name(first_seq)}"
+
+
 def read_handed_over(fs: Filesystem, directory: Path, queue: str) -> LogSnapshot:
     """Return what a queue's history holds of another queue. Raises StorageError."""
     return LogSnapshot.read(fs, directory / DIRECTORY, prefix=f"{queue}-")

@@ -106,11 +106,17 @@ class KeptEvents:
     @property
     def keys(self) -> list[SegmentKey]:
         """The segments, oldest first, and those of others."""
-        return [*self._own_keys, *(SegmentKey(seq, 0.0, queue) for queue, seqs in self.others.items() for seq in seqs)]
+        return [*self.own_keys, *self.other_keys]
 
     @property
-    def _own_keys(self) -> list[SegmentKey]:
+    def own_keys(self) -> list[SegmentKey]:
+        """The segments of this queue, oldest first."""
         return [SegmentKey.of(each) for each in self.view.segments]
+
+    @property
+    def other_keys(self) -> list[SegmentKey]:
+        """Those of others."""
+        return [SegmentKey(seq, 0.0, queue) for queue, seqs in self.others.items() for seq in seqs]
 
     def pieces(self, known: Mapping[SegmentKey, Progress]) -> Iterator[Piece]:
         """Read what is not `known` yet, a segment at a time, oldest first. Raises StorageError for a shortage."""
@@ -121,7 +127,7 @@ class KeptEvents:
 
     def own_pieces(self, known: Mapping[SegmentKey, Progress]) -> Iterator[Piece]:
         """Do the same with what is of this queue."""
-        for index, key in enumerate(self._own_keys):
+        for index, key in enumerate(self.own_keys):
             before = known.get(key, Progress(key.first_seq, complete=False))
             stop = min(self.view.limit(index), self.committed)
             if before.complete or (before.read_to >= stop and index == len(self.view.segments) - 1):

@@ -4,6 +4,7 @@ Nothing is written, and what was read before is not read again. What more comes 
 is said.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,8 @@ from typing import NamedTuple
 from agent.errors import StorageError
 from agent.queue.cursor_file import newest_in, read_slots
 from agent.queue.filesystem import Filesystem
+from agent.queue.history import DIRECTORY as HISTORY
+from agent.queue.history import handed_over, handed_over_name
 from agent.usage.counting import Sessions, SessionTasks, Totals, totals_of
 from agent.usage.reading import KeptEvents, Progress, SegmentKey, count_piece
 
@@ -44,6 +47,19 @@ class Recent(NamedTuple):
     problem: str | None = None
 
 
+class _Segment(NamedTuple):
+    """A segment whose last event was accepted at `ended_at`, in seconds since the epoch, or before; its numbers end at `limit`.
+
+    The `newest` of the queue is read, however large.
+    """
+
+    key: SegmentKey
+    size: int
+    limit: int
+    ended_at: float
+    newest: bool = False
+
+
 class RecentSessions:
     """Follows the queue of a destination. Its calls block."""
 
@@ -65,6 +81,7 @@ class RecentSessions:
         self._totals: dict[str, Totals] = {}  # of sessions of which nothing new has come
         self._progress: dict[SegmentKey, Progress] = {}
         self._next_seq: int | None = None
+        self._others: Mapping[str, Sequence[int]] = {}
         self._problem: str | None = None
         self._incomplete_until = float("-inf")
 
@@ -75,9 +92,14 @@ class RecentSessions:
             raise StorageError(f"{self._directory}: there is no queue here: queue.directory is that of another daemon")
         newest = newest_in(slots)
         next_seq = None if newest is None else newest.state.next_seq
-        if next_seq is None or next_seq != self._next_seq or self._problem is not None:
+        try:
+            others = handed_over(self._fs, self._directory)
+        except OSError as error:
+            raise StorageError(f"{self._directory / HISTORY}: cannot be read: {error.strerror}") from error
+        seen = (next_seq, others) == (self._next_seq, self._others)
+        if next_seq is None or not seen or self._problem is not None:
             self._read_new(now)
-            self._next_seq = next_seq
+            self._next_seq, self._others = next_seq, others
         self._forget(now)
         shown = tuple(self._shown(*each) for each in islice(self._sessions.items(), MOST_SESSIONS))
         complete = now >= self._incomplete_until
@@ -102,22 +124,40 @@ class RecentSessions:
 
     def _unread(self, kept: KeptEvents, now: float) -> dict[SegmentKey, Progress]:
         """Return how far each segment has been read; one that is too old, or one too many, as if it had been."""
-        progress, size, keys = dict[SegmentKey, Progress](), 0, kept.keys
-        for index in range(len(keys) - 1, -1, -1):
-            key = keys[index]
-            before = self._progress.get(key)
-            ended_at = keys[index + 1].created_at if index + 1 < len(keys) else now
+        progress, size = dict[SegmentKey, Progress](), 0
+        for each in sorted(self._segments(kept, now), key=lambda each: each.ended_at, reverse=True):
+            before = self._progress.get(each.key)
             if before is None or not before.complete:
-                if ended_at < now - self._seconds:
-                    before = Progress(kept.view.limit(index), complete=True)
+                if each.ended_at < now - self._seconds:
+                    before = Progress(each.limit, complete=True)
                 else:
-                    size += kept.view.segments[index].size
-                    if size > self._read_bytes and index + 1 < len(keys):  # the newest one is read, however large
-                        before = Progress(kept.view.limit(index), complete=True)
+                    size += each.size
+                    if size > self._read_bytes and not each.newest:
+                        before = Progress(each.limit, complete=True)
                         self._incomplete_until = now + self._seconds
             if before is not None:
-                progress[key] = before
+                progress[each.key] = before
         return progress
+
+    def _segments(self, kept: KeptEvents, now: float) -> Iterator[_Segment]:
+        """Yield the segments of the queue, the newest first, and those of others."""
+        keys, ended_at = kept.own_keys, now
+        for index in range(len(keys) - 1, -1, -1):
+            newest = index == len(keys) - 1
+            yield _Segment(keys[index], kept.view.segments[index].size, kept.view.limit(index), ended_at, newest)
+            ended_at = keys[index].created_at
+        for key in kept.other_keys:
+            if key in self._progress:
+                yield _Segment(key, 0, key.first_seq, now)
+                continue
+            path = self._directory / HISTORY / handed_over_name(key.queue, key.first_seq)
+            try:
+                found = path.stat()
+            except FileNotFoundError:  # it has been deleted
+                continue
+            except OSError as error:
+                raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
+            yield _Segment(key, found.st_size, key.first_seq, min(found.st_mtime, now))
 
     def _forget(self, now: float) -> None:
         """Forget the sessions that have ended, and the oldest of those that are too many; put the newest first."""

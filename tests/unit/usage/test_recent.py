@@ -1,5 +1,6 @@
 """The sessions of the last minutes are followed as events come; what is old, too much or unreadable is left out and said."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,52 @@ def test_while_nothing_comes_no_segment_is_opened(queue: CountedQueue) -> None:
     fs.opened.clear()
     assert recent.read(NOW + 1) == before
     assert fs.opened == ["cursor"]
+
+
+def test_what_other_queues_have_handed_over_is_followed_too(queue: CountedQueue) -> None:
+    queue.append([use("own", "LOCAL", "MISS", "h")])
+    recent = follow(queue)
+    assert names(recent.read(NOW)) == ["own"]
+    queue.now += 1
+    queue.adopt([use("job", "REMOTE", "HIT", "h", duration=7)], name="job-1")
+    found = recent.read(queue.now)  # nothing new has come to the queue itself
+    assert names(found) == ["job", "own"]
+    assert found.sessions[0].totals == Totals(events=1, remote_hits=1, remote_saved_ms=7.0)
+    queue.adopt(
+        *([use(f"s-{number}", "LOCAL", "MISS", f"h-{each}") for each in range(15)] for number in range(3)), name="spool"
+    )
+    queue.now += 1
+    queue.append([use("own", "LOCAL", "MISS", "g")])
+    for again in (recent, follow(queue)):
+        found = again.read(queue.now)
+        assert (found.number, found.complete, found.problem) == (5, True, None)
+        assert sum(each.totals.events for each in found.sessions) == 3 + 45
+        assert again.read(queue.now) == found
+
+
+def test_what_was_handed_over_long_ago_does_not_count_and_is_not_read(queue: CountedQueue) -> None:
+    queue.append([use("own", "LOCAL", "MISS", "h")])
+    for number in range(3):
+        queue.adopt([use(f"job-{number}", "LOCAL", "MISS", "h")], name=f"job-{number}")
+    for path in (queue.directory / "history").glob("job-[01]-*.seg"):
+        os.utime(path, (NOW - 601, NOW - 601))
+    fs = CountingFilesystem()
+    found = RecentSessions(fs, queue.directory).read(NOW)
+    assert set(names(found)) == {"own", "job-2"}
+    assert found.complete
+    assert {name[:5] for name in fs.opened if name.startswith("job")} == {"job-2"}
+
+
+def test_of_too_much_the_newest_is_read_whichever_queue_it_is_of(queue: CountedQueue) -> None:
+    queue.append([use("own", "LOCAL", "MISS", f"h-{number}") for number in range(15)])
+    for number in range(5):
+        queue.adopt([use(f"job-{number}", "LOCAL", "MISS", f"h-{each}") for each in range(15)], name=f"job-{number}")
+    paths = sorted((queue.directory / "history").glob("job-*.seg"))
+    for number, path in enumerate(paths):
+        os.utime(path, (NOW - 100 + number, NOW - 100 + number))
+    found = follow(queue, read_bytes=int(3.5 * paths[0].stat().st_size)).read(NOW)
+    assert not found.complete
+    assert set(names(found)) == {"own", "job-4", "job-3"}
 
 
 def test_more_than_can_be_read_or_held_is_left_out_and_said(queue: CountedQueue) -> None:
