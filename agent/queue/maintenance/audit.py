@@ -13,6 +13,8 @@ from agent.queue import segment
 from agent.queue.cursor import SLOT_BYTES, Ledger, Span, decode_slot
 from agent.queue.cursor_file import newest_in
 from agent.queue.filesystem import DIRECTORY_MODE, FILE_MODE, UNFINISHED, Filesystem, is_file
+from agent.queue.history import DIRECTORY as HISTORY
+from agent.queue.history import is_kept_name
 from agent.queue.maintenance.browse import missing, unsettled
 from agent.queue.quarantine import DamagedBytes
 from agent.queue.record import Frame, record_in
@@ -21,7 +23,7 @@ from agent.queue.snapshot import Contents, LogSnapshot, QueueSnapshot
 from agent.queue.undelivered import FILE_NAME as UNDELIVERED
 
 REPAIR = "artifacts-agent queue repair"
-DIRECTORIES = ("", "segments", "history", "quarantine", "dead-letters", "dead-letters/quarantine")
+DIRECTORIES = ("", "segments", HISTORY, "quarantine", "dead-letters", "dead-letters/quarantine")
 _COPY = ".bin"
 _KNOWN_FILES = {"cursor", "cursor.unreadable", UNDELIVERED}
 
@@ -259,6 +261,8 @@ def is_ours(directory: str, name: str) -> bool:
     """Tell whether that is a name that the queue gives."""
     if not directory:
         return name in _KNOWN_FILES
+    if directory == HISTORY:
+        return is_kept_name(name)
     return name.endswith(_COPY) if directory.endswith("quarantine") else segment.parse_name(name) is not None
 
 

@@ -197,6 +197,21 @@ def test_leftovers_and_foreign_files_are_worth_a_note() -> None:
     ]
 
 
+def test_what_the_history_holds_is_the_queues_own_whichever_queue_it_is_of() -> None:
+    fs = made()
+    history = DIRECTORY / "history"
+    fs.make_directory(history)
+    for name in (segment.name(1), f"job-1-{segment.name(1)}", f"0f3a-2-{segment.name(3)}", "README", "job-1.seg"):
+        fs.write_bytes(history / name, b"")
+    fs.set_mode(history / f"job-1-{segment.name(1)}", 0o644)
+    found = check(fs)
+    ignored = "is no file of the queue, and is ignored"
+    assert {note.file for note in found.notes if note.what == ignored} == {"history/README", "history/job-1.seg"}
+    assert f"history/job-1-{segment.name(1)}" in {problem.file for problem in found.problems}  # for its mode
+    fs.write_bytes(SEGMENTS / f"job-1-{segment.name(1)}", b"")
+    assert f"segments/job-1-{segment.name(1)}" in {note.file for note in check(fs).notes}
+
+
 def test_a_slot_that_is_damaged_is_worth_a_note_and_a_cursor_that_is_lost_is_a_problem() -> None:
     fs = made()
     slots = read_slots(fs, DIRECTORY / "cursor")
