@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from agent.cli.views.rendered import labelled, rendered
+from agent.cli.views.tables import Column, FittedTable
 from agent.cli.views.words import amount, clock, percent
 from agent.usage.report import Build, RepeatedMiss, Report, Summary
 from agent.usage.report import Group as Part
@@ -15,6 +15,7 @@ MOST_PARTS = 50
 _BARS = "▁▂▃▄▅▆▇█"
 _MOST_BARS = 48
 _NO_CI = "none"
+_TIMES = ("hour", "day")
 
 
 def screen(report: Report) -> RenderableType:
@@ -96,47 +97,53 @@ def part_name(by: str, name: str | None) -> str:
 
 
 def _parts(by: str, parts: Sequence[Part]) -> list[RenderableType]:
-    table = _table(by, "hit rate", "tasks", "local", "remote", "missed", "unanswered", "saved")
-    for part in parts[-MOST_PARTS:]:
-        name = rendered(f"  {part_name(by, part.name)}")
-        table.add_row(name, *map(rendered, (percent(part.hit_rate), f"{part.tasks:,}", *_counts(part))))
+    shown = parts[-MOST_PARTS:]
+    table = FittedTable(
+        Column(by, [part_name(by, each.name) for each in shown], is_name=by not in _TIMES),
+        *_figures(shown),
+        Column("local", [f"{each.hits.local:,}" for each in shown]),
+        Column("remote", [f"{each.hits.remote:,}" for each in shown]),
+        *_misses(shown),
+        Column("saved", [clock(each.all_saved_ms / 1000) for each in shown]),
+    )
     more = len(parts) - MOST_PARTS
     return [table, rendered(f"  {more:,} more before them: see --format csv", style="dim")] if more > 0 else [table]
 
 
-def _counts(part: Summary) -> list[str]:
-    numbers = (part.hits.local, part.hits.remote, part.misses, part.unanswered)
-    return [*(f"{number:,}" for number in numbers), clock(part.all_saved_ms / 1000)]
+def _figures(parts: Sequence[Summary]) -> Iterator[Column]:
+    yield Column("hit rate", [percent(each.hit_rate) for each in parts])
+    yield Column("tasks", [f"{each.tasks:,}" for each in parts])
+
+
+def _misses(parts: Sequence[Summary]) -> Iterator[Column]:
+    yield Column("missed", [f"{each.misses:,}" for each in parts])
+    yield Column("unanswered", [f"{each.unanswered:,}" for each in parts])
 
 
 def _worst(builds: Sequence[Build]) -> list[RenderableType]:
-    table = _table("session", "hit rate", "tasks", "missed", "unanswered", "began (UTC)", "ci")
-    for each in builds:
-        numbers = (percent(each.hit_rate), f"{each.tasks:,}", f"{each.misses:,}", f"{each.unanswered:,}")
-        began = f"{each.at[:10]} {each.at[11:16]}"
-        table.add_row(*map(rendered, (f"  {each.session}", *numbers, began, each.ci or _NO_CI)))
-    return [table]
+    columns = [
+        Column("session", [each.session for each in builds], is_name=True),
+        *_figures(builds),
+        *_misses(builds),
+        Column("began (UTC)", [f"{each.at[:10]} {each.at[11:16]}" for each in builds]),
+        Column("ci", [each.ci or _NO_CI for each in builds], is_name=True),
+    ]
+    if any(each.job for each in builds):
+        columns.append(Column("job", [each.job or "" for each in builds], is_name=True))
+    return [FittedTable(*columns)]
 
 
 def _missed_again(misses: Sequence[RepeatedMiss]) -> list[RenderableType]:
-    table = _table(
-        "hash", "missed", "found", "last missed (UTC)", *(["task"] if any(each.task for each in misses) else [])
-    )
-    for each in misses:
-        last = f"{each.last_miss[:10]} {each.last_miss[11:16]}"
-        cells = (f"  {each.hash}", f"{each.misses:,}", f"{each.hits:,}", last, *([each.task] if each.task else []))
-        table.add_row(*map(rendered, cells))
-    return [table]
+    columns = [
+        Column("hash", [each.hash for each in misses], is_name=True),
+        Column("missed", [f"{each.misses:,}" for each in misses]),
+        Column("found", [f"{each.hits:,}" for each in misses]),
+        Column("last missed (UTC)", [f"{each.last_miss[:10]} {each.last_miss[11:16]}" for each in misses]),
+    ]
+    if any(each.task for each in misses):
+        columns.append(Column("task", [each.task or "" for each in misses], is_name=True))
+    return [FittedTable(*columns)]
 
 
 def _titled(title: str, parts: Sequence[RenderableType]) -> list[RenderableType]:
     return [Text(), rendered(title, style="bold"), *parts]
-
-
-def _table(*columns: str) -> Table:
-    table = Table.grid(padding=(0, 2))
-    for index, _ in enumerate(columns):
-        table.add_column(justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
-    first, *others = columns
-    table.add_row(*(rendered(each, style="dim") for each in (f"  {first}", *others)))
-    return table

@@ -9,7 +9,6 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from agent.cli.top.samples import (
@@ -25,6 +24,7 @@ from agent.cli.top.samples import (
 )
 from agent.cli.views.rendered import labelled, rendered
 from agent.cli.views.status import dead_letters, delivery, dropped, headline, last_delivery, queued
+from agent.cli.views.tables import Column, FittedTable
 from agent.cli.views.words import amount, clock, duration, percent, size
 from agent.control.schema import DestinationStatus
 from agent.queue.cursor import Ledger
@@ -39,8 +39,6 @@ _BESIDE_BARS = 32  # columns: the label and the rate
 _GAUGE_CELLS = 10
 _FEW = 10.0
 _NEARLY_FULL = 0.8  # as for the alert
-_LEAST_NAME = 8
-_WIDEST_CELL = 20  # columns: a CI system may have any name
 
 
 class Seen(NamedTuple):
@@ -202,46 +200,20 @@ def _builds(seen: Seen) -> Iterator[RenderableType]:
     if recent.problem is not None:
         yield rendered(f"  {recent.problem}", style="yellow")
     if recent.sessions:
-        yield _table(recent.sessions, seen)
+        yield _table(recent.sessions, seen.now)
 
 
-class _Column(NamedTuple):
-    """A column that is shown where there are so many columns of text."""
-
-    title: str
-    width: int
-    cell: Callable[[RecentSession, float], str]
-
-
-_COLUMNS = (
-    _Column("hit rate", 0, lambda each, _: percent(each.totals.hit_rate)),
-    _Column("tasks", 0, lambda each, _: f"{each.totals.tasks:,}"),
-    _Column("missed", 60, lambda each, _: f"{each.totals.misses:,}"),
-    _Column("unanswered", 80, lambda each, _: f"{each.totals.unanswered:,}"),
-    _Column("saved", 70, lambda each, _: clock(each.totals.saved_ms / 1000)),
-    _Column("last event", 70, lambda each, now: f"{duration(max(now - each.last, 0.0))} ago"),
-    _Column("ci", 100, lambda each, _: each.ci or "none"),
-)
-
-
-def _table(sessions: Sequence[RecentSession], seen: Seen) -> Table:
-    columns = [each for each in _COLUMNS if seen.width >= each.width]
+def _table(sessions: Sequence[RecentSession], now: float) -> FittedTable:
     shown = sessions[:MOST_BUILDS]
-    styles = ["yellow" if each.totals.unanswered else "" for each in shown]
-    names = [rendered("  session", "dim"), *(rendered(f"  {each.name}") for each in shown)]
-    cells = [
-        [
-            rendered(column.title, "dim"),
-            *(rendered(column.cell(each, seen.now), style) for each, style in zip(shown, styles, strict=True)),
-        ]
-        for column in columns
-    ]
-    widths = [min(max(each.cell_len for each in column), _WIDEST_CELL) for column in cells]
-    room = seen.width - sum(widths) - 2 * len(widths) - 2
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True, overflow="ellipsis", max_width=max(room, _LEAST_NAME))
-    for width in widths:
-        table.add_column(justify="right", no_wrap=True, overflow="ellipsis", max_width=width)
-    for row in zip(names, *cells, strict=True):
-        table.add_row(*row)
-    return table
+    totals = [each.totals for each in shown]
+    return FittedTable(
+        Column("session", [each.name for each in shown], is_name=True),
+        Column("hit rate", [percent(each.hit_rate) for each in totals]),
+        Column("tasks", [f"{each.tasks:,}" for each in totals]),
+        Column("missed", [f"{each.misses:,}" for each in totals]),
+        Column("unanswered", [f"{each.unanswered:,}" for each in totals]),
+        Column("saved", [clock(each.saved_ms / 1000) for each in totals]),
+        Column("last event", [f"{duration(max(now - each.last, 0.0))} ago" for each in shown]),
+        Column("ci", [each.ci or "none" for each in shown], is_name=True),
+        styles=["yellow" if each.unanswered else "" for each in totals],
+    )

@@ -176,6 +176,7 @@ def test_it_fits_a_terminal_of_any_size_and_follows_it(daemon: Daemon) -> None:
 def test_hostile_names_command_no_terminal(daemon: Daemon) -> None:
     send(daemon, HOSTILE, hits=1)
     with watching(daemon) as terminal:
+        terminal.resize(30, 200)  # room for the whole name
         terminal.wait_for(r"s-\x1b]0;owned\x07\x9b2J\u202e")
         terminal.type("q")
         terminal.finish()

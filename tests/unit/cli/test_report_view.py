@@ -95,6 +95,35 @@ def test_it_can_be_broken_down(queue: CountedQueue, by: By, names: list[str]) ->
     assert len(rows) == 1 + len(names)
 
 
+@pytest.mark.parametrize("by", ["day", "hour", "session", "ci", "job"])
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120])
+def test_on_a_terminal_of_any_width_a_build_is_a_line_and_no_figure_is_cut(
+    queue: CountedQueue, by: By, width: int
+) -> None:
+    session, job = "01234567-89ab-cdef-0123-456789abcdef", "github/some-organisation/some-repository/ci.yml/build/17"
+    build = [use(session, "REMOTE", "HIT", f"h-{number}", duration=14_000) for number in range(1000)]
+    queue.append([*build, use(session, "REMOTE", "MISS", "m-1")], ci="GITHUB_ACTIONS", job=job)
+    report = queue.report(Question(Period(), by))
+    named = [msgspec.structs.replace(each, task="web#" + "b" * 100) for each in report.missed_again]
+    lines = shown(msgspec.structs.replace(report, missed_again=named), width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert any(re.search(r" 99 % +1,001\b", line) for line in lines)
+    found = {cell for line in lines for cell in line.split()}
+    assert not {each for each in found if re.search(r"\d,(?!\d{3}\b)|^\d+h\d*$|^[\d,]+…$", each)}
+    worst = lines[next(number for number, line in enumerate(lines) if line.startswith("worst builds")) :]
+    assert sum(line.startswith("  012345") for line in worst) == 1
+    assert any(re.match(r"  h-9 +3 +1\b", line) for line in worst)
+
+
+def test_the_job_of_a_build_is_shown_where_there_is_room(queue: CountedQueue) -> None:
+    assert " job" not in shown(queue.report(), 200)
+    job = "github/some-organisation/some-repository/ci.yml/build/17"
+    queue.append([use("s-job", "REMOTE", "MISS", "h")], job=job)
+    assert job in shown(queue.report(), 200)
+    assert re.search(r"  s-job .* none +github/some\S*…\S*build/17\n", shown(queue.report(), 120))
+    assert "github" not in shown(queue.report(), 80)
+
+
 def test_parts_beyond_a_screen_are_said(queue: CountedQueue) -> None:
     queue.append([use(f"t-{number}", "LOCAL", "HIT", "h") for number in range(view.MOST_PARTS)])
     assert "4 more before them: see --format csv" in shown(queue.report(Question(Period(), "session")))

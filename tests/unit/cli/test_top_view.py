@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,7 +75,7 @@ def test_the_screen_has_all_that_matters() -> None:
         "  dropped        none",
         "",
         "builds of the last 10 min: 1",
-        "  session  hit rate  tasks  missed  unanswered  saved  last event              ci",
+        "  session  hit rate  tasks  missed  unanswered  saved  last event  ci",
         "  build-1      80 %     10       1           1    59s     5 s ago  GITHUB_ACTIONS",
     ]
 
@@ -175,9 +176,8 @@ def test_it_fits_a_terminal_of_any_width_with_rates_of_builds(width: int) -> Non
     lines = text.splitlines()
     assert max(map(len, lines)) <= width
     if width >= 40:
-        assert lines[-1].startswith("  01234567")
-        assert " 80 %" in lines[-1]
-    assert sum("  0123456" in line for line in lines) in {0, 30}  # no more than a screen
+        assert re.match(r"  012345\S*000029 +80 % +10", lines[-1])
+    assert sum("  012345" in line for line in lines) in {0, 30}  # no more than a screen
 
 
 def test_hostile_names_command_no_terminal() -> None:
