@@ -1,7 +1,7 @@
 """Counts tasks, as a person would count them. Pure.
 
 For one task a build tool may report several events: LOCAL MISS, and then REMOTE HIT. A *task* is a hash in a session, however
-often it is reported, and its best answer counts. LOCAL MISS without anything REMOTE is *unanswered*: the remote cache is off, or
+often it is reported, and its best answer counts. LOCAL MISS without anything REMOTE is *unanswered*: the remote cache was off, or
 failing. The time that a hit saved is that of the task, in ms: tasks run in parallel, so that the sum is more than the build got
 shorter by.
 """

@@ -59,7 +59,7 @@ def report(
     """Show what builds got out of the cache: hit rate, task time saved, worst builds, hashes that were built again.
 
     It counts tasks, not events: a hash in a session is one task, and the best answer to it counts. A task without any answer of
-    the remote cache, and no local hit, is "unanswered": the remote cache is off, or failing. Task time is not build time: tasks
+    the remote cache, and no local hit, is "unanswered": the remote cache was off, or failing. Task time is not build time: tasks
     run in parallel, so that builds get shorter by less. Times are whole hours, in UTC.
 
     It reads the queue and its history, while the daemon runs and without asking it, and keeps what it has counted in

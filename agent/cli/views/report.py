@@ -71,7 +71,7 @@ def _rows(report: Report) -> Iterator[tuple[str, Text]]:
     yield "hit rate", rendered(rate if report.tasks else "no tasks", style="bold")
     yield "hits", rendered(f"{report.hits.local:,} local, {report.hits.remote:,} remote")
     yield "misses", rendered(f"{report.misses:,}")
-    off = f"{report.unanswered:,}: nothing from the remote cache, which is off or failing"
+    off = f"{report.unanswered:,}: no answer from the remote cache, which was off or failing"
     yield "unanswered", rendered(off, style="yellow") if report.unanswered else rendered("none")
     saved = [clock(each / 1000) for each in (report.all_saved_ms, report.saved_ms.local, report.saved_ms.remote)]
     yield "time saved", rendered(f"{saved[0]} of task time: {saved[1]} by local hits, {saved[2]} by remote ones")

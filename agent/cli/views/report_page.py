@@ -140,7 +140,7 @@ def report_tiles(report: Report) -> Iterator[Tile]:
     yield Tile(
         "tasks", f"{report.tasks:,}", f"{hits.local:,} local and {hits.remote:,} remote hits, {report.misses:,} missed"
     )
-    off = "the remote cache is off or failing" if report.unanswered else "the remote cache answers"
+    off = "the remote cache was off or failing" if report.unanswered else "every task got an answer"
     yield Tile("unanswered", f"{report.unanswered:,}", off if report.tasks else "", "warn" if report.unanswered else "")
 
 

@@ -234,13 +234,14 @@ def _usage(name: str, usage: "Day | str", now: float) -> Iterator[tuple[str, Tex
         return
     totals = usage.totals
     saved = f"{clock(totals.saved_ms / 1000)} of task time saved"
-    rate = f"{percent(totals.hit_rate)} hits: {totals.hits:,} of {amount(totals.tasks, 'task')}, {saved}"
+    silent = f", {totals.unanswered:,} unanswered" if totals.unanswered else ""
+    rate = f"{percent(totals.hit_rate)} hits: {totals.hits:,} of {amount(totals.tasks, 'task')}, {saved}{silent}"
     counted = f"counted {duration(max(now - usage.folded_at, 0.0))} ago; `artifacts-agent report` counts what is new"
     yield label, rendered(f"{rate if totals.tasks else 'no tasks'} ({counted})")
     if usage.remote_is_silent:
-        silent = f"{totals.unanswered:,} of {amount(usage.asked_remote, 'task')} that the local cache did not have"
-        why = "it is off in these builds, or failing; ask it with `artifacts-agent check --online`"
-        yield "", rendered(f"{silent} got no answer from the remote cache: {why}", style="bold yellow")
+        most = f"{totals.unanswered:,} of {amount(usage.asked_remote, 'task')} that the local cache did not have"
+        why = "it was off in these builds, or failing; ask it with `artifacts-agent check --online`"
+        yield "", rendered(f"{most} got no answer from the remote cache: {why}", style="bold yellow")
 
 
 def _equation(ledger: Ledger) -> Text:

@@ -58,7 +58,7 @@ def test_the_screen_has_the_answers_of_a_first_look(queue: CountedQueue) -> None
         "4 sessions · 31 events",
         "hit rate    39 %: 12 of 31 tasks",
         "12 local, 0 remote",
-        "1: nothing from the remote cache",
+        "1: no answer from the remote cache, which was off or failing",
         "12m00s of task time: 12m00s by local hits, 0s by remote ones",
         "builds got shorter by less",
         "hit rate by hour: 0 % at first, 73 % at last",
@@ -73,6 +73,13 @@ def test_the_screen_of_nothing_says_so(tmp_path: Path) -> None:
     text = shown(CountedQueue(tmp_path).report())
     assert "no tasks" in text
     assert "not known" not in text
+
+
+def test_the_page_says_what_unanswered_tasks_mean_only_if_there_are_any(queue: CountedQueue) -> None:
+    assert "the remote cache was off or failing" in paged(queue.report())
+    answered = paged(queue.report(Question(Period(session="s-1"))))
+    assert "was off or failing" not in answered
+    assert "every task got an answer" in answered
 
 
 @pytest.mark.parametrize(
