@@ -65,7 +65,7 @@ def _print_once(source: "Source", interval: float) -> int:
     time.sleep(interval)  # a rate needs two samples
     samples, recent = [first, source.sample()], source.recent()
     width = os.get_terminal_size(sys.stdout.fileno()).columns if is_terminal() else _COLUMNS_OF_A_PIPE
-    show(screen(Seen(samples, time.time(), samples[-1].at, interval, width, recent)))
+    show(screen(Seen(samples, time.time(), samples[-1].at, first.at, interval, width, recent)))
     return 0
 
 

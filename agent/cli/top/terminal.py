@@ -37,6 +37,7 @@ class LiveView:
         self._source = source
         self._interval = interval
         self._keyboard = keyboard
+        self._began = first.at
         self._samples = deque([first], KEPT_SAMPLES)
         self._recent = source.recent()
         self._trouble: str | None = None
@@ -106,6 +107,7 @@ class LiveView:
             self._samples,
             now=time.time(),
             clock=now,
+            began=self._began,
             interval=self._interval,
             width=width,
             recent=self._recent,

@@ -44,14 +44,15 @@ _NEARLY_FULL = 0.8  # as for the alert
 class Seen(NamedTuple):
     """All that has been seen at one moment. There is one sample at least, the newest last.
 
-    `now` is in seconds since the epoch, `clock` by the clock of the samples, which come every `interval` seconds. `recent` is
-    what is known of sessions, or why that is nothing. `trouble` says why there is no newer sample, `notice` what the last key
-    did; `keys` whether keys are read. `width` is in columns.
+    `now` is in seconds since the epoch; `clock`, and `began`, the time of the first of all samples, are by the clock of the
+    samples, which come every `interval` seconds. `recent` is what is known of sessions, or why that is nothing. `trouble`
+    says why there is no newer sample, `notice` what the last key did; `keys` whether keys are read. `width` is in columns.
     """
 
     samples: Sequence[Sample]
     now: float
     clock: float
+    began: float
     interval: float
     width: int
     recent: Recent | str
@@ -100,16 +101,18 @@ def _news(seen: Seen) -> Iterator[Text]:
 
 def _rows(seen: Seen, name: str, destination: DestinationStatus) -> Iterator[tuple[str, Text]]:
     ledger, lately = destination.ledger, within(seen.samples, LATELY_SECONDS)
+    is_new = seen.samples[-1].at - seen.began < LATELY_SECONDS
+    when = "since top began" if is_new else "in the last minute"
     yield from delivery(destination, seen.now)
     yield "in", _flow(seen, name, lambda found: found.accepted)
     yield "out", _flow(seen, name, lambda found: found.delivered)
     yield "queued", queued(destination)
     yield "disk", _disk(destination)
-    yield "requests", _requests(lately, name)
+    yield "requests", _requests(lately, name, when)
     yield "answers", _answers(seen.samples[-1].measured.get(name, Measured()))
     yield "last delivery", last_delivery(destination, seen.now)
-    yield "dead letters", _growing(dead_letters(ledger, destination.dead_letters), lately, name, _dead_lettered)
-    yield "dropped", _growing(dropped(ledger.dropped), lately, name, _all_dropped)
+    yield "dead letters", _growing(dead_letters(ledger, destination.dead_letters), lately, name, _dead_lettered, when)
+    yield "dropped", _growing(dropped(ledger.dropped), lately, name, _all_dropped, when)
     if rejected := seen.samples[-1].status.rejected:
         yield "rejected", rendered(f"{amount(rejected, 'line')} not valid, since the daemon started", style="yellow")
 
@@ -153,13 +156,13 @@ def _disk(destination: DestinationStatus) -> Text:
     return text.append_text(rendered(f"{percent(share)} of {size(queue.max_bytes)}"))
 
 
-def _requests(lately: Sequence[Sample], name: str) -> Text:
-    """Return how many requests there were lately, and how long they took."""
+def _requests(lately: Sequence[Sample], name: str, when: str) -> Text:
+    """Return how many requests there were lately, which is `when`, and how long they took."""
     found = recent_buckets(lately, name)
     if not found:
-        return rendered("none in the last minute")
+        return rendered(f"none {when}")
     half, most = (_bound(found, share) for share in (0.5, 0.95))
-    return rendered(f"{found[-1][1]:,.0f} in the last minute: half {half}, 95 % {most}")
+    return rendered(f"{found[-1][1]:,.0f} {when}: half {half}, 95 % {most}")
 
 
 def _bound(buckets: Sequence[tuple[float, float]], share: float) -> str:
@@ -181,10 +184,10 @@ def _answers(measured: Measured) -> Text:
     return text
 
 
-def _growing(text: Text, lately: Sequence[Sample], name: str, count: Callable[[Ledger], int]) -> Text:
-    """Return a text to which is added how much a counter rose lately."""
+def _growing(text: Text, lately: Sequence[Sample], name: str, count: Callable[[Ledger], int], when: str) -> Text:
+    """Return a text to which is added how much a counter rose lately, which is `when`."""
     if more := gained(lately, _of(name, count)):
-        text.append_text(rendered(f"; {more:,.0f} of them in the last minute", "bold red"))
+        text.append_text(rendered(f"; {more:,.0f} of them {when}", "bold red"))
     return text
 
 

@@ -43,7 +43,8 @@ def sample(
 
 
 def shown(samples: Sequence[Sample], width: int = 120, **more: Any) -> str:
-    seen = Seen(samples, NOW, more.pop("clock", samples[-1].at), 2.0, width, more.pop("recent", NOBODY), **more)
+    clock, began = more.pop("clock", samples[-1].at), more.pop("began", samples[0].at)
+    seen = Seen(samples, NOW, clock, began, 2.0, width, more.pop("recent", NOBODY), **more)
     console = Console(file=io.StringIO(), width=width, force_terminal=False)
     with console.capture() as capture:
         console.print(screen(seen))
@@ -68,7 +69,7 @@ def test_the_screen_has_all_that_matters() -> None:
         "  out            0.5/s         █",
         "  queued         3,099 events, the oldest is 3 s old, 256.0 MiB on disk",
         "  disk           ███░░░░░░░ 25 % of 1.0 GiB",
-        "  requests       10 in the last minute: half within 5 ms, 95 % within 100 ms",
+        "  requests       10 since top began: half within 5 ms, 95 % within 100 ms",
         "  answers        9 with 200, 1 with 503",
         "  last delivery  none since the daemon started (10 requests)",
         "  dead letters   none",
@@ -83,9 +84,16 @@ def test_the_screen_has_all_that_matters() -> None:
 def test_of_one_sample_no_rate_is_known() -> None:
     text = shown([sample(1, 5, 5)])
     assert "  in             -\n" in text
-    assert "  requests       none in the last minute\n" in text
+    assert "  requests       none since top began\n" in text
     assert "  answers        none since the daemon started\n" in text
     assert "q quit" not in text
+
+
+def test_of_less_than_a_minute_it_speaks_of_no_minute() -> None:
+    samples = [sample(at) for at in (0, 59)]
+    assert "requests       none since top began\n" in shown(samples)
+    assert "requests       none in the last minute\n" in shown([*samples, sample(60)])
+    assert "requests       none in the last minute\n" in shown(samples, began=-1.0)  # older samples are not kept
 
 
 def test_rates_are_drawn_the_newest_last_as_far_as_there_is_room() -> None:
@@ -99,8 +107,9 @@ def test_rates_are_drawn_the_newest_last_as_far_as_there_is_room() -> None:
 def test_what_grew_in_the_last_minute_stands_out() -> None:
     drops = [sample(at, 100, 0, dropped={"overflow": at}, dead=at, dead_letters=7) for at in (1, 50, 55)]
     text = shown(drops, 200)
-    assert "dropped        55 events: 55 overflow (queue.max_bytes was reached); 54 of them in the last minute" in text
-    assert "dead letters   55 events refused by the API, one by one; 7 letters kept now; 54 of them in" in text
+    assert "dropped        55 events: 55 overflow (queue.max_bytes was reached); 54 of them since top began" in text
+    assert "dead letters   55 events refused by the API, one by one; 7 letters kept now; 54 of them since top" in text
+    assert "54 of them in the last minute" in shown(drops, 200, began=-5.0)
     later = shown([*drops, sample(200, 100, 0, dropped={"overflow": 55}, dead=55)], 200)
     assert "in the last minute" not in later.replace("none in the last minute", "")
 
