@@ -84,6 +84,11 @@ def _rows(report: Report) -> Iterator[tuple[str, Text]]:
         yield "not known", rendered(line, style="yellow")
 
 
+def hour_of(at: str) -> str:
+    """Return the hour that a time (ISO 8601) is in, such as "2026-11-20 02h"."""
+    return f"{at[:10]} {at[11:13]}h"
+
+
 def bars(rates: Sequence[float | None]) -> str:
     """Return a bar for each rate; a blank for none."""
     return "".join(" " if rate is None else _BARS[min(int(rate * len(_BARS)), len(_BARS) - 1)] for rate in rates)
@@ -138,7 +143,7 @@ def _missed_again(misses: Sequence[RepeatedMiss]) -> list[RenderableType]:
         Column("hash", [each.hash for each in misses], is_name=True),
         Column("missed", [f"{each.misses:,}" for each in misses]),
         Column("found", [f"{each.hits:,}" for each in misses]),
-        Column("last missed (UTC)", [f"{each.last_miss[:10]} {each.last_miss[11:16]}" for each in misses]),
+        Column("last missed (UTC)", [hour_of(each.last_miss) for each in misses]),
     ]
     if any(each.task for each in misses):
         columns.append(Column("task", [each.task or "" for each in misses], is_name=True))

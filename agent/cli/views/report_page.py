@@ -11,7 +11,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from agent.cli.views.charts import Bar, Chart, Kind, ceiling, figure, text
-from agent.cli.views.report import not_known, part_name, period_of
+from agent.cli.views.report import hour_of, not_known, part_name, period_of
 from agent.cli.views.words import amount, clock, percent
 from agent.timestamps import iso
 from agent.usage.report import Group, Report, Summary, Timeline
@@ -172,7 +172,7 @@ def sections(report: Report, timeline: Timeline, session_link: str | None = None
         )
     if report.missed_again:
         misses = (
-            [text(each.hash), f"{each.misses:,}", f"{each.hits:,}", minute(each.last_miss), text(each.task or "")]
+            [text(each.hash), f"{each.misses:,}", f"{each.hits:,}", hour_of(each.last_miss), text(each.task or "")]
             for each in report.missed_again
         )
         title = "Built more than once: missed in several sessions"
