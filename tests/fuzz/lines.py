@@ -83,7 +83,7 @@ def _events_of(line: bytes) -> list[dict[str, object]]:
 
 def _kept(block: Block) -> list[dict[str, object]]:
     """What of a block comes out of the queue and goes to the API, which takes it."""
-    assert decode_lines(block.lines, Session(block.context)).blocks == [block]
+    assert decode_lines(block.lines, Session(block.context, block.durable_acks, block.asks_for)).blocks == [block]
     record = Record(0.0, block.context, block.lines)
     assert decode_record(encode_record(record)) == record
     body = to_json_array(record.lines)

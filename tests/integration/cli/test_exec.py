@@ -177,6 +177,7 @@ def test_where_the_front_would_not_do_turbo_api_is_left_as_it_is(tmp_path: Path,
     with Daemon(tmp_path / "agent", api_server.url, {**FRONT, "api": {"slug": "ours"}}) as daemon:
         for changed, reason in NO_USE:
             assert_left_as_it_is(daemon, changed, reason)
+        daemon.wait_destination(lambda found: found.ledger.delivered == len(NO_USE))
     assert names(api_server) == Counter({"a": len(NO_USE)})
 
 

@@ -101,7 +101,7 @@ def plain(output: str) -> str:
         ("status", r"http://\x1b]0;owned"),
         ("status", r"spool-\x1b[2J-\x9b2J"),
         ("status --check", "paused"),
-        ("top --once --interval 500ms", r"session-\x1b]0;owned"),
+        ("top --once --interval 500ms", r"session-\x1b]0;own"),
         ("check --online", "403 Forbidden: No"),
         ("check --online --json", "403 Forbidden: No"),
         ("flush --deadline 100ms", "paused by an operator"),

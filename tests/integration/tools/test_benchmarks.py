@@ -44,6 +44,7 @@ CASES = {
     "idle": ["cold start", "idle"],
     "history": ["1,000 a batch", "10,000 a batch", "report"],
     "front": ["small", "download", "upload"],
+    "destinations": ["throughput", "latency", "idle", "idle, each"],
     "page": ["read anew", "remembered", "memory"],
     "scale": ["clients 1", "clients 10", "clients 100", "clients 1,000", "events 1,000"],
     "top": [f"{events} events/s{watched}" for events in ("0", "1,000") for watched in ("", ", watched")],

@@ -126,7 +126,7 @@ def test_example_holds_the_defaults() -> None:
 
 
 def test_example_shows_every_key_and_no_other(tmp_path: Path) -> None:
-    uncommented = re.sub(r"^# (\w+ = |\[)", r"\1", EXAMPLE.read_text(), flags=re.MULTILINE)
+    uncommented = re.sub(r"^# +(\w+ = |\[)", r"\1", EXAMPLE.read_text(), flags=re.MULTILINE)
     document = tomllib.loads(uncommented)
     fixed = {section: table for section, table in document.items() if section not in {"destinations", "rules"}}
     assert sorted(f"{section}.{key}" for section, table in fixed.items() for key in table) == sorted(KEYS)
