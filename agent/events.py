@@ -181,21 +181,22 @@ def _chunk(lines: bytes) -> list[bytes]:
 def decode_messages(messages: Sequence[bytes]) -> tuple[list[Block], list[int]]:
     """Validate what several senders sent, each in a session of its own, as lines that are complete.
 
-    Returns the events, one block for each context and destination, and the indexes of the messages that take more, and of which
-    nothing is in the blocks: those with something to reject, and those that want acks.
+    Returns the events, one block for each context, and the indexes of the messages that take more than that, and of which
+    nothing is in the blocks: those with something to reject, those that want acks, and those that ask for a destination.
     """
     block = decode_bare_events(b"".join(messages), Session())
     if block is not None:
         return [block], []
-    found: dict[tuple[Context, str | None], list[Block]] = {}
+    found: dict[Context, list[Block]] = {}
     others: list[int] = []
     for index, message in enumerate(messages):
         decoded = decode_lines(message, Session(), max_rejects=1)
-        if decoded.rejects or decoded.session.durable_acks:
+        asks = any(block.asks_for is not None for block in decoded.blocks)
+        if decoded.rejects or decoded.session.durable_acks or asks:
             others.append(index)
             continue
         for block in decoded.blocks:
-            found.setdefault((block.context, block.asks_for), []).append(block)
+            found.setdefault(block.context, []).append(block)
     return [_join(blocks) for blocks in found.values()], others
 
 
@@ -204,7 +205,7 @@ def _join(blocks: list[Block]) -> Block:
     for block in blocks:
         use = use.plus(block.use)
     count, lines = sum(block.event_count for block in blocks), b"".join(block.lines for block in blocks)
-    return Block(first.context, count, lines, use, first.asks_for)
+    return Block(first.context, count, lines, use)
 
 
 def decode_bare_events(text: bytes, session: Session) -> Block | None:

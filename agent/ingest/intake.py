@@ -211,11 +211,12 @@ class Intake:
     async def wait_for_capacity(self, client: ClientState | None = None) -> bool:
         """Wait until more may be read, of this client or of anybody; False if a disk does not answer."""
         pipeline = self._pipelines[DEFAULT]
-        if client is not None and not self._rules.is_trivial:
-            found = self.route(self.sender(client, client.session.asks_for)).destination
-            pipeline = self._pipelines.get(found or DEFAULT, pipeline)
-        elif any(not each.is_full for each in self._pipelines.values()):
-            return True
+        if not self._rules.is_trivial:
+            if client is None and any(not each.is_full for each in self._pipelines.values()):
+                return True
+            if client is not None:
+                found = self.route(self.sender(client, client.session.asks_for)).destination
+                pipeline = self._pipelines.get(found or DEFAULT, pipeline)
         return await pipeline.wait_for_capacity()
 
     def _way(self, client: ClientState, events: int, size: int, asks_for: str | None) -> tuple[Pipeline | None, int]:
