@@ -179,6 +179,8 @@ class Pipeline:
         if self.store.cursor.queued:
             read = partial(oldest_enqueued_at, self.store.reader(), self.store.view)
             oldest = await self._runtime.run_blocking(read)
+        if not self.store.cursor.queued:  # it was settled while it was read
+            oldest = None
         now, steady = self._runtime.wall_clock(), anyio.current_time()
         state, pause = policy.describe(self._worker.state, steady), self.store.cursor.pause
         since = None if state.since is None else now + state.since - steady

@@ -20,7 +20,7 @@ from agent.queue.committer import Submission
 from agent.queue.cursor import Span
 from agent.queue.dead_letters import DeadLetter, decode_dead_letter
 from agent.queue.store import Limits
-from agent.runtime import Runtime
+from agent.runtime import RunBlocking, Runtime
 from tests.support.crash_model import Chooser
 from tests.support.fake_transport import FakeTransport
 from tests.support.fault_filesystem import FaultFilesystem
@@ -75,6 +75,7 @@ class Host:
     directory: Path = DIRECTORY
     jitter: float = 0.5
     skew: float = 0.0
+    run_blocking: RunBlocking = inline
 
     def wall_clock(self) -> float:
         """Return the time in seconds since the epoch."""
@@ -88,7 +89,7 @@ class Host:
     @property
     def runtime(self) -> Runtime:
         """What stands for threads, clocks and chance."""
-        return Runtime(inline, self.wall_clock, lambda: self.jitter)
+        return Runtime(self.run_blocking, self.wall_clock, lambda: self.jitter)
 
     def open(self) -> Pipeline:
         """Open the queue, without running it."""

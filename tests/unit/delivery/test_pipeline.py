@@ -2,7 +2,8 @@
 
 import errno
 from collections import Counter
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import anyio
 import pytest
@@ -11,13 +12,15 @@ from agent.delivery.batching import BatchOptions
 from agent.delivery.policy import DeliverySettings
 from agent.delivery.transport import Kind, Verdict
 from agent.events import Context, Event
-from agent.queue.cursor import CursorState, Pause, encode_slot
+from agent.queue.cursor import CursorState, Outcome, Pause, Span, encode_slot
 from agent.queue.store import Limits
 from tests.support import virtual_time
 from tests.support.fake_transport import ACCEPTED, LOST, FakeTransport, Rule, reject
 from tests.support.fault_filesystem import LoseAll, failing, no_errors
-from tests.support.pipelines import DIRECTORY, balanced, dead_letters, host, numbered, submit, submit_events
+from tests.support.pipelines import DIRECTORY, balanced, dead_letters, host, inline, numbered, submit, submit_events
 from tests.support.stories import BLOCKED, MISCONFIGURED, TRANSIENT
+
+T = TypeVar("T")
 
 NAMES = numbered(100)
 
@@ -329,6 +332,27 @@ async def test_the_status_tells_why_nothing_is_delivered_and_until_when() -> Non
         status = await pipeline.status()
         assert (status.state, status.reason, status.oldest_event_at) == ("running", None, None)
         assert status.last_delivery_at == pytest.approx(h.wall_clock(), abs=0.1)
+
+
+@pytest.mark.anyio
+async def test_the_status_gives_no_age_of_an_event_that_is_settled_while_it_is_read() -> None:
+    async with host() as h:
+        everything = Span(1, 1 + len(NAMES))
+        is_read = False
+
+        async def settle_meanwhile(call: Callable[[], T]) -> T:
+            found = await inline(call)
+            if is_read:
+                pipeline.store.cursor.settle([everything], Outcome.PURGED)
+            return found
+
+        h.run_blocking = settle_meanwhile
+        pipeline = h.start()
+        pipeline.pause()
+        await submit(pipeline, NAMES).wait()
+        is_read = True
+        status = await pipeline.status()
+        assert (status.ledger.queued, status.oldest_event_at) == (0, None)
 
 
 @pytest.mark.anyio
