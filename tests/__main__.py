@@ -28,6 +28,9 @@ PURE = [
     "agent/delivery/policy.py",
     "agent/delivery/transport.py",
     "agent/usage/counting.py",
+    "agent/fleet/names.py",
+    "agent/fleet/message.py",
+    "agent/fleet/records.py",
     "agent/cli/top/samples.py",
 ]
 _PURE = ",".join(PURE)
