@@ -36,6 +36,7 @@ _COMMANDS = {
     "dead-letters": "agent.cli.commands.dead_letters:dead_letters",
     "monitoring": "agent.cli.commands.monitoring:monitoring",
     "rules": "agent.cli.commands.rules:rules",
+    "config": "agent.cli.commands.config:config",
     "check": "agent.cli.commands.check:check",
     "demo": "agent.cli.commands.demo:demo",
     "devserver": "agent.cli.commands.devserver:devserver",

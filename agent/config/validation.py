@@ -1,5 +1,7 @@
 """What values the keys may have, and the one place where a configuration is checked: by pydantic.
 
+Beside what checks a value stands the JSON Schema of what is written for it, which may let more pass, and nothing less.
+
 Imported only to check one: pydantic takes longer to import than most commands run, and a fifth of an idle daemon's memory.
 """
 
@@ -9,10 +11,11 @@ import pwd
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter  # noqa: F401 - Field is for `schema`
+from pydantic import AfterValidator, BeforeValidator, Field, GetJsonSchemaHandler, TypeAdapter  # noqa: F401 - Field is for `schema`
+from pydantic_core import CoreSchema
 
 from agent.config.directories import usable_path, usable_socket
 from agent.config.schema import Config
@@ -106,20 +109,70 @@ def _id_of(find: Callable[[str], int], what: str) -> BeforeValidator:
     return BeforeValidator(number)
 
 
+class _Written:
+    """In JSON Schema: what is written for the value where that is another type, or of a form. Bounds are kept."""
+
+    def __init__(self, **schema: object) -> None:
+        self._schema = schema
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(core), **self._schema}
+
+
+class _EmptyIsOff:
+    """In JSON Schema: what it stands at may be "", for there is no null in TOML."""
+
+    @staticmethod
+    def __get_pydantic_json_schema__(core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [{"enum": [""]}, *(each for each in handler(core)["anyOf"] if each != {"type": "null"})]}
+
+
+class _OneOrSeveral:
+    """In JSON Schema: a value stands for a list that has it alone, and a list may repeat one."""
+
+    @staticmethod
+    def __get_pydantic_json_schema__(core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        one = handler(core)["items"]
+        return {"anyOf": [one, {"type": "array", "items": one, "minItems": 1}]}
+
+
 _NO_ID = 2**32 - 1  # -1 as the kernel writes it
-UserId = Annotated[int, _id_of(lambda name: pwd.getpwnam(name).pw_uid, "user")]
-GroupId = Annotated[int, _id_of(lambda name: grp.getgrnam(name).gr_gid, "group")]
-OneOf = Annotated[frozenset[T], BeforeValidator(_one_or_several)]
-OrOff = Annotated[T | None, BeforeValidator(_off)]
-Word = Annotated[str, _must(_is_word, "should be one word without spaces or control characters")]
+_ID_SCHEMA: Final = _Written(type=["integer", "string"], minimum=0, maximum=_NO_ID - 1, minLength=1)
+_PATH_SCHEMA: Final = _Written(minLength=1)
+_ON_LOOPBACK: Final = r"([Ll][Oo][Cc][Aa][Ll][Hh][Oo][Ss][Tt]|127\.[0-9.]+|\[[0-9A-Fa-f:.]+\])(:[0-9]*)?"
+SIZE_PATTERN: Final = r"^\s*[0-9]{1,30}(\.[0-9]{1,30})? ?(([KMGTkmgt][Ii]?)?[Bb])?\s*$"
+DURATION_PATTERN: Final = r"^\s*[0-9]{1,30}(\.[0-9]{1,30})? ?(ms|[smhd])?\s*$"
+MODE_PATTERN: Final = "^(0o)?0?[0-7]{1,3}$"
+
+UserId = Annotated[int, _id_of(lambda name: pwd.getpwnam(name).pw_uid, "user"), _ID_SCHEMA]
+GroupId = Annotated[int, _id_of(lambda name: grp.getgrnam(name).gr_gid, "group"), _ID_SCHEMA]
+OneOf = Annotated[frozenset[T], BeforeValidator(_one_or_several), _OneOrSeveral()]
+OrOff = Annotated[T | None, BeforeValidator(_off), _EmptyIsOff()]
+Word = Annotated[
+    str,
+    _must(_is_word, "should be one word without spaces or control characters"),
+    _Written(pattern=r"^\S+$"),
+]
 Count = Annotated[int, BeforeValidator(_count)]
-Size = Annotated[int, BeforeValidator(parse_size)]
-Duration = Annotated[float, BeforeValidator(parse_duration)]
+Size = Annotated[
+    int,
+    BeforeValidator(parse_size),
+    _Written(type=["integer", "string"], minimum=0, pattern=SIZE_PATTERN),
+]
+Duration = Annotated[
+    float,
+    BeforeValidator(parse_duration),
+    _Written(type=["number", "string"], minimum=0, pattern=DURATION_PATTERN),
+]
 Days = Annotated[Duration, _must(lambda seconds: seconds >= 86_400, 'should be at least "1d"')]
-Mode = Annotated[int, BeforeValidator(_mode)]
-AbsolutePath = Annotated[Path, AfterValidator(usable_path)]
-SocketPath = Annotated[Path, AfterValidator(usable_socket)]
-LoopbackAddress = Annotated[str, AfterValidator(_loopback)]
+Mode = Annotated[int, BeforeValidator(_mode), _Written(type="string", pattern=MODE_PATTERN)]
+AbsolutePath = Annotated[Path, AfterValidator(usable_path), _PATH_SCHEMA]
+SocketPath = Annotated[Path, AfterValidator(usable_socket), _PATH_SCHEMA]
+LoopbackAddress = Annotated[
+    str,
+    AfterValidator(_loopback),
+    _Written(pattern=r"^(127(\.[0-9]{1,3}){3}|\[[0-9A-Fa-f:.]*[1-9A-Fa-f][0-9A-Fa-f:.]*\]):[0-9]{1,5}$"),
+]
 Url = Annotated[
     Word,
     _must(lambda url: "\\" not in url, "should be a URL, without backslashes"),
@@ -128,6 +181,7 @@ Url = Annotated[
     _must(_names_a_host, 'should have a scheme and a host, such as "https://api.vercel.com"'),
     _must(_hides_the_token, "should be https: plain http shows the token to the network, only loopback may use it"),
     AfterValidator(lambda url: url.rstrip("/")),
+    _Written(pattern=rf"^[Hh][Tt][Tt][Pp]([Ss]://[^\s\\?#@/]+|://{_ON_LOOPBACK})(/[^\s\\?#]*)?$"),
 ]
 
 _DESTINATION_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
@@ -143,7 +197,11 @@ def _destination_name(value: str) -> str:
     return value
 
 
-DestinationName = Annotated[str, AfterValidator(_destination_name)]
+DestinationName = Annotated[
+    str,
+    AfterValidator(_destination_name),
+    _Written(pattern=f"^(?!{DEFAULT}$){_DESTINATION_NAME.pattern}$"),
+]
 
 _CONFIG: Final = TypeAdapter(Config)
 _CONFIG.rebuild(raise_errors=True, _types_namespace=globals())  # `schema` has but the names of what is above
@@ -152,3 +210,8 @@ _CONFIG.rebuild(raise_errors=True, _types_namespace=globals())  # `schema` has b
 def validate(values: Mapping[str, Mapping[str, object]]) -> Config:
     """Return the configuration with these values, by section and key. Raises pydantic's ValidationError."""
     return _CONFIG.validate_python(values)
+
+
+def json_schema() -> dict[str, Any]:
+    """Return pydantic's JSON Schema of a configuration; `agent.config.editors` makes of it one of the file."""
+    return _CONFIG.json_schema()

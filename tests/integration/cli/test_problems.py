@@ -36,6 +36,7 @@ COMMANDS = (
     "dead-letters",
     "monitoring",
     "rules",
+    "config",
     "check",
     "demo",
     "devserver",
