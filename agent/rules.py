@@ -3,7 +3,7 @@
 A rule that says nothing of a condition matches whatever it is.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple, get_args
 
 DEFAULT = "default"
@@ -109,6 +109,21 @@ class Rules(NamedTuple):
             by = "no rule lets this sender choose it" if number is None else f"rule {number} sends it to {found!r}"
             return Route(None, number, f"the destination {sender.asks_for!r} is not for this sender: {by}")
         return Route(found, number)
+
+    def reachable(self, uid: int, gids: frozenset[int], sockets: Iterable[SocketKind]) -> frozenset[str]:
+        """Return every destination to which a user's events may go over these sockets, whichever team they name or ask for."""
+        found: set[str | None] = set()
+        for socket in sockets:
+            sender = Sender(socket) if socket == "tcp" else Sender(socket, uid, gids)
+            for rule in self.rules:
+                of_any_team = rule._replace(team_id=None, slug=None, asks_for=None)
+                if of_any_team.matches(sender):
+                    found.add(rule.destination)
+                    if rule == of_any_team:
+                        break
+            else:
+                found.add(None if self.denies_others else DEFAULT)
+        return frozenset(name for name in found if name is not None)
 
     def rule_of(self, route: Route) -> Rule | None:
         """Return the rule that decided."""

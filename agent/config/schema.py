@@ -272,6 +272,12 @@ class Config(_Section):
         """Return who may send, and where to."""
         return Rules(tuple(each.rule for each in self.rules), self.listen.default == "deny")
 
+    @property
+    def tokens_choose(self) -> bool:
+        """Whether what a client sends as its token may lead to another destination than rules do."""
+        by_front = self.front.enabled and self.http.listen is not None
+        return bool(self.http.tokens or (by_front and self.destinations))
+
     def __post_init__(self) -> None:
         self._check_sockets()
         self._check_parts()

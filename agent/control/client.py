@@ -113,9 +113,12 @@ class ControlClient:
         *,
         until: Literal["durable", "stalled"] | None = None,
         destinations: Sequence[str] = (),
+        job: str | None = None,
         grace: float = GRACE_SECONDS,
     ) -> Flushed | None:
         """Wait until everything written before, or all of a session, has left the queue of these destinations, or all queues.
+
+        With the label of a `job`, they are those to which its events have come; the others only where it is not known.
 
         `until` waits for less: see `agent.control.flush_routes`. None if no answer has come `grace` seconds after the deadline.
         """
@@ -124,6 +127,8 @@ class ControlClient:
             target += f"&until={until}"
         if destinations:
             target += f"&destination={quote(','.join(destinations))}"
+        if job is not None:
+            target += f"&job={quote(job, safe='')}"
         if session is not None:
             target, patience = f"{target}&session={quote(session, safe='')}", patience + SEARCH_SECONDS
         try:

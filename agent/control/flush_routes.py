@@ -1,8 +1,11 @@
-"""`POST /flush?deadline=SECONDS&destination=NAME&session=ID&until=durable|stalled`: how long it waits, and what it reports.
+"""`POST /flush?deadline=SECONDS&destination=NAME&session=ID&job=LABEL&until=durable|stalled`: how long it waits, what it reports.
 
 The answer is a `FlushReport` with 200 when all that had been written before the call has left the queue, with 504 if the deadline
 passed first. It is of every event accepted before the call, since the queue began; with a session, of its events that the queue
 and its history hold.
+
+With a job it is of the destinations to which events with this label have come lately, since the daemon's start: another team's
+trouble is not the job's. Where there are none it is of those that are named, or of all.
 
 It comes as soon as nothing can be delivered before the deadline: while nothing is under way, and delivery is paused or backs off
 beyond it. `until=stalled` does not wait for an end of that at all, nor longer than STALLED_SECONDS without an event that leaves
@@ -16,7 +19,7 @@ A client that hangs up ends its flush.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple, Protocol
 
@@ -52,7 +55,7 @@ class FlushRoute:
 
     async def flush(self, request: Request) -> Response:
         """Wait until what has been written has left the queues."""
-        this = _Flush([*selected(request, self._pipelines).values()], self._listeners)
+        this = _Flush(selected(request, self._pipelines), self._pipelines, request.query.get("job"), self._listeners)
         deadline = _deadline(request)
         if deadline is None:
             return Response.error(400, "bad_deadline", f"deadline is a number of seconds from 0 to {MAX_DEADLINE:g}")
@@ -80,26 +83,36 @@ class FlushRoute:
 
 
 class _Flush:
-    """One flush, of these pipelines."""
+    """One flush, of the pipelines that are `named`, or of those of `known` to which events of a job have come.
 
-    def __init__(self, pipelines: Sequence[Pipeline], listeners: Sequence[CatchUp]) -> None:
-        self._pipelines = pipelines
+    Which these are is known when all that was written before has been taken.
+    """
+
+    def __init__(
+        self,
+        named: Mapping[str, Pipeline],
+        known: Mapping[str, Pipeline],
+        job: str | None,
+        listeners: Sequence[CatchUp],
+    ) -> None:
+        self._pipelines = named
+        self._known = known
+        self._job = job
         self._listeners = listeners
+        self._before = {name: FlushReport.of(each.ledger()) for name, each in known.items()}
 
     async def make_durable(self, patience: "_Patience") -> Response:
-        before = self._report()
         in_time = await self._take_written(patience.deadline)
-        report = self._report()
-        return self._response(report, report.since(before), 200 if in_time else 504)
+        report = total(FlushReport.of(pipeline.ledger()) for pipeline in self._pipelines.values())
+        return self._response(report, report.since(self._report_before()), 200 if in_time else 504)
 
     async def all(self, patience: "_Patience") -> Response:
-        before = self._report()
         in_time = await self._take_written(patience.deadline)
         with ExitStack() as open_barriers:
-            barriers = [open_barriers.enter_context(pipeline.barrier()) for pipeline in self._pipelines]
+            barriers = [open_barriers.enter_context(pipeline.barrier()) for pipeline in self._pipelines.values()]
             await self._wait(barriers, patience)
             report = total(barrier.report() for barrier in barriers)
-        return self._response(report, report.since(before), _status(report, in_time=in_time))
+        return self._response(report, report.since(self._report_before()), _status(report, in_time=in_time))
 
     async def session(self, session: str, patience: "_Patience") -> Response:
         try:
@@ -112,24 +125,21 @@ class _Flush:
         """The session's events are looked for even after the deadline: without them there is nothing to report."""
         in_time = await self._take_written(patience.deadline)
         with ExitStack() as open_barriers:
-            searches = [open_barriers.enter_context(pipeline.session(session)) for pipeline in self._pipelines]
+            searches = [open_barriers.enter_context(pipeline.session(session)) for pipeline in self._pipelines.values()]
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._wait, [search.barrier for search in searches], patience)
-                for pipeline, search in zip(self._pipelines, searches, strict=True):
+                for pipeline, search in zip(self._pipelines.values(), searches, strict=True):
                     tasks.start_soon(pipeline.search, search)
             report = total(search.barrier.report() for search in searches)
         return self._response(report, report, _status(report, in_time=in_time))
 
     async def _take_written(self, until: float) -> bool:
         """Return whether all of it is in the queue."""
-        with anyio.CancelScope(deadline=until) as scope:
-            async with anyio.create_task_group() as tasks:
-                for listener in self._listeners:
-                    tasks.start_soon(listener.catch_up)
-            async with anyio.create_task_group() as tasks:
-                for pipeline in self._pipelines:
-                    tasks.start_soon(pipeline.commit_once)
-        return not scope.cancelled_caught
+        taken = await _all_by(until, [listener.catch_up for listener in self._listeners])
+        if self._job is not None:
+            of_job = {name: each for name, each in self._known.items() if self._job in each.jobs}
+            self._pipelines = of_job or self._pipelines
+        return await _all_by(until, [pipeline.commit_once for pipeline in self._pipelines.values()]) and taken
 
     async def _wait(self, barriers: Sequence[Barrier], patience: "_Patience") -> None:
         with anyio.CancelScope(deadline=patience.deadline) as waiting:
@@ -137,19 +147,35 @@ class _Flush:
                 if patience.stalled:
                     watching.start_soon(_end_when_stalled, barriers, waiting)
                 async with anyio.create_task_group() as tasks:
-                    for pipeline, barrier in zip(self._pipelines, barriers, strict=True):
+                    for pipeline, barrier in zip(self._pipelines.values(), barriers, strict=True):
                         tasks.start_soon(pipeline.passed, barrier, patience.latest)
                 watching.cancel_scope.cancel()
 
-    def _report(self) -> FlushReport:
-        return total(FlushReport.of(pipeline.ledger()) for pipeline in self._pipelines)
+    def _report_before(self) -> FlushReport:
+        return total(self._before.get(name, FlushReport()) for name in self._pipelines)
 
     def _response(self, report: FlushReport, about: FlushReport, status: int) -> Response:
-        held_up = next((reason for pipeline in self._pipelines if (reason := pipeline.held_up())), None)
+        held_up = self._held_up()
         verdict = msgspec.to_builtins(about) | ({} if held_up is None else {"held_up": held_up})
         response = Response.json(report, status)
         response.headers.append((VERDICT_HEADER, json.dumps(verdict)))  # ASCII, as a header has to be
         return response
+
+    def _held_up(self) -> str | None:
+        """Return why nothing is sent to one of them now: to one with events that wait, if there is any."""
+        for name, pipeline in sorted(self._pipelines.items(), key=lambda each: not each[1].ledger().queued):
+            if (reason := pipeline.held_up()) is not None:
+                return reason if len(self._known) == 1 else f"{name}: {reason}"
+        return None
+
+
+async def _all_by(until: float, calls: Sequence[Callable[[], Coroutine[None, None, object]]]) -> bool:
+    """Make calls at the same time; return whether all have returned by a time on the steady clock."""
+    with anyio.CancelScope(deadline=until) as scope:
+        async with anyio.create_task_group() as tasks:
+            for call in calls:
+                tasks.start_soon(call)
+    return not scope.cancelled_caught
 
 
 class _Patience(NamedTuple):

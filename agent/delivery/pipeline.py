@@ -14,6 +14,7 @@ from agent.delivery import policy
 from agent.delivery.batching import BatchOptions
 from agent.delivery.disk_backlog import DiskBacklog
 from agent.delivery.measures import Measures
+from agent.delivery.recent_jobs import RecentJobs
 from agent.delivery.refusals import OverQuota, Refusals
 from agent.delivery.storage_health import StorageHealth
 from agent.delivery.transport import Transport
@@ -103,6 +104,7 @@ class Pipeline:
         self._worker = Worker(self._backlog, delivery.transport, delivery.settings, runtime)
         self._health = StorageHealth(self.ledger())
         self._refusals = Refusals()
+        self.jobs = RecentJobs()
 
     # Intake
 

@@ -313,6 +313,7 @@ class Intake:
         pipeline, weight = self._way(client, block.event_count, len(block.lines), block.asks_for)
         if pipeline is None:
             return
+        pipeline.jobs.note(block.context.job)
         self.cache_uses.add(block.context.ci, block.use)
         if pipeline.should_drop:
             pipeline.shed(block.event_count)
@@ -328,6 +329,7 @@ class Intake:
         """
         if not chunks:
             return None
+        pipeline.jobs.note(context.job)
         blocks = [Block(context, chunk.count(b"\n"), chunk) for chunk in chunks]
         if not await self._has_room(pipeline):
             pipeline.shed(sum(block.event_count for block in blocks))
@@ -373,6 +375,7 @@ class Intake:
         pipeline, weight = self._way(client, block.event_count, len(block.lines), block.asks_for)
         if pipeline is None:
             return
+        pipeline.jobs.note(block.context.job)
         self.cache_uses.add(block.context.ci, block.use)
         if not self._holds_others_up(client, pipeline) and await self._has_room(pipeline):
             client.submitted(block, pipeline.submit(block, owner=client.peer.uid, weight=weight))

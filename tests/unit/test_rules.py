@@ -78,6 +78,40 @@ def test_rules_decide_as_a_naive_reader_of_them_does(rules: list[Rule], denies: 
         assert Rules(rules, denies).rule_of(found) is rules[found.rule - 1]
 
 
+@given(
+    RULES,
+    st.booleans(),
+    st.sampled_from([*USERS, 3]),
+    st.sampled_from(_SUBSETS_OF_GROUPS),
+    st.sets(st.sampled_from(SOCKETS)),
+)
+def test_events_of_a_user_go_nowhere_but_to_what_is_called_reachable(
+    rules: list[Rule], denies: bool, uid: int, gids: frozenset[int], sockets: set[SocketKind]
+) -> None:
+    these = [
+        each
+        for each in SENDERS
+        if each.socket in sockets and (each.uid, each.gids) in {(uid, gids), (None, frozenset())}
+    ]
+    found = {naive(Rules(rules, denies), sender) for sender in these} - {None}
+    assert found <= Rules(rules, denies).reachable(uid, gids, sockets) <= {DEFAULT, *NAMES}
+
+
+@pytest.mark.parametrize(
+    ("rules", "sockets", "reachable"),
+    [
+        (Rules(), SOCKETS, {DEFAULT}),
+        (Rules((), True), SOCKETS, set()),
+        (Rules([Rule("web", uid=frozenset({1}))]), ("stream", "http"), {"web"}),
+        (Rules([Rule("web", uid=frozenset({1}))]), SOCKETS, {"web", DEFAULT}),
+        (Rules([Rule("web", slug=frozenset({"a"})), Rule(None)]), ("http",), {"web"}),
+        (Rules([Rule("web", uid=frozenset({2}))], True), ("stream",), set()),
+    ],
+)
+def test_where_events_of_a_user_may_go(rules: Rules, sockets: tuple[SocketKind, ...], reachable: set[str]) -> None:
+    assert rules.reachable(1, frozenset({10}), sockets) == reachable
+
+
 @given(RULES)
 def test_a_rule_that_is_called_dead_decides_about_no_sender_there_can_be(rules: list[Rule]) -> None:
     deciding = {Rules(rules).route(sender).rule for sender in SENDERS}

@@ -1,12 +1,13 @@
 """`flush`: wait until everything that was sent before has left the queue."""
 
+import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -71,7 +72,8 @@ def _sendable(_ctx: click.Context, _param: click.Parameter, session: str | None)
 @click.option(
     "--job",
     metavar="LABEL",
-    help=f"Say in a last line what the cache did for this job. {JOB_LABEL} With '-' its variables are read from standard input.",
+    help=f"Wait only where this job's events go, and say in a last line what the cache did for it. {JOB_LABEL} "
+    "With '-' its variables are read from standard input.",
 )
 @destinations_option
 @config_option
@@ -99,7 +101,9 @@ def flush(
         4  no daemon is running
         8  some of these events, or of the session's, were dead-lettered or dropped
 
-    With --job the last line is such as "cache: 120 of 130 tasks (92 %), 11m02s of task time saved". It comes from the queue's
+    With --job it waits only for the destinations to which events with this label have come since the daemon's start: what holds
+    up others is not the job's trouble. If there are none, it is all; with `--job -`, all to which the rules let its user send.
+    The last line is such as "cache: 120 of 130 tasks (92 %), 11m02s of task time saved". It comes from the queue's
     files, as far as this user may read them. There is none where the job has too many events to count them at once.
     `--job -` takes lines of NAME=VALUE, as `env` prints them, so that one user can ask for another one's job.
 
@@ -107,11 +111,53 @@ def flush(
     says why.
     """
     label = _label(job)
+    whose = (
+        _Whose(destinations) if destinations or job is None else _Whose(_reachable(path) if job == "-" else (), label)
+    )
     try:
-        _flush(path, destinations, deadline, session, as_json=as_json)
+        _flush(path, whose, deadline, session, as_json=as_json)
     finally:
         if label is not None and not as_json:
             _say_usage(path, label, named=job != "-")
+
+
+class _Whose(NamedTuple):
+    """Which destinations a flush is about: those of a job, or else those that are named, or all."""
+
+    destinations: Sequence[str] = ()
+    job: str | None = None
+
+
+def _reachable(path: Path | None) -> Sequence[str]:
+    """Return the destinations to which the user of a job may send, who may have asked with sudo; none if it may be any.
+
+    Not those that are no more, or cannot be opened.
+    """
+    from agent.cli.options import find_queue
+    from agent.rules import DEFAULT, SOCKETS
+
+    try:
+        settings, _, control = find_queue(path, DEFAULT)
+        if len(settings.accounts) == 1 or settings.tokens_choose:
+            return ()
+        sockets = [each for each in SOCKETS if each != "tcp" or settings.http.listen is not None]
+        may_be = settings.routing.reachable(*_user(), sockets)
+        open_ones = control.status().destinations.items()
+        return [name for name, each in open_ones if name in may_be and each.state != "failed"]
+    except AgentError:  # the flush meets the same trouble, or does without
+        return ()
+
+
+def _user() -> tuple[int, frozenset[int]]:
+    """Return whose job it is, and the groups: who has called sudo, or this process's user."""
+    import pwd
+
+    uid = os.environ.get("SUDO_UID", "")
+    with suppress(KeyError, OverflowError):
+        if uid.isascii() and uid.isdigit():
+            entry = pwd.getpwuid(int(uid))
+            return entry.pw_uid, frozenset(os.getgrouplist(entry.pw_name, entry.pw_gid))
+    return os.geteuid(), frozenset({os.getegid(), *os.getgroups()})
 
 
 def _label(job: str | None) -> str | None:
@@ -146,14 +192,12 @@ def _say_usage(path: Path | None, job: str, *, named: bool) -> None:
             say(f"cache: no events with the label {job!r} are in the queue or its newest history")
 
 
-def _flush(
-    path: Path | None, destinations: tuple[str, ...], deadline: float, session: str | None, *, as_json: bool
-) -> None:
+def _flush(path: Path | None, whose: "_Whose", deadline: float, session: str | None, *, as_json: bool) -> None:
     """Flush and report. Raises AgentError for what has an exit code of its own."""
     control = ask_daemon(path)
     began = time.monotonic()
     with _progress(control, wanted=not as_json):
-        flushed = control.flush(deadline, session, destinations=destinations)
+        flushed = control.flush(deadline, session, destinations=whose.destinations, job=whose.job)
     if flushed is None:
         raise DeadlineError(
             f"the deadline of {deadline:g} s passed, and the daemon does not answer: look at its process and its logs"

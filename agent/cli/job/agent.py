@@ -88,7 +88,7 @@ class JobAgent:
 
         control = ControlClient(self.control)
         if seconds is None:
-            flushed = control.flush(DURABLE_SECONDS, until="durable", grace=SHORTEST_SECONDS)
+            flushed = control.flush(DURABLE_SECONDS, until="durable", job=self._job, grace=SHORTEST_SECONDS)
             if flushed is None or not flushed.in_time:
                 return "the agent does not answer: what was sent waits in its socket until it does"
             return None
@@ -97,7 +97,7 @@ class JobAgent:
         if len(known) > 1 and self.load is not None:
             for_job = destinations_of(self.load(), os.environ)
             named = [name for name in for_job if name in known and known[name].state != "failed"]
-        flushed = control.flush(min(seconds, LONGEST), destinations=named)
+        flushed = control.flush(min(seconds, LONGEST), destinations=named, job=self._job)
         if flushed is None:
             raise AgentError(f"the agent does not answer: {self.control}")
         if not (queued := flushed.report.queued):
@@ -213,7 +213,7 @@ def destinations_of(settings: Config, environ: Mapping[str, str]) -> list[str]:
     Over HTTP they are for the team that TURBO_TEAMID or TURBO_TEAM names.
     """
     rules = settings.routing
-    if rules.is_trivial or settings.http.tokens:
+    if settings.tokens_choose:
         return []
     uid, gids = os.geteuid(), frozenset({os.getegid(), *os.getgroups()})
     team = environ.get("TURBO_TEAMID") or None, environ.get("TURBO_TEAM") or None
