@@ -3,7 +3,10 @@
 A `Runtime` is passed in, so that a test can run the same code with threads, time and randomness of its own.
 """
 
-from collections.abc import Awaitable, Callable
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -13,6 +16,9 @@ from anyio.abc import TaskGroup
 
 T = TypeVar("T")
 Call = Callable[[], Awaitable[None]]
+
+TURN_SECONDS = 0.05
+SLOW_SECONDS = 10.0
 
 
 class RunBlocking(Protocol):
@@ -27,15 +33,87 @@ async def run_in_thread(call: Callable[[], T]) -> T:
     return await anyio.to_thread.run_sync(call)
 
 
-class OwnThreads:
-    """A RunBlocking of production that lets `most` calls run at a time, however many others do."""
+class Threads:
+    """Threads for the blocking calls of several destinations, of which one at a time has a turn.
 
-    def __init__(self, most: int) -> None:
+    Threads that compete for the interpreter cost each other more than they gain. Whoever waits for the disk (`waiting`) lets the
+    next one have the turn. A call that has kept it for longer than `patience` may wait elsewhere, perhaps for ever: then it has
+    it no more, and the calls of its destination do without turns for SLOW_SECONDS.
+    """
+
+    def __init__(self, patience: float = TURN_SECONDS) -> None:
+        self._patience = patience
+        self._turn = _Turn()
+        self._this_thread = threading.local()
+
+    def own(self, most: int) -> "OwnThreads":
+        """Return the threads of one destination: `most` calls run at a time, however many of others do."""
+        return OwnThreads(self, most)
+
+    def run(self, call: Callable[[], T], lane: "OwnThreads") -> T:
+        """Run a call of `lane` in this thread, with a turn if it gets one in time."""
+        self._begin(lane)
+        try:
+            return call()
+        finally:
+            self._end()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Let others have the turn that this thread may have, while the block waits for a disk."""
+        turn: _Turn | None = getattr(self._this_thread, "turn", None)
+        if turn is None or turn.lane is None:
+            yield
+            return
+        lane = turn.lane
+        self._end()
+        try:
+            yield
+        finally:
+            self._begin(lane)
+
+    def _begin(self, lane: "OwnThreads") -> None:
+        self._this_thread.turn = None
+        if time.monotonic() < lane.slow_until:
+            return
+        turn = self._turn
+        if turn.free.acquire(timeout=self._patience):
+            turn.lane, turn.since = lane, time.monotonic()
+            self._this_thread.turn = turn
+        elif turn is self._turn and time.monotonic() - turn.since >= self._patience:
+            if turn.lane is not None:
+                turn.lane.slow_until = time.monotonic() + SLOW_SECONDS
+            self._turn = _Turn()
+
+    def _end(self) -> None:
+        turn: _Turn | None = self._this_thread.turn
+        if turn is not None:
+            self._this_thread.turn = None
+            turn.free.release()
+
+
+class OwnThreads:
+    """A RunBlocking of production: see `Threads`."""
+
+    def __init__(self, threads: Threads, most: int) -> None:
+        self._threads = threads
         self._limiter = anyio.CapacityLimiter(most)
+        self.slow_until = float("-inf")
 
     async def __call__(self, call: Callable[[], T], /) -> T:
         """See `run_in_thread`."""
-        return await anyio.to_thread.run_sync(call, limiter=self._limiter)
+        return await anyio.to_thread.run_sync(self._threads.run, call, self, limiter=self._limiter)
+
+
+class _Turn:
+    """It is `lane`'s, `since` a time of the steady clock, unless it is free."""
+
+    __slots__ = ("free", "lane", "since")
+
+    def __init__(self) -> None:
+        self.free = threading.Lock()
+        self.lane: OwnThreads | None = None
+        self.since = float("-inf")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from agent.daemon.settings import Settings
 from agent.daemon.signals import Signals
 from agent.daemon.systemd import Notifier, show_trouble
 from agent.queue.filesystem import OsFilesystem
-from agent.runtime import Runtime, run_in_thread
+from agent.runtime import Runtime, Threads, run_in_thread
 from agent.spools.identity import add
 
 RUNTIME = Runtime(run_blocking=run_in_thread, wall_clock=time.time, random=random.random)
@@ -48,10 +48,11 @@ async def _run(
     log = structlog.get_logger("agent.daemon")
     notifier, signals = Notifier(environ), Signals(parent)
     async with AsyncExitStack() as opened:
-        fs = OsFilesystem()
+        threads = Threads()
+        fs = OsFilesystem(threads.waiting)
         services: list[Service] = []
         reloader = Reloader(load, environ, settings, services, notifier)
-        parts = assemble(settings, environ, fs, RUNTIME, opened, reloader.reload, for_job=parent is not None)
+        parts = assemble(settings, environ, fs, RUNTIME, threads, opened, reloader.reload, for_job=parent is not None)
         services += parts.services
         pipelines = parts.destinations.pipelines
         resume_if_token_is_newer(pipelines, settings)

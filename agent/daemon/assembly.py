@@ -28,7 +28,7 @@ from agent.ingest.http_events import HttpListener
 from agent.ingest.intake import Intake
 from agent.ingest.stream import StreamListener
 from agent.queue.filesystem import Filesystem
-from agent.runtime import Runtime
+from agent.runtime import Runtime, Threads
 from agent.spools.adoption import Adoption
 
 HTTP_ROLES = ("http", "http_tcp")
@@ -55,6 +55,7 @@ def assemble(
     environ: Mapping[str, str],
     fs: Filesystem,
     runtime: Runtime,
+    threads: Threads,
     opened: AsyncExitStack,
     reload: Callable[[], Reloaded],
     *,
@@ -67,7 +68,7 @@ def assemble(
     config, limits = settings.config, limits_of(settings.config)
     others: list[Service] = []
 
-    destinations = Destinations(settings, fs, runtime)
+    destinations = Destinations(settings, fs, runtime, threads)
     opened.push_async_callback(destinations.close)
     destinations.open_all()
     pipelines = destinations.pipelines

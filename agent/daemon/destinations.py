@@ -23,7 +23,7 @@ from agent.queue.lock import lock_queue
 from agent.queue.shares import SharedDisk
 from agent.queue.snapshot import read_queue
 from agent.rules import DEFAULT
-from agent.runtime import OwnThreads, Runtime
+from agent.runtime import Runtime, Threads
 from agent.spools import identity
 from agent.spools.identity import DESTINATION, Account
 
@@ -53,10 +53,11 @@ class Destinations(Service):
     opened.
     """
 
-    def __init__(self, settings: Settings, fs: Filesystem, runtime: Runtime) -> None:
+    def __init__(self, settings: Settings, fs: Filesystem, runtime: Runtime, threads: Threads) -> None:
         self._settings = settings
         self._fs = fs
         self._runtime = runtime
+        self._threads = threads
         self._log = structlog.get_logger("agent.daemon")
         self._open: dict[str, _Open] = {}
         self._tasks: TaskGroup | None = None
@@ -135,7 +136,7 @@ class Destinations(Service):
         lock = lock_queue(self._fs, directory)
         try:
             place, limits = directory / DESTINATION, limits_of(config)
-            runtime = dataclasses.replace(self._runtime, run_blocking=OwnThreads(THREADS))
+            runtime = dataclasses.replace(self._runtime, run_blocking=self._threads.own(THREADS))
             pipeline = Pipeline(self._fs, place, limits, delivery, runtime, self._disk)
         except BaseException:
             lock.release()

@@ -9,6 +9,8 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -99,13 +101,17 @@ class Filesystem(Protocol):
         """Lock the file at `path`, which it may have to create first; None if another process holds it."""
 
 
+Waiting = Callable[[], AbstractContextManager[None]]
+
+
 class OsFile:
     """A File on a real descriptor."""
 
-    __slots__ = ("_fd",)
+    __slots__ = ("_fd", "_waiting")
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, waiting: Waiting) -> None:
         self._fd = fd
+        self._waiting = waiting
 
     def pread(self, size: int, offset: int) -> bytes:
         data = os.pread(self._fd, size, offset)
@@ -125,7 +131,8 @@ class OsFile:
         os.ftruncate(self._fd, size)
 
     def sync(self) -> None:
-        os.fdatasync(self._fd)
+        with self._waiting():
+            os.fdatasync(self._fd)
 
     def size(self) -> int:
         return os.fstat(self._fd).st_size
@@ -154,10 +161,13 @@ class OsLock:
 
 
 class OsFilesystem:
-    """The operating system's files."""
+    """The operating system's files. `waiting` is entered for as long as a sync waits for the disk."""
+
+    def __init__(self, waiting: Waiting = nullcontext) -> None:
+        self._waiting = waiting
 
     def create(self, path: Path) -> File:
-        return OsFile(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE))
+        return OsFile(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE), self._waiting)
 
     def open(self, path: Path, *, writable: bool = False) -> File:
         # O_NOFOLLOW and O_NONBLOCK: a planted link or FIFO must not redirect or hang the daemon.
@@ -166,7 +176,7 @@ class OsFilesystem:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise OSError(errno.EINVAL, "not a regular file")
-        return OsFile(fd)
+        return OsFile(fd, self._waiting)
 
     def make_directory(self, path: Path) -> None:
         existed = path.is_dir()
@@ -196,7 +206,8 @@ class OsFilesystem:
     def sync_directory(self, path: Path) -> None:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.fsync(fd)
+            with self._waiting():
+                os.fsync(fd)
         finally:
             os.close(fd)
 

@@ -1,15 +1,17 @@
 """Ways to wake a task: one is remembered until somebody has waited for it, the other wakes all who wait. Tasks used again.
 
-And threads that calls of others cannot use up.
+And threads that calls of others cannot use up, and in which one has a turn at a time.
 """
 
 import threading
+import time
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
-from agent.runtime import Broadcast, OwnThreads, TaskPool, Wakeup
+from agent.runtime import Broadcast, TaskPool, Threads, Wakeup
 from tests.support.waiting import HUNG_AFTER
 
 pytestmark = pytest.mark.anyio
@@ -137,7 +139,8 @@ async def test_what_a_call_of_a_pool_raises_ends_the_group() -> None:
 
 
 async def test_calls_that_hang_take_no_threads_from_those_of_others() -> None:
-    hanging, other, over, done = OwnThreads(8), OwnThreads(8), threading.Event(), list[bool]()
+    threads, over, done = Threads(), threading.Event(), list[bool]()
+    hanging, other = threads.own(8), threads.own(8)
 
     async def hang() -> None:
         done.append(await hanging(lambda: over.wait(HUNG_AFTER)))
@@ -152,3 +155,72 @@ async def test_calls_that_hang_take_no_threads_from_those_of_others() -> None:
         finally:
             over.set()
     assert done == [True] * 200
+
+
+async def test_calls_of_several_destinations_have_turns() -> None:
+    threads, under_way, most = Threads(patience=HUNG_AFTER), list[int](), list[int]()
+
+    def call() -> None:
+        under_way.append(1)
+        time.sleep(0.001)  # which lets any other thread run
+        most.append(len(under_way))
+        under_way.pop()
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(10):
+            tasks.start_soon(threads.own(1), call)
+    assert most == [1] * 10
+
+
+async def test_who_waits_for_the_disk_lets_another_destination_have_the_turn() -> None:
+    threads, synced = Threads(patience=HUNG_AFTER), threading.Event()
+
+    def wait_for_the_disk() -> bool:
+        with threads.waiting():
+            return synced.wait(HUNG_AFTER)
+
+    waited: list[bool] = []
+
+    async def wait() -> None:
+        waited.append(await threads.own(1)(wait_for_the_disk))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait)
+        await anyio.wait_all_tasks_blocked()
+        await threads.own(1)(synced.set)
+    assert waited == [True]
+
+
+async def test_a_turn_that_does_not_end_is_taken_away_and_its_destination_does_without() -> None:
+    threads, over = Threads(patience=0.01), threading.Event()
+    hanging, other = threads.own(8), threads.own(8)
+
+    async with anyio.create_task_group() as tasks:
+
+        async def hang() -> None:
+            began = threading.Event()
+
+            def call() -> None:
+                began.set()
+                over.wait(HUNG_AFTER)
+
+            tasks.start_soon(hanging, call)
+            await anyio.to_thread.run_sync(began.wait, HUNG_AFTER)
+
+        try:
+            await hang()
+            while hanging.slow_until < 0:
+                assert await other(lambda: True)  # this one waits in vain for its turn, and goes without
+            until = hanging.slow_until
+            await hang()
+            for _ in range(10):
+                assert await other(lambda: True)
+            assert (hanging.slow_until, other.slow_until) == (until, float("-inf"))
+        finally:
+            over.set()
+
+
+async def test_outside_of_a_call_a_wait_for_the_disk_is_nobodys_turn() -> None:
+    threads = Threads()
+    with threads.waiting():
+        assert await threads.own(1)(lambda: True)

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -416,11 +416,30 @@ class TestOperatingSystem:
     def test_a_sync_asks_the_system(self) -> None:
         """What no test can see is whether it reaches the disk; but a pipe and /proc refuse what the system is asked."""
         reading, writing = os.pipe()
-        with closing(OsFile(writing)) as pipe, pytest.raises(OSError, match="Invalid argument"):
+        with closing(OsFile(writing, nullcontext)) as pipe, pytest.raises(OSError, match="Invalid argument"):
             pipe.sync()
         os.close(reading)
         with pytest.raises(OSError, match="Invalid argument"):
             OsFilesystem().sync_directory(Path("/proc"))
+
+    def test_syncs_say_that_they_wait(self, tmp_path: Path) -> None:
+        said: list[str] = []
+
+        @contextmanager
+        def waiting() -> Iterator[None]:
+            said.append("begun")
+            yield
+            said.append("over")
+
+        fs = OsFilesystem(waiting)
+        with closing(fs.create(tmp_path / "file")) as file:
+            file.pwrite(b"a", 0)
+            assert not said
+            file.sync()
+        fs.sync_directory(tmp_path)
+        with closing(fs.open(tmp_path / "file", writable=True)) as file:
+            file.sync()
+        assert said == ["begun", "over"] * 3
 
     def test_a_lock_refuses_a_symbolic_link(self, tmp_path: Path) -> None:
         (tmp_path / "lock").symlink_to("elsewhere")
