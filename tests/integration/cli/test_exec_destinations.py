@@ -147,5 +147,8 @@ def test_with_a_deadline_nobody_waits_for_a_destination_that_rules_keep_from_the
         queued = daemon.report().destinations["web"].ledger.queued
     assert queued == 1
     assert "not delivered yet" not in said[""]
-    assert "1 event not delivered yet: still in the queue of the agent, which goes on: web: paused: blocked" in said["webs"]
+    assert (
+        "1 event not delivered yet: still in the queue of the agent, which goes on: web: paused: blocked"
+        in said["webs"]
+    )
     assert hashes(api_server) == ["a", "a"]
