@@ -26,12 +26,13 @@ MOST_SESSIONS = 100
 
 
 class RecentSession(NamedTuple):
-    """A session; `last` is when its last event was accepted, in seconds since the epoch."""
+    """A session, of a destination; `last` is when its last event was accepted, in seconds since the epoch."""
 
     name: str
     ci: str | None
     last: float
     totals: Totals
+    destination: str = ""
 
 
 class Recent(NamedTuple):
@@ -45,6 +46,19 @@ class Recent(NamedTuple):
     number: int
     complete: bool = True
     problem: str | None = None
+
+
+def of_all(found: Mapping[str, Recent]) -> Recent:
+    """Return the sessions of several destinations together, each with its own; `found` is not empty."""
+    each_one = [session._replace(destination=name) for name, recent in found.items() for session in recent.sessions]
+    newest = sorted(each_one, key=lambda session: session.last, reverse=True)[:MOST_SESSIONS]
+    return Recent(
+        tuple(newest),
+        max(recent.seconds for recent in found.values()),
+        sum(recent.number for recent in found.values()),
+        complete=all(recent.complete for recent in found.values()),
+        problem=next((recent.problem for recent in found.values() if recent.problem is not None), None),
+    )
 
 
 class _Segment(NamedTuple):
@@ -85,8 +99,11 @@ class RecentSessions:
         self._problem: str | None = None
         self._incomplete_until = float("-inf")
 
-    def read(self, now: float) -> Recent:
-        """Read what is new, and return what is known then; `now` is in seconds since the epoch. Raises StorageError."""
+    def read(self, now: float, part: int = 1) -> Recent:
+        """Read what is new, and return what is known then; `now` is in seconds since the epoch. Raises StorageError.
+
+        No more is read and held than this `part` of all that may be: 2 for a half.
+        """
         slots = read_slots(self._fs, self._directory / "cursor")
         if not slots:
             raise StorageError(f"{self._directory}: there is no queue here: queue.directory is that of another daemon")
@@ -98,9 +115,9 @@ class RecentSessions:
             raise StorageError(f"{self._directory / HISTORY}: cannot be read: {error.strerror}") from error
         seen = (next_seq, others) == (self._next_seq, self._others)
         if next_seq is None or not seen or self._problem is not None:
-            self._read_new(now)
+            self._read_new(now, self._read_bytes // part)
             self._next_seq, self._others = next_seq, others
-        self._forget(now)
+        self._forget(now, self._max_tasks // part)
         shown = tuple(self._shown(*each) for each in islice(self._sessions.items(), MOST_SESSIONS))
         complete = now >= self._incomplete_until
         return Recent(shown, self._seconds, len(self._sessions), complete=complete, problem=self._problem)
@@ -111,9 +128,9 @@ class RecentSessions:
             known = self._totals[name] = totals_of([session])
         return RecentSession(name, session.ci, session.last, known)
 
-    def _read_new(self, now: float) -> None:
+    def _read_new(self, now: float, most_bytes: int) -> None:
         kept = KeptEvents.read(self._fs, self._directory)
-        known = self._progress = self._unread(kept, now)
+        known = self._progress = self._unread(kept, now, most_bytes)
         self._problem = None
         for piece in kept.pieces(known):
             if piece.problem is not None:
@@ -122,7 +139,7 @@ class RecentSessions:
             count_piece(self._sessions, piece)
             known[piece.key] = piece.progress
 
-    def _unread(self, kept: KeptEvents, now: float) -> dict[SegmentKey, Progress]:
+    def _unread(self, kept: KeptEvents, now: float, most_bytes: int) -> dict[SegmentKey, Progress]:
         """Return how far each segment has been read; one that is too old, or one too many, as if it had been."""
         progress, size = dict[SegmentKey, Progress](), 0
         for each in sorted(self._segments(kept, now), key=lambda each: each.ended_at, reverse=True):
@@ -132,7 +149,7 @@ class RecentSessions:
                     before = Progress(each.limit, complete=True)
                 else:
                     size += each.size
-                    if size > self._read_bytes and not each.newest:
+                    if size > most_bytes and not each.newest:
                         before = Progress(each.limit, complete=True)
                         self._incomplete_until = now + self._seconds
             if before is not None:
@@ -159,14 +176,14 @@ class RecentSessions:
                 raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
             yield _Segment(key, found.st_size, key.first_seq, min(found.st_mtime, now))
 
-    def _forget(self, now: float) -> None:
+    def _forget(self, now: float, most_tasks: int) -> None:
         """Forget the sessions that have ended, and the oldest of those that are too many; put the newest first."""
         kept, tasks = Sessions(), 0
         for name, session in sorted(self._sessions.items(), key=_last, reverse=True):
             tasks += len(session.tasks)
             if session.last < now - self._seconds:
                 break
-            if tasks > self._max_tasks:
+            if tasks > most_tasks:
                 self._incomplete_until = now + self._seconds
                 break
             kept[name] = session

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,14 +41,15 @@ def top(path: Path | None, once: bool, interval: float) -> int:
     If the daemon stops or hangs it says so, and goes on when another one answers. Where standard output is no terminal it prints
     what there is after one interval, as with --once.
 
-    The builds are read from the queue and its history, as far as this user may read them. Nothing is written.
+    The builds of all destinations are read from the queues and their history, as far as this user may read them. Nothing is
+    written.
     """
     if not SHORTEST <= interval <= LONGEST:
         raise click.BadParameter(f"it has to be from {SHORTEST:g}s to 1h", param_hint="--interval")
     from agent.cli.top.asking import Source
 
     live = not once and is_terminal() and os.environ.get("TERM", "") not in _NO_SCREEN
-    source = Source(ask_daemon(path, ANSWER_SECONDS if live else None), _queue(path))
+    source = Source(ask_daemon(path, ANSWER_SECONDS if live else None), _queues(path))
     return _watch(source, interval) if live else _print_once(source, interval)
 
 
@@ -69,13 +71,15 @@ def _print_once(source: "Source", interval: float) -> int:
     return 0
 
 
-def _queue(path: Path | None) -> Path | str:
-    """Return where the events of the daemon's destination are, or why that is not known."""
+def _queues(path: Path | None) -> Callable[[str], Path] | str:
+    """Return what says where the events of a destination are, or why that is not known."""
+    from agent.daemon.settings import queue_directory
     from agent.errors import ConfigError
     from agent.rules import DEFAULT
     from agent.spools.identity import DESTINATION
 
     try:
-        return find_queue(path, DEFAULT)[0].queue.directory / DESTINATION
+        settings, _, _ = find_queue(path, DEFAULT)
     except ConfigError as error:
         return " ".join(str(error).split())
+    return lambda name: queue_directory(settings, name) / DESTINATION

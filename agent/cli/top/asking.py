@@ -3,7 +3,7 @@
 import math
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -14,7 +14,8 @@ from agent.control.client import ControlClient
 from agent.control.schema import FlushVerdict
 from agent.errors import AgentError, StorageError
 from agent.queue.filesystem import OsFilesystem
-from agent.usage.recent import Recent, RecentSessions
+from agent.rules import DEFAULT
+from agent.usage.recent import Recent, RecentSessions, of_all
 
 FLUSH_SECONDS = 2.0
 GRACE_SECONDS = 0.5
@@ -25,32 +26,49 @@ _RESPONSES = "artifacts_agent_responses"
 
 
 class Source:
-    """Asks for samples, and does what keys ask for. `queue` is the directory of a destination, or why it is not known."""
+    """Asks for samples, and does what keys ask for. `queue_of` returns a destination's queue, or it is why none is known."""
 
-    def __init__(self, control: ControlClient, queue: Path | str) -> None:
+    def __init__(self, control: ControlClient, queue_of: Callable[[str], Path] | str) -> None:
         self._control = control
-        self._sessions = queue if isinstance(queue, str) else RecentSessions(OsFilesystem(), queue)
+        self._queue_of = queue_of
+        self._sessions: dict[str, RecentSessions] = {}  # of each destination that there was in the last sample
+        self._destinations = [DEFAULT]
         self._recent: Recent | str = "nothing was read yet"
         self._next_read = -math.inf
 
     def sample(self) -> Sample:
         """Return what the daemon says now. Raises AgentError."""
         status = self._control.status()
+        self._destinations = [name for name, each in status.destinations.items() if each.state != "failed"]
         return Sample(time.monotonic(), status, measured_in(self._control.metrics()))
 
     def recent(self) -> Recent | str:
-        """Return the sessions of the last minutes, or why they are not known."""
-        if isinstance(self._sessions, str):
-            return self._sessions
+        """Return the sessions of the last minutes of all destinations, or why none of them are known."""
+        if isinstance(self._queue_of, str):
+            return self._queue_of
         began = time.monotonic()
         if began >= self._next_read:
-            try:
-                self._recent = self._sessions.read(time.time())
-            except StorageError as error:
-                self._recent = str(error)
+            self._recent = self._read(self._queue_of)
             now = time.monotonic()
             self._next_read = now + (now - began) / SHARE_OF_TIME
         return self._recent
+
+    def _read(self, queue_of: Callable[[str], Path]) -> Recent | str:
+        known = self._sessions
+        self._sessions = {
+            name: known.get(name) or RecentSessions(OsFilesystem(), queue_of(name)) for name in self._destinations
+        }
+        found: dict[str, Recent] = {}
+        problems: list[str] = []
+        for name, sessions in self._sessions.items():
+            try:
+                found[name] = sessions.read(time.time(), len(self._sessions))
+            except StorageError as error:
+                problems.append(str(error))
+        if not found:
+            return problems[0] if problems else "there is no destination"
+        together = of_all(found)
+        return together._replace(problem=problems[0]) if problems else together
 
     def pause(self) -> str:
         """Pause delivery; return what to say of it. Raises AgentError, as those that follow."""

@@ -203,14 +203,17 @@ def _builds(seen: Seen) -> Iterator[RenderableType]:
     if recent.problem is not None:
         yield rendered(f"  {recent.problem}", style="yellow")
     if recent.sessions:
-        yield _table(recent.sessions, seen.now)
+        destinations = seen.samples[-1].status.destinations
+        yield _table(recent.sessions, seen.now, with_destinations=len(destinations) > 1)
 
 
-def _table(sessions: Sequence[RecentSession], now: float) -> FittedTable:
+def _table(sessions: Sequence[RecentSession], now: float, *, with_destinations: bool) -> FittedTable:
     shown = sessions[:MOST_BUILDS]
     totals = [each.totals for each in shown]
+    destinations = [Column("destination", [each.destination for each in shown], is_name=True)]
     return FittedTable(
         Column("session", [each.name for each in shown], is_name=True),
+        *(destinations if with_destinations else []),
         Column("hit rate", [percent(each.hit_rate) for each in totals]),
         Column("tasks", [f"{each.tasks:,}" for each in totals]),
         Column("missed", [f"{each.misses:,}" for each in totals]),

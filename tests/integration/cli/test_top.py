@@ -68,6 +68,26 @@ def test_it_shows_events_as_they_come_and_the_builds_that_they_are_of(daemon: Da
         assert terminal.finish() == 0
 
 
+def test_it_shows_the_builds_of_all_destinations_those_that_are_retired_too(
+    daemon: Daemon, api_server: ApiServer
+) -> None:
+    before = daemon.config.read_text()
+    web = f'[destinations.web]\nurl = "{api_server.url}"\nslug = "webs"\n'  # without a token it is paused
+    daemon.config.write_text(f'{before}{web}[[rules]]\nasks_for = "web"\ndestination = "web"\n')
+    assert run_command("reload", "--config", daemon.config).returncode == 0
+    send(daemon, "of-default", hits=2)
+    with daemon.connect({"destination": "web"}) as client:
+        client.send(b'{"sessionId":"of-web","source":"LOCAL","event":"HIT","hash":"h"}\n')
+        client.wait_settled(1)
+    builds = [r"of-default +default +100 % +2 ", r"of-web +web +100 % +1 "]
+    shown = run_command("top", *OFTEN, "--once", "--config", daemon.config).stdout
+    assert [bool(re.search(build, shown)) for build in builds] == [True, True], shown
+    daemon.config.write_text(before)
+    assert run_command("reload", "--config", daemon.config).returncode == 0
+    assert "retired" in (shown := run_command("top", *OFTEN, "--once", "--config", daemon.config).stdout)
+    assert [bool(re.search(build, shown)) for build in builds] == [True, True], shown
+
+
 def test_its_keys_pause_resume_and_flush(daemon: Daemon, api_server: ApiServer) -> None:
     with watching(daemon) as terminal:
         terminal.wait_for(KEYS)

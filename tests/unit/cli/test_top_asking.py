@@ -62,7 +62,7 @@ def test_a_flush_is_told_in_a_line(verdict: FlushVerdict, said: str) -> None:
 
 
 def test_without_a_daemon_or_a_queue_there_is_nothing_to_see(tmp_path: Path) -> None:
-    source = Source(ControlClient(tmp_path / "none.sock"), tmp_path)
+    source = Source(ControlClient(tmp_path / "none.sock"), lambda name: tmp_path / name)
     with pytest.raises(NotRunningError):
         source.sample()
     found = source.recent()

@@ -163,6 +163,15 @@ def test_lines_that_are_not_valid_are_counted() -> None:
     assert "rejected       3 lines not valid" in shown([sample(1, rejected=3)])
 
 
+def test_of_several_destinations_it_is_said_which_one_a_build_is_of() -> None:
+    alone = sample(1)
+    both = StatusReport(destinations=dict.fromkeys(("default", "web"), alone.status.destinations["default"]))
+    recent = Recent((build("build-1")._replace(destination="web"),), 600.0, 1)
+    text = shown([alone._replace(status=both)], recent=recent)
+    assert "  session  destination  hit rate  tasks  missed  unanswered  saved  last event  ci\n" in text
+    assert "  build-1  web              80 %     10       1           1    59s     5 s ago  GITHUB_ACTIONS\n" in text
+
+
 @pytest.mark.parametrize(
     ("recent", "said"),
     [

@@ -10,7 +10,7 @@ from agent.errors import StorageError
 from agent.queue.filesystem import File
 from agent.queue.store import Limits
 from agent.usage.counting import Totals
-from agent.usage.recent import MOST_SESSIONS, Recent, RecentSessions
+from agent.usage.recent import MOST_SESSIONS, Recent, RecentSession, RecentSessions, of_all
 from tests.support.naive_usage import naive_count
 from tests.support.recordings import Recorded
 from tests.support.unsynced import UnsyncedFilesystem
@@ -53,7 +53,8 @@ def test_sessions_are_counted_as_they_go_on_the_newest_first(queue: CountedQueue
     found = recent.read(queue.now)
     assert names(found) == ["a", "b"]
     assert found.complete
-    assert found.sessions[0] == ("a", "GITHUB_ACTIONS", NOW + 10, Totals(events=2, remote_hits=1, remote_saved_ms=7.0))
+    totals = Totals(events=2, remote_hits=1, remote_saved_ms=7.0)
+    assert found.sessions[0] == RecentSession("a", "GITHUB_ACTIONS", NOW + 10, totals)
     queue.deliver()
     queue.now += 1
     queue.append([use("b", "REMOTE", "MISS", "g")])
@@ -156,6 +157,29 @@ def test_more_than_can_be_read_or_held_is_left_out_and_said(queue: CountedQueue)
     assert names(held.read(queue.now)) == ["s-39", "s-38"]
     assert not held.read(queue.now + 599).complete
     assert held.read(queue.now + 601).complete
+
+
+def test_several_destinations_share_what_may_be_held(queue: CountedQueue) -> None:
+    for number in range(4):
+        queue.append([use(f"s-{number}", "LOCAL", "MISS", f"h-{each}") for each in range(15)])
+        queue.now += 1
+    assert names(follow(queue, max_tasks=62).read(queue.now, 2)) == ["s-3", "s-2"]
+    one_of_many = follow(queue, read_bytes=4 * 2000).read(queue.now, 4)
+    assert (one_of_many.number < 4, one_of_many.complete) == (True, False)
+
+
+def test_the_sessions_of_several_destinations_are_shown_together_the_newest_first() -> None:
+    def recent(*lasts: float, **more: Any) -> Recent:
+        return Recent(tuple(RecentSession(f"s-{last}", None, last, Totals()) for last in lasts), 600.0, 7, **more)
+
+    found = of_all({"default": recent(5, 1), "web": recent(3, complete=False, problem="damaged")})
+    assert [(each.name, each.destination) for each in found.sessions] == [
+        ("s-5", "default"),
+        ("s-3", "web"),
+        ("s-1", "default"),
+    ]
+    assert (found.number, found.seconds, found.complete, found.problem) == (14, 600.0, False, "damaged")
+    assert len(of_all({name: recent(*range(MOST_SESSIONS)) for name in ("a", "b")}).sessions) == MOST_SESSIONS
 
 
 def test_there_are_no_more_than_can_be_shown(queue: CountedQueue) -> None:
