@@ -28,6 +28,7 @@ PURE = [
     "agent/delivery/policy.py",
     "agent/delivery/transport.py",
     "agent/usage/counting.py",
+    "agent/fleet/accounting.py",
     "agent/fleet/names.py",
     "agent/fleet/message.py",
     "agent/fleet/records.py",

@@ -1,0 +1,209 @@
+"""The accounts of a team are exact, whoever writes what down how often; a snapshot goes on where it was taken."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.fleet import accounting
+from agent.fleet.accounting import FleetLedger, LastSeen, QueueKey
+from agent.fleet.records import Intent, Part, Record, Released, Seen, Settled
+from agent.queue.cursor import Ledger, Outcome, Span
+
+SUBJECT = "aa.e.web.linux"
+OUTCOMES = (Outcome.DELIVERED, Outcome.DEAD_LETTERED, Outcome.EXPIRED)
+
+
+def part(start: int, stop: int, queue: str = "q1", subject: str = SUBJECT) -> Part:
+    """Return events of a queue."""
+    return Part(subject, queue, (Span(start, stop),))
+
+
+def fold(*records: Record | None) -> FleetLedger:
+    """Return the accounts after these records."""
+    ledger = FleetLedger()
+    for seq, record in enumerate(records, 1):
+        ledger.apply(record, seq)
+    return ledger
+
+
+def test_an_event_is_settled_once_by_what_comes_first() -> None:
+    ledger = fold(Settled(Outcome.DELIVERED, (part(1, 4),)), Settled(Outcome.EXPIRED, (part(2, 6),)))
+    assert ledger.sums == {"delivered": 3, "expired": 2}
+    assert ledger.counts(QueueKey(SUBJECT, "q1")) == {"delivered": 3, "expired": 2}
+    assert ledger.counts(QueueKey(SUBJECT, "q2")) == {}
+    assert ledger.unsettled(part(4, 9)) == [Span(6, 9)]
+    assert ledger.unsettled(part(1, 2, "q2")) == [Span(1, 2)]
+
+
+def test_who_publishes_on_another_subject_settles_nothing_of_a_queue_with_the_same_id() -> None:
+    ledger = fold(Settled(Outcome.DELIVERED, (part(1, 4, subject="aa.e.web.mac"),)))
+    assert ledger.unsettled(part(1, 4)) == [Span(1, 4)]
+    assert ledger.queues == [QueueKey("aa.e.web.mac", "q1")]
+
+
+def test_a_record_that_was_taken_before_changes_nothing() -> None:
+    ledger = fold(Settled(Outcome.DELIVERED, (part(1, 4),)))
+    ledger.apply(Settled(Outcome.DELIVERED, (part(4, 9),)), 1)
+    assert (ledger.sums, ledger.seq, ledger.records) == ({"delivered": 3}, 1, 1)
+
+
+def test_what_is_no_record_is_passed_over() -> None:
+    ledger = fold(None, Settled(Outcome.DELIVERED, (part(1, 2), Part(SUBJECT, "q2", ()))))
+    assert (ledger.seq, ledger.sums) == (2, {"delivered": 1})
+
+
+def test_the_numbers_that_nothing_has_settled_before_the_last_are_named() -> None:
+    ledger = fold(Settled(Outcome.DELIVERED, (part(3, 5), part(8, 9))))
+    assert ledger.gaps(QueueKey(SUBJECT, "q1")) == [Span(1, 3), Span(5, 8)]
+    assert ledger.gaps(QueueKey(SUBJECT, "none")) == []
+
+
+def test_a_request_is_in_doubt_until_something_closes_it() -> None:
+    ledger = fold(Intent("a", "r", (part(1, 4),)), Intent("b", "r", (part(4, 6),)))
+    assert (ledger.in_doubt, ledger.open_intents) == (5, 2)
+    ledger.apply(Released("a"), 3)
+    assert ledger.in_doubt == 2
+    ledger.apply(Settled(Outcome.DELIVERED, (part(4, 6),), "b"), 4)
+    assert (ledger.in_doubt, ledger.open_intents) == (0, 0)
+
+
+def test_copies_of_records_that_come_late_open_and_close_nothing() -> None:
+    settled = Settled(Outcome.DELIVERED, (part(1, 4),), "a")
+    intent = Intent("a", "r", (part(1, 4),))
+    ledger = fold(intent, intent, settled, intent, settled, Released("a"))
+    assert (ledger.in_doubt, ledger.sums) == (0, {"delivered": 3})
+
+
+def test_events_that_two_requests_delivered_are_in_doubt() -> None:
+    first, second = (Settled(Outcome.DELIVERED, (part(1, 4),), each) for each in "ab")
+    ledger = fold(Intent("a", "r", (part(1, 4),)), Intent("b", "s", (part(1, 4),)), first, second)
+    assert (ledger.in_doubt, ledger.sums) == (3, {"delivered": 3})
+
+
+def test_what_was_settled_as_something_else_before_is_no_repeat() -> None:
+    ledger = fold(
+        Intent("a", "r", (part(1, 2),)),
+        Settled(Outcome.EXPIRED, (part(1, 2),)),
+        Settled(Outcome.DEAD_LETTERED, (part(1, 2),), "a"),
+    )
+    assert (ledger.in_doubt, ledger.sums) == (0, {"expired": 1, "dead_lettered": 0})
+
+
+def test_open_requests_are_remembered_up_to_a_bound_and_counted_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accounting, "MAX_OPEN_INTENTS", 2)
+    monkeypatch.setattr(accounting, "MAX_CLOSED", 1)
+    ledger = fold(*[Intent(each, "r", (part(1, 4),)) for each in "abc"])
+    assert (ledger.in_doubt, ledger.open_intents) == (9, 2)
+    for seq, each in enumerate("abc", 4):
+        ledger.apply(Released(each), seq)
+    assert ledger.in_doubt == 3
+    ledger.apply(Intent("b", "r", (part(1, 4),)), 9)
+    assert ledger.in_doubt == 6  # forgotten, and counted once too often rather than not at all
+
+
+def test_the_last_ledger_of_a_queue_counts() -> None:
+    early, late = (Ledger(accepted, 0, 0, {}, 0) for accepted in (3, 9))
+    ledger = fold(
+        Seen(SUBJECT, "q1", late, 20.0),
+        Seen(SUBJECT, "q1", early, 30.0),
+        Settled(Outcome.DELIVERED, (part(1, 4), part(1, 6, "q2"))),
+    )
+    assert ledger.seen == {QueueKey(SUBJECT, "q1"): LastSeen(late, 20.0)}
+    assert ledger.queues == [QueueKey(SUBJECT, "q1"), QueueKey(SUBJECT, "q2")]
+
+
+def test_a_snapshot_that_is_damaged_or_of_another_version_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = fold(Settled(Outcome.DELIVERED, (part(1, 4),))).encode()
+    assert FleetLedger.decode(data) is not None
+    for damaged in (b"", data[:-1], data[:9] + b"\xff" + data[10:]):
+        assert FleetLedger.decode(damaged) is None
+    monkeypatch.setattr(accounting, "_encode", lambda _: b"\xc1")
+    assert FleetLedger.decode(FleetLedger().encode()) is None
+    monkeypatch.undo()
+    monkeypatch.setattr(accounting, "_VERSION", 2)
+    assert FleetLedger.decode(data) is None
+
+
+queues = st.sampled_from([(SUBJECT, "q1"), (SUBJECT, "q2"), ("aa.e.web.mac", "q1")])
+spans = st.lists(st.integers(1, 30), min_size=2, max_size=6, unique=True).map(
+    lambda edges: tuple(Span(*pair) for pair in zip(sorted(edges)[::2], sorted(edges)[1::2], strict=False))
+)
+parts = st.lists(
+    st.builds(lambda queue, spans: Part(queue[0], queue[1], spans), queues, spans), min_size=1, max_size=3
+).map(tuple)
+ids = st.sampled_from("abcdef")
+records = st.one_of(
+    st.builds(Intent, ids, st.just("r"), parts),
+    st.builds(Released, ids),
+    st.builds(Settled, st.sampled_from(OUTCOMES), parts, st.none() | ids),
+)
+
+
+class Naive:
+    """The same accounts, event by event."""
+
+    def __init__(self) -> None:
+        self.ends: dict[tuple[str, str, int], Outcome] = {}
+
+    def apply(self, record: Record) -> None:
+        """Settle what the record settles, each event once."""
+        if isinstance(record, Settled):
+            for each in record.parts:
+                for span in each.spans:
+                    for number in range(*span):
+                        self.ends.setdefault((each.subject, each.queue, number), record.outcome)
+
+
+@given(st.lists(records, max_size=20), st.data())
+def test_sums_are_those_of_a_naive_model_wherever_a_snapshot_is_taken(
+    stream: Sequence[Record], data: st.DataObject
+) -> None:
+    taken_at = data.draw(st.integers(0, len(stream)))
+    naive, ledger = Naive(), FleetLedger()
+    for seq, record in enumerate(stream, 1):
+        naive.apply(record)
+        ledger.apply(record, seq)
+        if seq == taken_at:
+            again = FleetLedger.decode(ledger.encode())
+            assert again is not None
+            ledger = again
+    assert +ledger.sums == Counter(map(str, naive.ends.values()))
+    whole = fold(*stream)
+    assert (whole.in_doubt, whole.queues, whole.encode()) == (ledger.in_doubt, ledger.queues, ledger.encode())
+    for key in ledger.queues:
+        left = [
+            number for span in ledger.unsettled(Part(key.subject, key.queue, (Span(1, 40),))) for number in range(*span)
+        ]
+        assert left == [number for number in range(1, 40) if (key.subject, key.queue, number) not in naive.ends]
+
+
+@given(st.lists(st.lists(parts, min_size=1, max_size=4), min_size=1, max_size=3), st.data())
+def test_no_interleaving_of_relays_and_no_repeat_of_records_changes_the_sums(
+    relays: Sequence[Sequence[tuple[Part, ...]]], data: st.DataObject
+) -> None:
+    """Each request is of its own events or not, delivered, and written down once or more; its events are settled once."""
+    lines: list[list[Record]] = []
+    for relay, requests in enumerate(relays):
+        line: list[Record] = []
+        for index, each in enumerate(requests):
+            request = f"{relay}-{index}"
+            line += [Intent(request, str(relay), each), Settled(Outcome.DELIVERED, each, request)]
+        lines.append([record for record in line for _ in range(data.draw(st.integers(1, 2)))])
+    stream: list[Record] = []
+    while any(lines):
+        stream.append(data.draw(st.sampled_from([line for line in lines if line])).pop(0))
+    ledger = fold(*stream)
+    times = Counter(
+        event
+        for requests in relays
+        for request in requests
+        for event in {
+            (one.subject, one.queue, number) for one in request for span in one.spans for number in range(*span)
+        }
+    )
+    assert ledger.sums["delivered"] == len(times)
+    repeats = sum(count - 1 for count in times.values())
+    assert ledger.in_doubt >= repeats
