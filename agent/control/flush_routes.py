@@ -156,8 +156,8 @@ class _Flush:
 
     def _response(self, report: FlushReport, about: FlushReport, status: int) -> Response:
         held_up = self._held_up()
-        verdict = msgspec.to_builtins(about) | ({} if held_up is None else {"held_up": held_up})
-        response = Response.json(report, status)
+        verdict = _facts(about) | ({} if held_up is None else {"held_up": held_up})
+        response = Response.json(_facts(report), status)
         response.headers.append((VERDICT_HEADER, json.dumps(verdict)))  # ASCII, as a header has to be
         return response
 
@@ -197,6 +197,12 @@ async def _end_when_stalled(barriers: Sequence[Barrier], waiting: anyio.CancelSc
         if (left := total(barrier.report() for barrier in barriers).queued) != queued:
             queued, since = left, anyio.current_time()
     waiting.cancel()
+
+
+def _facts(report: FlushReport) -> dict[str, object]:
+    """Return what a client is told: of forwarding only where events were forwarded."""
+    facts: dict[str, object] = msgspec.to_builtins(report)
+    return facts if report.forwarded else {name: value for name, value in facts.items() if name != "forwarded"}
 
 
 def _status(report: FlushReport, *, in_time: bool) -> int:

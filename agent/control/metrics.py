@@ -104,6 +104,7 @@ class _Fixed(Collector):
 def _ledgers(statuses: Mapping[str, DestinationStatus]) -> Iterator[Metric]:
     accepted = _counter("events_accepted", "Events taken from clients.")
     delivered = _counter("events_delivered", "Events the API took.")
+    forwarded = _counter("events_forwarded", "Events the engine of a fleet took, whose relays deliver them.")
     retried = _counter("events_retried", "Of the accepted events, those that came back from dead letters.")
     dead = _counter("events_dead_lettered", "Events the API refused one by one.")
     discarded = _counter("dead_letters_discarded", "Dead letters that made room for younger ones, since the start.")
@@ -114,6 +115,7 @@ def _ledgers(statuses: Mapping[str, DestinationStatus]) -> Iterator[Metric]:
     for name, status in statuses.items():
         accepted.add_metric([name], status.ledger.accepted)
         delivered.add_metric([name], status.ledger.delivered)
+        forwarded.add_metric([name], status.ledger.forwarded)
         dead.add_metric([name], status.ledger.dead_lettered)
         retried.add_metric([name], status.ledger.retried)
         queued.add_metric([name], status.ledger.queued)
@@ -123,7 +125,7 @@ def _ledgers(statuses: Mapping[str, DestinationStatus]) -> Iterator[Metric]:
             held.add_metric([name], status.dead_letters)
         for reason in DROP_REASONS:  # zeros too: an alert on a series that does not exist yet would miss its first drop
             dropped.add_metric([name, reason], status.ledger.dropped.get(reason, 0))
-    yield from (accepted, retried, delivered, dead, held, discarded, dropped, queued, requests)
+    yield from (accepted, retried, delivered, forwarded, dead, held, discarded, dropped, queued, requests)
 
 
 def _gauges(statuses: Mapping[str, DestinationStatus]) -> Iterator[Metric]:
@@ -165,7 +167,11 @@ def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
 
 def _spools(adopted: AdoptionStatus) -> Iterator[Metric]:
     ledger = adopted.ledger
-    counts = {"delivered": ledger.delivered, "dead_lettered": ledger.dead_lettered}
+    counts = {
+        "delivered": ledger.delivered,
+        "forwarded": ledger.forwarded,
+        "dead_lettered": ledger.dead_lettered,
+    }
     settled = CounterMetricFamily(
         _PREFIX + "adopted_events",
         "Events of adopted spools that are finished, by what became of them.",

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from agent.delivery.batching import Batch
+from agent.queue.cursor import Outcome
 
 
 class Kind(StrEnum):
@@ -22,12 +23,16 @@ class Kind(StrEnum):
 
 
 class Verdict(NamedTuple):
-    """One answer. `retry_after` is in seconds from now; `message` is fit for people and has no secrets."""
+    """One answer. `retry_after` is in seconds from now; `message` is fit for people and has no secrets.
+
+    `outcome` is what becomes of the events if it is ACCEPTED: delivered, or forwarded to those who deliver them.
+    """
 
     kind: Kind
     message: str = ""
     status: int | None = None
     retry_after: float | None = None
+    outcome: Outcome = Outcome.DELIVERED
 
 
 class Transport(Protocol):

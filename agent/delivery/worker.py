@@ -237,7 +237,7 @@ class Worker:
         self._log.debug("request", events=batch.event_count, verdict=verdict.kind, status=verdict.status)
         match self._decide(batch, verdict, transport, probed, now, is_sample=is_sample):
             case Action.SETTLE:
-                await self._backlog.settle(batch, Outcome.DELIVERED)
+                await self._backlog.settle(batch, verdict.outcome)
             case Action.RETRY:
                 self._give_back(batch)
             case Action.SPLIT:

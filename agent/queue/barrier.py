@@ -10,7 +10,7 @@ from typing import Protocol, Self
 
 import msgspec
 
-from agent.queue.cursor import Cursor, Ledger, Outcome, Span
+from agent.queue.cursor import NOT_DROPPED, Cursor, Ledger, Outcome, Span
 
 
 class FlushReport(msgspec.Struct, frozen=True):
@@ -20,23 +20,25 @@ class FlushReport(msgspec.Struct, frozen=True):
     queued: int = 0
     dead_lettered: int = 0
     dropped: dict[str, int] = {}
+    forwarded: int = 0
 
     @classmethod
     def of(cls, ledger: Ledger) -> Self:
         """Return what a ledger says of all events."""
-        return cls(ledger.delivered, ledger.queued, ledger.dead_lettered, dict(ledger.dropped))
+        return cls(ledger.delivered, ledger.queued, ledger.dead_lettered, dict(ledger.dropped), ledger.forwarded)
 
     def settled(self, counts: Mapping[str, int]) -> "FlushReport":
         """Return the report after some of the queued events have come to these ends."""
         dropped = dict(self.dropped)
         for outcome, count in counts.items():
-            if count and outcome not in {Outcome.DELIVERED, Outcome.DEAD_LETTERED}:
+            if count and outcome not in NOT_DROPPED:
                 dropped[str(outcome)] = dropped.get(str(outcome), 0) + count
         return FlushReport(
             self.delivered + counts.get(Outcome.DELIVERED, 0),
             self.queued - sum(counts.values()),
             self.dead_lettered + counts.get(Outcome.DEAD_LETTERED, 0),
             dropped,
+            self.forwarded + counts.get(Outcome.FORWARDED, 0),
         )
 
     def since(self, before: "FlushReport") -> "FlushReport":
@@ -47,6 +49,7 @@ class FlushReport(msgspec.Struct, frozen=True):
             self.queued,
             self.dead_lettered - before.dead_lettered,
             {reason: count for reason, count in dropped.items() if count},
+            self.forwarded - before.forwarded,
         )
 
     @property
@@ -64,6 +67,7 @@ def total(reports: Iterable[FlushReport]) -> FlushReport:
         sum(report.queued for report in found),
         sum(report.dead_lettered for report in found),
         {reason: sum(report.dropped.get(reason, 0) for report in found) for reason in reasons},
+        sum(report.forwarded for report in found),
     )
 
 

@@ -3,7 +3,7 @@
 Events are numbered from 1 as they become durable. `position` is the first one that is not settled; batches settle out of order,
 so spans beyond it may be settled too. An event is settled once, by whatever comes first, which makes every count exact:
 
-    accepted = delivered + dead_lettered + Σ dropped[reason] + queued
+    accepted = delivered + forwarded + dead_lettered + Σ dropped[reason] + queued
 """
 
 import math
@@ -20,9 +20,10 @@ from agent.queue.record import MAX_SEQ
 
 
 class Outcome(StrEnum):
-    """What settles an event. All but the first two are reasons for a drop."""
+    """What settles an event. All but the first three are reasons for a drop."""
 
     DELIVERED = "delivered"
+    FORWARDED = "forwarded"  # to a fleet: its relays deliver it
     DEAD_LETTERED = "dead_lettered"
     OVERFLOW = "overflow"  # queue.max_bytes was reached
     QUOTA = "quota"  # its sender's share of a queue that is half full was used up
@@ -35,7 +36,8 @@ class Outcome(StrEnum):
     PURGED = "purged"  # an operator wanted it gone
 
 
-DROP_REASONS = tuple(outcome for outcome in Outcome if outcome not in {Outcome.DELIVERED, Outcome.DEAD_LETTERED})
+NOT_DROPPED = (Outcome.DELIVERED, Outcome.FORWARDED, Outcome.DEAD_LETTERED)
+DROP_REASONS = tuple(outcome for outcome in Outcome if outcome not in NOT_DROPPED)
 
 
 class Span(NamedTuple):
@@ -61,7 +63,10 @@ class Pause(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Ledger(msgspec.Struct, frozen=True):
-    """The counts of promise 3. `dropped` has only reasons that occurred; `retried` of the accepted were dead letters before."""
+    """The counts of promise 3. `dropped` has only reasons that occurred; `retried` of the accepted were dead letters before.
+
+    `delivered` were taken by the API, `forwarded` by a fleet, whose relays deliver them.
+    """
 
     accepted: int
     delivered: int
@@ -69,6 +74,7 @@ class Ledger(msgspec.Struct, frozen=True):
     dropped: dict[str, int]
     queued: int
     retried: int = 0
+    forwarded: int = 0
 
 
 class Run(NamedTuple):
@@ -230,14 +236,13 @@ class Cursor:
 
     def ledger(self) -> Ledger:
         """Return the counts as they are now."""
-        delivered = self._counts.get(Outcome.DELIVERED, 0)
-        dead_lettered = self._counts.get(Outcome.DEAD_LETTERED, 0)
+        delivered, forwarded, dead_lettered = [self._counts.get(outcome, 0) for outcome in NOT_DROPPED]
         dropped = {str(reason): count for reason, count in self._shed.items()}
         for reason, count in self._counts.items():
-            if reason not in {Outcome.DELIVERED, Outcome.DEAD_LETTERED}:
+            if reason not in NOT_DROPPED:
                 dropped[str(reason)] = dropped.get(reason, 0) + count
         accepted = self.next_seq - self._origin + sum(self._shed.values())
-        return Ledger(accepted, delivered, dead_lettered, dropped, self.queued, self.retried)
+        return Ledger(accepted, delivered, dead_lettered, dropped, self.queued, self.retried, forwarded)
 
     def _add(self, fresh: list[Span]) -> None:
         self._settled = _union([*self._settled, *fresh])

@@ -1,7 +1,8 @@
 """What was settled otherwise than delivered, by numbers: a small file beside the segments.
 
 With it, segments that are settled say what became of each of their events. FORMAT.md has its form. Rows are durable before the
-checkpoint that settles their events is written, unless the disk refuses them: then the next commit tries again.
+checkpoint that settles their events is written, unless the disk refuses them: then the next commit tries again. Rows of forwarded
+events alone are not synced, as there are as many as batches: a power cut may have them count as delivered in a session's report.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ COMPACTED_BYTES = 64 * 1024
 
 
 class Undelivered(NamedTuple):
-    """Events that came to another end than delivery; `outcome` is one of `Outcome`, or a later version's."""
+    """Events that came to another end than delivery, forwarding included; `outcome` is one of `Outcome`, or a later version's."""
 
     start: int
     stop: int
@@ -95,7 +96,7 @@ class UndeliveredFile:
         data = _encode(added)
         try:
             self._file.pwrite(data, self._size)
-            if self._durable:
+            if self._durable and any(row.outcome != Outcome.FORWARDED for row in added):
                 self._file.sync()
         except OSError:
             self.close()
@@ -117,7 +118,7 @@ class UndeliveredFile:
             self._file = None
 
     def _replace(self, rows: Sequence[Undelivered]) -> None:
-        data = _encode(rows)
+        data = _encode(_joined(sorted(rows)))
         self.close()
         self._file = replace_file(self._fs, self._path, data)
         self._size, self._found = len(data), None

@@ -96,6 +96,7 @@ def add(ledgers: Iterable[Ledger]) -> Ledger:
             {name: total.dropped.get(name, 0) + one.dropped.get(name, 0) for name in names},
             total.queued + one.queued,
             total.retried + one.retried,
+            total.forwarded + one.forwarded,
         )
     return total
 

@@ -110,7 +110,7 @@ def _touched(data: bytes) -> bytes:
 def _check_state(state: CursorState) -> None:
     cursor = Cursor.from_state(state)
     ledger = cursor.ledger()
-    settled = ledger.delivered + ledger.dead_lettered + sum(ledger.dropped.values())
+    settled = ledger.delivered + ledger.forwarded + ledger.dead_lettered + sum(ledger.dropped.values())
     assert ledger.accepted == settled + ledger.queued
     assert min(ledger.accepted, ledger.queued, ledger.delivered, ledger.dead_lettered, *ledger.dropped.values(), 0) == 0
     assert sum(part.length for part in cursor.unsettled(Span(1, cursor.next_seq))) == ledger.queued

@@ -28,16 +28,17 @@ def delivery_of(status: dict[str, Any]) -> tuple[str, str | None]:
     return destination["state"], destination["reason"]
 
 
-def ledger(accepted: int, *, delivered: int = 0, dead_lettered: int = 0, queued: int = 0, retried: int = 0) -> Ledger:
+def ledger(
+    accepted: int, *, delivered: int = 0, dead_lettered: int = 0, queued: int = 0, retried: int = 0, forwarded: int = 0
+) -> Ledger:
     """Return a ledger without drops."""
     counts = {"accepted": accepted, "delivered": delivered, "dead_lettered": dead_lettered, "queued": queued}
-    counts["retried"] = retried
-    return counts | {"dropped": {}}
+    return counts | {"dropped": {}, "retried": retried, "forwarded": forwarded}
 
 
 def holds(ledger: Ledger) -> bool:
     """Tell whether every accepted event is accounted for, once."""
-    settled = ledger["delivered"] + ledger["dead_lettered"] + sum(ledger["dropped"].values())
+    settled = ledger["delivered"] + ledger["forwarded"] + ledger["dead_lettered"] + sum(ledger["dropped"].values())
     return bool(ledger["accepted"] == settled + ledger["queued"])
 
 

@@ -162,4 +162,4 @@ def balanced(pipeline: Pipeline) -> bool:
     """Tell whether the ledger's identity holds."""
     ledger = pipeline.ledger()
     dropped = sum(ledger.dropped.values())
-    return ledger.accepted == ledger.delivered + ledger.dead_lettered + dropped + ledger.queued
+    return ledger.accepted == ledger.delivered + ledger.forwarded + ledger.dead_lettered + dropped + ledger.queued

@@ -72,11 +72,12 @@ class Truth:
         """Return the ledger. What damage took is still queued: nobody has settled it."""
         outcomes = list(self.settled.values())
         dropped = dict(self.shed)
-        for outcome in set(outcomes) - {Outcome.DELIVERED, Outcome.DEAD_LETTERED}:
+        for outcome in set(outcomes) - {Outcome.DELIVERED, Outcome.FORWARDED, Outcome.DEAD_LETTERED}:
             dropped[outcome] = dropped.get(outcome, 0) + outcomes.count(outcome)
         return {
             "accepted": len(self.rows) + sum(self.shed.values()),
             "delivered": outcomes.count(Outcome.DELIVERED),
+            "forwarded": outcomes.count(Outcome.FORWARDED),
             "dead_lettered": outcomes.count(Outcome.DEAD_LETTERED),
             "dropped": dropped,
             "queued": len(self.rows) - len(self.settled),

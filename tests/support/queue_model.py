@@ -265,7 +265,7 @@ class QueueModel:
     def check_ledger(self) -> None:
         """Hold the ledger to promise 3, and to every event that came since the start."""
         ledger = self.queue.cursor.ledger()
-        settled = ledger.delivered + ledger.dead_lettered + sum(ledger.dropped.values())
+        settled = ledger.delivered + ledger.forwarded + ledger.dead_lettered + sum(ledger.dropped.values())
         assert ledger.accepted == settled + ledger.queued
         assert ledger.accepted == self._accepted, (ledger, self._accepted)
 

@@ -86,7 +86,7 @@ def queued_events(directory: Path) -> list[tuple[Any, ...]]:
 def ledger(directory: Path) -> dict[str, Any]:
     """Return what became of all that was accepted, with `dropped` by reason."""
     (position, next_seq, origin, spans, counts, shed, _), _ = walk(directory / "segments", cursor(directory / "cursor"))
-    kept = {name: counts.pop(name, 0) for name in ("delivered", "dead_lettered")}
+    kept = {name: counts.pop(name, 0) for name in ("delivered", "forwarded", "dead_lettered")}
     dropped = {reason: counts.get(reason, 0) + shed.get(reason, 0) for reason in counts | shed}
     queued = next_seq - position - sum(stop - start for start, stop in spans)
     return {"accepted": next_seq - origin + sum(shed.values()), **kept, "dropped": dropped, "queued": queued}

@@ -183,6 +183,6 @@ class Witness:
 
 def check_identity(ledger: Ledger) -> None:
     """Hold a ledger to promise 3."""
-    settled = ledger.delivered + ledger.dead_lettered + sum(ledger.dropped.values())
+    settled = ledger.delivered + ledger.forwarded + ledger.dead_lettered + sum(ledger.dropped.values())
     assert ledger.accepted == settled + ledger.queued, ledger
     assert min(ledger.queued, ledger.delivered, ledger.dead_lettered, *ledger.dropped.values(), 0) == 0, ledger

@@ -21,7 +21,7 @@ from agent.cli.options import (
     json_option,
 )
 from agent.cli.views.output import complain, say, say_json
-from agent.cli.views.words import amount
+from agent.cli.views.words import amount, delivered
 from agent.errors import AgentError, DeadlineError, UndeliveredError
 
 if TYPE_CHECKING:
@@ -89,14 +89,14 @@ def flush(
     """Wait until every event that was sent before the call has left the queue, and report what became of them.
 
     Meanwhile delivery does not wait for batches to fill. --json prints one line with the counts of all events that were accepted
-    before the call, since the queue began: {"delivered": N, "queued": N, "dead_lettered": N, "dropped": {REASON: N}}. Events that
-    are accepted later are not counted.
+    before the call, since the queue began: {"delivered": N, "queued": N, "dead_lettered": N, "dropped": {REASON: N},
+    "forwarded": N}. Events that are accepted later are not counted. With [forward], `forwarded` has those that a fleet took.
 
     With --session, the counts are of that session, as far as the queue and its history (history.max_bytes) hold its events.
 
     \b
     Exit codes:
-        0  everything that was queued has been delivered, or nothing was queued
+        0  everything that was queued has been delivered or forwarded, or nothing was queued
         3  the deadline passed first, or nothing can be delivered before it: the rest stays in the queue
         4  no daemon is running
         8  some of these events, or of the session's, were dead-lettered or dropped
@@ -215,18 +215,16 @@ def _flush(path: Path | None, whose: "_Whose", deadline: float, session: str | N
 
 
 def _what_has_left(session: str | None, report: "FlushReport") -> str:
-    if session is not None and not report.delivered:
+    if session is not None and not (report.delivered or report.forwarded):
         return f"Session {session!r} has no queued events, and none that the daemon remembers."
     what = "Everything that was sent before" if session is None else f"Everything of session {session!r}"
-    return f"{what} has left the queue: {_delivered(report) if report.delivered else 'nothing was waiting'}."
-
-
-def _delivered(report: "FlushReport") -> str:
-    return f"{amount(report.delivered, 'event')} delivered"
+    some = report.delivered or report.forwarded
+    end = delivered(report.delivered, report.forwarded) if some else "nothing was waiting"
+    return f"{what} has left the queue: {end}."
 
 
 def _what_is_lost(report: "FlushReport") -> str:
-    ends = [_delivered(report)]
+    ends = [delivered(report.delivered, report.forwarded)]
     if report.queued:
         ends.append(f"{report.queued:,} still queued")
     if report.dead_lettered:

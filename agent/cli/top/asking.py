@@ -9,7 +9,7 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.cli.top.samples import Measured, Sample
-from agent.cli.views.words import amount, duration
+from agent.cli.views.words import delivered, duration
 from agent.control.client import ControlClient
 from agent.control.schema import FlushVerdict
 from agent.errors import AgentError, StorageError
@@ -92,7 +92,7 @@ class Source:
 
 def said_of(verdict: FlushVerdict) -> str:
     """Return what a flush has come to, in a line."""
-    counts = [f"{amount(verdict.delivered, 'event')} delivered"]
+    counts = [delivered(verdict.delivered, verdict.forwarded)]
     if verdict.dead_lettered:
         counts.append(f"{verdict.dead_lettered:,} dead-lettered")
     counts += [f"{count:,} dropped as {reason}" for reason, count in verdict.dropped.items()]

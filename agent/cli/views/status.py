@@ -247,6 +247,7 @@ def _usage(name: str, usage: "Day | str", now: float) -> Iterator[tuple[str, Tex
 def _equation(ledger: Ledger) -> Text:
     counts = {
         "delivered": ledger.delivered,
+        **({"forwarded": ledger.forwarded} if ledger.forwarded else {}),
         "dead-lettered": ledger.dead_lettered,
         "dropped": sum(ledger.dropped.values()),
         "queued": ledger.queued,

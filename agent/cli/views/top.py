@@ -105,7 +105,7 @@ def _rows(seen: Seen, name: str, destination: DestinationStatus) -> Iterator[tup
     when = "since top began" if is_new else "in the last minute"
     yield from delivery(destination, seen.now)
     yield "in", _flow(seen, name, lambda found: found.accepted)
-    yield "out", _flow(seen, name, lambda found: found.delivered)
+    yield "out", _flow(seen, name, lambda found: found.delivered + found.forwarded)
     yield "queued", queued(destination)
     yield "disk", _disk(destination)
     yield "requests", _requests(lately, name, when)

@@ -10,6 +10,13 @@ def amount(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def delivered(count: int, forwarded: int) -> str:
+    """Return such as "3 events delivered", "3 events forwarded", or both."""
+    if forwarded and count:
+        return f"{amount(count, 'event')} delivered, {forwarded:,} forwarded"
+    return f"{amount(forwarded, 'event')} forwarded" if forwarded else f"{amount(count, 'event')} delivered"
+
+
 def duration(seconds: float) -> str:
     """Return such as "0 s", "45 s", "3 min 20 s" or "2 d 4 h": the two largest units."""
     rest, parts = int(seconds), []

@@ -132,7 +132,10 @@ def check(fs: FaultFilesystem) -> Audit:
 
 def balanced(fs: FaultFilesystem) -> bool:
     found = ledger(fs)
-    return found.accepted == found.delivered + found.dead_lettered + sum(found.dropped.values()) + found.queued
+    return (
+        found.accepted
+        == found.delivered + found.forwarded + found.dead_lettered + sum(found.dropped.values()) + found.queued
+    )
 
 
 def calls_of(make: Callable[[], FaultFilesystem], work: Callable[[OfflineQueue], Any]) -> list[tuple[int, str]]:

@@ -23,8 +23,16 @@ from agent.control.schema import (
 from agent.http.server import Response
 from agent.queue.cursor import DROP_REASONS, Ledger
 
-LEDGER = {"accepted": 10, "delivered": 3, "dead_lettered": 2, "dropped": {"expired": 5}, "queued": 0, "retried": 2}
-COUNTS = Ledger(10, 3, 2, {"expired": 5}, 0, 2)
+LEDGER = {
+    "accepted": 11,
+    "delivered": 3,
+    "dead_lettered": 2,
+    "dropped": {"expired": 5},
+    "queued": 0,
+    "retried": 2,
+    "forwarded": 1,
+}
+COUNTS = Ledger(11, 3, 2, {"expired": 5}, 0, 2, 1)
 
 
 def test_the_keys_and_types_of_the_status_stay_as_they_are() -> None:

@@ -18,7 +18,9 @@ OUTCOMES = st.sampled_from([*Outcome])
 def report_of(counts: Counter[Outcome], queued: int) -> FlushReport:
     """Return the report that says this."""
     dropped = {str(reason): counts[reason] for reason in DROP_REASONS if counts[reason]}
-    return FlushReport(counts[Outcome.DELIVERED], queued, counts[Outcome.DEAD_LETTERED], dropped)
+    return FlushReport(
+        counts[Outcome.DELIVERED], queued, counts[Outcome.DEAD_LETTERED], dropped, counts[Outcome.FORWARDED]
+    )
 
 
 def test_a_barrier_counts_what_is_settled_below_it_and_nothing_else() -> None:
@@ -55,17 +57,17 @@ def test_a_dead_letter_that_is_put_back_is_a_new_event_which_no_older_barrier_co
 
 
 def test_what_has_happened_since_an_earlier_report_is_told() -> None:
-    before = FlushReport(3, 10, 1, {"expired": 4, "stalled": 1})
-    after = FlushReport(5, 2, 2, {"expired": 8, "stalled": 1, "overflow": 1})
+    before = FlushReport(3, 10, 1, {"expired": 4, "stalled": 1}, 1)
+    after = FlushReport(5, 2, 2, {"expired": 8, "stalled": 1, "overflow": 1}, 4)
     since = after.since(before)
-    assert since == FlushReport(2, 2, 1, {"expired": 4, "overflow": 1})
+    assert since == FlushReport(2, 2, 1, {"expired": 4, "overflow": 1}, 3)
     assert (since.lost, FlushReport(delivered=9, queued=1).lost) == (6, 0)
 
 
 def test_reports_of_several_queues_become_one() -> None:
     assert total(
-        [FlushReport(1, 2, 3, {"expired": 4}), FlushReport(10, 20, 30, {"overflow": 5, "expired": 6})]
-    ) == FlushReport(11, 22, 33, {"expired": 10, "overflow": 5})
+        [FlushReport(1, 2, 3, {"expired": 4}, 5), FlushReport(10, 20, 30, {"overflow": 5, "expired": 6}, 50)]
+    ) == FlushReport(11, 22, 33, {"expired": 10, "overflow": 5}, 55)
     assert total([]) == FlushReport()
 
 

@@ -176,7 +176,7 @@ def test_a_checkpoint_is_a_copy() -> None:
 
 
 spans = st.builds(lambda start, length: Span(start, start + length), st.integers(1, 60), st.integers(0, 12))
-DROPS = [outcome for outcome in Outcome if outcome not in {Outcome.DELIVERED, Outcome.DEAD_LETTERED}]
+DROPS = [outcome for outcome in Outcome if outcome not in {"delivered", "forwarded", "dead_lettered"}]
 
 
 class CursorModel(RuleBasedStateMachine):
@@ -227,10 +227,11 @@ class CursorModel(RuleBasedStateMachine):
     def the_ledger_is_what_became_of_the_events(self) -> None:
         counts = Counter(fate for fate in self.fates.values() if fate is not None) + self.shed
         delivered, dead_lettered = counts.pop(Outcome.DELIVERED, 0), counts.pop(Outcome.DEAD_LETTERED, 0)
+        forwarded = counts.pop(Outcome.FORWARDED, 0)
         queued = sum(fate is None for fate in self.fates.values())
         accepted = len(self.fates) + self.shed.total()
         dropped = {reason.value: count for reason, count in counts.items()}
-        assert self.cursor.ledger() == Ledger(accepted, delivered, dead_lettered, dropped, queued)
+        assert self.cursor.ledger() == Ledger(accepted, delivered, dead_lettered, dropped, queued, 0, forwarded)
         assert balance(self.cursor.ledger()) == 0
 
     @invariant()
