@@ -232,12 +232,13 @@ class HttpListener:
             raise RefusedError(503, "service_unavailable", message, ("retry-after", str(RETRY_SECONDS)))
         return pipeline
 
-    def _weight(self, exchange: Exchange, pipeline: Pipeline, events: int, size: int) -> int:
+    async def _weight(self, exchange: Exchange, pipeline: Pipeline, events: int, size: int) -> int:
         """Return the weight of so much of a sender's. Raises RefusedError if it is more than rules let it send now."""
         sender = self._sender(exchange)
         route = self._intake.route(sender)
         if not self._intake.is_within_limits(route, sender, events, size):
             pipeline.limit(events)
+            await pipeline.submit().wait()  # no kill takes back that they are counted
             message = "The events cannot be kept: rate_limited. Send them again later"
             raise RefusedError(429, "too_many_requests", message, ("retry-after", "1"))
         return self._intake.weight(route)
@@ -256,7 +257,7 @@ class HttpListener:
             pipeline = self._pipeline(destination)  # it may have come and gone while the body came
             weight = 1
             if holder in {None, DEFAULT}:
-                weight = self._weight(exchange, pipeline, sum(chunk.count(b"\n") for chunk in chunks), len(body))
+                weight = await self._weight(exchange, pipeline, sum(chunk.count(b"\n") for chunk in chunks), len(body))
         except RefusedError as refusal:
             self._log_refusal(refusal, exchange.peer)
             return refusal.response

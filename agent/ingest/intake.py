@@ -98,6 +98,13 @@ class ClientState:
         if acked or (self.uncommitted and self.uncommitted[-1].acked):
             self.uncommitted.append(Uncommitted(block.event_count, submission, acked, self._refused))
 
+    def limited(self, block: Block, pipeline: Pipeline) -> None:
+        """Drop what is more than this client may send; its ack says so when the count is on disk, where no kill takes it back."""
+        pipeline.limit(block.event_count)
+        if self.answerable and block.durable_acks:
+            self.uncommitted.append(Uncommitted(0, pipeline.submit(), acked=True, refused=self._refused))
+        self.drop(block.event_count, Outcome.RATE_LIMITED)
+
     async def wait_committed(self) -> None:
         """Wait for the oldest commit of what is uncommitted, if there is one; count what has become durable or was dropped."""
         while self.uncommitted:
@@ -108,7 +115,7 @@ class ClientState:
                 self._ack_due = True
                 if refused is None:
                     self.durable += oldest.events
-                else:
+                elif oldest.events:
                     dropped = self._dropped_by_commits
                     dropped[refused] = dropped.get(refused, 0) + oldest.events
             if not self.is_answer_due or (self.uncommitted and not self.uncommitted[0].acked):
@@ -219,22 +226,22 @@ class Intake:
                 pipeline = self._pipelines.get(found or DEFAULT, pipeline)
         return await pipeline.wait_for_capacity()
 
-    def _way(self, client: ClientState, events: int, size: int, asks_for: str | None) -> tuple[Pipeline | None, int]:
-        """Return where so many events of a client go, and their weight there.
+    def _way(self, client: ClientState, block: Block) -> tuple[Pipeline | None, int]:
+        """Return where a client's events go, and their weight there.
 
         They may go nowhere, None, which is counted, logged, and said in its acks.
         """
-        if self._rules.is_trivial and asks_for is None:
+        if self._rules.is_trivial and block.asks_for is None:
             return self._pipelines[DEFAULT], 1
-        sender = self.sender(client, asks_for)
+        sender = self.sender(client, block.asks_for)
         route = self.route(sender)
         pipeline = None if route.destination is None else self._pipelines.get(route.destination)
         if pipeline is None:
-            self.deny(client.peer, events, route.reason or f"the queue of {route.destination!r} cannot be used now")
-            client.drop(events, DENIED)
-        elif not self.is_within_limits(route, sender, events, size):
-            pipeline.limit(events)
-            client.drop(events, Outcome.RATE_LIMITED)
+            reason = route.reason or f"the queue of {route.destination!r} cannot be used now"
+            self.deny(client.peer, block.event_count, reason)
+            client.drop(block.event_count, DENIED)
+        elif not self.is_within_limits(route, sender, block.event_count, len(block.lines)):
+            client.limited(block, pipeline)
             pipeline = None
         return pipeline, self.weight(route)
 
@@ -310,7 +317,7 @@ class Intake:
         return pipeline is not None and pipeline.is_full and not pipeline.should_drop
 
     def _submit_at_once(self, block: Block, owner: int, client: ClientState) -> None:
-        pipeline, weight = self._way(client, block.event_count, len(block.lines), block.asks_for)
+        pipeline, weight = self._way(client, block)
         if pipeline is None:
             return
         pipeline.jobs.note(block.context.job)
@@ -372,7 +379,7 @@ class Intake:
                 await turn.wait()
 
     async def _queue(self, block: Block, client: ClientState) -> None:
-        pipeline, weight = self._way(client, block.event_count, len(block.lines), block.asks_for)
+        pipeline, weight = self._way(client, block)
         if pipeline is None:
             return
         pipeline.jobs.note(block.context.job)

@@ -84,13 +84,15 @@ class Committer:
     def submit(self, *blocks: Block, owner: int = UNNAMED, weight: int = 1, retried: bool = False) -> Submission:
         """Add the owner's blocks to the next commit, all or none. Call `wait_for_capacity` before.
 
-        What is returned is to be waited for, to know that they are durable. After the last commit they are refused, and not
-        counted: nobody is to submit any then.
+        What is returned is to be waited for, to know that they are durable; without blocks, that what was counted before is
+        written. After the last commit they are refused, and not counted: nobody is to submit any then.
         """
         submission = Submission(blocks, owner, weight, retried=retried)
         submission.group, submission.refused = self.request(), None
         if submission.group.is_over:
             submission.refused = Outcome.STALLED
+            return submission
+        if not blocks:
             return submission
         self._submitted.append(submission)
         self._pending_bytes += submission.size

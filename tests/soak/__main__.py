@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.soak.cast import ACCOUNTS
 from tests.soak.faults import TABLE, name_of
 from tests.soak.run import Soak, soak
 from tests.soak.summary import rows, table
@@ -24,6 +25,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long there are faults (default: 60)")
     parser.add_argument("--seed", type=int, default=7, help="what chance begins with (default: 7)")
+    parser.add_argument(
+        "--destinations",
+        type=int,
+        default=len(ACCOUNTS),
+        choices=range(len(ACCOUNTS) + 1),
+        metavar="N",
+        help=f"destinations beside default, from 0 to {len(ACCOUNTS)} (default: {len(ACCOUNTS)})",
+    )
     parser.add_argument("--json", type=Path, help="a file for the numbers")
     names = [name_of(fault) for fault in TABLE]
     parser.add_argument(
@@ -33,7 +42,7 @@ def main() -> int:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what is mounted and started has to go
     parent = Path(tempfile.mkdtemp(prefix="soak-"))
-    result = soak(options.seconds, options.seed, parent / "run", options.only)
+    result = soak(options.seconds, options.seed, parent / "run", options.only, destinations=options.destinations)
     numbers = rows(result)
     sys.stdout.write(table(numbers))
     if options.json is not None:

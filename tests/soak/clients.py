@@ -1,6 +1,7 @@
 """The soak's clients as processes of their own: `python -m tests.soak.clients KIND SOCKET …`.
 
-    durable    over the stream socket; every event again until it is acknowledged
+    durable    over the stream socket; every event again until it is acknowledged. It asks for its account's destination,
+               by another name if it is denied that, or is the user whom a rule sends there
     careless   through `agent.client.EventClient` and as datagrams, in turn; nothing is sent twice, nothing is known
 
 Each sends events of `tests.soak.events` until SIGTERM and prints its `Report`. This module knows what a client knows.
@@ -10,6 +11,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import socket
 import sys
 import threading
@@ -18,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from agent.client import EventClient
+from tests.soak.cast import CLIENTS
 from tests.soak.events import Id, ci_of, fields, line
 from tests.support.process import Child, running
 from tests.support.senders import Durable, Item, Report, endless, until_sigterm
@@ -73,12 +76,25 @@ def main() -> None:
 
 def _durable(options: argparse.Namespace, stop: threading.Event) -> Report:
     source = endless(lambda index: Item(ci_of(index), line(Id(options.number, index))), stop)
+    account = CLIENTS[options.number].account
+    uid = account.uid if account is not None and os.geteuid() == 0 else None
+    names = account.names if account is not None and uid is None else ()
 
     def pace(length: int) -> None:
         stop.wait(length / options.rate)
 
     (stream,) = options.sockets
-    return Durable(stream, source, options.window, progress=options.progress, may_drop=True, pace=pace).run()
+    os.chdir(stream.parent)  # another user might not find it from the root
+    return Durable(
+        Path(stream.name),
+        source,
+        options.window,
+        progress=options.progress.absolute(),
+        may_drop=True,
+        pace=pace,
+        destinations=names,
+        uid=uid,
+    ).run()
 
 
 def _careless(options: argparse.Namespace, stop: threading.Event) -> Report:

@@ -23,9 +23,10 @@ class Disk:
 
     name = "a plain directory"
 
-    def __init__(self, path: Path, missing: str = "") -> None:
+    def __init__(self, path: Path, missing: str = "", size: int = SIZE) -> None:
         self.path = path
         self.missing = missing
+        self.size = size
         self._mounted = False
         path.mkdir(parents=True)
 
@@ -49,7 +50,7 @@ class SmallDisk(Disk):
     @property
     def command(self) -> tuple[str, ...]:
         """Return what mounts it."""
-        return ("mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs")
+        return ("mount", "-t", "tmpfs", "-o", f"size={self.size}", "tmpfs")
 
     @property
     def _balloon(self) -> Path:
@@ -85,8 +86,8 @@ class LoopDisk(SmallDisk):
 
     name = "an ext4 on a loop device"
 
-    def __init__(self, path: Path, missing: str = "") -> None:
-        super().__init__(path, missing)
+    def __init__(self, path: Path, missing: str = "", size: int = SIZE) -> None:
+        super().__init__(path, missing, size)
         self._images = (path.with_name(f"{path.name}-{number}.img") for number in itertools.count())
         self._image = next(self._images)
 
@@ -97,7 +98,7 @@ class LoopDisk(SmallDisk):
 
     def mount(self) -> None:
         with self._image.open("wb") as image:
-            image.truncate(SIZE)
+            image.truncate(self.size)
         _run("mkfs.ext4", "-q", "-m", "0", str(self._image))
         super().mount()
 
@@ -136,12 +137,12 @@ class LoopDisk(SmallDisk):
 
 
 @contextmanager
-def best_disk(directory: Path) -> Iterator[Disk]:
-    """Mount the best disk that the machine allows below `directory`, for as long as the block lasts."""
-    kinds: list[Callable[[Path, str], Disk]] = [LoopDisk, SmallDisk, Disk]
+def best_disk(directory: Path, size: int = SIZE) -> Iterator[Disk]:
+    """Mount the best disk of that many bytes that the machine allows below `directory`, for as long as the block lasts."""
+    kinds: list[Callable[[Path, str, int], Disk]] = [LoopDisk, SmallDisk, Disk]
     missing = ""
     for number, kind in enumerate(kinds):
-        disk = kind(directory / f"disk-{number}", missing)
+        disk = kind(directory / f"disk-{number}", missing, size)
         try:
             disk.mount()
         except OSError as error:

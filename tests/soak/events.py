@@ -6,6 +6,8 @@ Pure. It must never know what became of an event.
 import json
 from typing import Any, NamedTuple
 
+from tests.soak.cast import client_of, session_of
+
 POISON_EVERY = 1000
 _CONTEXT_EVERY = 300
 _SYSTEMS = ("GITHUB_ACTIONS", None)
@@ -33,7 +35,7 @@ def fields(event: Id) -> dict[str, Any]:
     """Return an event, by the API's keys."""
     prefix = _POISON if is_poisonous(event.number) else "good"
     return {
-        "sessionId": f"soak-{event.client}",
+        "sessionId": session_of(event.client),
         "source": "LOCAL" if event.number % 2 else "REMOTE",
         "event": "HIT",
         "hash": f"{prefix}{event.number:012x}",
@@ -48,9 +50,8 @@ def line(event: Id) -> bytes:
 
 def identify(received: dict[str, Any]) -> Id | None:
     """Return whose event this is; None if no client can have sent it, to the last key."""
-    session, index = str(received.get("sessionId")), received.get("duration")
-    number = session.removeprefix("soak-")
-    if type(index) is not int or index < 0 or not number.isdecimal():
+    client, index = client_of(str(received.get("sessionId"))), received.get("duration")
+    if type(index) is not int or index < 0 or client is None:
         return None
-    event = Id(int(number), index)
+    event = Id(client, index)
     return event if fields(event) == received else None

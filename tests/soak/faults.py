@@ -192,6 +192,53 @@ def hostile_neighbours(world: World) -> None:
             world.start()
 
 
+def change_destinations(world: World) -> None:
+    """Some are removed, brought back or renamed, by a few reloads; each is waited for."""
+    for _ in range(world.random.randint(1, 3)):
+        world.note(world.destinations.change(world.random))
+        world.configure()
+        world.reload()
+        world.idle(0.0, 0.5)
+
+
+def storm_of_reloads(world: World) -> None:
+    """Many changes at once, by SIGHUP and by request; mostly it is killed amidst that."""
+    last = world.random.randint(5, 30)
+    kill_at = world.random.randint(0, last) if world.chance(0.7) else None
+    for number in range(last + 1):
+        world.note(world.destinations.change(world.random))
+        world.configure()
+        if world.chance(0.3):
+            world.control("reload")
+        else:
+            world.signal(signal.SIGHUP)
+        world.idle(0.0, world.random.choice([0.0, 0.02, 0.1]))
+        if number == kill_at:
+            world.kill("amid reloads")
+            world.start()
+    world.reload()
+
+
+def damage_a_directory(world: World) -> None:
+    """What is in the place of a destination's directory is none, at a start, while the others go on; then it is mended."""
+    world.reload()
+    name = world.random.choice(sorted(world.destinations.names) or [""])
+    if not name:
+        return
+    world.kill("at work")
+    place = world.directory_of(name)
+    away = world.disk.path / "away"
+    place.rename(away)
+    place.write_text("in the way")
+    world.note(f"the directory of {name} is damaged")
+    world.start(failing=[name])
+    world.idle(0.2, 1.0)
+    place.unlink()
+    away.rename(place)
+    world.note(f"the directory of {name} is mended")
+    world.reload()
+
+
 # How often each comes, and the disk that it takes.
 TABLE: Mapping[Fault, int] = {
     kill_at_work: 34,
@@ -208,7 +255,11 @@ TABLE: Mapping[Fault, int] = {
     freeze_the_disk: 3,
     jump_in_time: 6,
     hostile_neighbours: 12,
+    change_destinations: 10,
+    storm_of_reloads: 10,
+    damage_a_directory: 4,
 }
+_OF_DESTINATIONS = {change_destinations, storm_of_reloads, damage_a_directory}
 _NEEDS: Mapping[Fault, type[SmallDisk]] = {
     fill_the_disk: SmallDisk,
     start_on_a_read_only_disk: SmallDisk,
@@ -233,6 +284,7 @@ def deck(world: World, only: Collection[str] = ()) -> Iterator[Fault]:
     Where the machine is slow, kills come in between, so that a soak of a given time always has many.
     """
     possible = [fault for fault in TABLE if isinstance(world.disk, _NEEDS.get(fault, object))]
+    possible = [fault for fault in possible if world.destinations.accounts or fault not in _OF_DESTINATIONS]
     possible = [fault for fault in possible if name_of(fault) in (only or map(name_of, possible))]
     yield from world.random.sample(possible, len(possible))
     cards = [fault for fault in possible for _ in range(TABLE[fault])]

@@ -3,21 +3,25 @@
 It knows the order. It must never know what a fault does, or what the evidence means.
 """
 
+import os
 import random
 import re
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import httpx
 import msgspec
 
+from tests.soak import oracle
+from tests.soak.cast import DEFAULT, Account, Sending, account_of, clients_of
 from tests.soak.clients import client
-from tests.soak.disk import Disk, SmallDisk, best_disk
+from tests.soak.destinations import Destinations
+from tests.soak.disk import SIZE, Disk, SmallDisk, best_disk
 from tests.soak.events import identify
 from tests.soak.faults import (
     Fault,
@@ -32,7 +36,7 @@ from tests.soak.faults import (
 from tests.soak.oracle import Bounds, Evidence, Handed, Letter, judge
 from tests.soak.server import Record, read_record, soak_server
 from tests.soak.world import CONCURRENCY, MAX_EVENTS, SEGMENT_BYTES, Clock, Happened, World
-from tests.support.accounts import Ledger, flushed, ledger_of
+from tests.support.accounts import flushed
 from tests.support.daemon import Daemon
 from tests.support.dead_letters import read_dead_letters
 from tests.support.process import Child
@@ -41,27 +45,13 @@ from tests.support.skewed_agent import SKEW_FILE
 
 # An event takes more than 80 bytes there. One file more holds what was not delivered.
 BOUNDS = Bounds(MAX_EVENTS, CONCURRENCY, segment_events=SEGMENT_BYTES // 80, new_files=21, last_files=10)
+# Of each destination besides DEFAULT: they may come and go with reloads.
+FILES, RSS, DISK_BYTES = 10, 4 * 1024, 6 * 1024**2
+OWN_DISK_BYTES = 1536 * 1024
 HEAL_SECONDS = 300.0
 MOST_OF_AN_ERROR = 2000  # it may have the daemon's whole log
 _PROBLEM = re.compile(r"Traceback|request_failed|events_corrupt|dead_letter_lost")
 _REASONS = {limit_the_file_size: "disk_full", lose_the_disk: "disk_error", freeze_the_disk: "stalled"}
-
-
-class Kind(NamedTuple):
-    """A client of the soak; rates are in events a second."""
-
-    name: str
-    window: int
-    rate: float
-
-
-KINDS = (
-    Kind("durable", 1, 60),
-    Kind("durable", 16, 250),
-    Kind("durable", 40, 250),
-    Kind("durable", 100, 250),
-    Kind("careless", 10, 60),
-)
 
 
 @dataclass
@@ -70,6 +60,7 @@ class Soak:
 
     seconds: float
     seed: int
+    destinations: int = 0
     disk: str = ""
     skipped: list[str] = field(default_factory=list)
     happened: Happened = field(default_factory=Happened)
@@ -78,21 +69,28 @@ class Soak:
     problems: list[str] = field(default_factory=list)
 
 
+Status = Mapping[str, Any]
 Enough = Callable[[World], bool]
 
 
 def soak(
-    seconds: float, seed: int, directory: Path, only: Collection[str] = (), enough: Enough = lambda _: True
+    seconds: float,
+    seed: int,
+    directory: Path,
+    only: Collection[str] = (),
+    enough: Enough = lambda _: True,
+    destinations: int = 0,
 ) -> Soak:
     """Do it, below a directory that must not exist yet; what broke in the middle is a problem like any other.
 
-    `only` names the faults that there are to be, if not all. It takes longer than `seconds` until there was `enough`.
+    `only` names the faults that there are to be, if not all. It takes longer than `seconds` until there was `enough`. There are
+    so many `destinations` besides DEFAULT.
     """
-    result = Soak(seconds, seed)
+    result = Soak(seconds, seed, destinations)
     directory.mkdir(parents=True)
     try:
         with ExitStack() as stack:
-            disk = stack.enter_context(best_disk(directory))
+            disk = stack.enter_context(best_disk(directory, SIZE + destinations * DISK_BYTES))
             _run(result, disk, directory, stack, only, enough)
     except (AssertionError, OSError, httpx.HTTPError) as error:
         result.problems.append(f"{type(error).__name__}: {error}"[:MOST_OF_AN_ERROR])
@@ -106,31 +104,46 @@ def _run(result: Soak, disk: Disk, directory: Path, stack: ExitStack, only: Coll
     record = directory / "record"
     record.mkdir()
     server, url = stack.enter_context(soak_server(result.seed, record))
-    progress = [directory / f"acked-{number}" for number in range(len(KINDS))]
+    clients = clients_of(result.destinations)
+    progress = [(directory / f"acked-{number}", each) for number, each in enumerate(clients)]
+    accounts = [each.account for each in clients if each.account is not None]
     clock = Clock(directory / "skew")
     clock.set(0.0)
     daemon = Daemon(directory / "agent", url)
     daemon.module, daemon.env = "tests.support.skewed_agent", {SKEW_FILE: str(clock.path)}
     stack.callback(daemon.kill)
-    world = World(daemon, url, disk, clock, random.Random(result.seed), progress, result.happened)
+    destinations = Destinations(accounts, directory / "tokens")
+    world = World(daemon, url, disk, clock, random.Random(result.seed), progress, destinations, result.happened)
     result.disk, result.skipped = f"{disk.name} {disk.missing}".strip(), skipped(world)
+    _give_disks_of_their_own(world, accounts, directory, stack)
     world.configure()
     world.start()
-    clients = [_start(stack, world, number) for number in range(len(KINDS))]
+    running = [_start(stack, world, number) for number in range(len(clients))]
     end = time.monotonic() + result.seconds
     _do_faults(world, deck(world, only), lambda: time.monotonic() >= end and enough(world))
-    reports, ledger, discarded = _heal(world, server, clients)
+    reports, status = _heal(world, server, running)
     assert server.stop(HEAL_SECONDS) == 0, "the server failed:\n" + "".join(server.lines)
     result.record, taken = read_record(record)
-    result.evidence = _evidence(world, reports, result.record, taken, ledger, discarded)
+    result.evidence = _evidence(world, reports, result.record, taken, status)
+
+
+def _give_disks_of_their_own(world: World, accounts: Sequence[Account], directory: Path, stack: ExitStack) -> None:
+    """Let the directories of some destinations be elsewhere, on disks that are soon full, where the machine allows it."""
+    for account in accounts:
+        if account.own_disk and isinstance(world.disk, SmallDisk):
+            disk = SmallDisk(directory / f"disk-of-{account.name}", size=OWN_DISK_BYTES)
+            disk.mount()
+            stack.callback(disk.unmount)
+            place = world.directory_of(account.name)
+            place.parent.mkdir(parents=True)
+            place.symlink_to(disk.path)
+    os.sync()
 
 
 def _start(stack: ExitStack, world: World, number: int) -> Child:
-    kind, daemon = KINDS[number], world.daemon
-    paths = [daemon.stream] if kind.name == "durable" else [daemon.stream, daemon.datagram]
-    running = client(
-        kind.name, *paths, number=number, window=kind.window, rate=kind.rate, progress=world.progress[number]
-    )
+    (progress, sending), daemon = world.progress[number], world.daemon
+    paths = [daemon.stream] if sending.kind == "durable" else [daemon.stream, daemon.datagram]
+    running = client(sending.kind, *paths, number=number, window=sending.window, rate=sending.rate, progress=progress)
     return stack.enter_context(running)
 
 
@@ -143,41 +156,56 @@ def _do_faults(world: World, faults: Iterator[Fault], done: Callable[[], bool]) 
         world.happened.faults[name_of(fault)] += 1
 
 
-def _heal(world: World, server: Child, clients: Sequence[Child]) -> tuple[list[Report], Ledger, int]:
-    """Let the server be well, the clients have their last acks, and the queue be emptied."""
+def _heal(world: World, server: Child, clients: Sequence[Child]) -> tuple[list[Report], Status]:
+    """Let the server be well, all destinations be there, the clients have their last acks, and the queues be emptied."""
     server.process.send_signal(signal.SIGUSR1)
+    world.destinations.bring_all_back()
+    world.configure()
+    world.reload()
     world.control("resume")
     for each in clients:
         each.process.terminate()
     reports = [report_of(each, HEAL_SECONDS) for each in clients]
     assert flushed(world.daemon, HEAL_SECONDS), f"not flushed within {HEAL_SECONDS} s: {world.daemon.status()}"
-    status = world.daemon.status()
+    status = world.daemon.status()["destinations"]
     world.terminate()
-    return reports, ledger_of(status), status["destinations"]["default"]["dead_letters_discarded"]
+    return reports, status
 
 
 def _evidence(
-    world: World,
-    reports: Sequence[Report],
-    record: Record,
-    taken: Mapping[int, bytes],
-    ledger: Ledger,
-    discarded: int,
+    world: World, reports: Sequence[Report], record: Record, taken: Mapping[int, bytes], status: Status
 ) -> Evidence:
     happened, faults = world.happened, world.happened.faults
-    letters = read_dead_letters(world.disk.path / "queue")
+    clients: dict[str, list[Handed]] = {}
+    for number, report in enumerate(reports):
+        handed = _handed(number, world.progress[number][1], report, taken)
+        clients.setdefault(account_of(number), []).append(handed)
+    names = {DEFAULT: {DEFAULT}} | {account.name: ever for account, ever in world.destinations.ever.items()}
+    reasons = {account.name: account.reasons for account in world.destinations.accounts}
+    extra = 2 * len(world.destinations.accounts)
     return Evidence(
-        bounds=BOUNDS,
-        ledger=ledger,
-        clients=[_handed(number, report, taken) for number, report in enumerate(reports)],
-        letters=[Letter(letter.seq, identify(msgspec.to_builtins(letter.event))) for letter in letters],
-        letters_discarded=discarded,
-        taken_events=record.taken_events,
-        unanswered=record.unanswered,
+        bounds=replace(
+            BOUNDS,
+            peak_rss=BOUNDS.peak_rss + extra * RSS,
+            new_files=BOUNDS.new_files + extra * FILES,
+            last_files=BOUNDS.last_files + extra * FILES,
+        ),
+        accounts=[
+            oracle.Account(
+                name,
+                ledgers={each: status[each]["ledger"] for each in sorted(ever)},
+                clients=clients[name],
+                letters=[letter for each in sorted(ever) for letter in _letters(world, each)],
+                letters_discarded=sum(status[each]["dead_letters_discarded"] for each in ever),
+                taken_events=record.taken_events.get(name, 0),
+                unanswered=record.unanswered(name),
+                drop_reasons=frozenset(_reasons(world)) | reasons.get(name, frozenset()),
+            )
+            for name, ever in names.items()
+        ],
         interruptions=happened.kills.total() + happened.ends + faults[name_of(stop_and_continue)],
         disk_losses=faults[name_of(lose_the_disk)],
         checkpoints_failed=any(faults[name_of(each)] for each in (lose_the_disk, limit_the_file_size)),
-        drop_reasons=frozenset(_reasons(world)),
         invented=record.invented,
         violations=record.violations,
         log_problems=[line for line in world.daemon.stderr_text().splitlines() if _PROBLEM.search(line)],
@@ -187,10 +215,17 @@ def _evidence(
     )
 
 
-def _handed(number: int, report: Report, taken: Mapping[int, bytes]) -> Handed:
-    durable = KINDS[number].name == "durable"
+def _letters(world: World, destination: str) -> list[Letter]:
+    queue = world.queue if destination == DEFAULT else world.directory_of(destination)
+    return [
+        Letter(letter.seq, identify(msgspec.to_builtins(letter.event)), destination)
+        for letter in read_dead_letters(queue)
+    ]
+
+
+def _handed(number: int, sending: Sending, report: Report, taken: Mapping[int, bytes]) -> Handed:
     counts = (report.sent, report.acked, report.resent, report.dropped)
-    return Handed(number, durable, *counts, taken=taken.get(number, b""))
+    return Handed(number, sending.kind == "durable", *counts, taken=taken.get(number, b""), asked=report.asked)
 
 
 def _reasons(world: World) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """The soak's API as a process of its own: `python -m tests.soak.server --seed N --record DIRECTORY`.
 
-It misbehaves at random until SIGUSR1, and from then on does not. At SIGTERM it writes what it took to the directory: a
-`Record` as JSON, and one byte per event, how often it came, into a file per client. It keeps no requests, so that its
-memory is bounded by the events. It must never know the agent.
+It misbehaves at random until SIGUSR1, and from then on does not; each account of `tests.soak.cast` is treated in its own way.
+At SIGTERM it writes what it took to the directory: a `Record` as JSON, and one byte per event, how often it came, into a file
+per client. It keeps no requests, so that its memory is bounded by the events. It must never know the agent.
 
 An event is *taken* when the server decides on a 2xx for it, whether or not a whole answer then gets through.
 """
@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.soak.cast import ACCOUNTS, DEFAULT, account_of, token_of
 from tests.soak.events import ci_of, identify, is_poisonous
 from tests.support.api_server import Answer, ApiServer, error
 from tests.support.capture import Captured
@@ -29,6 +30,11 @@ SPELL_SECONDS, DOWN_SECONDS = 8.0, 1.5
 MOST = 255
 NAMED = 5
 _LIMITS = (None, None, 20, 60, 90)
+
+BLOCKED = (
+    error(402, "payment_required", "The plan's limit was reached"),
+    error(403, "forbidden", "The account is blocked"),
+)
 
 # How often each answer comes, of a thousand requests; the rest is a plain 200. Those of 2xx were taken, the others were not.
 _RETRY_SOON = {"Retry-After": "1"}
@@ -54,32 +60,35 @@ TROUBLE: Mapping[int, tuple[Answer, ...]] = {
     ),
     3: (
         error(401, "unauthorized", "Unknown token"),
-        error(402, "payment_required", "The plan's limit was reached"),
-        error(403, "forbidden", "The account is blocked"),
+        *BLOCKED,
         error(404, "not_found", "No such route"),
     ),
 }
 _ANSWERS = [Answer(), *(answer for answers in TROUBLE.values() for answer in answers)]
 _WEIGHTS = [weight for weight, answers in TROUBLE.items() for _ in answers]
 _WEIGHTS.insert(0, 1000 - sum(_WEIGHTS))
+_FLAKY_WEIGHTS = [sum(_WEIGHTS[1:]), *_WEIGHTS[1:]]
 
 
 @dataclass
 class Record:
-    """What the server saw. `unanswered` counts requests that were taken without a whole answer."""
+    """What the server saw. What was taken and answered is by account."""
 
     answers: dict[str, int] = field(default_factory=collections.Counter)
-    taken_events: int = 0
-    taken_requests: int = 0
-    answered_requests: int = 0
+    taken_events: dict[str, int] = field(default_factory=collections.Counter)
+    taken_requests: dict[str, int] = field(default_factory=collections.Counter)
+    answered_requests: dict[str, int] = field(default_factory=collections.Counter)
     outages: int = 0
     invented: list[dict[str, Any]] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
 
-    @property
-    def unanswered(self) -> int:
-        """Requests whose events were taken, but the agent cannot know."""
-        return self.taken_requests - self.answered_requests
+    def unanswered(self, account: str) -> int:
+        """Return how many requests there were whose events were taken, but the agent cannot know."""
+        return self.taken_requests.get(account, 0) - self.answered_requests.get(account, 0)
+
+
+_NAMES = (DEFAULT, *(account.name for account in ACCOUNTS))
+_TREATMENTS = {account.name: account.treatment for account in ACCOUNTS}
 
 
 class SoakServer(ApiServer):
@@ -96,12 +105,18 @@ class SoakServer(ApiServer):
     def _next_scripted(self, request: Captured) -> Answer:
         if not request.is_events:
             return Answer()
-        if self.calm or self.well:
+        treatment = _TREATMENTS.get(account_of_request(request), "mixed")
+        if treatment == "mixed" and (self.calm or self.well):
             self.max_events = None
-            return Answer()
-        if self.random.random() < 0.02:
+        elif treatment == "mixed" and self.random.random() < 0.02:
             self.max_events = self.random.choice(_LIMITS)
-        answer = self.random.choices(_ANSWERS, _WEIGHTS)[0]
+        if self.well or treatment == "well" or (treatment == "mixed" and self.calm):
+            return Answer()
+        if treatment == "down":
+            return error(503, "unavailable", "Down for maintenance")
+        if treatment == "blocked":
+            return self.random.choice(BLOCKED)
+        answer = self.random.choices(_ANSWERS, _FLAKY_WEIGHTS if treatment == "flaky" else _WEIGHTS)[0]
         if answer.mode == "reset_mid_upload":
             self._count_answer(answer)
         return answer
@@ -109,6 +124,9 @@ class SoakServer(ApiServer):
     def _choose(self, request: Captured, scripted: Answer) -> Answer:
         if not request.is_events:
             return self._found(request, scripted)
+        account = account_of_request(request)
+        if account != DEFAULT and request.headers.get("authorization") != f"Bearer {token_of(account)}":
+            self.violations.append(f"for {account} with {request.headers.get('authorization')}")
         refusal = self._refusal(request)
         answer = refusal if refusal is not None and scripted.status < 300 else scripted
         self._count_answer(answer)
@@ -121,24 +139,34 @@ class SoakServer(ApiServer):
 
     def _content_refusal(self, request: Captured) -> Answer | None:
         poisonous = any(is_poisonous(event["duration"]) for event in request.events)
-        return super()._content_refusal(request) or (error(400, "bad_request", "Poison") if poisonous else None)
+        too_many = super()._content_refusal(request) if account_of_request(request) == DEFAULT else None
+        return too_many or (error(400, "bad_request", "Poison") if poisonous else None)
 
     def _arrived(self, request: Captured) -> int:
-        return int(request.is_events)
+        return 1 + _NAMES.index(account_of_request(request)) if request.is_events else 0
 
     def _answered(self, index: int, status: int) -> None:
         if index and status < 300:
-            self.record.answered_requests += 1
+            self.record.answered_requests[_NAMES[index - 1]] += 1
 
     def _take(self, request: Captured) -> None:
-        self.record.taken_requests += 1
+        account = account_of_request(request)
+        self.record.taken_requests[account] += 1
         for event in request.events:
-            self.record.taken_events += 1
+            self.record.taken_events[account] += 1
             known = identify(event)
-            if known is None or ci_of(known.number) != request.headers.get(CI):
+            wrong = (
+                known is None or account_of(known.client) != account or ci_of(known.number) != request.headers.get(CI)
+            )
+            if known is None or wrong:
                 self.record.invented = [*self.record.invented, {"headers": request.headers, "event": event}][:NAMED]
             else:
                 _count(self.taken[known.client], known.number)
+
+
+def account_of_request(request: Captured) -> str:
+    """Return the account that a request is for."""
+    return request.query.get("slug", DEFAULT)
 
 
 def _count(counts: bytearray, index: int) -> None:

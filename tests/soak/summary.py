@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tests.soak.oracle import Evidence, lost
+from tests.soak.oracle import Account, Evidence
 from tests.soak.run import Soak
 
 Rows = dict[str, Any]
@@ -17,6 +17,7 @@ def rows(soak: Soak) -> Rows:
     measured: Rows = {
         "seconds": soak.seconds,
         "seed": soak.seed,
+        "destinations beside default": soak.destinations,
         "disk": soak.disk,
         "faults skipped": soak.skipped,
         "faults": dict(happened.faults),
@@ -31,28 +32,37 @@ def rows(soak: Soak) -> Rows:
         "files beyond, at the end": happened.last_new_files,
         "answers": dict(sorted(soak.record.answers.items())),
         "outages": soak.record.outages,
-        "batches taken without a whole answer": soak.record.unanswered,
+        "batches taken without a whole answer": sum(map(soak.record.unanswered, soak.record.taken_requests)),
     }
     return measured | (_events(soak.evidence) if soak.evidence is not None else {}) | {"problems": soak.problems}
 
 
 def _events(evidence: Evidence) -> Rows:
-    durable = [client for client in evidence.clients if client.durable]
-    careless = [client for client in evidence.clients if not client.durable]
+    accounts = evidence.accounts
+    clients = [client for account in accounts for client in account.clients]
+    durable = [client for client in clients if client.durable]
     return {
         "events sent with acks": sum(client.sent for client in durable),
         "events acknowledged": sum(client.acked for client in durable),
         "events sent again by clients": sum(client.resent for client in durable),
         "drops that clients were told of": sum(client.dropped for client in durable),
-        "events sent without acks": sum(client.sent for client in careless),
-        "ledger": evidence.ledger,
-        "events taken by the server": evidence.taken_events,
-        "dead letters": len(evidence.dead),
-        "repeats": evidence.repeats,
-        "repeats that the faults explain": evidence.most_repeats,
-        "lost": len(lost(evidence)),
+        "of these denied": sum(client.denied for client in durable),
+        "events sent without acks": sum(client.sent for client in clients if not client.durable),
+        "ledgers": [line for account in accounts for line in _ledgers(account)],
+        "events taken by the server": sum(account.taken_events for account in accounts),
+        "dead letters": sum(len(account.dead) for account in accounts),
+        "repeats": sum(account.repeats for account in accounts),
+        "repeats that the faults explain": sum(map(evidence.most_repeats, accounts)),
+        "lost": sum(account.lost for account in accounts),
         "invented": len(evidence.invented),
     }
+
+
+def _ledgers(account: Account) -> Iterator[str]:
+    for name, ledger in account.ledgers.items():
+        dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(ledger["dropped"].items()))
+        counts = [f"{ledger[key]:,} {key.replace('_', '-')}" for key in ("delivered", "dead_lettered", "queued")]
+        yield f"{name}: {ledger['accepted']:,} accepted = {' + '.join([*counts, dropped or '0 dropped'])}"
 
 
 def table(numbers: Mapping[str, Any]) -> str:

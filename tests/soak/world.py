@@ -1,6 +1,6 @@
 """The daemon under test with everything around it, what was done to it, and what that showed. For `faults` and `run`.
 
-It knows processes, the control socket and /proc. It must never know the daemon's files.
+It knows processes, the control socket, /proc, and where the directory of a destination is. It must never know the files in it.
 """
 
 import contextlib
@@ -11,15 +11,18 @@ import resource
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.neighbours.processes import attack
 from tests.neighbours.victims import Addresses
+from tests.soak.cast import DEFAULT, Sending
+from tests.soak.destinations import Destinations
 from tests.soak.disk import Disk
-from tests.support.accounts import holds, ledger_of
+from tests.support.accounts import holds
 from tests.support.daemon import Daemon, Sections
 from tests.support.senders import acked_so_far
 from tests.support.waiting import eventually
@@ -28,6 +31,8 @@ START_SECONDS = 60.0
 STORAGE_ERROR = 7
 MAX_EVENTS, CONCURRENCY, SEGMENT_BYTES = 100, 3, 64 * 1024
 MANY_FILES = 16
+MANY_FILES_OF_A_DESTINATION = 8  # it may come with a reload: a lock, segments, the cursor, connections
+MAX_BYTES = 2 * 1024**2  # with several destinations, so that those that deliver nothing are full
 
 
 def sections(queue: Path, http: Path, max_events: int) -> Sections:
@@ -86,11 +91,21 @@ class World:
     disk: Disk
     clock: Clock
     random: random.Random
-    progress: Sequence[Path]
+    progress: Sequence[tuple[Path, Sending]]
+    destinations: Destinations
     happened: Happened = field(default_factory=Happened)
     _began: float = field(default_factory=time.monotonic)
     _files: Counter[str] = field(default_factory=Counter)
     _attacked: bool = False
+
+    @property
+    def queue(self) -> Path:
+        """Where the queue of DEFAULT is."""
+        return self.disk.path / "queue"
+
+    def directory_of(self, destination: str) -> Path:
+        """Return where the queue of another destination is."""
+        return self.queue / "destinations" / destination
 
     @property
     def _http(self) -> Path:
@@ -113,24 +128,40 @@ class World:
 
     def configure(self, max_events: int = MAX_EVENTS) -> None:
         """Write a good configuration, with that many events in a batch; a running daemon does not notice."""
-        self.daemon.configure(self.url, sections(self.disk.path / "queue", self._http, max_events))
+        one = sections(self.queue, self._http, max_events)
+        if self.destinations.accounts:
+            one = {**one, "queue": {**one["queue"], "max_bytes": MAX_BYTES}, "listen": {"mode": "0666"}}
+        several = {**one, **self.destinations.sections(self.url)}
+        self.daemon.configure(self.url, several, self.destinations.rules(self.random))
 
     def idle(self, least: float, most: float) -> None:
         """Let the daemon go on for a random time; it must not end by itself."""
         if self.daemon.ended_within(self.random.uniform(least, most)):
             raise AssertionError(f"the daemon ended by itself, with exit code {self.daemon.wait()}")
 
-    def start(self) -> None:
-        """Start it; afterwards its ledger must hold, and must have whatever was acknowledged before."""
-        began, acked = time.monotonic(), self.acked()
+    def start(self, *, failing: Collection[str] = ()) -> None:
+        """Start it; afterwards the ledger of each destination must hold, and must have whatever was acknowledged before.
+
+        Those that are `failing` cannot be opened, and the others must not care.
+        """
+        began, acked = time.monotonic(), {DEFAULT: self.acked()}
+        acked |= {name: self.durable(name) for name in self.destinations.names}
         self.daemon.start(START_SECONDS)
         self.happened.ready_after.append(time.monotonic() - began)
         self.happened.starts += 1
-        ledger = ledger_of(self.daemon.status())
+        found = self.daemon.status()["destinations"]
         self._files = self._open_files()  # now that it answers, it has all that it opens at its start
-        self.note(f"ready after {self.happened.ready_after[-1]:.2f} s, ledger {ledger}")
-        if not holds(ledger) or ledger["accepted"] < acked:
-            raise AssertionError(f"{acked} were acknowledged, and after a start the ledger is {ledger}")
+        self.note(f"ready after {self.happened.ready_after[-1]:.2f} s, ledger {found[DEFAULT]['ledger']}")
+        if failed := {name for name, each in found.items() if each["state"] == "failed"} ^ {*failing}:
+            raise AssertionError(f"after a start {failed} failed, or did not: {found}")
+        for name in found.keys() - {*failing}:
+            ledger = found[name]["ledger"]
+            if not holds(ledger) or ledger["accepted"] < acked.get(name, 0):
+                raise AssertionError(
+                    f"{name}: {acked.get(name)} were acknowledged, after a start the ledger is {ledger}"
+                )
+        if missing := self.destinations.names - found.keys():
+            raise AssertionError(f"after a start there is no {missing}")
 
     def refuse_to_start(self) -> None:
         """Start it where it cannot run; it must say so and end with the exit code of a storage error."""
@@ -177,7 +208,7 @@ class World:
             self.note(f"under attack: {', '.join(names)}")
             self._attacked = True
             yield
-        eventually(self._new_files, lambda new: new.total() <= MANY_FILES)
+        eventually(self._new_files, lambda new: new.total() <= self.many_files)
         self._attacked = False
         self.note("the attack is over, and its connections are closed")
 
@@ -196,6 +227,18 @@ class World:
         self.daemon.request("POST", f"/{request}", timeout=START_SECONDS).raise_for_status()
         self.note(f"POST /{request}")
 
+    def reload(self) -> None:
+        """Have it take over what is configured, and wait until it has: all of that is open, and nothing else takes events."""
+        self.control("reload")
+
+        def differs(status: dict[str, Any]) -> set[str]:
+            found = status["destinations"]
+            usable = {name for name, each in found.items() if each["state"] != "failed" and not each["retired"]}
+            return usable ^ {DEFAULT, *self.destinations.names}
+
+        differ = differs(eventually(self.daemon.status, lambda status: not differs(status), START_SECONDS))
+        assert not differ
+
     def limit_file_size(self, size: int) -> None:
         """Let no file of the daemon grow beyond that."""
         _, hard = resource.prlimit(self.daemon.pid, resource.RLIMIT_FSIZE)
@@ -203,8 +246,17 @@ class World:
         self.note(f"RLIMIT_FSIZE is {size}")
 
     def acked(self) -> int:
-        """Count what the clients have had acknowledged so far."""
-        return sum(map(acked_so_far, self.progress))
+        """Count what the clients of DEFAULT have had acknowledged so far."""
+        return sum(acked_so_far(path) for path, sending in self.progress if sending.account is None)
+
+    def durable(self, destination: str) -> int:
+        """Count what became durable for another destination, as far as clients know that they had asked for it."""
+        return sum(acked_so_far(path, destination) for path, sending in self.progress if sending.account is not None)
+
+    @property
+    def many_files(self) -> int:
+        """How many files more than at the start it may have open."""
+        return MANY_FILES + MANY_FILES_OF_A_DESTINATION * len(self.destinations.names)
 
     def _measure(self) -> None:
         peak = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{self.daemon.pid}/status").read_text(), re.MULTILINE)
@@ -214,7 +266,7 @@ class World:
         new = self._new_files()
         self.happened.last_new_files = new.total()
         self.happened.most_new_files = max(self.happened.most_new_files, new.total())
-        if new.total() > MANY_FILES:
+        if new.total() > self.many_files:
             self.note(f"open, beyond what was at the start: {dict(new)}")
 
     def _thread_states(self) -> set[str]:

@@ -50,8 +50,8 @@ class Daemon:
         self._set_token(token)
         self.configure(api_url, sections or {})
 
-    def configure(self, api_url: str, sections: Sections) -> None:
-        """Write the configuration file; a running daemon does not notice."""
+    def configure(self, api_url: str, sections: Sections, more: str = "") -> None:
+        """Write the configuration file, with `more` at its end, at once; a running daemon does not notice."""
         paths = {"stream": self.stream, "datagram": self.datagram, "control": self.control}
         defaults: Sections = {
             "api": {"url": api_url, "token_file": str(self.token_file), "timeout": "2s"},
@@ -62,7 +62,9 @@ class Daemon:
         }
         names = [*defaults, *(name for name in sections if name not in defaults)]
         merged = {name: {**defaults.get(name, {}), **sections.get(name, {})} for name in names}
-        self.config.write_text("".join(_toml(name, section) for name, section in merged.items()))
+        new = self.config.with_suffix(".new")
+        new.write_text("".join(_toml(name, section) for name, section in merged.items()) + more)
+        new.replace(self.config)
 
     @property
     def pid(self) -> int:

@@ -18,7 +18,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -39,7 +40,9 @@ CI = "x-artifact-client-ci"
 class Report:
     """What a sender did: distinct events handed over, those acknowledged, those sent again, and its connections.
 
-    `dropped` is how many it was told could not be kept; they were sent again.
+    `dropped` is how many it was told could not be kept; they were sent again. `asked` says of each
+    destination that it asked for, "" for none, how many events it `sent` there, repeats included, how many of these were
+    `durable`, and how many were dropped, by reason.
     """
 
     sent: int = 0
@@ -47,6 +50,7 @@ class Report:
     resent: int = 0
     connections: int = 0
     dropped: int = 0
+    asked: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
 
 
 class Item(NamedTuple):
@@ -60,15 +64,22 @@ Source = Callable[[int], Item | None]
 
 
 class Tally(NamedTuple):
-    """An answer's cumulative counts."""
+    """An answer's cumulative counts; `reasons` are those for the `dropped`."""
 
     durable: int = 0
     dropped: int = 0
+    reasons: Mapping[str, int] = {}
 
     @property
     def settled(self) -> int:
         """How many events of the connection have met their fate."""
         return self.durable + self.dropped
+
+    def since(self, before: "Tally") -> Counter[str]:
+        """Return what an answer adds to an earlier one: durable events, and those dropped, by reason."""
+        return Counter({"durable": self.durable, **self.reasons}) - Counter(
+            {"durable": before.durable, **before.reasons}
+        )
 
 
 @dataclasses.dataclass
@@ -81,6 +92,9 @@ class Durable:
     With `may_drop`, the daemon may say that it could not keep events. Its counts do not tell which ones: those of the window
     before the first drop are surely durable, the rest of it is of unknown fate, and is sent again when the whole window
     is settled. So an event counts as acknowledged only if the answer can mean nothing else.
+
+    It asks for one of the `destinations`, if there are any, and for the next one each time it is denied that. It connects as the
+    user `uid`, if it is root itself: then `socket` is looked for by that user.
     """
 
     socket: Path
@@ -90,6 +104,8 @@ class Durable:
     progress: Path | None = None
     may_drop: bool = False
     pace: Callable[[int], None] = lambda _: None
+    destinations: Sequence[str] = ()
+    uid: int | None = None
     report: Report = dataclasses.field(default_factory=Report)
 
     def run(self) -> Report:
@@ -107,26 +123,32 @@ class Durable:
 
     def _try_to_connect(self) -> Conversation | None:
         try:
-            return Conversation(self.socket, {"ack": "durable"}, TIMEOUT)
+            with _effective_user(self.uid):
+                return Conversation(self.socket, {"ack": "durable"}, TIMEOUT)
         except (ConnectionError, FileNotFoundError):
             return None
 
     def _send_windows(self, conversation: Conversation) -> None:
-        tally, ci = Tally(), None
+        context: dict[str, str | None] = {"ci": None}  # as if it had been said
+        tally = Tally()
         while window := self._next_window():
             if self._is_last(window):
                 conversation.answer()  # returns at the connection's end: nothing is left to be answered
                 return
             self.pace(len(window))
-            if window[0].ci != ci:
-                ci = window[0].ci
-                conversation.send(json.dumps({"context": {"ci": ci}}).encode() + b"\n")
+            wanted = {"ci": window[0].ci} | ({"destination": self.destinations[0]} if self.destinations else {})
+            if wanted != context:
+                context = wanted
+                conversation.send(json.dumps({"context": context}).encode() + b"\n")
             self.report.resent += max(self.report.sent - self.report.acked, 0)
             self.report.sent = max(self.report.sent, self.report.acked + len(window))
+            self._count({"sent": len(window)})
             conversation.send(b"".join(item.line for item in window))
             settled = self._settle(conversation, len(window), tally)
             if settled is None:
                 return
+            if settled.reasons.get("denied") != tally.reasons.get("denied"):
+                self.destinations = [*self.destinations[1:], *self.destinations[:1]]
             tally = settled
 
     def _settle(self, conversation: Conversation, length: int, before: Tally) -> Tally | None:
@@ -136,8 +158,9 @@ class Durable:
             answer = conversation.answer()
             if answer is None:
                 return None
-            dropped, now = now.dropped, self._tally(answer)
-            self.report.dropped += now.dropped - dropped
+            last, now = now, self._tally(answer)
+            self.report.dropped += now.dropped - last.dropped
+            self._count(now.since(last))
             if now.dropped == before.dropped:
                 self._advance(acked + now.durable - before.durable)
         return now
@@ -147,7 +170,15 @@ class Durable:
         assert answer.keys() <= allowed, answer
         assert sum(answer.get("dropped_by_reason", {}).values()) == answer.get("dropped", 0), answer
         assert answer["rejected"] == 0, answer
-        return Tally(answer["durable"], answer.get("dropped", 0))
+        return Tally(answer["durable"], answer.get("dropped", 0), answer.get("dropped_by_reason", {}))
+
+    def _count(self, more: Mapping[str, int]) -> None:
+        """Count what became of events for the destination that is asked for."""
+        name = self.destinations[0] if self.destinations else ""
+        self.report.asked[name] = dict(Counter(self.report.asked.get(name, {})) + Counter(more))
+        if name and self.progress is not None:
+            durable = self.report.asked[name].get("durable", 0)
+            _write_number(self.progress.with_name(f"{self.progress.name}.{name}"), durable)
 
     def _next_window(self) -> list[Item]:
         """Return the next items of one context."""
@@ -164,9 +195,26 @@ class Durable:
     def _advance(self, acked: int) -> None:
         self.report.acked = acked
         if self.progress is not None:
-            descriptor = os.open(self.progress, os.O_WRONLY | os.O_CREAT)
-            os.pwrite(descriptor, f"{acked:020d}".encode(), 0)
-            os.close(descriptor)
+            _write_number(self.progress, acked)
+
+
+def _write_number(path: Path, number: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
+    os.pwrite(descriptor, f"{number:020d}".encode(), 0)
+    os.close(descriptor)
+
+
+@contextmanager
+def _effective_user(uid: int | None) -> Iterator[None]:
+    """Be another user meanwhile, as root can."""
+    if uid is None:
+        yield
+        return
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(os.getuid())
 
 
 def numbered(session: str, index: int) -> bytes:
@@ -227,8 +275,10 @@ def report_of(child: Child, timeout: float = TIMEOUT) -> Report:
     return report
 
 
-def acked_so_far(progress: Path) -> int:
-    """Read how many events a running sender has had acknowledged."""
+def acked_so_far(progress: Path, destination: str = "") -> int:
+    """Read how many events a running sender has had acknowledged, or how many were durable where it asked for a destination."""
+    if destination:
+        progress = progress.with_name(f"{progress.name}.{destination}")
     return int(progress.read_bytes() or b"0") if progress.exists() else 0
 
 

@@ -383,6 +383,31 @@ def test_who_sends_more_than_its_rule_allows_is_limited_and_told(directory: Path
         assert made.status("web").ledger.dropped == {"rate_limited": ack["dropped"] + 1}
 
 
+@pytest.mark.parametrize("way", ["stream", "http"])
+def test_no_kill_takes_out_of_the_ledger_what_somebody_was_told_is_rate_limited(directory: Path, way: str) -> None:
+    limited = """
+        WEB
+        [[rules]]
+        socket = ["stream", "http"]
+        destination = "web"
+        max_events_per_second = 1
+        """
+    with host(directory, limited, OVER_HTTP) as made:
+        made.daemon.request("POST", "/pause").raise_for_status()  # nothing else writes a checkpoint
+        with made.daemon.connect() as client:
+            client.send(line("a") * 5000)  # it may send no more for a long time
+            told = settled(client, 5000)["dropped"]
+            if way == "stream":
+                client.send(line("b") * 100)
+                assert settled(client, 5100)["dropped_by_reason"] == {"rate_limited": told + 100}
+            else:
+                assert send(made.daemon, "http", "b")["status"] == 429
+            made.daemon.kill()
+        made.daemon.start()
+        told += 100 if way == "stream" else 1
+        assert made.status("web").ledger.dropped == {"rate_limited": told}
+
+
 def test_the_front_passes_requests_on_to_the_destinations_server_with_its_token(directory: Path) -> None:
     for name, token in (("clients", CLIENTS_TOKEN), ("web-clients", WEB_CLIENTS_TOKEN)):
         (directory / name).write_text(token)

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from tests.soak.__main__ import report
+from tests.soak.cast import ACCOUNTS, CLIENTS, token_of
 from tests.soak.disk import LoopDisk, SmallDisk, best_disk
 from tests.soak.events import POISON_EVERY, Id, ci_of, fields, line
 from tests.soak.run import soak
@@ -27,7 +28,7 @@ from tests.support.daemon import Daemon
 from tests.support.senders import CI, Durable, Item, Report
 from tests.support.skewed_agent import SKEW_FILE
 from tests.support.tools import unavailable
-from tests.support.waiting import HUNG_AFTER
+from tests.support.waiting import HUNG_AFTER, eventually
 
 SECONDS, SEED = 12, 20
 DAY = 86400
@@ -47,6 +48,40 @@ def test_real_faults_at_random_cost_no_acknowledged_event(tmp_path: Path) -> Non
     assert "SIGKILLs" in table(numbers)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # it takes some 20 s, and much longer on a machine that does other things
+def test_reloads_and_kills_cost_none_of_ten_destinations_an_acknowledged_event(tmp_path: Path) -> None:
+    only = ("change destinations", "storm of reloads", "damage a directory", "kill at work")
+    result = soak(
+        0, SEED, tmp_path / "run", only, enough=lambda world: len(world.happened.faults) == len(only), destinations=10
+    )
+    assert result.problems == [], report(result, tmp_path / "run")
+    numbers = rows(result)
+    assert (numbers["lost"], numbers["invented"]) == (0, 0)
+    assert set(numbers["faults"]) == {*only}
+    assert "full-1" in table(numbers)
+
+
+def test_the_server_takes_events_for_the_account_of_their_client_alone_and_with_its_token(tmp_path: Path) -> None:
+    number = next(number for number, each in enumerate(CLIENTS) if each.account == ACCOUNTS[0])
+    event, header = [fields(Id(number, 0))], {CI: str(ci_of(0))}
+    with soak_server(1, tmp_path) as (server, url), httpx.Client(base_url=url, timeout=HUNG_AFTER) as client:
+        blocked = client.post(f"{EVENTS_PATH}?slug={ACCOUNTS[0].name}", json=event, headers=header)
+        server.process.send_signal(signal.SIGUSR1)
+        with_token = header | {"authorization": f"Bearer {token_of(ACCOUNTS[0].name)}"}
+        eventually(
+            lambda: client.post(f"{EVENTS_PATH}?slug={ACCOUNTS[0].name}", json=event, headers=with_token).status_code,
+            lambda status: status == 200,
+        )
+        client.post(EVENTS_PATH, json=event, headers=header)
+        assert server.stop() == 0
+    record, taken = read_record(tmp_path)
+    assert blocked.status_code in {402, 403}
+    assert (record.taken_events, taken) == ({ACCOUNTS[0].name: 1, "default": 1}, {number: bytes([1])})
+    assert [each["event"] for each in record.invented] == event
+    assert record.violations == [f"for {ACCOUNTS[0].name} with None"]
+
+
 def test_an_event_counts_as_acknowledged_only_if_the_answers_can_mean_nothing_else(tmp_path: Path) -> None:
     """Of a window with a drop, what came durable before it is certain; the rest is sent again."""
     dropped: dict[str, object] = {"dropped": 1, "dropped_by_reason": {"disk_full": 1}}
@@ -58,7 +93,8 @@ def test_an_event_counts_as_acknowledged_only_if_the_answers_can_mean_nothing_el
     ]
     with answering(tmp_path / "s.sock", [{"rejected": 0, **each} for each in counts]) as lines:
         report = send_three(tmp_path / "s.sock")
-    assert report == Report(sent=3, acked=3, resent=2, connections=1, dropped=1)
+    asked = {"": {"sent": 5, "durable": 4, "disk_full": 1}}
+    assert report == Report(sent=3, acked=3, resent=2, connections=1, dropped=1, asked=asked)
     assert [lines[n] for n in (0, 1, 2, 1, 2)] == lines
 
 
@@ -92,7 +128,7 @@ def test_the_server_counts_what_it_took_and_takes_no_poison(tmp_path: Path) -> N
         assert server.stop() == 0
     record, taken = read_record(tmp_path)
     assert statuses == [200, 200, 400, 200]
-    assert (record.taken_events, record.unanswered, taken) == (4, 0, {2: bytes([1, 2])})
+    assert (record.taken_events, record.unanswered("default"), taken) == ({"default": 4}, 0, {2: bytes([1, 2])})
     assert [each["event"] for each in record.invented] == events[:1]
 
 
