@@ -16,7 +16,7 @@ from random import SystemRandom
 from typing import Any, Final, TypeVar
 
 import nats.errors
-from nats.aio.client import Client
+from nats.aio.client import Client, RawCredentials
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext, api
 from nats.js import errors as js_errors
@@ -51,11 +51,17 @@ _AUTHENTICATION = ("authorization", "authentication", "permissions violation", "
 
 @dataclass(frozen=True)
 class Connection:
-    """How to connect: the servers' URLs (nats:// or tls://), a file of credentials if they want some, and a name for them."""
+    """How to connect: the servers' URLs (nats:// or tls://), a file of credentials if they want some, where to be answered.
+
+    By `inbox` nobody but who may subscribe there can read along; `name` is what the server's own lists show. `timeout`, in
+    seconds, is for one call.
+    """
 
     servers: tuple[str, ...]
     credentials: Path | None = None
+    inbox: str = "_INBOX"
     name: str = "artifacts-agent"
+    timeout: float = REQUEST_SECONDS
 
 
 class _Link:
@@ -65,15 +71,17 @@ class _Link:
         self.client = Client()
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.error = "the connection is closed"
-        self.denied: dict[str, str] = {}  # by subject, what the server has said that it does not allow
+        self.denials = 0
+        self.denied = ""  # what the server has said last that it does not permit
         self.pulls: dict[tuple[str, str], JetStreamContext.PullSubscription] = {}
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
 
-    async def open(self, url: str, connection: Connection) -> None:
+    async def open(self, url: str, connection: Connection, credentials: RawCredentials | None) -> None:
         await self.client.connect(
             [url],
             name=connection.name,
-            user_credentials=str(connection.credentials) if connection.credentials is not None else None,
+            inbox_prefix=connection.inbox,
+            user_credentials=credentials,
             tls=ssl.create_default_context() if url.startswith("tls://") else None,
             allow_reconnect=False,
             max_reconnect_attempts=1,  # without it, and with no reconnecting, nats-py tries for ever
@@ -84,7 +92,7 @@ class _Link:
             error_cb=self._note_error,
             closed_cb=self._note_closed,
         )
-        self.stream = self.client.jetstream(timeout=REQUEST_SECONDS)
+        self.stream = self.client.jetstream(timeout=connection.timeout)
 
     @property
     def is_open(self) -> bool:
@@ -95,7 +103,7 @@ class _Link:
         self.error = text
         if "permissions violation" in text:
             subject = text.partition('"')[2].rpartition('"')[0]
-            self.denied[subject] = text
+            self.denials, self.denied = self.denials + 1, text
             for waiting in self._waiting.pop(subject, ()):
                 if not waiting.done():
                     waiting.set_result(None)
@@ -108,7 +116,6 @@ class _Link:
         """Return what a call returns. Raises EngineError when the connection breaks, or the server denies the subject."""
         denied: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(subject, []).append(denied)
-        self.denied.pop(subject, None)
         task = asyncio.ensure_future(call)
         try:
             first: set[asyncio.Future[Any]] = {task, self.broken, denied}
@@ -116,7 +123,7 @@ class _Link:
             if task.done():
                 return task.result()
             if denied.done():
-                raise NotPermittedError(self.denied.get(subject, "the server does not permit it"))
+                raise NotPermittedError(self.denied)
             raise EngineError(self.error)
         finally:
             task.cancel()
@@ -165,10 +172,12 @@ class NatsEngine:
     async def _connect(self) -> _Link:
         """Try each server once, beginning with the next one. Raises EngineError."""
         error: EngineError = EngineError("no server is configured")
+        file = self._connection.credentials
+        credentials = _read_credentials(file) if file is not None else None  # each time: it may have been renewed
         for _ in self._connection.servers:
             url, link = next(self._servers), _Link()
             try:
-                await asyncio.wait_for(link.open(url, self._connection), 2 * CONNECT_SECONDS)
+                await asyncio.wait_for(link.open(url, self._connection, credentials), 2 * CONNECT_SECONDS)
             except (TimeoutError, nats.errors.Error, OSError, ValueError) as failure:
                 said = _text(failure)
                 if isinstance(failure, nats.errors.NoServersError | asyncio.TimeoutError):
@@ -187,11 +196,14 @@ class NatsEngine:
 
     async def _call(self, link: _Link, call: Coroutine[Any, Any, T], subject: str = "") -> T:
         """Return what a call to the server returns. Raises EngineError."""
+        denials = link.denials
         try:
             return await link.run(call, subject)
         except TimeoutError:  # nats-py's own timeouts are these, too
+            if link.denials != denials:  # the server says so, but not to which call
+                raise NotPermittedError(link.denied) from None
             await self._check(link)
-            raise EngineError(f"no answer within {REQUEST_SECONDS:g} s") from None
+            raise EngineError(f"no answer within {self._connection.timeout:g} s") from None
         except nats.errors.MaxPayloadError:
             raise MessageTooLargeError(f"the server takes {self._max_payload} bytes in a message") from None
         except js_errors.APIError as error:
@@ -233,7 +245,7 @@ class NatsEngine:
         size = len(body) + 12 + sum([len(name) + len(value.encode()) + 4 for name, value in headers.items()])
         if size > self._max_payload:
             raise MessageTooLargeError(f"{size} bytes; the server takes {self._max_payload} in a message")
-        call = link.stream.publish(subject, body, timeout=REQUEST_SECONDS, headers=dict(headers) or None)
+        call = link.stream.publish(subject, body, timeout=self._connection.timeout, headers=dict(headers) or None)
         ack = await self._call(link, call, subject)
         if not ack.seq:
             raise EngineError("the stream has not said where it keeps the message")
@@ -254,10 +266,13 @@ class NatsEngine:
         self, link: _Link, pull: JetStreamContext.PullSubscription, most: int, seconds: float
     ) -> Sequence[Msg]:
         """Return what a consumer delivers next, as `fetch` does. Raises EngineError."""
+        denials = link.denials
         try:
             call = asyncio.wait_for(pull.fetch(most, timeout=seconds), seconds + PULL_MARGIN_SECONDS)
             return await link.run(call)
         except TimeoutError:  # nothing came, or the server is gone, which the next ping will show
+            if link.denials != denials:
+                raise NotPermittedError(link.denied) from None
             return []
         except js_errors.APIError as error:
             raise _api_error(error) from None
@@ -462,6 +477,8 @@ def _api_error(error: js_errors.APIError) -> EngineError:
     text = error.description or _text(error)
     if isinstance(error, js_errors.KeyWrongLastSequenceError) or error.err_code in _WRONG_LAST_SEQUENCE:
         return _WrongLastSequenceError(text)
+    if isinstance(error, js_errors.ServiceUnavailableError) and error.description is None:
+        return EngineError("JetStream does not answer: it is starting, electing a leader, or not set up")
     if error.err_code in _TOO_LARGE:
         return MessageTooLargeError(text)
     if error.err_code in _NOT_SET_UP or isinstance(error, js_errors.BucketNotFoundError):
@@ -477,6 +494,19 @@ def _text(error: BaseException) -> str:
 
 def _is_denied(error: BaseException, said: str) -> bool:
     return isinstance(error, _NOT_ALLOWED) or any(word in said.lower() for word in _AUTHENTICATION)
+
+
+def _read_credentials(file: Path) -> RawCredentials:
+    """Return what is in a file of credentials. Raises NotPermittedError, which says what is wrong with it."""
+    try:
+        text = file.read_text(encoding="ascii")
+    except OSError as error:
+        raise NotPermittedError(f"{file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        text = ""
+    if not all(f"BEGIN {part}" in text and f"END {part}" in text for part in ("NATS USER JWT", "USER NKEY SEED")):
+        raise NotPermittedError(f"{file}: no credentials of NATS: a file as `nsc generate creds` makes it is wanted")
+    return RawCredentials(text)
 
 
 def _without_password(url: str) -> str:

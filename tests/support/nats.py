@@ -98,9 +98,9 @@ class NatsCluster:
         """Where the servers listen."""
         return tuple(server.url for server in self.servers)
 
-    def engine(self, credentials: Path | None = None) -> NatsEngine:
-        """Return a connection of its own."""
-        return NatsEngine(Connection(self.urls, credentials))
+    def engine(self, credentials: Path | None = None, inbox: str = "_INBOX", timeout: float = 5.0) -> NatsEngine:
+        """Return a connection of its own; `timeout`, in seconds, is for one call."""
+        return NatsEngine(Connection(self.urls, credentials, inbox, timeout=timeout))
 
     def start(self) -> None:
         """Start all servers that do not run."""
@@ -123,7 +123,7 @@ class NatsCluster:
 
     async def ready(self, teams: Sequence[str] = (), sizes: Sizes = SMALL, credentials: Path | None = None) -> None:
         """Return when JetStream works and what a fleet needs is set up."""
-        engine = self.engine(credentials)
+        engine = self.engine(credentials, timeout=1.0)
         try:
             async with asyncio.timeout(HUNG_AFTER):
                 while not await _is_set_up(engine, teams, sizes):  # noqa: ASYNC110 - another process makes it so

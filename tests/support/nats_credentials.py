@@ -1,0 +1,91 @@
+"""Credentials of NATS as nsc makes them: an operator, an account, and users with permissions, in files of their own."""
+
+import base64
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import nkeys
+
+from agent.fleet.permissions import Permissions
+
+_UNLIMITED = -1
+
+
+class Key:
+    """A key pair of one kind: `public` names it."""
+
+    def __init__(self, prefix: int) -> None:
+        self.seed = nkeys.encode_seed(os.urandom(32), prefix)
+        self._pair = nkeys.from_seed(bytearray(self.seed))
+        self.public: str = self._pair.public_key.decode()
+
+    def token(self, subject: str, name: str, claims: dict[str, Any], expires: float | None = None) -> str:
+        """Return a signed token that says `claims` of the key `subject`; `expires` is in seconds since the epoch."""
+        body = {
+            "jti": hashlib.sha256(f"{name}{subject}{time.time_ns()}".encode()).hexdigest().upper(),
+            "iat": int(time.time()),
+            "iss": self.public,
+            "name": name,
+            "sub": subject,
+            "nats": {**claims, "version": 2},
+            **({} if expires is None else {"exp": int(expires)}),
+        }
+        signed = f"{_part({'typ': 'JWT', 'alg': 'ed25519-nkey'})}.{_part(body)}"
+        return f"{signed}.{_base64(self._pair.sign(signed.encode()))}"
+
+
+class Realm:
+    """An operator with one account of JetStream and a system account, as servers are told of them by `options`."""
+
+    def __init__(self) -> None:
+        self._operator = Key(nkeys.PREFIX_BYTE_OPERATOR)
+        self._account = Key(nkeys.PREFIX_BYTE_ACCOUNT)
+        self._system = Key(nkeys.PREFIX_BYTE_ACCOUNT)
+        self._revoked: dict[str, int] = {}
+
+    @property
+    def options(self) -> str:
+        """The lines of a server's configuration."""
+        limits = dict.fromkeys(("subs", "data", "payload", "imports", "exports", "conn", "leaf"), _UNLIMITED)
+        storage = {"mem_storage": _UNLIMITED, "disk_storage": _UNLIMITED, "streams": _UNLIMITED, "consumer": _UNLIMITED}
+        account = {"type": "account", "limits": {**limits, "wildcards": True, **storage}, "revocations": self._revoked}
+        system = {"type": "account", "limits": {**limits, "wildcards": True}}
+        operator = self._operator.token(
+            self._operator.public, "operator", {"type": "operator", "system_account": self._system.public}
+        )
+        return (
+            f"operator: {operator}\nsystem_account: {self._system.public}\nresolver: MEMORY\nresolver_preload {{\n"
+            f"  {self._account.public}: {self._operator.token(self._account.public, 'fleet', account)}\n"
+            f"  {self._system.public}: {self._operator.token(self._system.public, 'system', system)}\n}}\n"
+        )
+
+    def issue(self, file: Path, permissions: Permissions | None = None, expires: float | None = None) -> str:
+        """Write a user's credentials to a file, and return the user's key; without permissions it may do anything."""
+        user = Key(nkeys.PREFIX_BYTE_USER)
+        claims: dict[str, Any] = {"type": "user", **dict.fromkeys(("subs", "data", "payload"), _UNLIMITED)}
+        if permissions is not None:
+            claims["pub"] = {"allow": list(permissions.publish)}
+            claims["sub"] = {"allow": list(permissions.subscribe)}
+        token = self._account.token(user.public, file.stem, claims, expires)
+        file.write_text(
+            f"-----BEGIN NATS USER JWT-----\n{token}\n------END NATS USER JWT------\n\n"
+            f"-----BEGIN USER NKEY SEED-----\n{user.seed.decode()}\n------END USER NKEY SEED------\n"
+        )
+        file.chmod(0o600)
+        return user.public
+
+    def revoke(self, user: str) -> None:
+        """Let servers that read `options` anew turn a user away, whatever was issued so far."""
+        self._revoked[user] = int(time.time()) + 1
+
+
+def _part(value: dict[str, Any]) -> str:
+    return _base64(json.dumps(value).encode())
+
+
+def _base64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
