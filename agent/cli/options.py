@@ -25,7 +25,9 @@ config_option = click.option(
 )
 
 destination_option = click.option(
-    "--destination", metavar="NAME", help="Whose queue: the name in [destinations.NAME], or default for that of [api]."
+    "--destination",
+    metavar="NAME",
+    help="Whose queue: the name in [destinations.NAME], even if that is configured no more, or default for that of [api].",
 )
 destinations_option = click.option(
     "--destination",
@@ -86,7 +88,8 @@ def ask_daemon(path: Path | None, seconds: float | None = None) -> "ControlClien
 def find_queue(path: Path | None, destination: str | None) -> tuple["Config", str, "ControlClient"]:
     """Return the configuration of the daemon that a command is about, the destination, and what asks the daemon.
 
-    Raises ConfigError, and click.UsageError where there are several destinations and none is named, or one that is not there.
+    It may be one that is configured no more, of which the queue is left on disk. Raises ConfigError, and click.UsageError where
+    there are several destinations and none is named, or one that is not there.
     """
     from agent import config
     from agent.control.client import ControlClient
@@ -95,7 +98,26 @@ def find_queue(path: Path | None, destination: str | None) -> tuple["Config", st
     settings = config.load(find_config(path), os.environ, directories=directories)
     names, control = [*settings.accounts], settings.listen.control
     if destination is None and len(names) > 1:
-        raise click.UsageError(f"there are several destinations: name one with --destination: {', '.join(names)}")
-    if destination is not None and destination not in names:
-        raise click.UsageError(f"there is no destination {destination!r}, only {', '.join(names)}")
+        raise click.UsageError(f"there are several destinations: name one with --destination: {_named(settings)}")
+    if destination is not None and destination not in {*names, *_left_on_disk(settings)}:
+        raise click.UsageError(f"there is no destination {destination!r}, only {_named(settings)}")
     return settings, destination or names[0], ControlClient(control, passed_over=directories.passed_over_for(control))
+
+
+def _named(settings: "Config") -> str:
+    """Return the names of all destinations, for a message."""
+    left = _left_on_disk(settings)
+    return ", ".join(settings.accounts) + (f", and no longer configured: {', '.join(left)}" if left else "")
+
+
+def _left_on_disk(settings: "Config") -> list[str]:
+    """Return the destinations that are configured no more, and whose directory is still there, as far as this user may see."""
+    from agent.daemon.settings import destinations_directory
+    from agent.spools.identity import DESTINATION
+
+    parent = destinations_directory(settings)
+    try:
+        found = sorted(each.name for each in os.scandir(parent) if (parent / each.name / DESTINATION).is_dir())
+    except OSError:
+        return []
+    return [name for name in found if name not in settings.accounts]

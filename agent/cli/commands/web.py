@@ -91,6 +91,18 @@ def web(path: Path | None, destination: str | None, listen: str, token_file: Pat
         announce = partial(say, f"The page is at http://{tcp_address(bound)}/{said}. Ctrl-C ends it.")
         file = find_config(path)
         named = [] if file is None else ["--config", str(file)]
-        fold = [sys.executable, "-P", "-m", "agent.cli", "report", "--since", "1h", "--format", "json", *named]
-        fold += ["--destination", name] if len(settings.accounts) > 1 else []
+        fold = [
+            sys.executable,
+            "-P",
+            "-m",
+            "agent.cli",
+            "report",
+            "--since",
+            "1h",
+            "--format",
+            "json",
+            "--destination",
+            name,
+            *named,
+        ]
         run(bound, directory, settings.listen.control, fold, token, announce)

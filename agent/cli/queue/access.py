@@ -18,6 +18,7 @@ from agent.queue.maintenance.browse_dead_letters import DeadLetterFilter, DeadLe
 from agent.queue.maintenance.purge import DeadLettersPurged, Purged
 from agent.queue.maintenance.repair import Repaired
 from agent.queue.maintenance.retry import Retried
+from agent.rules import DEFAULT
 
 # On top of the time that a request to the API may take: for the disk.
 PURGE_GRACE_SECONDS = 30.0
@@ -53,17 +54,22 @@ class Access(Protocol):
 
 @contextmanager
 def access(settings: Config, destination: str, control: ControlClient) -> Iterator[Access]:
-    """Yield the way to the queue of a destination. Raises QueueLockedError, StorageError or NotRunningError if there is none."""
+    """Yield the way to the queue of a destination. Raises QueueLockedError, StorageError or NotRunningError if there is none.
+
+    One that the daemon has not opened is nobody's: it is configured no more and has ended, or cannot be opened.
+    """
     try:
-        control.status()
+        found = control.status().destinations.get(destination)
     except DeniedError:
         raise
     except NotRunningError as error:
         reason = str(error)
     else:
-        patience = settings.accounts[destination].api.timeout + PURGE_GRACE_SECONDS
-        yield QueueClient(control, patience, destination)
-        return
+        if destination == DEFAULT or (found is not None and found.state != "failed"):
+            timeout = settings.accounts.get(destination, settings.accounts[DEFAULT]).api.timeout
+            yield QueueClient(control, timeout + PURGE_GRACE_SECONDS, destination)
+            return
+        reason = f"the one that answers does not serve {destination!r}"
     from agent.cli.queue.offline import offline
 
     with offline(settings, destination, reason) as way:

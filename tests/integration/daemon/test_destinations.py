@@ -464,6 +464,65 @@ def test_commands_name_a_destination_with_a_daemon_and_without(directory: Path, 
             assert made.status("default").ledger.queued == 1
 
 
+@pytest.mark.parametrize("running", [True, False])
+def test_commands_know_a_destination_that_is_configured_no_more(directory: Path, running: bool) -> None:
+    with host(directory, ASKING) as made:
+        config = made.daemon.config
+        made.web.reject_hashes = {"dead"}
+        with made.daemon.connect({"destination": "web"}) as client:
+            client.send(line("dead") + line("alive"))
+            settled(client, 2)
+        made.wait_delivered("web", 1)
+        eventually(lambda: made.status("web").dead_letters, lambda letters: letters == 1, HUNG_AFTER)
+        made.reload("")
+        eventually(lambda: [*made.daemon.report().destinations], lambda found: found == ["default"], HUNG_AFTER)
+        if not running:
+            made.daemon.terminate()
+        letters = run_command("dead-letters", "ls", "--json", "--destination", "web", "--config", config)
+        assert (letters.returncode, json.loads(letters.stdout)["event"]["hash"]) == (0, "dead"), letters.stderr
+        report = run_command("report", "--format", "json", "--destination", "web", "--config", config)
+        assert (report.returncode, json.loads(report.stdout)["tasks"]) == (0, 2), report.stderr
+        retried = run_command("dead-letters", "retry", "--destination", "web", "--config", config)
+        assert retried.returncode == 0, retried.stderr
+        waiting = run_command("queue", "cat", "--destination", "web", "--config", config)
+        assert (waiting.returncode, waiting.stdout.count("dead")) == (0, 1), waiting.stderr
+        unknown = run_command("queue", "ls", "--destination", "webb", "--config", config)
+        assert "there is no destination 'webb', only default, and no longer configured: web" in unknown.stderr
+        assert run_command("queue", "ls", "--config", config).returncode == 0
+        if running:  # it goes on with what was put back
+            made.web.reject_hashes = set()
+            made.reload(ASKING)
+            made.wait_delivered("web", 2)
+
+
+def test_commands_ask_the_daemon_about_a_destination_that_is_retired(directory: Path) -> None:
+    with host(directory, ASKING) as made:
+        made.web.default = Answer(503)
+        with made.daemon.connect({"destination": "web"}) as client:
+            client.send(line("waiting"))
+            settled(client, 1)
+        made.reload("")
+        assert made.status("web").retired
+        config = made.daemon.config
+        waiting = run_command("queue", "cat", "--destination", "web", "--config", config)
+        assert (waiting.returncode, waiting.stdout.count("waiting")) == (0, 1), waiting.stderr
+        assert run_command("queue", "purge", "--yes", "--destination", "web", "--config", config).returncode == 0
+        eventually(lambda: [*made.daemon.report().destinations], lambda found: found == ["default"], HUNG_AFTER)
+
+
+def test_commands_look_into_a_queue_that_the_daemon_could_not_open(directory: Path) -> None:
+    with host(directory, ASKING) as made:
+        made.daemon.terminate()
+        segments = directory / "queue" / "destinations" / "web" / "default" / "segments"
+        segments.rename(segments.with_name("aside"))
+        segments.write_text("in the way")
+        made.daemon.start()
+        assert made.status("web").state == "failed"
+        verified = run_command("queue", "verify", "--destination", "web", "--config", made.daemon.config)
+    assert verified.returncode == 7
+    assert str(segments) in verified.stderr
+
+
 def test_a_queue_that_is_full_takes_nothing_of_the_disk_that_all_share_from_the_others(directory: Path) -> None:
     part = 512 * 1024
     queue = {"total_bytes": 2 * part, "segment_bytes": 64 * 1024, "min_free_bytes": 0}
