@@ -14,6 +14,7 @@ import pytest
 from agent.cli.commands.hook import FILES
 from agent.client import EventClient, detect_job
 from tests.support.api_server import Answer, ApiServer, error
+from tests.support.ci_systems import BUILDKITE, GITHUB, GITLAB
 from tests.support.command import environment, run_command
 from tests.support.daemon import Daemon
 from tests.support.tools import require_tool
@@ -22,16 +23,6 @@ from tests.support.waiting import HUNG_AFTER
 HANG = Answer(mode="hang")
 DOWN = error(503, "unavailable", "Come back later", {"Retry-After": "900"})
 SCRIPTS = sysconfig.get_path("scripts")
-
-# What each system's runner sets for a job, as far as somebody might look at it.
-GITHUB = {"CI": "true", "GITHUB_ACTIONS": "true", "GITHUB_JOB": "build", "RUNNER_OS": "Linux", "RUNNER_NAME": "a"}
-GITHUB |= {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "a/b"}
-GITHUB |= {"GITHUB_RUN_ID": "42", "GITHUB_RUN_ATTEMPT": "1"}
-GITLAB = {"CI": "true", "GITLAB_CI": "true", "CI_JOB_ID": "7", "CI_JOB_STATUS": "failed", "CI_RUNNER_ID": "1"}
-GITLAB |= {"CI_JOB_NAME": "build: [é]", "CI_JOB_URL": "https://gitlab.com/-/jobs/7"}
-BUILDKITE = {"CI": "true", "BUILDKITE": "true", "BUILDKITE_JOB_ID": "7", "BUILDKITE_COMMAND_EXIT_STATUS": "3"}
-BUILDKITE |= {"BUILDKITE_BUILD_URL": "https://buildkite.com/a/b/builds/1"}
-
 
 Done = subprocess.CompletedProcess[str]
 System = Callable[[Path, Daemon], Done]

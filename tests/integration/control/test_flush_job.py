@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from agent.client import EventClient, detect_job
-from tests.integration.cli.test_hooks import BUILDKITE, GITHUB, GITLAB, SYSTEMS, buildkite, github, gitlab
+from tests.integration.cli.test_hooks import SYSTEMS, buildkite, github, gitlab
 from tests.integration.daemon.test_destinations import Host, directory, host
 from tests.support.api_server import error
+from tests.support.ci_systems import BUILDKITE, GITHUB, GITLAB
 from tests.support.command import problems, run_command
 
 __all__ = ["directory"]
