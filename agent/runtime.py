@@ -6,9 +6,10 @@ A `Runtime` is passed in, so that a test can run the same code with threads, tim
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Generic, Never, Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -126,6 +127,74 @@ class Runtime:
     run_blocking: RunBlocking
     wall_clock: Callable[[], float]
     random: Callable[[], float]
+
+
+class Errand(Generic[T]):
+    """A call that may never end, such as one to a disk: one is under way at a time, and whoever waits for it may go."""
+
+    def __init__(self, call: Callable[[], Awaitable[T]]) -> None:
+        self._call = call
+        self._under_way: _Answer[T] | None = None
+
+    async def run(self, tasks: TaskGroup | None) -> T:
+        """Return what the call returns, or raise what it raises; it runs in `tasks`, unless one is under way already.
+
+        Without `tasks` it runs here.
+        """
+        if tasks is None:
+            return await self._call()
+        answer = self._under_way
+        if answer is None:
+            answer = self._under_way = _Answer(anyio.current_time())
+            tasks.start_soon(self._find, answer)
+        await answer.over.wait()
+        return answer.get()
+
+    def is_overdue(self, seconds: float) -> bool:
+        """Tell whether the call under way has taken so long."""
+        return self._under_way is not None and anyio.current_time() - self._under_way.since >= seconds
+
+    async def _find(self, answer: "_Answer[T]") -> None:
+        try:
+            found = await self._call()
+            answer.get = lambda: found
+        except Exception as error:  # noqa: BLE001 - whoever waits for it gets it
+            failure = error
+            answer.get = lambda: _fail(failure)
+        finally:
+            self._under_way = None
+            answer.over.set()
+
+
+class _Answer(Generic[T]):
+    """What an errand finds; its call began at `since`, on the steady clock, and `get` is as it ended."""
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self.over = anyio.Event()
+        self.get: Callable[[], T] = lambda: _fail(anyio.ClosedResourceError())
+
+
+def _fail(error: Exception) -> Never:
+    raise error
+
+
+def call_within(seconds: float | None, call: Callable[[], T], undo: Callable[[T], object]) -> T:
+    """Return what a blocking call returns. Raises TimeoutError if it takes longer: once it ends, `undo` gets what it returned."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - it is raised in the other thread
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    done, _ = wait([future], seconds)
+    if done:
+        return future.result()
+    future.add_done_callback(lambda late: None if late.exception() else undo(late.result()))
+    raise TimeoutError
 
 
 class Wakeup:

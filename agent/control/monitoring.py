@@ -11,6 +11,7 @@ from agent.control.schema import NotReady, Readiness, StatusReport
 from agent.control.status import Describe, status_report
 from agent.delivery.pipeline import Pipeline
 from agent.http.server import Request, Response
+from agent.rules import DEFAULT
 
 HEALTH_SECONDS = 5.0
 
@@ -37,7 +38,12 @@ class Monitoring:
         self._started_at = wall_clock()
         self.routes = (
             Route("GET", "/metrics", self._metrics, "The status as Prometheus text, and what is measured besides"),
-            Route("GET", "/healthz", self._healthz, "200 only if events can be accepted and persisted, else 503"),
+            Route(
+                "GET",
+                "/healthz",
+                self._healthz,
+                "200 only if events of default can be accepted and persisted, else 503",
+            ),
             Route(
                 "GET", "/readyz", self._readyz, "200 only if they can be delivered as well, else 503: schema.Readiness"
             ),
@@ -56,16 +62,23 @@ class Monitoring:
     async def _healthz(self, _: Request) -> Response:
         healthy = False
         with anyio.move_on_after(HEALTH_SECONDS):
-            healthy = all([await pipeline.healthy() for pipeline in [*self._pipelines.values()]])
+            healthy = await self._pipelines[DEFAULT].healthy()
         return Response.json({"healthy": healthy}, 200 if healthy else 503)
 
     async def _readyz(self, _: Request) -> Response:
-        problems: list[NotReady] = []
-        for name, pipeline in list(self._pipelines.items()):
+        found: dict[str, list[NotReady]] = {}
+
+        async def ask(name: str, pipeline: Pipeline) -> None:
             healthy, status = False, None
             with anyio.move_on_after(HEALTH_SECONDS):
                 healthy = await pipeline.healthy()
                 status = await pipeline.status()
-            problems += not_ready(name, status, healthy=healthy, now=self._wall_clock())
+            found[name] = [*not_ready(name, status, healthy=healthy, now=self._wall_clock())]
+
+        names = [*self._pipelines]
+        async with anyio.create_task_group() as asking:
+            for name in names:
+                asking.start_soon(ask, name, self._pipelines[name])
+        problems = [problem for name in names for problem in found[name]]
         problems += [NotReady(name, "storage", reason) for name, reason in self._failed.items()]
         return Response.json(Readiness(not problems, problems), 503 if problems else 200)

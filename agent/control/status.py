@@ -3,6 +3,8 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 
+import anyio
+
 from agent import __version__
 from agent.control.schema import (
     AdoptionStatus,
@@ -29,8 +31,18 @@ async def status_report(
     """Return how the daemon is doing. `started_at` and `now` are in seconds since the epoch."""
     uptime = round(now - started_at, 3)
     report = StatusReport(version=__version__, pid=os.getpid(), uptime=uptime, http=HttpStatus())
-    for name, pipeline in list(pipelines.items()):  # which may come and go meanwhile
-        report.destinations[name] = _destination(await pipeline.status(), now)
+    found: dict[str, PipelineStatus] = {}
+
+    async def ask(name: str, pipeline: Pipeline) -> None:
+        found[name] = await pipeline.status()
+
+    names = [*pipelines]
+    async with (
+        anyio.create_task_group() as asking
+    ):  # a disk that does not answer takes its time: they all take it at once
+        for name in names:
+            asking.start_soon(ask, name, pipelines[name])
+    report.destinations.update((name, _destination(found[name], now)) for name in names)
     for each in describe:
         each(report)
     return report

@@ -22,7 +22,10 @@ from agent.daemon.service import Service
 from agent.daemon.settings import Settings
 from agent.daemon.signals import Signals
 from agent.daemon.systemd import Notifier, show_trouble
+from agent.delivery.pipeline import Pipeline
+from agent.errors import StorageError
 from agent.queue.filesystem import OsFilesystem
+from agent.rules import DEFAULT
 from agent.runtime import Runtime, Threads, run_in_thread
 from agent.spools.identity import add
 
@@ -62,7 +65,7 @@ async def _run(
             tasks.start_soon(signals.watch_parent)
             tasks.start_soon(reloader.watch_tokens)
             tasks.start_soon(logging.report_held_back)
-            tasks.start_soon(notifier.feed_watchdog, lambda: [each.commit_once for each in pipelines.values()])
+            tasks.start_soon(notifier.feed_watchdog, pipelines[DEFAULT].commit_once)
             for service in services:
                 service.start(tasks)
             gc.enable()
@@ -83,9 +86,20 @@ async def _run(
             notifier.enter("Delivering what is queued", "X_INTAKE_ENDED=1")  # which `exec` waits for
             with signals.patience:
                 await _drain(parts.deliveries, deadline - anyio.current_time())
+            if parts.destinations.hanging:
+                await parts.destinations.close()
+                _say_stopped(pipelines)
+                os._exit(
+                    StorageError.exit_code
+                )  # a thread that hangs in a system call would keep the others' end waiting
             tasks.cancel_scope.cancel()
+    _say_stopped(pipelines)
+
+
+def _say_stopped(pipelines: Mapping[str, Pipeline]) -> None:
     logging.say_held_back()
-    log.info("stopped", ledger=msgspec.to_builtins(add(each.ledger() for each in pipelines.values())))
+    ledger = add(each.ledger() for each in pipelines.values())
+    structlog.get_logger("agent.daemon").info("stopped", ledger=msgspec.to_builtins(ledger))
 
 
 async def _drain(services: Sequence[Service], seconds: float) -> None:

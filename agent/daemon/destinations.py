@@ -5,6 +5,7 @@ import dataclasses
 import secrets
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -16,26 +17,34 @@ from agent.control.schema import ApiStatus, DestinationStatus, StatusReport
 from agent.daemon.service import Apply, Service
 from agent.daemon.settings import Settings, account_of, destinations_directory, limits_of, queue_directory
 from agent.daemon.wiring import delivery_config
-from agent.delivery.pipeline import DeliveryConfig, Pipeline, keep_house
+from agent.delivery.pipeline import DeliveryConfig, Pipeline, QueueFiles, keep_house, open_files
 from agent.errors import QueueLockedError, StorageError
+from agent.queue.committer import NO_ANSWER
 from agent.queue.filesystem import Filesystem, Lock
 from agent.queue.lock import lock_queue
 from agent.queue.shares import SharedDisk
 from agent.queue.snapshot import read_queue
 from agent.rules import DEFAULT
-from agent.runtime import Runtime, Threads
+from agent.runtime import Runtime, Threads, call_within
 from agent.spools import identity
-from agent.spools.identity import DESTINATION, Account
+from agent.spools.identity import DESTINATION, Account, SpoolIdentity
 
 THREADS = 8
 """How many blocking calls one destination may have under way: one whose disk hangs takes no threads from the others."""
+OPEN_SECONDS = 2.0
+"""How long the disk of a destination other than DEFAULT may take to open it; meanwhile nothing else is done."""
+END_SECONDS = 5.0
+"""How long after the end of a drain a destination may take for what it has begun."""
 
 Follow = Callable[[str, Pipeline], Coroutine[None, None, None]]
 
 
 @dataclass
 class _Open:
-    """A destination whose queue is open: with `retiring`, it takes nothing new, and is `ending` when nothing waits."""
+    """A destination whose queue is open: with `retiring`, it takes nothing new, and is `ending` when nothing waits.
+
+    One that `hangs` has not ended with the others.
+    """
 
     pipeline: Pipeline
     directory: Path
@@ -43,6 +52,7 @@ class _Open:
     account: Account
     retiring: anyio.CancelScope | None = None
     ending: bool = False
+    hangs: bool = False
     ended: anyio.Event = field(default_factory=anyio.Event)
 
 
@@ -108,11 +118,11 @@ class Destinations(Service):
         names = self._fs.names(parent) if self._fs.is_directory(parent) else []
         heirs = {account_of(config, name): name for name in reversed(config.accounts)}
         for name in sorted({*names} - config.accounts.keys()):
+            look = partial(_look_into, self._fs, parent / name)
             try:
-                queued = read_queue(self._fs, parent / name / DESTINATION).cursor.queued
-                found = identity.read_identity(self._fs, parent / name)
-            except StorageError as error:
-                self._log.warning("destination_left", destination=name, error=str(error))
+                queued, found = call_within(OPEN_SECONDS, look, lambda _: None)
+            except (StorageError, TimeoutError) as error:
+                self._log.warning("destination_left", destination=name, error=str(error) or NO_ANSWER)
                 continue
             if queued and found is not None and (heir := heirs.get(found.account)) is not None:
                 self._try_to_open(name, delivery_config(self._settings, self._runtime, heir), found.account)
@@ -133,11 +143,24 @@ class Destinations(Service):
     def _open_one(self, name: str, delivery: DeliveryConfig, account: Account) -> None:
         config = self._settings.config
         directory = queue_directory(config, name)
-        lock = lock_queue(self._fs, directory)
+        place, limits = directory / DESTINATION, limits_of(config)
+
+        def open_queue() -> tuple[Lock, QueueFiles]:
+            lock = lock_queue(self._fs, directory)
+            try:
+                return lock, open_files(self._fs, place, limits)
+            except BaseException:
+                lock.release()
+                raise
+
         try:
-            place, limits = directory / DESTINATION, limits_of(config)
-            runtime = dataclasses.replace(self._runtime, run_blocking=self._threads.own(THREADS))
-            pipeline = Pipeline(self._fs, place, limits, delivery, runtime, self._disk)
+            seconds = None if name == DEFAULT else OPEN_SECONDS
+            lock, files = call_within(seconds, open_queue, lambda late: late[0].release())
+        except TimeoutError:
+            raise StorageError(f"{directory}: {NO_ANSWER}") from None
+        runtime = dataclasses.replace(self._runtime, run_blocking=self._threads.own(THREADS))
+        try:
+            pipeline = Pipeline(self._fs, place, limits, delivery, runtime, self._disk, files)
         except BaseException:
             lock.release()
             raise
@@ -161,6 +184,9 @@ class Destinations(Service):
             identity.identify(self._fs, this.directory, this.account, secrets.token_hex(16))
         except StorageError as error:
             self._log.warning("identity_not_written", destination=name, error=str(error))
+
+    async def _identify_in_thread(self, pipeline: Pipeline, name: str) -> None:
+        await pipeline.run_blocking(partial(self._identify, name))
 
     # Reloading
 
@@ -194,9 +220,11 @@ class Destinations(Service):
             this.retiring.cancel()
             this.retiring = None
             self.taking[name] = this.pipeline
-        this.account = account_of(self._settings.config, name)
-        self._identify(name)
         this.pipeline.reconfigure(delivery)
+        if this.account != (account := account_of(self._settings.config, name)):
+            this.account = account
+            if self._tasks is not None:
+                self._tasks.start_soon(self._identify_in_thread, this.pipeline, name)
 
     def _retire(self, name: str) -> None:
         """Let a destination that is no longer configured deliver what it has, as it was told last, and then end."""
@@ -234,22 +262,31 @@ class Destinations(Service):
     async def drain(self, seconds: float) -> None:
         self._draining = True
         async with anyio.create_task_group() as draining:
-            for this in self._open.values():
-                draining.start_soon(self._drain, this, seconds)
+            for name, this in self._open.items():
+                draining.start_soon(self._drain, name, this, seconds)
 
-    async def _drain(self, this: _Open, seconds: float) -> None:
-        """End with everything that was taken on disk, even when nobody waits for it any more."""
+    async def _drain(self, name: str, this: _Open, seconds: float) -> None:
+        """End with everything that was taken on disk, even when nobody waits for it any more; but for a disk that hangs."""
         try:
             await this.pipeline.drain(seconds)
         finally:
-            with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(END_SECONDS, shield=True):
                 await this.ended.wait()
+            if not this.ended.is_set():
+                this.hangs = True
+                self._log.error("destination_hangs", destination=name, error=f"{this.directory}: {NO_ANSWER}")
+
+    @property
+    def hanging(self) -> bool:
+        """Whether one has not ended with the others, so that a thread is left that nothing can end."""
+        return any(this.hangs for this in self._open.values())
 
     async def close(self) -> None:
         try:
             async with anyio.create_task_group() as closing:
                 for this in self._open.values():
-                    closing.start_soon(self._close, this)
+                    if not this.hangs:
+                        closing.start_soon(self._close, this)
         except BaseExceptionGroup as errors:  # one is enough to say
             raise errors.exceptions[0] from None
 
@@ -268,3 +305,8 @@ class Destinations(Service):
                 report.destinations[name] = replace(found, retired=True)
         for name, reason in self.failed.items():
             report.destinations[name] = DestinationStatus(state="failed", reason=reason)
+
+
+def _look_into(fs: Filesystem, directory: Path) -> tuple[int, SpoolIdentity | None]:
+    """Return how many events wait in a queue directory, and whose it is. Raises StorageError."""
+    return read_queue(fs, directory / DESTINATION).cursor.queued, identity.read_identity(fs, directory)

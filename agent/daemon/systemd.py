@@ -3,11 +3,12 @@
 import contextlib
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 import anyio
 
 from agent.delivery.pipeline import Pipeline
+from agent.rules import DEFAULT
 
 SHOW_SECONDS = 1.0  # between two looks at what has changed
 LOOK_SECONDS = 30.0  # between two looks where nothing has
@@ -48,13 +49,12 @@ class Notifier:
         if self._phase and before != self._trouble:
             self.notify(f"STATUS={status_line(self._phase, self._trouble.values())}")
 
-    async def feed_watchdog(self, write_paths: Callable[[], Sequence[Callable[[], Awaitable[object]]]]) -> None:
-        """Tell systemd again and again that the daemon is alive, but only as long as every write path answers."""
+    async def feed_watchdog(self, write_path: Callable[[], Awaitable[object]]) -> None:
+        """Tell systemd again and again that the daemon is alive, but only as long as the write path answers."""
         if self.watchdog_seconds is None:
             return
         while True:
-            for answers in write_paths():
-                await answers()
+            await write_path()
             self.notify("WATCHDOG=1")
             await anyio.sleep(self.watchdog_seconds / 3)
 
@@ -73,10 +73,11 @@ def status_line(phase: str, trouble: Iterable[str]) -> str:
 
 async def show_trouble(notifier: Notifier, name: str, pipeline: Pipeline) -> None:
     """Let systemd show what keeps a pipeline from storing or delivering, until cancelled."""
+    whose = "" if name == DEFAULT else f"{name}: "
     while notifier.has_listener:
         seen = pipeline.changed.count
-        error = pipeline.storage_error
-        notifier.show(f"storage of {name}", error and f"storage: {error}")
-        notifier.show(f"delivery of {name}", pipeline.trouble())
+        error, trouble = pipeline.storage_error, pipeline.trouble()
+        notifier.show(f"storage of {name}", error and f"{whose}storage: {error}")
+        notifier.show(f"delivery of {name}", trouble and f"{whose}{trouble}")
         await anyio.sleep(SHOW_SECONDS)
         await pipeline.changed.wait(seen=seen, seconds=LOOK_SECONDS)

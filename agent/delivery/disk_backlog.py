@@ -21,7 +21,7 @@ from agent.delivery.sampling import find_sample
 from agent.delivery.transport import Verdict
 from agent.errors import StorageError
 from agent.events import decode_events, encode_events, split_lines
-from agent.queue.committer import Committer
+from agent.queue.committer import NO_ANSWER, STALL_SECONDS, Committer
 from agent.queue.cursor import Outcome, Pause, Span
 from agent.queue.dead_letters import DeadLetter, DeadLetters
 from agent.queue.filesystem import FOREIGN
@@ -86,6 +86,7 @@ class DiskBacklog:
         self._taken: dict[int, int] = {}  # the first number of each batch that is under way, and how many spans it has
         self._sampled: set[int] = set()  # numbers that were taken before the reader came to them
         self._reader: Reader | None = None
+        self._reading_since: float | None = None
         self._failures = 0
         self._read_error: str | None = None
         self._dead_letter_error: str | None = None
@@ -99,7 +100,21 @@ class DiskBacklog:
     @property
     def storage_error(self) -> str | None:
         """See `Backlog`."""
-        return self._read_error or self._dead_letter_error
+        return (NO_ANSWER if self.stalled else None) or self._read_error or self._dead_letter_error
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether a read is under way."""
+        return self._reading_since is not None
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the read that is under way has taken longer than STALL_SECONDS."""
+        return self._reading_since is not None and anyio.current_time() - self._reading_since >= STALL_SECONDS
+
+    def note_stall(self) -> None:
+        """Say in the log that a read does not end."""
+        self._complain("queue_unreadable", error=f"{self._store.directory}: {NO_ANSWER}")
 
     @property
     def pause(self) -> Pause | None:
@@ -245,11 +260,15 @@ class DiskBacklog:
         if self._reader is None:
             self._reader = self._store.reader()
         read = partial(self._read_and_decode, self._reader, self._store.view)
+        self._reading_since = anyio.current_time()
         try:
             items, damaged = await self._runtime.run_blocking(read)
         except StorageError as error:
+            self._reading_since = None
             await self._after_failure(self._reader, error)
             return
+        finally:
+            self._reading_since = None
         self._failures, self._read_error = 0, None
         if damaged:  # before it is settled, and its segment can go
             await self._writer.run(partial(Writer.quarantine, pieces=damaged))

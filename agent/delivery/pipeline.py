@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import anyio
+from anyio.abc import TaskGroup
 
 from agent.delivery import policy
 from agent.delivery.batching import BatchOptions
@@ -22,7 +23,7 @@ from agent.delivery.worker import Worker
 from agent.errors import StorageError
 from agent.events import Block, session_prefix
 from agent.queue.barrier import Barrier, SessionBarrier, WholeBarrier
-from agent.queue.committer import Committer, Submission
+from agent.queue.committer import NO_ANSWER, STALL_SECONDS, Committer, Submission
 from agent.queue.cursor import Cursor, Ledger, Outcome
 from agent.queue.dead_letters import DeadLetters
 from agent.queue.filesystem import Filesystem
@@ -33,7 +34,7 @@ from agent.queue.shares import NOBODY, UNNAMED, SharedDisk
 from agent.queue.snapshot import LogSnapshot, snapshot_of
 from agent.queue.store import Committed, Limits, Store
 from agent.queue.writer import Writer
-from agent.runtime import Broadcast, Runtime
+from agent.runtime import Broadcast, Errand, Runtime
 
 T = TypeVar("T")
 B = TypeVar("B", bound=Barrier)
@@ -41,6 +42,7 @@ B = TypeVar("B", bound=Barrier)
 HOUSEKEEPING_SECONDS = 30.0
 THOROUGH_ROUNDS = 120  # of so many times that house is kept it is once also where nothing waits
 SYNC_SECONDS = 1.0
+ANSWER_SECONDS = 1.0  # so long a status waits for the disk
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,20 @@ class PipelineStatus:
     over_quota: Sequence[OverQuota]
 
 
+class QueueFiles(NamedTuple):
+    """The files of an open queue."""
+
+    writer: Writer
+    dead_letters: DeadLetters
+
+
+def open_files(fs: Filesystem, directory: Path, limits: Limits) -> QueueFiles:
+    """Open the queue in `directory` and recover it; it blocks, in any thread. Raises StorageError."""
+    files = QueueFiles(Writer(fs, directory, limits), DeadLetters.beside(fs, directory, limits))
+    files.dead_letters.count()
+    return files
+
+
 class Pipeline:
     """The way of an event from a validated line to the API. Open it, `run` it, `submit` to it, `drain` and `close` it."""
 
@@ -87,13 +103,13 @@ class Pipeline:
         delivery: DeliveryConfig,
         runtime: Runtime,
         disk: SharedDisk | None = None,
+        files: QueueFiles | None = None,
     ) -> None:
-        """Open the queue in `directory` and recover it; it may share a `disk` with others. Raises StorageError."""
+        """Open the queue in `directory`, unless its `files` are open; it may share a `disk` with others. Raises StorageError."""
         self._runtime = runtime
         self._limits = limits
         self.fs = fs
-        writer, dead_letters = Writer(fs, directory, limits), DeadLetters.beside(fs, directory, limits)
-        dead_letters.count()
+        writer, dead_letters = files or open_files(fs, directory, limits)
         self.store = Store(fs, directory, limits, writer.recovered, disk)
         self.writer = Exclusive(writer, lambda writer: writer.quarantined, runtime.run_blocking)
         self.dead_letters = Exclusive(dead_letters, lambda dead_letters: dead_letters.counts, runtime.run_blocking)
@@ -105,6 +121,9 @@ class Pipeline:
         self._health = StorageHealth(self.ledger())
         self._refusals = Refusals()
         self.jobs = RecentJobs()
+        self._tasks: TaskGroup | None = None
+        self._read_oldest = Errand(self._oldest_enqueued_at)
+        self._check_sync = Errand(self._sync)
 
     # Intake
 
@@ -159,8 +178,9 @@ class Pipeline:
     @property
     def storage_error(self) -> str | None:
         """Why the queue cannot be written or read, or a dead letter not be kept."""
-        stalled = "the disk does not answer" if self._committer.stalled else None
-        return stalled or self._health.error or self._backlog.storage_error
+        errands = (self._read_oldest, self._check_sync)
+        stalled = self._committer.stalled or any(each.is_overdue(STALL_SECONDS) for each in errands)
+        return (NO_ANSWER if stalled else None) or self._health.error or self._backlog.storage_error
 
     def trouble(self) -> str | None:
         """Return why nothing is sent now; None if delivery is running."""
@@ -176,11 +196,11 @@ class Pipeline:
         return f"{trouble}; the next attempt is in {max(until - now, 0):.3g} s"
 
     async def status(self) -> PipelineStatus:
-        """Return how the pipeline is doing; reads the queue for the age of its oldest event."""
+        """Return how the pipeline is doing; reads the queue for the age of its oldest event, if that can be read in time."""
         oldest = None
-        if self.store.cursor.queued:
-            read = partial(oldest_enqueued_at, self.store.reader(), self.store.view)
-            oldest = await self._runtime.run_blocking(read)
+        if self.store.cursor.queued and not self._read_oldest.is_overdue(ANSWER_SECONDS):
+            with anyio.move_on_after(ANSWER_SECONDS):
+                oldest = await self._read_oldest.run(self._tasks)
         if not self.store.cursor.queued:  # it was settled while it was read
             oldest = None
         now, steady = self._runtime.wall_clock(), anyio.current_time()
@@ -218,8 +238,8 @@ class Pipeline:
         """Go through the write path once, to the disk itself; False if events could not be persisted now."""
         committed = await self.commit_once()
         if self._limits.sync == "commit":  # there was nothing to sync, and an error of the disk may show only there
-            await self._sync()
-        return committed.checkpoint_error is None and self._health.error is None
+            await self._check_sync.run(self._tasks)
+        return committed.checkpoint_error is None and self._health.error is None and not self._backlog.stalled
 
     def pause(self) -> None:
         """Stop delivering until `resume`; the queue goes on."""
@@ -321,14 +341,19 @@ class Pipeline:
     async def run(self) -> None:
         """Run until `drain` has ended it. An error that is not handled here stops the daemon."""
         async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
             if self._limits.sync == "interval":
                 tasks.start_soon(self._keep_syncing)
+            tasks.start_soon(self._note_stalls)
             tasks.start_soon(self._worker.run)
-            while (committed := await self._committer.commit_next()) is not None:
-                self._health.note_commit(committed, self.ledger())
-                if committed.refusals:
-                    self._refusals.note(committed.refusals)
-                self._backlog.changed.notify_all()
+            try:
+                while (committed := await self._committer.commit_next()) is not None:
+                    self._health.note_commit(committed, self.ledger())
+                    if committed.refusals:
+                        self._refusals.note(committed.refusals)
+                    self._backlog.changed.notify_all()
+            finally:
+                self._tasks = None
             tasks.cancel_scope.cancel()
 
     async def drain(self, seconds: float) -> None:
@@ -362,6 +387,23 @@ class Pipeline:
         """Ask for a commit, where there is something for it to do, or `thoroughly`: see the function of this name."""
         if thoroughly or self.ledger().queued or self.storage_error is not None:
             self._committer.request()
+
+    async def _note_stalls(self) -> None:
+        """Say of a commit, or of the read that follows it, that it takes long."""
+        while True:
+            await self._committer.begun.wait()
+            await anyio.sleep(STALL_SECONDS)
+            while self._committer.is_committing or self._backlog.is_reading:
+                if self._committer.stalled:
+                    self._health.note_stall(f"{self.store.directory}: {NO_ANSWER}", self.ledger())
+                if self._backlog.stalled:
+                    self._backlog.note_stall()
+                self._backlog.changed.notify_all()
+                await anyio.sleep(STALL_SECONDS)
+
+    async def _oldest_enqueued_at(self) -> float | None:
+        read = partial(oldest_enqueued_at, self.store.reader(), self.store.view)
+        return await self._runtime.run_blocking(read)
 
     async def _keep_syncing(self) -> None:
         while True:

@@ -37,6 +37,11 @@ class StorageHealth:
             self._dropped = ledger.dropped
             self._complain("events_dropped", ledger)
 
+    def note_stall(self, error: str, ledger: Ledger) -> None:
+        """Take note of a commit that takes long; the next one that ends says whether it still holds."""
+        before, self._commit_error = self._commit_error, error
+        self._log_error(before, error, ledger)
+
     def note_sync(self, error: str | None, ledger: Ledger) -> None:
         """Take note of a sync, which failed if there is an error."""
         before, self._sync_error = self._sync_error, error

@@ -19,6 +19,7 @@ from agent.runtime import Broadcast, Wakeup
 
 MAX_PENDING_BYTES = 4 * 1024 * 1024
 STALL_SECONDS = 2.0
+NO_ANSWER = "the disk does not answer"
 
 
 class CommitGroup:
@@ -65,13 +66,14 @@ NOTHING = Admitted[Submission](())
 
 
 class Committer:
-    """Commits what is submitted, one group after another, each when `commit_next` is called."""
+    """Commits what is submitted, one group after another, each when `commit_next` is called. `begun` is set when one begins."""
 
     def __init__(self, store: Store, writer: Owner[Writer], *, wall_clock: Callable[[], float]) -> None:
         self._store = store
         self._writer = writer
         self._wall_clock = wall_clock
         self._wakeup = Wakeup()
+        self.begun = Wakeup()
         self._submitted: list[Submission] = []
         self._group = CommitGroup()
         self._requested = False
@@ -128,6 +130,11 @@ class Committer:
         return self._pending_bytes >= MAX_PENDING_BYTES
 
     @property
+    def is_committing(self) -> bool:
+        """Whether a commit is under way."""
+        return self._started_at is not None
+
+    @property
     def stalled(self) -> bool:
         """Whether the commit that is under way has taken longer than STALL_SECONDS."""
         return self._started_at is not None and anyio.current_time() - self._started_at >= STALL_SECONDS
@@ -157,6 +164,7 @@ class Committer:
             submission.refused = reason
         plan = self._store.plan(entries_of(admitted.accepted, now), now, reclaim=reclaim)
         self._started_at = anyio.current_time()
+        self.begun.set()
         committed = await self._writer.run(partial(Writer.commit, plan=plan, now=now))
         if admitted.refusals:
             committed = committed._replace(refusals=admitted.refusals)

@@ -1,7 +1,7 @@
 """System call filters from libseccomp: what systemd applies to a unit, and a brake that lets a system call hang.
 
 As a script it applies what its first argument (JSON) says to itself and then becomes the command in the others, as systemd does:
-    {"allowed": [NAME, …], "families": [NUMBER, …], "no_writable_code": true, "hold": NAME, "channel": DESCRIPTOR}
+    {"allowed": [NAME, …], "families": [NUMBER, …], "no_writable_code": true, "hold": [NAME, …], "channel": DESCRIPTOR}
 """
 
 import ctypes
@@ -22,14 +22,29 @@ _EQ, _GT, _MASKED_EQ = 4, 6, 7  # enum scmp_compare
 _WRITE, _EXEC, _SHM_EXEC = 2, 4, 0o100000
 _LAST_FAMILY = 46  # AF_MCTP is 45
 _CONTINUE = 1  # SECCOMP_USER_NOTIF_FLAG_CONTINUE
+_PATH_BYTES = 4096
+# What a queue asks of a disk, and which argument says of which file: a descriptor, or a path.
+DISK_CALLS = {
+    **dict.fromkeys(("pread64", "pwrite64", "fdatasync", "fsync", "ftruncate", "fstat"), ("descriptor", 0)),
+    **dict.fromkeys(("openat", "newfstatat", "unlinkat", "mkdirat", "renameat"), ("path", 1)),
+    **dict.fromkeys(("open", "stat", "lstat", "statfs", "unlink", "mkdir", "rename"), ("path", 0)),
+}
 
 
 class _Comparison(ctypes.Structure):
     _fields_ = (("arg", ctypes.c_uint), ("op", ctypes.c_int), ("a", ctypes.c_uint64), ("b", ctypes.c_uint64))
 
 
-class _Request(ctypes.Structure):  # struct seccomp_notif up to what is read here; the library allocates it
-    _fields_ = (("id", ctypes.c_uint64),)
+class _Request(ctypes.Structure):  # struct seccomp_notif; the library allocates it
+    _fields_ = (
+        ("id", ctypes.c_uint64),
+        ("pid", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("number", ctypes.c_int),
+        ("architecture", ctypes.c_uint32),
+        ("instruction_pointer", ctypes.c_uint64),
+        ("arguments", ctypes.c_uint64 * 6),
+    )
 
 
 class _Response(ctypes.Structure):
@@ -101,10 +116,11 @@ def deny_writable_code() -> None:
     restriction.load()
 
 
-def hold(name: str, channel: int) -> None:
-    """Let every call of `name` wait for the `Brake` at the other end of `channel`."""
+def hold(names: Sequence[str], channel: int) -> None:
+    """Let every call of these names wait for the `Brake` at the other end of `channel`."""
     brake = _Filter(_ALLOW)
-    brake.add(_NOTIFY, name)
+    for name in names:
+        brake.add(_NOTIFY, name)
     brake.load()
     with socket.socket(fileno=channel) as sender:
         socket.send_fds(sender, [b"."], [brake.notifications()])
@@ -112,29 +128,40 @@ def hold(name: str, channel: int) -> None:
 
 
 class Brake:
-    """Lets a process's calls of one system call pass, or hang while it is on. For `with`.
+    """Lets a process's calls of some system calls pass, or hang while it is on. For `with`.
 
-    `arguments` is the script's first argument; `descriptor` must be passed to the process.
+    With `under`, only calls of DISK_CALLS hang, those about files in that directory. `arguments` is the script's first argument;
+    `descriptor` must be passed to the process.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, *names: str, under: Path | None = None) -> None:
         self._library = load_library()
+        self._under = under
+        self._kinds = {
+            self._library.seccomp_syscall_resolve_name(name.encode()): DISK_CALLS.get(name) for name in names
+        }
         self._ours, self._theirs = socket.socketpair()
         self.descriptor = self._theirs.fileno()
-        self.arguments = json.dumps({"hold": name, "channel": self.descriptor})
+        self.arguments = json.dumps({"hold": names, "channel": self.descriptor})
         self.caught = threading.Event()
-        self._released = threading.Event()
-        self._released.set()
+        self._lock = threading.Lock()
+        self._is_on = False
+        self._held: list[int] = []
+        self._listener = -1
         self._ended, self._end = os.pipe()
         self._thread = threading.Thread(target=self._serve, name="seccomp brake")
 
     def apply(self) -> None:
         """Let the next calls hang; `caught` is set as soon as one does."""
-        self._released.clear()
+        with self._lock:
+            self._is_on = True
 
     def release(self) -> None:
-        """Let calls go on, also the one that hangs."""
-        self._released.set()
+        """Let calls go on, also those that hang."""
+        with self._lock:
+            self._is_on = False
+            while self._held:
+                self._answer(self._held.pop())
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -150,10 +177,12 @@ class Brake:
 
     def _serve(self) -> None:
         if self._readable(self._ours.fileno()):
-            _, (listener, *_), _, _ = socket.recv_fds(self._ours, 1, 1)
-            while self._readable(listener):
-                self._pass_one(listener)
-            os.close(listener)
+            _, (self._listener, *_), _, _ = socket.recv_fds(self._ours, 1, 1)
+            while self._readable(self._listener):
+                self._pass_or_hold()
+            with self._lock:
+                self._held.clear()
+                os.close(self._listener)
 
     def _readable(self, descriptor: int) -> bool:
         poll = select.poll()
@@ -161,16 +190,48 @@ class Brake:
         poll.register(self._ended, select.POLLIN)
         return dict(poll.poll()) == {descriptor: select.POLLIN}  # anything else is the end, here or there
 
-    def _pass_one(self, listener: int) -> None:
-        request, response = ctypes.POINTER(_Request)(), ctypes.POINTER(_Response)()
-        self._library.seccomp_notify_alloc(ctypes.byref(request), ctypes.byref(response))
-        if self._library.seccomp_notify_receive(listener, request) == 0:
-            if not self._released.is_set():
-                self.caught.set()
-            self._released.wait()
-            response.contents.id, response.contents.flags = request.contents.id, _CONTINUE
-            self._library.seccomp_notify_respond(listener, response)
-        self._library.seccomp_notify_free(request, response)
+    def _pass_or_hold(self) -> None:
+        pointer = ctypes.POINTER(_Request)()
+        self._library.seccomp_notify_alloc(ctypes.byref(pointer), None)
+        if self._library.seccomp_notify_receive(self._listener, pointer) == 0:
+            request = pointer.contents
+            with self._lock:
+                if self._is_on and self._is_meant(request):
+                    self._held.append(request.id)
+                    self.caught.set()
+                else:
+                    self._answer(request.id)
+        self._library.seccomp_notify_free(pointer, None)
+
+    def _answer(self, number: int) -> None:
+        response = ctypes.POINTER(_Response)()
+        self._library.seccomp_notify_alloc(None, ctypes.byref(response))
+        response.contents.id, response.contents.flags = number, _CONTINUE
+        self._library.seccomp_notify_respond(self._listener, response)
+        self._library.seccomp_notify_free(None, response)
+
+    def _is_meant(self, request: _Request) -> bool:
+        if self._under is None:
+            return True
+        kind = self._kinds.get(request.number)
+        if kind is None:
+            return False
+        name, index = kind
+        try:
+            path = ""
+            if name == "path":
+                path = _text_at(request.pid, request.arguments[index])
+                index = 0
+            found = Path(path or f"/proc/{request.pid}/fd/{request.arguments[index]}").resolve()
+        except OSError:  # it has ended, or there is no such file
+            return False
+        return found.is_relative_to(self._under)
+
+
+def _text_at(pid: int, address: int) -> str:
+    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+        memory.seek(address)
+        return memory.read(_PATH_BYTES).split(b"\0")[0].decode()
 
 
 def main(policy: dict[str, Any], command: list[str]) -> None:

@@ -11,7 +11,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from agent.runtime import Broadcast, TaskPool, Threads, Wakeup
+from agent.runtime import Broadcast, Errand, TaskPool, Threads, Wakeup, call_within
 from tests.support.waiting import HUNG_AFTER
 
 pytestmark = pytest.mark.anyio
@@ -224,3 +224,69 @@ async def test_outside_of_a_call_a_wait_for_the_disk_is_nobodys_turn() -> None:
     threads = Threads()
     with threads.waiting():
         assert await threads.own(1)(lambda: True)
+
+
+async def test_who_waits_for_an_errand_may_go_and_later_ones_join_it() -> None:
+    begun, over = list[str](), anyio.Event()
+
+    async def call() -> int:
+        begun.append("begun")
+        await over.wait()
+        return 7
+
+    errand, found = Errand(call), list[int]()
+
+    async with anyio.create_task_group() as tasks:
+
+        async def ask() -> None:
+            found.append(await errand.run(tasks))
+
+        with anyio.move_on_after(0.01) as waiting:
+            await errand.run(tasks)
+        assert (waiting.cancelled_caught, errand.is_overdue(0.005), errand.is_overdue(3600)) == (True, True, False)
+        tasks.start_soon(ask)
+        await anyio.wait_all_tasks_blocked()
+        over.set()
+    assert (begun, found, errand.is_overdue(0)) == (["begun"], [7], False)
+    assert await errand.run(None) == 7
+
+
+async def test_an_errand_that_fails_or_is_cancelled_fails_for_who_waits() -> None:
+    async def fail() -> None:
+        raise ZeroDivisionError
+
+    async with anyio.create_task_group() as tasks:
+        with pytest.raises(ZeroDivisionError):
+            await Errand(fail).run(tasks)
+
+    errand, failed = Errand(anyio.sleep_forever), list[bool]()
+
+    async with anyio.create_task_group() as waiting, anyio.create_task_group() as tasks:
+
+        async def ask() -> None:
+            with pytest.raises(anyio.ClosedResourceError):
+                await errand.run(tasks)
+            failed.append(True)
+
+        waiting.start_soon(ask)
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+    assert failed == [True]
+
+
+def test_a_call_that_ends_too_late_is_undone() -> None:
+    over, undone, ended = threading.Event(), list[object](), threading.Event()
+
+    def undo(result: object) -> None:
+        undone.append(result)
+        ended.set()
+
+    assert call_within(HUNG_AFTER, lambda: 7, undo) == 7
+    with pytest.raises(ZeroDivisionError):
+        call_within(None, lambda: 1 // 0, undo)
+    with pytest.raises(TimeoutError):
+        call_within(0.01, lambda: over.wait(HUNG_AFTER), undo)
+    assert not undone
+    over.set()
+    assert ended.wait(HUNG_AFTER)
+    assert undone == [True]

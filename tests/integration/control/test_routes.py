@@ -403,5 +403,12 @@ async def test_every_destination_is_asked_and_the_queue_is_that_of_the_default_o
         assert await ask("POST", "/flush") == (200, report)
         assert await ask("GET", "/healthz") == (200, {"healthy": True})
         hosts["other"].fs.errors = failing("pwrite", errno.EIO)
+        assert await ask("GET", "/healthz") == (200, {"healthy": True})  # it is that of default
+        status, readiness = await ask("GET", "/readyz")
+        assert (status, [(each["destination"], each["kind"]) for each in readiness["problems"]]) == (
+            503,
+            [("other", "storage")],
+        )
+        hosts["default"].fs.errors = failing("pwrite", errno.EIO)
         assert await ask("GET", "/healthz") == (503, {"healthy": False})
         tasks.cancel_scope.cancel()
