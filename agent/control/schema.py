@@ -81,6 +81,8 @@ class DestinationStatus(msgspec.Struct, frozen=True):
 
     `since` and `until` are times, where they are known.
 
+    `last_answer` is what a server answered last since the start, to events or to a probe, None if nothing.
+
     `dead_letters` is how many are kept, None while that cannot be told; `dead_letters_discarded` made room for younger ones.
     `batch_limit` is None where an older daemon does not say. `over_quota` are those who sent more than their share, most bytes
     first. One that is no longer configured is `retired`: it takes nothing new, and delivers what it has. A queue that cannot be
@@ -102,6 +104,8 @@ class DestinationStatus(msgspec.Struct, frozen=True):
     batch_limit: BatchLimitStatus | None = None
     over_quota: list[OverQuotaStatus] = []
     retired: bool = False
+    last_answer_at: str | None = None
+    last_answer: str | None = None
 
 
 class NotReady(msgspec.Struct, frozen=True):

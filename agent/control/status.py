@@ -79,6 +79,8 @@ def _destination(status: PipelineStatus, now: float) -> DestinationStatus:
         dead_letters_discarded=status.dead_letters_discarded,
         storage_error=status.storage_error,
         batch_limit=BatchLimitStatus(*status.batch_limit),
+        last_answer_at=_iso(status.last_answer_at),
+        last_answer=status.last_answer,
         over_quota=[OverQuotaStatus(*each) for each in status.over_quota],
     )
 

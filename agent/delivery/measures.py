@@ -32,6 +32,8 @@ class Histogram:
 class Measures:
     """What was measured since the start; `last_delivery_at` is in seconds since the epoch.
 
+    `last_answer_at` is when a server answered last, whatever it said, to events or to a probe; `last_answer` is what.
+
     `request_seconds` has every request with events, `delay_seconds` every delivered event: the time from when it was accepted.
     Of a batch all events count with the delay of its first, the oldest. `responses` counts answers by status, a word for those
     that HTTP does not know.
@@ -42,16 +44,24 @@ class Measures:
         self.delay_seconds = Histogram(DELAY_BOUNDS)
         self.responses: Counter[str] = Counter({"200": 0})
         self.last_delivery_at: float | None = None
+        self.last_answer_at: float | None = None
+        self.last_answer: str | None = None
 
     def note_answer(self, batch: Batch, verdict: Verdict, seconds: float, now: float) -> None:
         """Count an answer that came after so many seconds, at `now` in seconds since the epoch."""
         self.request_seconds.observe(seconds)
         self.responses[_status_label(verdict.status)] += 1
+        self.note_last(verdict, now)
         if verdict.kind is not Kind.ACCEPTED:
             return
         self.last_delivery_at = now
         if batch.enqueued_at is not None:
             self.delay_seconds.observe(max(now - batch.enqueued_at, 0.0), batch.event_count)
+
+    def note_last(self, verdict: Verdict, now: float) -> None:
+        """Remember an answer as the last one, if it is a server's."""
+        if verdict.status is not None:
+            self.last_answer_at, self.last_answer = now, verdict.message or str(verdict.status)
 
 
 def _status_label(status: int | None) -> str:

@@ -65,6 +65,8 @@ class PipelineStatus:
     ledger: Ledger
     oldest_event_at: float | None
     last_delivery_at: float | None
+    last_answer_at: float | None
+    last_answer: str | None
     requests: int
     queue_bytes: int
     queue_limit: int
@@ -217,6 +219,8 @@ class Pipeline:
             ledger=self.ledger(),
             oldest_event_at=oldest,
             last_delivery_at=self._worker.measures.last_delivery_at,
+            last_answer_at=self._worker.measures.last_answer_at,
+            last_answer=self._worker.measures.last_answer,
             requests=self._worker.requests,
             queue_bytes=view.size,
             queue_limit=self.store.max_bytes,

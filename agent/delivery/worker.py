@@ -323,6 +323,8 @@ class Worker:
         """
         transport = self._transport
         verdict = await transport.probe()
+        if verdict is not None:
+            self.measures.note_last(verdict, self._runtime.wall_clock())
         if self.state.paused != paused:
             return
         if verdict is not None and verdict.kind not in _WORTH_A_TRY:

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from agent.errors import AgentError
 from agent.timestamps import iso
 from agent.usage.counting import HOUR_SECONDS, Totals, shortened
 from agent.usage.store import ADOPTED, DAMAGED, DELETED, UsageStore
@@ -141,6 +142,33 @@ class Question(NamedTuple):
 
     period: Period
     by: By | None = None
+
+
+LEAST_PREFIX = 4
+"""So many characters of a session's name are enough, if no other one begins with them."""
+_MOST_CANDIDATES = 5
+
+
+class AmbiguousError(AgentError):
+    """Several sessions begin so."""
+
+
+def whole_session(store: UsageStore, given: str) -> str:
+    """Return the session that is named so, or whose name alone begins so; `given` if there is none. Raises AmbiguousError."""
+    name = shortened(given)
+    with store.reading() as connection:
+        found = connection.execute(
+            "SELECT name FROM sessions WHERE name >= ?1 AND substr(name, 1, length(?1)) = ?1 "
+            "ORDER BY name = ?1 DESC, last DESC LIMIT ?2",
+            (name, _MOST_CANDIDATES + 1),
+        ).fetchall()
+    names = [str(each) for (each,) in found]
+    if not names or name in names or len(given) < LEAST_PREFIX:
+        return given
+    if len(names) == 1:
+        return names[0]
+    more = ", and more" if len(names) > _MOST_CANDIDATES else ""
+    raise AmbiguousError(f"several sessions begin with {given!r}: {', '.join(names[:_MOST_CANDIDATES])}{more}")
 
 
 def report(store: UsageStore, question: Question) -> Report:

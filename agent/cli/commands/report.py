@@ -24,8 +24,8 @@ _HOUR_SECONDS = 3600
 @click.command(short_help="Show what the cache did: hit rate, task time saved, worst builds.")
 @click.option("--since", metavar="TIME", help=f'From then on: "7d" ago, or a date.  [default: {DEFAULT_SINCE}]')
 @click.option("--until", metavar="TIME", help='Up to then: "1d" ago, or a date.  [default: now]')
-@click.option("--session", metavar="ID", help="Only this session, whenever it was.")
-@click.option("--by", type=click.Choice(["hour", "day", "session", "ci", "job"]), help="Break it down.")
+@click.option("--session", metavar="ID", help="Only this session, whenever it was; the first 4 characters or more do.")
+@click.option("--by", type=click.Choice(["hour", "day", "session", "ci", "job"]), help="Break it down; by job is by label.")
 @click.option(
     "--format",
     "form",
@@ -69,7 +69,7 @@ def report(
     """
     from agent.cli.views import report as view
     from agent.cli.views import report_files, report_page
-    from agent.usage.report import Question
+    from agent.usage.report import AmbiguousError, Question
 
     now = time.time()
     try:
@@ -77,7 +77,10 @@ def report(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     settings, destination, _ = find_queue(path, destination)
-    found, when = _ask(settings, destination, question, now, with_timeline=form == "html")
+    try:
+        found, when = _ask(settings, destination, question, now, with_timeline=form == "html")
+    except AmbiguousError as error:
+        raise click.UsageError(str(error)) from error
     found = _with_names(found, runs)
     match form:
         case "json":
@@ -129,10 +132,14 @@ def _ask(
     from agent.spools.identity import DESTINATION, read_adopted
     from agent.usage.fold import Keeping, query
     from agent.usage.reading import KeptEvents
-    from agent.usage.report import Timeline, timeline
+    from agent.usage.report import Timeline, timeline, whole_session
     from agent.usage.report import report as answer
 
     def ask(store: "UsageStore") -> "tuple[Report, Timeline]":
+        nonlocal question
+        if question.period.session is not None:
+            whole = whole_session(store, question.period.session)
+            question = question._replace(period=question.period._replace(session=whole))
         hour = int(now // _HOUR_SECONDS)
         when = timeline(store, question.period, hour) if with_timeline else Timeline("hour", [], [])
         return answer(store, question), when

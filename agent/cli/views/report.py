@@ -47,7 +47,7 @@ def not_known(report: Report) -> Iterator[str]:
     unknown = report.unknown
     if report.session is not None and not report.sessions:
         when = " of this time" if report.since or report.until else ""
-        yield f"no event{when} is known of session {report.session}: is it its whole ID?"
+        yield f"no event{when} is known of session {report.session}: is it its ID, or the first 4 characters at least?"
     if not unknown.history:
         yield "history.max_bytes is 0: what is delivered between two reports is in none of them"
     if unknown.deleted:

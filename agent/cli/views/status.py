@@ -96,6 +96,8 @@ def _rows(name: str, destination: DestinationStatus, now: float, token: str | No
         most = f"{amount(limit.events, 'event')}, {size(limit.bytes)}"
         yield "batch limit", rendered(f"{most}, since the server refuses more: {limit.reason}", style="yellow")
     yield "last delivery", last_delivery(destination, now)
+    if answer := last_answer(destination, now):
+        yield "last answer", answer
     yield "dropped", dropped(ledger.dropped)
     if destination.over_quota:
         yield "", _over_quota(destination.over_quota)
@@ -163,12 +165,20 @@ def _until(destination: DestinationStatus, now: float) -> Text | None:
     """Say since when and until when, for a state that will end."""
     if destination.state not in {"paused", "backing_off"}:
         return None
-    since = f"for {_ago(destination.since, now)}; " if destination.since else ""
+    since = f"for {_ago(destination.since, now)}{_or_longer(destination, now)}; " if destination.since else ""
     if destination.until is None:
         return rendered(f"{since}until `artifacts-agent resume`")
     what = "asks the server again" if destination.state == "paused" else "tries again"
     wait = max(_seconds(destination.until) - now, 0.0)
     return rendered(f"{since}{what} in {duration(wait)}, at {_clock(destination.until)}")
+
+
+def _or_longer(destination: DestinationStatus, now: float) -> str:
+    """Say so if it may have failed before the daemon's start: a failure is not remembered across that, as a pause is."""
+    age = destination.oldest_event_age
+    if destination.state != "backing_off" or destination.since is None or destination.last_delivery_at or age is None:
+        return ""
+    return " or longer, as none was delivered since the start" if age > now - _seconds(destination.since) + 60 else ""
 
 
 def queued(destination: DestinationStatus) -> Text:
@@ -189,6 +199,14 @@ def last_delivery(destination: DestinationStatus, now: float) -> Text:
     at, requests = destination.last_delivery_at, destination.requests
     when = f"{_ago(at, now)} ago, at {_clock(at)}" if at else "none since the daemon started"
     return rendered(f"{when} ({amount(requests, 'request')})")
+
+
+def last_answer(destination: DestinationStatus, now: float) -> Text | None:
+    """Return when a server answered last, and what, where delivery fails; None where the last delivery says it."""
+    at = destination.last_answer_at
+    if destination.state not in {"paused", "backing_off"} or at is None or at == destination.last_delivery_at:
+        return None
+    return rendered(f"{_ago(at, now)} ago, at {_clock(at)}: {destination.last_answer}")
 
 
 def dropped(counts: Mapping[str, int]) -> Text:

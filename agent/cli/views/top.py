@@ -23,7 +23,7 @@ from agent.cli.top.samples import (
     within,
 )
 from agent.cli.views.rendered import labelled, rendered
-from agent.cli.views.status import dead_letters, delivery, dropped, headline, last_delivery, queued
+from agent.cli.views.status import dead_letters, delivery, dropped, headline, last_answer, last_delivery, queued
 from agent.cli.views.tables import Column, FittedTable
 from agent.cli.views.words import amount, clock, duration, percent, size
 from agent.control.schema import DestinationStatus
@@ -111,6 +111,8 @@ def _rows(seen: Seen, name: str, destination: DestinationStatus) -> Iterator[tup
     yield "requests", _requests(lately, name, when)
     yield "answers", _answers(seen.samples[-1].measured.get(name, Measured()))
     yield "last delivery", last_delivery(destination, seen.now)
+    if answer := last_answer(destination, seen.now):
+        yield "last answer", answer
     yield "dead letters", _growing(dead_letters(ledger, destination.dead_letters), lately, name, _dead_lettered, when)
     yield "dropped", _growing(dropped(ledger.dropped), lately, name, _all_dropped, when)
     if rejected := seen.samples[-1].status.rejected:

@@ -127,10 +127,24 @@ def test_a_session_of_which_nothing_is_known_is_said(daemon: Daemon, recorded_re
     for form in ("text", "github", "html"):
         ask = ("report", "--format", form, "--config", daemon.config, "--session")
         assert "no event is known of session" not in run_command(*ask, session).stdout
-        assert (
-            f"no event is known of session {session[:8]}: is it its whole ID?" in run_command(*ask, session[:8]).stdout
-        )
-    assert asked(daemon, "--session", session[:8])["sessions"] == 0
+        for unknown in (session[:3], f"{session[:8]}x", "nothing%"):
+            said = f"no event is known of session {unknown}: is it its ID, or the first 4 characters at least?"
+            assert said in run_command(*ask, unknown).stdout
+    assert asked(daemon, "--session", session[:3])["sessions"] == 0
+
+
+def test_a_session_is_known_by_its_beginning_if_no_other_one_begins_so(daemon: Daemon) -> None:
+    names = ["0d9f-a", "0d9f-b", "0d9f-b-longer", "5f0c"]
+    events = [{"sessionId": name, "source": "LOCAL", "event": "HIT", "hash": "h"} for name in names]
+    with daemon.connect() as client:
+        client.send(b"".join(json.dumps(event).encode() + b"\n" for event in events))
+        client.wait_settled(len(events))
+    for given, meant in (("0d9f-a", "0d9f-a"), ("0d9f-b", "0d9f-b"), ("0d9f-b-", "0d9f-b-longer"), ("5f0c", "5f0c")):
+        assert asked(daemon, "--session", given)["session"] == meant
+    done = run_command("report", "--session", "0d9f", "--config", daemon.config)
+    assert done.returncode == 2
+    assert "several sessions begin with '0d9f': " in done.stderr
+    assert all(name in done.stderr for name in names[:3])
 
 
 def test_a_date_is_utc(daemon: Daemon) -> None:

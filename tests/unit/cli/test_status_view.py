@@ -73,6 +73,25 @@ def test_a_pause_shows_the_reason_since_when_and_when_the_server_is_asked_again(
     assert "for 3 min 20 s; asks the server again in 5 min 5 s, at 2023-11-14 22:18:25 UTC" in text
 
 
+def test_where_delivery_fails_it_is_said_when_a_server_answered_last_and_what() -> None:
+    failing = {"state": "backing_off", "reason": "connection refused", "since": "2023-11-14T22:13:10.000Z"}
+    answer = {"last_answer_at": "2023-11-14T22:11:20.000Z", "last_answer": "503 Service Unavailable: [b]Down"}
+    said = "last answer    2 min ago, at 2023-11-14 22:11:20 UTC: 503 Service Unavailable: [b]Down\n"
+    assert said in shown(status(**failing, **answer))
+    assert "last answer" not in shown(status(**answer))  # of one event that is refused, say
+    accepted = {"last_answer_at": "2023-11-14T22:12:50.000Z", "last_answer": "200"}
+    assert "last answer" not in shown(status(**failing, **accepted))  # the line above has it
+
+
+def test_a_failure_that_may_be_older_than_the_daemon_is_said_to_be() -> None:
+    until = {"until": "2023-11-14T22:13:30.000Z", "since": "2023-11-14T22:13:10.000Z"}
+    failing = {"state": "backing_off", "reason": "connection refused", "last_delivery_at": None, **until}
+    older = "for 10 s or longer, as none was delivered since the start; tries again in 10 s"
+    assert older in shown(status(**failing, oldest_event_age=7200.0))
+    for known in ({"oldest_event_age": 12.0}, {"oldest_event_age": 7200.0, "last_delivery_at": until["since"]}):
+        assert "for 10 s; tries again in 10 s" in shown(status(**{**failing, **known}))
+
+
 @pytest.mark.parametrize("answer", ["401 Unauthorized", "403 Forbidden"])
 def test_a_token_that_is_refused_says_where_to_look_and_what_to_do(answer: str) -> None:
     report = status(state="paused", reason=f"blocked: {answer}: no")

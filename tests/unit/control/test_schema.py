@@ -58,6 +58,8 @@ def test_the_keys_and_types_of_the_status_stay_as_they_are() -> None:
                 dead_letters_discarded=14,
                 batch_limit=BatchLimitStatus(15, 16, "413"),
                 over_quota=[OverQuotaStatus(17, 18, 19), OverQuotaStatus(None, 1, 2)],
+                last_answer_at="2025-06-15T12:00:00.000Z",
+                last_answer="402 Payment Required",
             )
         },
         adopted=AdoptionStatus(
@@ -100,6 +102,8 @@ def test_the_keys_and_types_of_the_status_stay_as_they_are() -> None:
                     "batch_limit": {"events": 15, "bytes": 16, "reason": "413"},
                     "over_quota": [{"uid": 17, "events": 18, "bytes": 19}, {"uid": None, "events": 1, "bytes": 2}],
                     "retired": False,
+                    "last_answer_at": "2025-06-15T12:00:00.000Z",
+                    "last_answer": "402 Payment Required",
                 }
             },
             "adopted": {

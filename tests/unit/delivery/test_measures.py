@@ -41,3 +41,14 @@ def test_what_a_server_answers_makes_few_series() -> None:
 
 def test_the_parts_of_a_batch_have_its_delay() -> None:
     assert {part.enqueued_at for part in BATCH.split()} == {1000.0}
+
+
+def test_the_last_answer_is_a_servers_whatever_it_says_and_silence_is_none() -> None:
+    measures = Measures()
+    measures.note_answer(BATCH, Verdict(Kind.TRANSIENT, "connection refused"), 0.1, now=1.0)
+    assert (measures.last_answer_at, measures.last_answer) == (None, None)
+    measures.note_answer(BATCH, Verdict(Kind.ACCEPTED, status=200), 0.1, now=2.0)
+    assert (measures.last_answer_at, measures.last_answer) == (2.0, "200")
+    measures.note_last(Verdict(Kind.BLOCKED, "403 Forbidden: no", 403), now=3.0)
+    measures.note_answer(BATCH, Verdict(Kind.TRANSIENT, "no answer"), 0.1, now=4.0)
+    assert (measures.last_answer_at, measures.last_answer) == (3.0, "403 Forbidden: no")

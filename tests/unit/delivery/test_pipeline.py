@@ -326,6 +326,8 @@ async def test_the_status_tells_why_nothing_is_delivered_and_until_when() -> Non
         assert status.until == pytest.approx(h.wall_clock() + 59, abs=0.1)
         assert status.oldest_event_at == pytest.approx(submitted, abs=0.1)
         assert (status.last_delivery_at, status.requests) == (None, 1)
+        assert status.last_answer == "503 Service Unavailable"
+        assert status.last_answer_at == pytest.approx(h.wall_clock() - 1, abs=0.1)
         transport.rule = lambda _c, _e: ACCEPTED
         pipeline.resume()  # a person decides, whatever the server asked for
         await pipeline.flush()
