@@ -25,7 +25,9 @@ _HOUR_SECONDS = 3600
 @click.option("--since", metavar="TIME", help=f'From then on: "7d" ago, or a date.  [default: {DEFAULT_SINCE}]')
 @click.option("--until", metavar="TIME", help='Up to then: "1d" ago, or a date.  [default: now]')
 @click.option("--session", metavar="ID", help="Only this session, whenever it was; the first 4 characters or more do.")
-@click.option("--by", type=click.Choice(["hour", "day", "session", "ci", "job"]), help="Break it down; by job is by label.")
+@click.option(
+    "--by", type=click.Choice(["hour", "day", "session", "ci", "job"]), help="Break it down; by job is by label."
+)
 @click.option(
     "--format",
     "form",
