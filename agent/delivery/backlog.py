@@ -56,6 +56,9 @@ class Backlog(Protocol):
     def put_back(self, *batches: Batch) -> None:
         """Let a batch that was taken, or the parts of it, be the next ones, the oldest first."""
 
+    def holds(self, batch: Batch) -> bool:
+        """Whether a batch that was taken may still be sent; if not all of it may, it is to be put back."""
+
     def rewind(self) -> None:
         """Begin again with everything that is not settled. No batch that was taken may be under way."""
 

@@ -7,20 +7,19 @@ import errno
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from itertools import chain, groupby
-from operator import attrgetter
+from itertools import chain
 from typing import NamedTuple
 
 import anyio
-import msgspec
 import structlog
 
 from agent.delivery.batch_size import Size
-from agent.delivery.batching import Batch, Batcher, BatchOptions, Piece
+from agent.delivery.batching import Batch, BatchOptions, Piece
+from agent.delivery.ready import ReadyBatches
 from agent.delivery.sampling import find_sample
 from agent.delivery.transport import Verdict
 from agent.errors import StorageError
-from agent.events import decode_events, encode_events, split_lines
+from agent.events import split_lines
 from agent.queue.committer import NO_ANSWER, STALL_SECONDS, Committer
 from agent.queue.cursor import Outcome, Pause, Span
 from agent.queue.dead_letters import DeadLetter, DeadLetters
@@ -43,8 +42,6 @@ SAMPLED_SEGMENTS = 8  # at most so many of the newest are looked through for a s
 STORAGE_RETRY_SECONDS = 1.0
 LOG_INTERVAL = 60.0
 MAX_SHOWN_BYTES = 300
-MAX_HELD_BYTES = 4 * 1024 * 1024
-MAX_HELD_SPANS = 500  # of a batch, and of the open ones together
 
 # A checkpoint has a fixed size, and lists what is settled beyond the cursor's position: at worst, all that is under way.
 MAX_OPEN_SPANS = 1000
@@ -76,13 +73,10 @@ class DiskBacklog:
         self._writer = writer
         self._committer = committer
         self._dead_letters = dead_letters
-        self._options = options
         self._runtime = runtime
         self._log = structlog.get_logger("agent.delivery")
         self._throttle = Throttle(LOG_INTERVAL)
-        self._batcher = Batcher()
-        self._most = Size(0, 0)  # the largest limit so far: batches are formed for it, and cut when they are taken
-        self._ready: deque[Batch] = deque()
+        self._ready = ReadyBatches(options)
         self._taken: dict[int, int] = {}  # the first number of each batch that is under way, and how many spans it has
         self._sampled: set[int] = set()  # numbers that were taken before the reader came to them
         self._reader: Reader | None = None
@@ -95,7 +89,7 @@ class DiskBacklog:
 
     def reconfigure(self, options: BatchOptions) -> None:
         """Form batches so from the next `rewind` on."""
-        self._options = options
+        self._ready.options = options
 
     @property
     def storage_error(self) -> str | None:
@@ -130,26 +124,19 @@ class DiskBacklog:
 
     async def next_batch(self, limit: Size, *, at_once: bool) -> Batch | None:
         """See `Backlog`. Reads at most once."""
-        self._most = Size(*map(max, self._most, limit))
+        self._ready.raise_limit(limit)
         if self._too_scattered:
             return None
         if not self._ready and self._has_unread:
             await self._read()
         if not self._ready and not self._has_unread:
             self._failures, self._read_error = 0, None  # what could not be read may have been settled meanwhile
-            self._ready.extend(self._batcher.filled(limit))
-            self._close_due(anyio.current_time(), at_once=at_once)
-        while self._ready:
-            batch = self._ready.popleft()
-            if len(batch.spans) > MAX_HELD_SPANS:
-                self._ready.extendleft(reversed(batch.split()))
-                continue
-            batch, rest = batch.fit(limit)
-            if rest is not None:
-                self._ready.appendleft(rest)
+            self._ready.close_filled(limit)
+            self._ready.close_due(anyio.current_time(), at_once=at_once)
+        batch = self._ready.take(limit)
+        if batch is not None:
             self._taken[batch.spans[0].start] = len(batch.spans)
-            return batch
-        return None
+        return batch
 
     async def take_sample(self, refused: Sequence[Batch]) -> Batch | None:
         """See `Backlog`. What has been read comes in question, and what the newest segments hold beyond that."""
@@ -161,8 +148,8 @@ class DiskBacklog:
                 unread = await self._runtime.run_blocking(partial(self._newest_unread, self._store.view))
             except StorageError:
                 return None  # the next batch meets the same bytes and says so
-        self._close_due(anyio.current_time(), at_once=True)
-        read = sorted(self._ready, key=lambda batch: batch.spans[-1].stop, reverse=True)
+        self._ready.close_due(anyio.current_time(), at_once=True)
+        read = self._ready.newest_first()
         waiting = chain((batch for each in unread for batch in reversed(self._batches_of(each))), read)
         found = find_sample(waiting, refused)
         if found is None:
@@ -170,8 +157,7 @@ class DiskBacklog:
         batch, index = found
         sample, rest = batch.take_out(index)
         if any(each is batch for each in read):
-            self._ready = deque(each for each in self._ready if each is not batch)
-            self.put_back(*rest)
+            self._ready.replace(batch, rest)
         else:
             self._sampled.add(sample.spans[0].start)
         self._taken[sample.spans[0].start] = 1
@@ -182,7 +168,7 @@ class DiskBacklog:
         """See `Backlog`."""
         if self._too_scattered:
             return float("inf")
-        return float("-inf") if self._ready or self._has_unread else self._batcher.oldest + self._options.max_delay
+        return float("-inf") if self._ready or self._has_unread else self._ready.due_at
 
     @property
     def _too_scattered(self) -> bool:
@@ -198,26 +184,20 @@ class DiskBacklog:
         """See `Backlog`."""
         for batch in batches:
             self._taken.pop(batch.spans[0].start, None)
-        self._ready = deque(sorted([*batches, *self._ready], key=lambda batch: batch.spans[0].start))
+        self._ready.put_back(*batches)
+
+    def holds(self, batch: Batch) -> bool:
+        """See `Backlog`: nobody else has the queue."""
+        return True
 
     def rewind(self) -> None:
         """See `Backlog`: the next read begins at the cursor."""
         self._ready.clear()
         self._taken.clear()
         self._sampled.clear()
-        self._batcher = Batcher()
         if self._reader is not None:
             self._reader.close()
             self._reader = None
-
-    def _close_due(self, now: float, *, at_once: bool) -> None:
-        """Close the open batches that have waited long enough, or all."""
-        oldest, max_delay = self._batcher.oldest, self._options.max_delay
-        if at_once:
-            self._ready.extend(self._batcher.due(now))
-        elif now >= oldest + max_delay:
-            # Compared exactly as others wait for it: a difference that is rounded otherwise would have them ask for ever.
-            self._ready.extend(self._batcher.due(max(now - max_delay, oldest)))
 
     # Settling
 
@@ -283,14 +263,12 @@ class DiskBacklog:
         if isinstance(item, Gap):
             return self._settle_gap(item.span)
         whole, record = item
-        if record.enqueued_at < self._runtime.wall_clock() - self._options.max_age:
+        if record.enqueued_at < self._runtime.wall_clock() - self._ready.options.max_age:
             return self._store.cursor.settle([whole], Outcome.EXPIRED)
-        for batch in self._batches_of(item):
-            piece = Piece(batch.context, None, batch.spans[0], batch.lines, record.enqueued_at)
-            for part in _by_session(piece) if self._options.split_sessions else (piece,):
-                self._ready.extend(self._batcher.add(part, self._most, now))
-        if self._batcher.held_spans > MAX_HELD_SPANS or self._batcher.held_bytes > MAX_HELD_BYTES:
-            self._close_due(now, at_once=True)
+        found = self._batches_of(item)
+        self._ready.add(
+            (Piece(each.context, None, each.spans[0], each.lines, record.enqueued_at) for each in found), now
+        )
         return 0
 
     def _batches_of(self, item: _Read) -> list[Batch]:
@@ -374,19 +352,3 @@ class DiskBacklog:
         held_back = self._throttle.allow(event, anyio.current_time())
         if held_back is not None:
             self._log.error(event, **facts, suppressed=held_back)
-
-
-def _by_session(piece: Piece) -> Iterator[Piece]:
-    try:
-        decoded = decode_events(piece.lines)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        decoded = []
-    if encode_events(decoded) != piece.lines:  # written by something else: let the API say what it thinks of it
-        yield piece
-        return
-    seq = piece.span.start
-    for session, group in groupby(decoded, attrgetter("session_id")):
-        events = list(group)
-        span = Span(seq, seq + len(events))
-        yield Piece(piece.context, session, span, encode_events(events), piece.enqueued_at)
-        seq += len(events)

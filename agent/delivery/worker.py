@@ -18,6 +18,7 @@ from agent.delivery.measures import Measures
 from agent.delivery.policy import Action, Decision, DeliverySettings, DeliveryState, Paused, Reason
 from agent.delivery.suspects import Suspects
 from agent.delivery.transport import Kind, Transport, Verdict
+from agent.delivery.turns import LocalTurns, Turns
 from agent.queue.barrier import Barrier
 from agent.queue.cursor import Outcome, Pause
 from agent.runtime import Runtime, TaskPool
@@ -35,8 +36,15 @@ class Worker:
     `requests` counts from the start, and so do `measures`.
     """
 
-    def __init__(self, backlog: Backlog, transport: Transport, settings: DeliverySettings, runtime: Runtime) -> None:
-        """A pause that the backlog remembers goes on."""
+    def __init__(
+        self,
+        backlog: Backlog,
+        transport: Transport,
+        settings: DeliverySettings,
+        runtime: Runtime,
+        turns: Turns | None = None,
+    ) -> None:
+        """A pause that the backlog remembers goes on. Without `turns` no other delivers for the same account."""
         self._backlog = backlog
         self._transport = transport
         self._settings = settings
@@ -51,7 +59,7 @@ class Worker:
         self._retired: list[Transport] = []
         self._flushing: list[Barrier] = []
         self._suspects = Suspects()
-        self._next_request_at = float("-inf")
+        self._turns = turns or LocalTurns(settings.requests_per_minute)
         self.requests = 0
         self.measures = Measures()
         self.state = self._restored()
@@ -85,7 +93,15 @@ class Worker:
         self._retry_after_overridden()
         self._retired.append(self._transport)
         self._transport, self._settings, self._stale = transport, settings, True
+        self._turns.reconfigure(settings.requests_per_minute)
         self._enter(policy.reconfigured(self.state))
+
+    def follow(self, pause: Pause | None) -> None:
+        """Enter a pause that others have written down, or leave one that they have ended; nothing of it is written again."""
+        if pause is not None:
+            self._enter(self._paused(self.state, pause), remember=False)
+        elif self.state.paused is not None:
+            self._enter(replace(policy.resume(self.state), probes=0), remember=False)
 
     def _retry_after_overridden(self) -> float | None:
         wait = round(self.state.not_before - anyio.current_time(), 1)
@@ -162,13 +178,10 @@ class Worker:
             await self._begin_anew()
         state, now = self.state, anyio.current_time()
         if state.paused is not None:
-            if now < state.paused.until:
-                return state.paused.until - now
-            await self._probe(state.paused)
-            return 0.0
+            return await self._wait_or_probe(state.paused, now)
         if state.doubt is not None and self._in_flight:
             return _FOREVER
-        if (wait := max(state.retry_at, self._next_request_at) - now) > 0:
+        if (wait := max(state.retry_at, self._turns.next_at) - now) > 0:
             return wait
         if state.doubt is not None:
             await self._send_sample()
@@ -230,6 +243,15 @@ class Worker:
         self, batch: Batch, transport: Transport, probed: Paused | None = None, *, is_sample: bool = False
     ) -> None:
         """Send a batch, decide about the answer and perform the decision. A batch can be the probe of a pause, or a sample."""
+        has_turn = await self._turns.take(probing=probed is not None)
+        if not has_turn or not self._backlog.holds(batch):
+            if self._backlog.holds(batch):
+                self._give_back(batch)
+            else:
+                self._backlog.put_back(batch)
+            self.requests -= 1
+            self._end_request()
+            return
         begun_at = anyio.current_time()
         verdict = await transport.send(batch)
         now = anyio.current_time()
@@ -249,8 +271,7 @@ class Worker:
                 await self._backlog.settle(batch, Outcome.DEAD_LETTERED)
             case Action.RETURN:
                 pass  # it still waits in the backlog, and comes again after the rewind
-        self._in_flight -= 1
-        self._changed.notify_all()
+        self._end_request()
 
     def _decide(
         self,
@@ -310,11 +331,24 @@ class Worker:
         """Count a request when it is decided on: its task may start only after the next one is decided on."""
         self._in_flight += 1
         self.requests += 1
-        if self._settings.requests_per_minute is not None:
-            earliest = max(self._next_request_at, anyio.current_time())
-            self._next_request_at = earliest + 60 / self._settings.requests_per_minute
+        self._turns.note_begun()
+
+    def _end_request(self) -> None:
+        self._in_flight -= 1
+        self._changed.notify_all()
 
     # While paused
+
+    async def _wait_or_probe(self, paused: Paused, now: float) -> float:
+        """Probe if it is time, and nobody else does; return for how many seconds there is nothing more to do."""
+        if now < paused.until:
+            return paused.until - now
+        if (wait := await self._turns.may_probe()) > 0:
+            return wait
+        if self.state.paused == paused:
+            await self._probe(paused)
+        await self._turns.end_probe()
+        return 0.0
 
     async def _probe(self, paused: Paused) -> None:
         """Find out whether the pause is over, with the server's status and then, if that allows it, with one event.
@@ -378,11 +412,12 @@ class Worker:
 
     # State
 
-    def _enter(self, new: DeliveryState) -> None:
+    def _enter(self, new: DeliveryState, *, remember: bool = True) -> None:
         old, self.state = self.state, new
         if old.paused != new.paused:
             self._stale = True
-            self._remember_pause(new)
+            if remember:
+                self._remember_pause(new)
             self._log_pause(old.paused, new.paused)
         self._changed.notify_all()
 
@@ -404,12 +439,17 @@ class Worker:
         if pause.reason not in _REASONS:  # a later version's: the next answer tells whether to pause
             self._backlog.remember(None)
             return DeliveryState()
+        return self._paused(DeliveryState(), pause)
+
+    def _paused(self, state: DeliveryState, pause: Pause) -> DeliveryState:
+        """Return the state with a pause that was written down."""
         wait = pause.probe_at - self._runtime.wall_clock()
         if pause.reason != Reason.OPERATOR:
             # A clock that was set back must not make it wait longer than it ever should.
             wait = min(max(wait, 0.0), self._settings.max_probe_interval)
-        paused = Paused(Reason(pause.reason), pause.message, anyio.current_time() + wait)
-        return replace(DeliveryState(), paused=paused, probes=pause.probes)
+        reason = Reason(pause.reason) if pause.reason in _REASONS else Reason.BLOCKED
+        paused = Paused(reason, pause.message, anyio.current_time() + wait)
+        return replace(state, paused=paused, doubt=None, probes=pause.probes, slots=1, failures=0)
 
     def _log_pause(self, old: Paused | None, new: Paused | None) -> None:
         if new is not None:

@@ -110,6 +110,13 @@ class FleetLedger:
         return len(self._intents)
 
     @property
+    def forwarded(self) -> int:
+        """How many events are known to have been handed to the engine: as queues say, or as many as were settled of them."""
+        settled = {key: cursor.next_seq - 1 - cursor.queued for key, cursor in self._cursors.items()}
+        told = {key: seen.ledger.forwarded for key, seen in self.seen.items()}
+        return sum(max(settled.get(key, 0), told.get(key, 0)) for key in settled.keys() | told.keys())
+
+    @property
     def queues(self) -> Sequence[QueueKey]:
         """The queues that are known, in order."""
         return sorted(self._cursors.keys() | self.seen.keys())

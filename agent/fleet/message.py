@@ -99,6 +99,12 @@ def encode_ledger(queue: str, ledger: Ledger) -> dict[str, str]:
     return {"Nats-Expected-Stream": EVENTS, _VERSION: VERSION, _QUEUE: queue, _SPANS: "", _LEDGER: text}
 
 
+def is_later(headers: Mapping[str, str]) -> bool:
+    """Whether a message is of a later version, which later relays can read."""
+    version = headers.get(_VERSION, "")
+    return version.isascii() and version.isdecimal() and len(version) <= 9 and int(version) > int(VERSION)
+
+
 def decode(headers: Mapping[str, str], body: bytes) -> Events:
     """Return what a message says. Raises InvalidMessageError: whoever may publish can send anything."""
     version, queue = headers.get(_VERSION), headers.get(_QUEUE, "")

@@ -125,6 +125,10 @@ class MemoryBacklog:
         self._returned = sorted([*self._returned, *batches], key=lambda batch: batch.spans[0])
         self.due_at = float("-inf")
 
+    def holds(self, batch: Batch) -> bool:
+        """See `Backlog`."""
+        return True
+
     def rewind(self) -> None:
         """See `Backlog`."""
         self._taken.clear()

@@ -1,8 +1,8 @@
-"""What the worker may count on, whatever it delivers from: the queue on disk and the fake in memory behave alike."""
+"""What the worker may count on, whatever it delivers from: a queue on disk, a stream of an engine and the fake behave alike."""
 
 import errno
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from itertools import chain
 from pathlib import Path
@@ -17,9 +17,17 @@ from agent.delivery.batching import Batch, BatchOptions
 from agent.delivery.disk_backlog import DiskBacklog
 from agent.delivery.transport import Kind, Verdict
 from agent.events import Block, Context, decode_events, encode_events
+from agent.fleet import message
+from agent.fleet.accounting import FleetLedger
+from agent.fleet.backlog import StreamBacklog
+from agent.fleet.following import LedgerFollower
+from agent.fleet.names import DEAD, LEDGER, events_subject
+from agent.fleet.records import decode_record
+from agent.fleet.shared import SharedTurns
+from agent.fleet.writing import FleetWriter
 from agent.queue.committer import Committer
-from agent.queue.cursor import Outcome, Pause
-from agent.queue.dead_letters import DeadLetters
+from agent.queue.cursor import Outcome, Pause, Span
+from agent.queue.dead_letters import DeadLetters, decode_dead_letter
 from agent.queue.ownership import Exclusive, Inline
 from agent.queue.store import Limits
 from agent.runtime import Runtime
@@ -27,12 +35,15 @@ from tests.support import virtual_time
 from tests.support.crash_model import LoseAll
 from tests.support.fault_filesystem import FaultFilesystem, no_errors
 from tests.support.memory_backlog import Kept, MemoryBacklog
+from tests.support.memory_engine import ACK_WAIT, MemoryBroker, MemoryEngine
 from tests.support.open_queue import OpenQueue
 from tests.support.pipelines import DIRECTORY, EPOCH, PLAIN, batch_of, dead_letters, event, events, inline, numbered
 
 pytestmark = pytest.mark.anyio
 
 DELAY = 2.0
+TEAM = "web"
+SUBJECT = events_subject(TEAM, "linux")
 REFUSED = Verdict(Kind.REJECTED, "400 Bad Request: no", 400)
 PAUSE = Pause("blocked", "402 Payment Required", EPOCH, EPOCH + 300, 2)
 
@@ -149,11 +160,78 @@ class OnDisk:
         return [Kept(letter.event.hash, letter.status, letter.message) for letter in dead_letters(after)]
 
 
+class InStream:
+    """The stream of an engine in memory, as a relay delivers from it."""
+
+    def __init__(self, tasks: anyio.abc.TaskGroup) -> None:
+        self._tasks = tasks
+        self._broker = MemoryBroker()
+        self._lives = 0
+        self._next = 1
+
+    async def open(self) -> None:
+        """Begin to fetch, as a relay that starts."""
+        self._lives += 1
+        engine, relay = MemoryEngine(self._broker), f"r{self._lives}"
+        runtime = Runtime(inline, lambda: EPOCH + anyio.current_time(), lambda: 0.5)
+        self._follower = LedgerFollower(engine, TEAM)
+        self._turns = SharedTurns(engine, TEAM, relay, None)
+        writer = FleetWriter(engine, TEAM, relay)
+        self.backlog = StreamBacklog(writer, self._follower, self._turns, BatchOptions(max_delay=DELAY), runtime)
+        await self._follower.load()
+        await self._turns.load()
+        self._lifes = [anyio.CancelScope() for _ in range(3)]
+        for life, task in zip(self._lifes, (self._follower.run, self._turns.run, self.backlog.run), strict=True):
+            self._tasks.start_soon(self._run, task, life)
+        await self._follower.catch_up()
+        await self._fetched()
+
+    async def _run(self, task: Callable[[], Awaitable[None]], life: anyio.CancelScope) -> None:
+        with life:
+            await task()
+
+    async def _fetched(self) -> None:
+        """Return when the backlog has all that waits."""
+        while self.backlog.held_events < self.outcomes()["queued"]:
+            await self.backlog.changed.wait()
+
+    async def add(self, *names: str, context: Context = PLAIN, session: str = "s") -> None:
+        lines = encode_events([event(name, session) for name in names])
+        batch = Batch(context, lines, (Span(self._next, self._next + len(names)),))
+        self._next += len(names)
+        await MemoryEngine(self._broker).publish(SUBJECT, lines, message.encode(batch, "q"))
+        await self._fetched()
+
+    def refuse(self) -> None:
+        self._broker.full = {LEDGER, DEAD}
+
+    def heal(self) -> None:
+        self._broker.full = set()
+
+    async def crash(self) -> None:
+        await self._turns.write()
+        for life in self._lifes:
+            life.cancel()
+        await anyio.sleep(ACK_WAIT)
+        await self.open()
+
+    def outcomes(self) -> dict[str, int]:
+        ledger = FleetLedger()
+        for each in self._broker.streams[LEDGER].messages.values():
+            ledger.apply(decode_record(each.body), each.seq)
+        counts = {str(name): count for name, count in ledger.sums.items() if count}
+        return counts | {"queued": self._next - 1 - sum(counts.values())}
+
+    def letters(self) -> list[Kept]:
+        letters = map(decode_dead_letter, self._broker.bodies(DEAD))
+        return [Kept(letter.event.hash, letter.status, letter.message) for letter in letters]
+
+
 def _full(operation: str, path: Path) -> OSError | None:
     return OSError(errno.ENOSPC, "full", str(path)) if operation in {"pwrite", "create"} else None
 
 
-@pytest.fixture(params=["memory", "disk"])
+@pytest.fixture(params=["memory", "disk", "stream"])
 def implementation(request: pytest.FixtureRequest) -> str:
     """Each implementation in turn."""
     name: str = request.param
@@ -164,7 +242,12 @@ def implementation(request: pytest.FixtureRequest) -> str:
 async def opened(implementation: str) -> AsyncIterator[World]:
     """Yield an empty backlog."""
     async with anyio.create_task_group() as tasks:
-        yield InMemory() if implementation == "memory" else OnDisk(tasks)
+        if implementation == "stream":
+            stream = InStream(tasks)
+            await stream.open()
+            yield stream
+        else:
+            yield InMemory() if implementation == "memory" else OnDisk(tasks)
         tasks.cancel_scope.cancel()
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from agent.delivery.batch_size import Size
 from agent.delivery.batching import Batch, BatchOptions
-from agent.delivery.disk_backlog import MAX_HELD_BYTES, MAX_HELD_SPANS, MAX_OPEN_SPANS, READ_ATTEMPTS, DiskBacklog
+from agent.delivery.disk_backlog import MAX_OPEN_SPANS, READ_ATTEMPTS, DiskBacklog
+from agent.delivery.ready import MAX_HELD_BYTES, MAX_HELD_SPANS
 from agent.events import Context, Event, decode_events, encode_events
 from agent.queue.committer import Committer
 from agent.queue.cursor import Outcome, Span

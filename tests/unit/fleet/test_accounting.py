@@ -104,14 +104,15 @@ def test_open_requests_are_remembered_up_to_a_bound_and_counted_for_good(monkeyp
     assert ledger.in_doubt == 6  # forgotten, and counted once too often rather than not at all
 
 
-def test_the_last_ledger_of_a_queue_counts() -> None:
-    early, late = (Ledger(accepted, 0, 0, {}, 0) for accepted in (3, 9))
+def test_the_last_ledger_of_a_queue_counts_and_says_what_was_forwarded() -> None:
+    early, late = (Ledger(accepted, 0, 0, {}, 0, forwarded=accepted) for accepted in (3, 9))
     ledger = fold(
         Seen(SUBJECT, "q1", late, 20.0),
         Seen(SUBJECT, "q1", early, 30.0),
         Settled(Outcome.DELIVERED, (part(1, 4), part(1, 6, "q2"))),
     )
     assert ledger.seen == {QueueKey(SUBJECT, "q1"): LastSeen(late, 20.0)}
+    assert ledger.forwarded == 9 + 5
     assert ledger.queues == [QueueKey(SUBJECT, "q1"), QueueKey(SUBJECT, "q2")]
 
 

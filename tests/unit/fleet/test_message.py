@@ -92,3 +92,12 @@ def test_what_no_agent_wrote_is_refused_in_words(
     headers = {**message.encode(batch, QUEUE), **change}
     with pytest.raises(InvalidMessageError, match=reason):
         message.decode({name: value for name, value in headers.items() if value is not None}, body or batch.lines)
+
+
+@pytest.mark.parametrize(
+    ("version", "is_later"),
+    [("1", False), ("2", True), ("10", True), ("0", False), ("", False), ("x", False), ("9" * 99, False)],
+)
+def test_a_later_version_is_told_from_what_no_agent_writes(version: str, is_later: bool) -> None:
+    assert message.is_later({"AA-Version": version}) is is_later
+    assert not message.is_later({})

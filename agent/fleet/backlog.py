@@ -1,0 +1,417 @@
+"""The backlog of a relay: messages of the work queue, which it holds until their events are settled in the ledger stream.
+
+    fetch ─► leave out what the ledger has settled ─► batch ─► Intent ─► request ─► Settled ─► acknowledge the message
+
+What is held is bounded, and asked more time for; a message that may be somebody else's meanwhile is let go of. Nothing is on
+a disk here: what is not settled comes again to others.
+"""
+
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import NamedTuple
+
+import anyio
+import anyio.lowlevel
+import structlog
+
+from agent.delivery.batch_size import Size
+from agent.delivery.batching import Batch, BatchOptions, Piece
+from agent.delivery.ready import ReadyBatches
+from agent.delivery.sampling import find_sample
+from agent.delivery.transport import Kind, Verdict
+from agent.fleet import dead, message, names
+from agent.fleet.engine import EngineError, Message
+from agent.fleet.following import LedgerFollower
+from agent.fleet.held import Held, HeldMessages
+from agent.fleet.message import Events, InvalidMessageError
+from agent.fleet.records import Intent, Part, Released, Seen, Settled, encode_record
+from agent.fleet.shared import SharedTurns
+from agent.fleet.writing import LOG_INTERVAL, RETRY_SECONDS, FleetWriter
+from agent.queue.cursor import Outcome, Pause, Span
+from agent.queue.dead_letters import DeadLetter
+from agent.runtime import Broadcast, Runtime, Wakeup
+from agent.throttle import Throttle
+
+FETCH_MESSAGES = 32
+FETCH_SECONDS = 1.0
+EXTEND_SECONDS = 10.0
+ACK_WAIT = 30.0
+"""After so many seconds without an answer the engine gives a message to somebody else: a setting of the consumer."""
+
+SAFE_SECONDS = 5.0
+"""So many seconds before that a message counts as lost to others."""
+
+MAX_HELD_EVENTS = 4000
+INTENT_SECONDS = 10.0
+LATER_SECONDS = 60.0
+COPY_SECONDS = 10.0
+STOP_SECONDS = 3.0
+MAX_SHOWN_BYTES = 300
+_RECORD_MARGIN = 1024  # what a record may grow by until its request is settled
+
+
+class _Request(NamedTuple):
+    """A request that was written down, and its events as the fleet knows them."""
+
+    id: str
+    parts: tuple[Part, ...]
+
+
+class StreamBacklog:
+    """The events of a team that wait in the engine; see `agent.delivery.backlog.Backlog`. It fetches while `run` runs.
+
+    `settled` counts what this relay has settled, by outcome, `unreadable` the messages that said nothing.
+    """
+
+    def __init__(
+        self,
+        writer: FleetWriter,
+        follower: LedgerFollower,
+        turns: SharedTurns,
+        options: BatchOptions,
+        runtime: Runtime,
+        max_held: int = MAX_HELD_EVENTS,
+    ) -> None:
+        self._writer = writer
+        self._engine = writer.engine
+        self._follower = follower
+        self._turns = turns
+        self._runtime = runtime
+        self._max_held = max_held
+        self._log = structlog.get_logger("agent.fleet")
+        self._throttle = Throttle(LOG_INTERVAL)
+        self._held = HeldMessages()
+        self._ready = ReadyBatches(options)
+        self._fresh: deque[Held] = deque()  # not in batches yet
+        self._ended: deque[tuple[Held, Outcome | None]] = deque()  # to be settled as that, and acknowledged
+        self._tending = Wakeup()
+        self._requests: dict[int, _Request] = {}  # by the first number of the batch that is under way
+        self._stopping = False
+        self._fetching = False
+        self._idle = False
+        self._fetched_at = float("-inf")
+        self._per_message = 1.0
+        self.changed = Broadcast()
+        self.settled: Counter[str] = Counter()
+        self.unreadable = 0
+
+    @property
+    def storage_error(self) -> str | None:
+        """See `Backlog`: what the engine does not do now."""
+        return self._writer.error or self._follower.error or self._turns.error
+
+    @property
+    def pause(self) -> Pause | None:
+        """See `Backlog`: that of all relays."""
+        return self._turns.pause
+
+    def remember(self, pause: Pause | None) -> None:
+        """See `Backlog`: for all relays."""
+        self._turns.remember(pause)
+
+    @property
+    def held_events(self) -> int:
+        """How many events it holds."""
+        return self._held.event_count
+
+    # Taking
+
+    async def next_batch(self, limit: Size, *, at_once: bool) -> Batch | None:
+        """See `Backlog`."""
+        await anyio.lowlevel.checkpoint()
+        now = anyio.current_time()
+        self._let_lapsed_go(now)
+        self._ready.raise_limit(limit)
+        while self._fresh and not self._ready:
+            self._form(self._fresh.popleft(), now)
+        if not self._ready:
+            self._ready.close_filled(limit)
+            self._ready.close_due(now, at_once=at_once)
+        while (batch := self._ready.take(limit)) is not None:
+            if self._held.holds(batch.spans):
+                return batch
+            self._ready.add(self._pieces(batch.spans), now)
+        return None
+
+    async def take_sample(self, refused: Sequence[Batch]) -> Batch | None:
+        """See `Backlog`. What is held comes in question."""
+        await anyio.lowlevel.checkpoint()
+        now = anyio.current_time()
+        self._let_lapsed_go(now)
+        while self._fresh:
+            self._form(self._fresh.popleft(), now)
+        self._ready.close_due(now, at_once=True)
+        found = find_sample(self._ready.newest_first(), refused)
+        if found is None:
+            return None
+        sample, rest = found[0].take_out(found[1])
+        self._ready.replace(found[0], rest)
+        return sample
+
+    @property
+    def due_at(self) -> float:
+        """See `Backlog`."""
+        return float("-inf") if self._ready or self._fresh else self._ready.due_at
+
+    def put_back(self, *batches: Batch) -> None:
+        """See `Backlog`."""
+        self._ready.put_back(*batches)
+
+    def holds(self, batch: Batch) -> bool:
+        """See `Backlog`: a message whose time has run out may be somebody else's."""
+        self._let_lapsed_go(anyio.current_time())
+        return self._held.holds(batch.spans)
+
+    def rewind(self) -> None:
+        """See `Backlog`: begins again with what is held."""
+        self._ready.clear()
+        self._fresh = deque([held for held in self._held if held.checked])
+
+    def _form(self, held: Held, now: float) -> None:
+        """Put what nothing has settled of a message into batches; have it end if it is too old, or nothing is left."""
+        if held not in self._held:
+            return
+        enqueued_at = held.events.enqueued_at
+        if enqueued_at is not None and enqueued_at < self._runtime.wall_clock() - self._ready.options.max_age:
+            self._end(held, Outcome.EXPIRED)
+            return
+        pieces = self._pieces(self._left_of(held))
+        if not pieces:
+            self._end(held, None)
+        self._ready.add(pieces, now)
+
+    def _left_of(self, held: Held) -> list[Span]:
+        """Return what of a message nothing has settled, here or elsewhere."""
+        elsewhere = held.ours(self._follower.ledger.unsettled(held.part))
+        return [left for span in elsewhere for left in self._held.unsettled(span)]
+
+    def _pieces(self, spans: Iterable[Span]) -> list[Piece]:
+        """Return what is held of these numbers."""
+        return [
+            Piece(held.events.context, None, span, held.lines(span), held.events.enqueued_at)
+            for held, span in self._held.pieces(spans)
+        ]
+
+    def _let_lapsed_go(self, now: float) -> None:
+        for held in self._held:
+            if now - held.kept_at > ACK_WAIT - SAFE_SECONDS:
+                self._held.drop(held)
+                self._complain("message_held_too_long", seq=held.message.seq)
+
+    def _end(self, held: Held, outcome: Outcome | None) -> None:
+        self._ended.append((held, outcome))
+        self._tending.set()
+
+    # Requests
+
+    async def write_intent(self, batch: Batch) -> Verdict | None:
+        """Write down that a request is about to be made; if it may not be, return why."""
+        request = _Request(self._writer.new_id(), self._held.parts(batch.spans))
+        record = Intent(request.id, self._writer.relay, request.parts)
+        if len(encode_record(record)) > self._engine.max_payload - _RECORD_MARGIN and batch.event_count > 1:
+            return Verdict(Kind.TOO_LARGE, "the engine takes no record of so many parts")
+        written = False
+        with anyio.move_on_after(INTENT_SECONDS):
+            await self._writer.insist("an intent", partial(self._writer.write, record, request.id))
+            written = True
+        if not written:
+            return Verdict(Kind.TRANSIENT, f"the engine takes no record: {self._writer.error}")
+        self._requests[batch.spans[0].start] = request
+        if self._held.holds(batch.spans):
+            return None
+        lapsed = Verdict(Kind.TRANSIENT, "the engine may have given the events to another relay")
+        await self.note_answer(batch, lapsed, took_nothing=True)
+        return lapsed
+
+    async def note_answer(self, batch: Batch, verdict: Verdict, *, took_nothing: bool) -> None:
+        """Say what came of a request that was written down; one that was accepted is closed by `settle`."""
+        if verdict.kind is Kind.ACCEPTED:
+            return
+        request = self._requests.pop(batch.spans[0].start, None)
+        if request is not None and took_nothing:
+            with suppress(EngineError):  # then its events stay in doubt, which they need not be
+                await self._writer.write(Released(request.id), request.id)
+
+    # Settling
+
+    async def settle(self, batch: Batch, outcome: Outcome) -> None:
+        """See `Backlog`. An engine that refuses the record holds delivery up: a crash would repeat too much."""
+        first = batch.spans[0].start
+        request = self._requests.get(first)
+        parts = request.parts if request is not None else self._held.parts(batch.spans)
+        await self._settle(parts, outcome, request.id if request is not None else None)
+        self._requests.pop(first, None)
+        await self._forget(batch.spans)
+
+    async def _settle(self, parts: tuple[Part, ...], outcome: Outcome, request: str | None = None) -> None:
+        if parts:
+            record, name = Settled(outcome, parts, request), request or self._writer.new_id()
+            await self._writer.insist("a settlement", partial(self._writer.write, record, name))
+            self.settled[outcome] += sum([span.length for part in parts for span in part.spans])
+
+    async def _forget(self, spans: Sequence[Span]) -> None:
+        """Settle these numbers here, and acknowledge the messages of which nothing is left."""
+        for held in self._held.settle(spans):
+            await self._ack(held.message)
+        self.changed.notify_all()
+
+    async def _ack(self, found: Message) -> None:
+        with suppress(EngineError):  # it comes again, and the ledger says that it is settled
+            await self._engine.ack(found)
+
+    async def keep_dead_letter(self, batch: Batch, verdict: Verdict) -> None:
+        """See `Backlog`: it goes to AA_DEAD."""
+        for part in self._held.parts(batch.spans):
+            now = self._runtime.wall_clock()
+            letter = DeadLetter(part.spans[0].start, now, verdict.status, verdict.message, batch.context, batch.lines)
+            sent = letter.line[:MAX_SHOWN_BYTES].decode(errors="replace").rstrip()
+            facts = {"queue": part.queue, "seq": letter.seq, "sent": sent, "message": verdict.message}
+            self._log.warning("event_dead_lettered", **facts)
+            await self._writer.keep_dead(*dead.of_event(part.subject, part.queue, letter))
+
+    async def purge(self) -> int:
+        """See `Backlog`: also what is fetched meanwhile, until nothing comes."""
+        count = 0
+        while len(self._held) or not self._idle:
+            for held in self._held:
+                left = self._held.unsettled(held.span)
+                await self._settle(self._held.parts(left), Outcome.PURGED)
+                count += sum([span.length for span in left])
+                await self._forget([held.span])
+            if not len(self._held) and not self._idle:
+                await self.changed.wait()
+        self.rewind()
+        return count
+
+    # Fetching
+
+    async def run(self) -> None:
+        """Fetch, and keep what is held, until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._fetch)
+            tasks.start_soon(self._extend)
+            tasks.start_soon(self._tend)
+
+    async def release(self) -> None:
+        """Fetch no more, and let others have at once what is held; nothing may be under way."""
+        self._stopping = True
+        self.changed.notify_all()
+        with anyio.move_on_after(STOP_SECONDS):
+            while self._fetching:
+                await self.changed.wait()
+        for held in self._held:
+            self._held.drop(held)
+            with suppress(EngineError):  # then they have it when its time has run out
+                await self._engine.release(held.message)
+        self.rewind()
+
+    async def _fetch(self) -> None:
+        consumer = names.consumer(self._writer.team)
+        self._fetching = True
+        while not self._stopping:
+            room = self._max_held - self._held.event_count
+            if room <= 0:
+                await self.changed.wait(seconds=FETCH_SECONDS)
+                continue
+            most = min(FETCH_MESSAGES, max(int(room / self._per_message), 1))
+            try:
+                found = await self._engine.fetch(names.EVENTS, consumer, most=most, seconds=FETCH_SECONDS)
+            except EngineError as error:
+                self._writer.note_error("a fetch", str(error))
+                await anyio.sleep(RETRY_SECONDS)
+                continue
+            self._writer.note_success("a fetch")
+            await self._take_in(found, anyio.current_time())
+            self._idle = not found
+            self.changed.notify_all()
+        self._fetching = False
+        self.changed.notify_all()
+
+    async def _take_in(self, found: Sequence[Message], now: float) -> None:
+        """Hold messages that came at `now`, once the ledger says what of them is settled."""
+        if now - self._fetched_at > SAFE_SECONDS:  # some may have waited on this side of the connection
+            for each in found:
+                await self._more_time(each)
+        self._fetched_at = now
+        new: list[Held] = []
+        for each in found:
+            known = self._held.at(each.seq)
+            if known is not None:  # more time was asked for in vain
+                known.message, known.kept_at = each, now
+                continue
+            events = await self._read(each)
+            if events is None:
+                continue
+            if self._held.overlaps(Part(each.subject, events.queue, events.spans)):
+                with suppress(EngineError):  # a copy: it comes again when these are settled
+                    await self._engine.release(each, COPY_SECONDS)
+                continue
+            self._per_message += 0.1 * (events.event_count - self._per_message)
+            new.append(self._held.add(each, events, now))
+        if new:
+            await self._follower.catch_up()
+        for held in new:
+            held.checked = True
+            self._fresh.append(held)
+
+    async def _read(self, found: Message) -> Events | None:
+        """Return the events of a message; None if there is nothing to be delivered."""
+        if message.is_later(found.headers):
+            self._complain("message_of_later_version", seq=found.seq)
+            with suppress(EngineError):
+                await self._engine.release(found, LATER_SECONDS)
+            return None
+        try:
+            events = message.decode(found.headers, found.body)
+        except InvalidMessageError as error:
+            self.unreadable += 1
+            self._complain("message_unreadable", seq=found.seq, subject=found.subject, error=str(error))
+            await self._writer.keep_dead(*dead.of_message(found, str(error), self._engine.max_payload))
+            await self._ack(found)
+            return None
+        if events.ledger is not None:
+            record = Seen(found.subject, events.queue, events.ledger, self._runtime.wall_clock())
+            write = partial(self._writer.write, record, f"{events.queue}:{found.seq}")
+            await self._writer.insist("a ledger", write)
+        if not events.event_count:
+            await self._ack(found)
+            return None
+        return events
+
+    async def _extend(self) -> None:
+        while True:
+            await anyio.sleep(EXTEND_SECONDS)
+            for held in self._held:
+                now = anyio.current_time()
+                if held in self._held and await self._more_time(held.message):
+                    held.kept_at = now
+
+    async def _more_time(self, found: Message) -> bool:
+        try:
+            await self._engine.extend(found)
+        except EngineError as error:
+            self._complain("message_not_extended", error=str(error))
+            return False
+        return True
+
+    async def _tend(self) -> None:
+        """End messages that are too old, or of which nothing is left."""
+        while True:
+            await self._tending.wait()
+            while self._ended:
+                held, outcome = self._ended.popleft()
+                if held not in self._held:
+                    continue
+                if outcome is not None:
+                    left = self._left_of(held)
+                    await self._settle(self._held.parts(left), outcome)
+                    count = sum([span.length for span in left])
+                    self._complain("events_expired", events=count, queue=held.events.queue)
+                await self._forget([held.span])
+
+    def _complain(self, event: str, **facts: object) -> None:
+        held_back = self._throttle.allow(event, anyio.current_time())
+        if held_back is not None:
+            self._log.warning(event, **facts, suppressed=held_back)

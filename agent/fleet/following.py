@@ -1,0 +1,109 @@
+"""Reads the ledger stream of a team into its accounts, from a snapshot on, and keeps snapshots for those who start later."""
+
+import anyio
+import structlog
+
+from agent.fleet import names
+from agent.fleet.accounting import FleetLedger
+from agent.fleet.engine import Engine, EngineError, Reader
+from agent.fleet.records import decode_record
+from agent.runtime import Broadcast
+from agent.throttle import Throttle
+
+READ_RECORDS = 500
+READ_SECONDS = 5.0
+RETRY_SECONDS = 1.0
+SNAPSHOT_RECORDS = 20_000
+LOG_INTERVAL = 60.0
+
+
+def snapshot_name(team: str) -> str:
+    """Return the name of the snapshot of a team's accounts."""
+    return f"ledger-{team}"
+
+
+class LedgerFollower:
+    """The accounts of a team, kept up with the stream while `run` runs. `error` says why they cannot be, just now.
+
+    All waits end when the engine answers again: nothing here raises for what it does.
+    """
+
+    def __init__(self, engine: Engine, team: str) -> None:
+        self._engine = engine
+        self._team = team
+        self._subject = names.ledger_subject(team)
+        self._log = structlog.get_logger("agent.fleet")
+        self._throttle = Throttle(LOG_INTERVAL)
+        self._saved_at = 0  # records
+        self.ledger = FleetLedger()
+        self.changed = Broadcast()
+        self.error: str | None = None
+
+    async def load(self) -> None:
+        """Begin with the snapshot, or at the beginning of the stream if there is none that can be used."""
+        while True:
+            try:
+                data = await self._engine.load(snapshot_name(self._team))
+                found = FleetLedger.decode(data) if data is not None else None
+                if data is not None and found is None:
+                    self._log.warning("ledger_snapshot_unusable", hint="the ledger is read from its beginning")
+                if found is not None and found.seq <= (await self._engine.stream_state(names.LEDGER)).last_seq:
+                    self.ledger, self._saved_at = found, found.records
+            except EngineError as error:
+                await self._wait_after(error)
+            else:
+                self.error = None
+                return
+
+    async def run(self) -> None:
+        """Read until cancelled."""
+        reader: Reader | None = None
+        while True:
+            if reader is None:
+                reader = self._engine.reader(names.LEDGER, self._subject, self.ledger.seq)
+            try:
+                found = await reader.read(READ_RECORDS, READ_SECONDS)
+            except EngineError as error:
+                await self._wait_after(error)
+                continue
+            self.error = None
+            for message in found:
+                self.ledger.apply(decode_record(message.body), message.seq)
+            if found:
+                self.changed.notify_all()
+                await self._save_if_due()
+
+    async def catch_up(self) -> None:
+        """Return when all that the stream had at the time of the call has been read."""
+        last = None
+        while last is None:
+            try:
+                last = await self._engine.last_seq(names.LEDGER, self._subject)
+            except EngineError as error:
+                await self._wait_after(error)
+        while self.ledger.seq < last:
+            await self.changed.wait()
+
+    async def save(self) -> None:
+        """Keep a snapshot. Raises EngineError."""
+        await self._engine.save(snapshot_name(self._team), self.ledger.encode())
+        self._saved_at = self.ledger.records
+
+    async def _save_if_due(self) -> None:
+        if self.ledger.records - self._saved_at < SNAPSHOT_RECORDS:
+            return
+        try:
+            await self.save()
+        except EngineError as error:
+            self._saved_at = self.ledger.records  # not before so many more
+            self._complain("ledger_snapshot_not_kept", error)
+
+    async def _wait_after(self, error: EngineError) -> None:
+        self.error = str(error)
+        self._complain("ledger_unreadable", error)
+        await anyio.sleep(RETRY_SECONDS)
+
+    def _complain(self, event: str, error: EngineError) -> None:
+        held_back = self._throttle.allow(event, anyio.current_time())
+        if held_back is not None:
+            self._log.warning(event, error=str(error), suppressed=held_back)

@@ -1,0 +1,172 @@
+"""The messages that a relay holds, with numbers of its own for their events: batches are of these numbers.
+
+A number counts from 1 and is never used again. What the fleet calls an event is (subject, queue, number of the queue).
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from agent.events import split_lines
+from agent.fleet.engine import Message
+from agent.fleet.message import Events
+from agent.fleet.records import Part
+from agent.queue.cursor import Cursor, Outcome, Span
+
+
+@dataclass(eq=False, slots=True)
+class Held:
+    """A message, what it says, the local number of its first event, and when it was last known to be ours (steady clock).
+
+    It is `checked` when the ledger was read up to the moment at which it came.
+    """
+
+    message: Message
+    events: Events
+    first: int
+    kept_at: float
+    checked: bool = False
+
+    @property
+    def span(self) -> Span:
+        """The local numbers of its events."""
+        return Span(self.first, self.first + self.events.event_count)
+
+    @property
+    def part(self) -> Part:
+        """All of its events, as the fleet knows them."""
+        return Part(self.message.subject, self.events.queue, self.events.spans)
+
+    def lines(self, span: Span) -> bytes:
+        """Return some of its events, by local numbers."""
+        if span == self.span:
+            return self.events.lines
+        return split_lines(split_lines(self.events.lines, span.start - self.first)[1], span.length)[0]
+
+    def theirs(self, local: Span) -> Iterator[Span]:
+        """Return local numbers as numbers of the queue."""
+        first = self.first
+        for span in self.events.spans:
+            low, high = max(local.start, first), min(local.stop, first + span.length)
+            if low < high:
+                yield Span(span.start + low - first, span.start + high - first)
+            first += span.length
+
+    def ours(self, theirs: Sequence[Span]) -> Iterator[Span]:
+        """Return numbers of the queue, in order, as local ones."""
+        first = self.first
+        for span in self.events.spans:
+            for each in theirs:
+                low, high = max(each.start, span.start), min(each.stop, span.stop)
+                if low < high:
+                    yield Span(first + low - span.start, first + high - span.start)
+            first += span.length
+
+
+class HeldMessages:
+    """The messages that are held, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._cursor = Cursor()
+        self._held: dict[int, Held] = {}  # by the first local number
+        self._firsts: list[int] = []
+        self._by_seq: dict[int, Held] = {}
+        self._by_queue: dict[tuple[str, str], list[Held]] = {}
+
+    def __iter__(self) -> Iterator[Held]:
+        return iter(list(self._held.values()))
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def event_count(self) -> int:
+        """How many events are held and not settled."""
+        return self._cursor.queued
+
+    def at(self, seq: int) -> Held | None:
+        """Return the message with that number in the stream, if it is held."""
+        return self._by_seq.get(seq)
+
+    def overlaps(self, part: Part) -> bool:
+        """Whether a message that is held has some of these events."""
+        return any(
+            one.start < other.stop and other.start < one.stop
+            for held in self._by_queue.get((part.subject, part.queue), ())
+            for one in held.events.spans
+            for other in part.spans
+        )
+
+    def add(self, message: Message, events: Events, now: float) -> Held:
+        """Hold a message with at least one event."""
+        held = Held(message, events, self._cursor.next_seq, now)
+        self._cursor.next_seq = held.span.stop
+        self._held[held.first] = self._by_seq[message.seq] = held
+        self._firsts.append(held.first)
+        self._by_queue.setdefault((message.subject, events.queue), []).append(held)
+        return held
+
+    def unsettled(self, span: Span) -> list[Span]:
+        """Return which of these local numbers were not settled here."""
+        return self._cursor.unsettled(span)
+
+    def __contains__(self, held: Held) -> bool:
+        return self._held.get(held.first) is held
+
+    def holds(self, spans: Iterable[Span]) -> bool:
+        """Whether all of these local numbers are of messages that are held."""
+        spans = tuple(spans)
+        return sum(piece.length for _, piece in self.pieces(spans)) == sum(span.length for span in spans)
+
+    def parts(self, spans: Iterable[Span]) -> tuple[Part, ...]:
+        """Return local numbers as the fleet knows these events."""
+        found: dict[tuple[str, str], list[Span]] = {}
+        for held, piece in self.pieces(spans):
+            found.setdefault((held.message.subject, held.events.queue), []).extend(held.theirs(piece))
+        return tuple(Part(subject, queue, tuple(_joined(theirs))) for (subject, queue), theirs in found.items())
+
+    def settle(self, spans: Sequence[Span]) -> list[Held]:
+        """Settle local numbers; return the messages of which nothing is left, which are held no more."""
+        touched = dict.fromkeys(held for held, _ in self.pieces(spans))
+        self._cursor.settle(spans, Outcome.DELIVERED)  # here it matters only that they are settled
+        done = [held for held in touched if not self.unsettled(held.span)]
+        for held in done:
+            self._forget(held)
+        return done
+
+    def drop(self, held: Held) -> None:
+        """Hold a message no more: it is somebody else's, or will be."""
+        self._cursor.settle([held.span], Outcome.DELIVERED)
+        self._forget(held)
+
+    def _forget(self, held: Held) -> None:
+        if self._held.pop(held.first, None) is not None:
+            self._firsts.remove(held.first)
+            self._by_seq.pop(held.message.seq, None)
+            queue = held.message.subject, held.events.queue
+            self._by_queue[queue].remove(held)
+            if not self._by_queue[queue]:
+                del self._by_queue[queue]
+
+    def pieces(self, spans: Iterable[Span]) -> Iterator[tuple[Held, Span]]:
+        """Return the messages that these local numbers are of, and which are whose; without those that are held no more."""
+        for span in spans:
+            index = max(bisect_right(self._firsts, span.start) - 1, 0)
+            for first in self._firsts[index:]:
+                if first >= span.stop:
+                    break
+                held = self._held[first]
+                low, high = max(span.start, first), min(span.stop, held.span.stop)
+                if low < high:
+                    yield held, Span(low, high)
+
+
+def _joined(spans: list[Span]) -> list[Span]:
+    """Return spans in order; those that meet become one."""
+    joined: list[Span] = []
+    for span in sorted(spans):
+        if joined and span.start <= joined[-1].stop:
+            joined[-1] = Span(joined[-1].start, max(joined[-1].stop, span.stop))
+        else:
+            joined.append(span)
+    return joined
