@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import secrets
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ OPEN_SECONDS = 2.0
 """How long the disk of a destination other than DEFAULT may take to open it; meanwhile nothing else is done."""
 END_SECONDS = 5.0
 """How long after the end of a drain a destination may take for what it has begun."""
+ASK_SECONDS, ROOM_SECONDS = 5.0, 0.5
+"""How often one whose disk is full asks the others for room, and how long it waits for them."""
 
 Follow = Callable[[str, Pipeline], Coroutine[None, None, None]]
 
@@ -73,6 +76,7 @@ class Destinations(Service):
         self._tasks: TaskGroup | None = None
         self._follow: Follow | None = None
         self._draining = False
+        self._asked_for_room: dict[str, float] = {}
         total = settings.config.queue.total_bytes
         self._disk = SharedDisk(total) if total is not None else None
         self.pipelines: dict[str, Pipeline] = {}
@@ -159,8 +163,9 @@ class Destinations(Service):
         except TimeoutError:
             raise StorageError(f"{directory}: {NO_ANSWER}") from None
         runtime = dataclasses.replace(self._runtime, run_blocking=self._threads.own(THREADS))
+        ask = partial(self._ask_for_room, name)
         try:
-            pipeline = Pipeline(self._fs, place, limits, delivery, runtime, self._disk, files)
+            pipeline = Pipeline(self._fs, place, limits, delivery, runtime, self._disk, files, ask)
         except BaseException:
             lock.release()
             raise
@@ -187,6 +192,21 @@ class Destinations(Service):
 
     async def _identify_in_thread(self, pipeline: Pipeline, name: str) -> None:
         await pipeline.run_blocking(partial(self._identify, name))
+
+    async def _ask_for_room(self, name: str) -> bool:
+        """Have each other one look at its disk: if that is full, too, its history goes before an event of this one does.
+
+        False if that was done lately. One whose disk does not answer is not waited for.
+        """
+        now, others = anyio.current_time(), [each for other, each in self.pipelines.items() if other != name]
+        if not others or now - self._asked_for_room.get(name, -math.inf) < ASK_SECONDS:
+            return False
+        self._asked_for_room[name] = now
+        with anyio.move_on_after(ROOM_SECONDS):
+            async with anyio.create_task_group() as asking:
+                for each in others:
+                    asking.start_soon(each.commit_once)
+        return True
 
     # Reloading
 

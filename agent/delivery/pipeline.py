@@ -1,6 +1,6 @@
 """One destination, whole: its queue, its delivery worker and its ledger, from opening to drain."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -106,8 +106,12 @@ class Pipeline:
         runtime: Runtime,
         disk: SharedDisk | None = None,
         files: QueueFiles | None = None,
+        ask_for_room: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
-        """Open the queue in `directory`, unless its `files` are open; it may share a `disk` with others. Raises StorageError."""
+        """Open the queue in `directory`, unless its `files` are open; it may share a `disk` with others. Raises StorageError.
+
+        When the disk is full it asks `ask_for_room`, and tries once more if that says so.
+        """
         self._runtime = runtime
         self._limits = limits
         self.fs = fs
@@ -115,7 +119,7 @@ class Pipeline:
         self.store = Store(fs, directory, limits, writer.recovered, disk)
         self.writer = Exclusive(writer, lambda writer: writer.quarantined, runtime.run_blocking)
         self.dead_letters = Exclusive(dead_letters, lambda dead_letters: dead_letters.counts, runtime.run_blocking)
-        self._committer = Committer(self.store, self.writer, wall_clock=runtime.wall_clock)
+        self._committer = Committer(self.store, self.writer, wall_clock=runtime.wall_clock, ask_for_room=ask_for_room)
         self._backlog = DiskBacklog(
             self.store, self.writer, self._committer, self.dead_letters, delivery.options, runtime
         )

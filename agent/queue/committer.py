@@ -3,7 +3,7 @@
 A commit: the store admits and plans, the writer writes in a thread, the store applies what became of it.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import anyio
@@ -68,10 +68,19 @@ NOTHING = Admitted[Submission](())
 class Committer:
     """Commits what is submitted, one group after another, each when `commit_next` is called. `begun` is set when one begins."""
 
-    def __init__(self, store: Store, writer: Owner[Writer], *, wall_clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        writer: Owner[Writer],
+        *,
+        wall_clock: Callable[[], float],
+        ask_for_room: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
+        """`ask_for_room` asks other users of the disk, and returns whether it is worth trying once more to write to it."""
         self._store = store
         self._writer = writer
         self._wall_clock = wall_clock
+        self._ask_for_room = ask_for_room
         self._wakeup = Wakeup()
         self.begun = Wakeup()
         self._submitted: list[Submission] = []
@@ -166,6 +175,10 @@ class Committer:
         self._started_at = anyio.current_time()
         self.begun.set()
         committed = await self._writer.run(partial(Writer.commit, plan=plan, now=now))
+        full = committed.refused is Outcome.DISK_FULL
+        if full and self._ask_for_room is not None and await self._ask_for_room():
+            again = plan if committed.undelivered_error is not None else plan._replace(undelivered=())
+            committed = await self._writer.run(partial(Writer.commit, plan=again, now=now))
         if admitted.refusals:
             committed = committed._replace(refusals=admitted.refusals)
         self._started_at = None

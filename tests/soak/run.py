@@ -93,11 +93,18 @@ def soak(
             disk = stack.enter_context(best_disk(directory, SIZE + destinations * DISK_BYTES))
             _run(result, disk, directory, stack, only, enough)
     except (AssertionError, OSError, httpx.HTTPError) as error:
-        result.problems.append(f"{type(error).__name__}: {error}"[:MOST_OF_AN_ERROR])
+        result.problems += _in_words(error)
     else:
         assert result.evidence is not None
         result.problems += judge(result.evidence)
     return result
+
+
+def _in_words(error: BaseException) -> Iterator[str]:
+    """Say what broke, and what had before, which clearing up may have hidden."""
+    yield f"{type(error).__name__}: {error}"[:MOST_OF_AN_ERROR]
+    if error.__context__ is not None:
+        yield from _in_words(error.__context__)
 
 
 def _run(result: Soak, disk: Disk, directory: Path, stack: ExitStack, only: Collection[str], enough: Enough) -> None:
@@ -111,11 +118,11 @@ def _run(result: Soak, disk: Disk, directory: Path, stack: ExitStack, only: Coll
     clock.set(0.0)
     daemon = Daemon(directory / "agent", url)
     daemon.module, daemon.env = "tests.support.skewed_agent", {SKEW_FILE: str(clock.path)}
-    stack.callback(daemon.kill)
     destinations = Destinations(accounts, directory / "tokens")
     world = World(daemon, url, disk, clock, random.Random(result.seed), progress, destinations, result.happened)
     result.disk, result.skipped = f"{disk.name} {disk.missing}".strip(), skipped(world)
     _give_disks_of_their_own(world, accounts, directory, stack)
+    stack.callback(daemon.kill)
     world.configure()
     world.start()
     running = [_start(stack, world, number) for number in range(len(clients))]

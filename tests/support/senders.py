@@ -93,8 +93,8 @@ class Durable:
     before the first drop are surely durable, the rest of it is of unknown fate, and is sent again when the whole window
     is settled. So an event counts as acknowledged only if the answer can mean nothing else.
 
-    It asks for one of the `destinations`, if there are any, and for the next one each time it is denied that. It connects as the
-    user `uid`, if it is root itself: then `socket` is looked for by that user.
+    It asks for one of the `destinations`, if there are any, and for the next one each time it is denied that. As root it can
+    connect as another user, `uid`: `socket` is looked for by that one, and is closed to it for a moment at each start.
     """
 
     socket: Path
@@ -125,7 +125,7 @@ class Durable:
         try:
             with _effective_user(self.uid):
                 return Conversation(self.socket, {"ack": "durable"}, TIMEOUT)
-        except (ConnectionError, FileNotFoundError):
+        except (ConnectionError, FileNotFoundError, PermissionError):
             return None
 
     def _send_windows(self, conversation: Conversation) -> None:

@@ -60,7 +60,12 @@ class Gate:
 class Setting:
     """A committer over a fault filesystem, and what became of its commits."""
 
-    def __init__(self, limits: Limits | None = None, run_blocking: RunBlocking | None = None) -> None:
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        run_blocking: RunBlocking | None = None,
+        ask_for_room: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
         self.disk = FaultFilesystem()
         queue = OpenQueue(self.disk, ROOT, limits or Limits())
         self.store = queue.store
@@ -68,7 +73,7 @@ class Setting:
         self.commits: list[Committed] = []
         self.now = 1000.0
         writer = Exclusive(queue.writer, lambda writer: writer.quarantined, run_blocking or self.gate)
-        self.committer = Committer(self.store, writer, wall_clock=lambda: self.now)
+        self.committer = Committer(self.store, writer, wall_clock=lambda: self.now, ask_for_room=ask_for_room)
 
     async def run(self) -> None:
         """Commit until the committer is closed."""
@@ -203,6 +208,33 @@ class TestRefusals:
             setting.disk.errors = no_errors
             assert (await outcome(committer.submit(block("b")).wait())).refused is None
         assert setting.store.cursor.ledger().dropped == {Outcome.DISK_ERROR: 1}
+
+    @pytest.mark.parametrize("gives", [True, False])
+    async def test_others_are_asked_for_room_before_a_full_disk_costs_events(self, gives: bool) -> None:
+        asked = []
+
+        async def ask() -> bool:
+            asked.append(setting.store.cursor.ledger().dropped)
+            if gives:
+                setting.disk.errors = no_errors
+            return gives
+
+        setting = Setting(ask_for_room=ask)
+        setting.disk.errors = failing("create", errno.ENOSPC)
+        async with running(setting) as committer:
+            refused = (await outcome(committer.submit(block("a", 3)).wait())).refused
+        assert refused is (None if gives else Outcome.DISK_FULL)
+        assert asked == [{}]
+        ledger = setting.store.cursor.ledger()
+        assert (ledger.queued, ledger.dropped) == ((3, {}) if gives else (0, {Outcome.DISK_FULL: 3}))
+
+    async def test_a_wait_without_blocks_ends_when_what_was_counted_before_is_written(self) -> None:
+        setting = Setting()
+        async with running(setting) as committer:
+            setting.store.cursor.shed(3, Outcome.RATE_LIMITED)
+            assert (await outcome(committer.submit().wait())).refused is None
+        queue = OpenQueue(setting.disk, ROOT, Limits())
+        assert queue.store.cursor.ledger().dropped == {Outcome.RATE_LIMITED: 3}
 
     async def test_overflow_is_a_refusal_without_an_error(self) -> None:
         setting = Setting(Limits(max_bytes=100, overflow="drop-newest"))
