@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from agent.cli.job.agent import JobAgent
 
 END_SECONDS = 0.5
+LONG_SECONDS = 60.0
+"""After so long what was said at the start is far up in a job's log, and is said again at the end."""
 _NO_AGENT = "no agent for this command"
 _LEFT_ALONE = "TURBO_API is left as it is"
 
@@ -90,8 +92,11 @@ def exec_(
         code = job_command.run(command, environ)
     finally:
         agent = preparation.end()
+        again = preparation.told if time.time() - begun >= LONG_SECONDS else None
         if agent is not None:
-            _end(agent, deadline, begun)
+            _end(agent, deadline, begun, again)
+        elif again is not None:
+            _warn(again)
     return job_command.end_as(code)
 
 
@@ -109,6 +114,7 @@ class _Preparation(threading.Thread):
         self._problem: str | None = None
         self._notice: str | None = None
         self._too_late = False
+        self.told: str | None = None  # why the job is without something
 
     def variables(self) -> Mapping[str, str]:
         """Wait for the agent; return what the command is to know of it. What is missing costs a line."""
@@ -117,9 +123,9 @@ class _Preparation(threading.Thread):
         if agent is None:
             self._too_late = True
         if not self._tell() and not self._complete:
-            _warn(
-                f"{_NO_AGENT if agent is None else _LEFT_ALONE}: the agent is not ready yet: the command does not wait for it"
-            )
+            without = _NO_AGENT if agent is None else _LEFT_ALONE
+            self.told = f"{without}: the agent is not ready yet: the command does not wait for it"
+            _warn(self.told)
         return {} if agent is None else {**agent.variables}
 
     def look_ahead(self) -> None:
@@ -145,6 +151,7 @@ class _Preparation(threading.Thread):
             _warn(notice)
         problem, self._problem = self._problem, None
         if problem is not None:
+            self.told = problem
             _warn(problem)
         return problem is not None
 
@@ -212,7 +219,8 @@ def _label(given: str | None, program: str, now: float) -> str | None:
     return detect_job(os.environ) or to_label(f"{Path(program).name} {begun} {os.getpid()}")
 
 
-def _end(agent: "JobAgent", deadline: float | None, begun: float) -> None:
+def _end(agent: "JobAgent", deadline: float | None, begun: float, again: str | None) -> None:
+    """End the agent's part; `again` is what was said at the start, and is to be said again."""
     try:
         with _interruptible():
             left = agent.end(deadline)
@@ -227,7 +235,9 @@ def _end(agent: "JobAgent", deadline: float | None, begun: float) -> None:
         from agent.cli.job import summary
 
         with contextlib.suppress(OSError):  # nobody reads it
-            summary.report(agent.usage, os.environ)
+            summary.report(agent.usage, os.environ, again)
+    elif again is not None:
+        _warn(again)
 
 
 class _InterruptedError(Exception):

@@ -19,9 +19,12 @@ WAIT_SECONDS = 0.05
 """For Buildkite's agent to take the text; it then goes on by itself."""
 
 
-def report(usage: Totals, environ: Mapping[str, str]) -> None:
-    """Say it in a line on standard error, and where the CI system shows it that this is. Raises OSError if nobody reads it."""
-    line = job_line(usage)
+def report(usage: Totals, environ: Mapping[str, str], trouble: str | None = None) -> None:
+    """Say it in a line on standard error, with the job's trouble, and where the CI system shows it that this is.
+
+    Raises OSError if nobody reads it.
+    """
+    line = job_line(usage) if trouble is None else f"{job_line(usage)}; {' '.join(trouble.split())}"
     if environ.get("GITLAB_CI"):
         show_section("artifacts_agent", line, job_table(usage), int(time.time()))
     else:

@@ -207,6 +207,36 @@ def test_turbo_api_is_left_alone_unless_somebody_has_said_which_server_it_is(job
     )
 
 
+@pytest.mark.parametrize(
+    ("code", "env", "end"),
+    [
+        ("by_socket('a')", {}, f"{USAGE}1 of 1 task (100 %), <1s of task time saved; TURBO_API is left as it is: "),
+        ("pass", {}, "artifacts-agent: TURBO_API is left as it is: "),
+        ("pass", BROKEN, "artifacts-agent: no agent for this command: "),
+    ],
+)
+def test_a_long_command_ends_with_what_was_said_at_its_start(
+    code: str, env: Mapping[str, str], end: str, job: Job
+) -> None:
+    del job.env["TURBO_API"]
+    wrapped = (
+        "import sys; from agent.cli import main; from agent.cli.commands import exec as module\n"
+        "module.LONG_SECONDS = 0.0; sys.exit(main())"
+    )
+    command = ["exec", *PATIENT, "--", sys.executable, "-c", SEND + code]
+    done = subprocess.run(
+        [sys.executable, "-c", wrapped, *command],
+        env=environment(job.env | dict(env)),
+        capture_output=True,
+        text=True,
+        timeout=HUNG_AFTER,
+        check=False,
+    )
+    first, *_, last = done.stderr.splitlines()
+    assert (done.returncode, last.startswith(end)) == (0, True), done.stderr
+    assert last.endswith(first.removeprefix("artifacts-agent: "))
+
+
 @pytest.mark.parametrize("place", ["repository", "user", "turbo.json"])
 def test_a_job_delivers_to_the_server_that_turbos_own_configuration_names(
     place: str, job: Job, api_server: ApiServer
