@@ -43,7 +43,8 @@ def cursor_at(next_seq: int, *settled: tuple[int, int]) -> Cursor:
 
 def balance(ledger: Ledger) -> int:
     """What promise 3 says is zero."""
-    return ledger.accepted - ledger.delivered - ledger.dead_lettered - sum(ledger.dropped.values()) - ledger.queued
+    settled = ledger.delivered + ledger.forwarded + ledger.dead_lettered + sum(ledger.dropped.values())
+    return ledger.accepted - settled - ledger.queued
 
 
 # --- settling -----------------------------------------------------------------------------------------------------
