@@ -6,7 +6,7 @@ A `Runtime` is passed in, so that a test can run the same code with threads, tim
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, Never, Protocol, TypeVar
@@ -18,7 +18,8 @@ from anyio.abc import TaskGroup
 T = TypeVar("T")
 Call = Callable[[], Awaitable[None]]
 
-TURN_SECONDS = 0.05
+PATIENCE_SECONDS = 0.05
+TURN_SECONDS = 0.2
 SLOW_SECONDS = 10.0
 
 
@@ -38,12 +39,14 @@ class Threads:
     """Threads for the blocking calls of several destinations, of which one at a time has a turn.
 
     Threads that compete for the interpreter cost each other more than they gain. Whoever waits for the disk (`waiting`) lets the
-    next one have the turn. A call that has kept it for longer than `patience` may wait elsewhere, perhaps for ever: then it has
-    it no more, and the calls of its destination do without turns for SLOW_SECONDS.
+    next one have the turn, and nobody waits for one for longer than `patience`: then a call goes without. One that has kept its
+    turn for `longest` seconds may wait for something else, perhaps for ever: it is taken away, and the calls of its destination
+    go without for SLOW_SECONDS.
     """
 
-    def __init__(self, patience: float = TURN_SECONDS) -> None:
+    def __init__(self, patience: float = PATIENCE_SECONDS, longest: float = TURN_SECONDS) -> None:
         self._patience = patience
+        self._longest = longest
         self._turn = _Turn()
         self._this_thread = threading.local()
 
@@ -81,7 +84,7 @@ class Threads:
         if turn.free.acquire(timeout=self._patience):
             turn.lane, turn.since = lane, time.monotonic()
             self._this_thread.turn = turn
-        elif turn is self._turn and time.monotonic() - turn.since >= self._patience:
+        elif turn is self._turn and time.monotonic() - turn.since >= self._longest:
             if turn.lane is not None:
                 turn.lane.slow_until = time.monotonic() + SLOW_SECONDS
             self._turn = _Turn()
@@ -179,22 +182,19 @@ def _fail(error: Exception) -> Never:
     raise error
 
 
-def call_within(seconds: float | None, call: Callable[[], T], undo: Callable[[T], object]) -> T:
-    """Return what a blocking call returns. Raises TimeoutError if it takes longer: once it ends, `undo` gets what it returned."""
+def begin_in_thread(call: Callable[[], T]) -> "Future[T]":
+    """Begin a blocking call that may never end, in a thread that does not keep the process from its end."""
     future: Future[T] = Future()
 
     def run() -> None:
+        future.set_running_or_notify_cancel()
         try:
             future.set_result(call())
-        except BaseException as error:  # noqa: BLE001 - it is raised in the other thread
+        except BaseException as error:  # noqa: BLE001 - it is raised in another thread
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    done, _ = wait([future], seconds)
-    if done:
-        return future.result()
-    future.add_done_callback(lambda late: None if late.exception() else undo(late.result()))
-    raise TimeoutError
+    return future
 
 
 class Wakeup:

@@ -1,10 +1,12 @@
 """The destinations of a daemon, each with a queue, a worker and a lock of its own, and how they come and go with a reload."""
 
+import asyncio
 import contextlib
 import dataclasses
 import math
 import secrets
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,14 +28,14 @@ from agent.queue.lock import lock_queue
 from agent.queue.shares import SharedDisk
 from agent.queue.snapshot import read_queue
 from agent.rules import DEFAULT
-from agent.runtime import Runtime, Threads, call_within
+from agent.runtime import Runtime, Threads, begin_in_thread
 from agent.spools import identity
 from agent.spools.identity import DESTINATION, Account, SpoolIdentity
 
 THREADS = 8
 """How many blocking calls one destination may have under way: one whose disk hangs takes no threads from the others."""
 OPEN_SECONDS = 2.0
-"""How long the disk of a destination other than DEFAULT may take to open it; meanwhile nothing else is done."""
+"""How long everything waits for the disk of a destination other than DEFAULT to open it; it is taken when it comes later."""
 END_SECONDS = 5.0
 """How long after the end of a drain a destination may take for what it has begun."""
 ASK_SECONDS, ROOM_SECONDS = 5.0, 0.5
@@ -73,6 +75,7 @@ class Destinations(Service):
         self._threads = threads
         self._log = structlog.get_logger("agent.daemon")
         self._open: dict[str, _Open] = {}
+        self._late: dict[str, Future[tuple[Lock, QueueFiles]]] = {}
         self._tasks: TaskGroup | None = None
         self._follow: Follow | None = None
         self._draining = False
@@ -96,6 +99,8 @@ class Destinations(Service):
     def start(self, tasks: TaskGroup) -> None:
         self._tasks = tasks
         tasks.start_soon(keep_house, self.pipelines.values)
+        for name, opening in self._late.items():
+            tasks.start_soon(self._take_late, name, opening)
         for name, this in self._open.items():
             tasks.start_soon(self._run, name, this)
             if this.retiring is not None:
@@ -122,9 +127,9 @@ class Destinations(Service):
         names = self._fs.names(parent) if self._fs.is_directory(parent) else []
         heirs = {account_of(config, name): name for name in reversed(config.accounts)}
         for name in sorted({*names} - config.accounts.keys()):
-            look = partial(_look_into, self._fs, parent / name)
+            looking = begin_in_thread(partial(_look_into, self._fs, parent / name))
             try:
-                queued, found = call_within(OPEN_SECONDS, look, lambda _: None)
+                queued, found = looking.result(OPEN_SECONDS)
             except (StorageError, TimeoutError) as error:
                 self._log.warning("destination_left", destination=name, error=str(error) or NO_ANSWER)
                 continue
@@ -157,14 +162,21 @@ class Destinations(Service):
                 lock.release()
                 raise
 
-        try:
-            seconds = None if name == DEFAULT else OPEN_SECONDS
-            lock, files = call_within(seconds, open_queue, lambda late: late[0].release())
-        except TimeoutError:
-            raise StorageError(f"{directory}: {NO_ANSWER}") from None
+        opening = begin_in_thread(open_queue)
+        wait([opening], None if name == DEFAULT else OPEN_SECONDS)
+        if not opening.done():
+            self._late[name] = opening
+            raise StorageError(f"{directory}: {NO_ANSWER}")
+        self._take_opened(name, delivery, account, *opening.result())
+
+    def _take_opened(
+        self, name: str, delivery: DeliveryConfig, account: Account, lock: Lock, files: QueueFiles
+    ) -> None:
+        directory, limits = queue_directory(self._settings.config, name), limits_of(self._settings.config)
         runtime = dataclasses.replace(self._runtime, run_blocking=self._threads.own(THREADS))
         ask = partial(self._ask_for_room, name)
         try:
+            place = directory / DESTINATION
             pipeline = Pipeline(self._fs, place, limits, delivery, runtime, self._disk, files, ask)
         except BaseException:
             lock.release()
@@ -175,6 +187,30 @@ class Destinations(Service):
         self._identify(name)
         if (reason := self._settings.tokenless.get(name)) is not None:
             self._log.warning("no_token", destination=name, hint=reason)
+
+    async def _take_late(self, name: str, opening: "Future[tuple[Lock, QueueFiles]]") -> None:
+        """Run a destination whose disk has answered after all."""
+        try:
+            lock, files = await asyncio.wrap_future(opening)
+        except (StorageError, QueueLockedError) as error:
+            if name in self.failed:
+                self.failed[name] = str(error)
+            return
+        finally:
+            del self._late[name]
+        if self._tasks is None or self._draining or name not in self._settings.config.accounts:
+            lock.release()
+            return
+        delivery, account = (
+            delivery_config(self._settings, self._runtime, name),
+            account_of(self._settings.config, name),
+        )
+        try:
+            self._take_opened(name, delivery, account, lock, files)
+        except StorageError as error:
+            self.failed[name] = str(error)
+        else:
+            self._tasks.start_soon(self._run, name, self._open[name])
 
     def _identify(self, name: str) -> None:
         """Write down whose the queue is, for whoever adopts it one day; say so if it has been another account's."""
@@ -228,11 +264,13 @@ class Destinations(Service):
         return take_over
 
     def _add(self, name: str, delivery: DeliveryConfig) -> None:
-        if self._draining:
+        if self._draining or name in self._late:
             return
         self._try_to_open(name, delivery, account_of(self._settings.config, name))
         if self._tasks is not None and name in self._open:
             self._tasks.start_soon(self._run, name, self._open[name])
+        elif self._tasks is not None and name in self._late:
+            self._tasks.start_soon(self._take_late, name, self._late[name])
 
     def _reconfigure(self, name: str, delivery: DeliveryConfig) -> None:
         this = self._open[name]

@@ -11,7 +11,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from agent.runtime import Broadcast, Errand, TaskPool, Threads, Wakeup, call_within
+from agent.runtime import Broadcast, Errand, TaskPool, Threads, Wakeup, begin_in_thread
 from tests.support.waiting import HUNG_AFTER
 
 pytestmark = pytest.mark.anyio
@@ -192,7 +192,7 @@ async def test_who_waits_for_the_disk_lets_another_destination_have_the_turn() -
 
 
 async def test_a_turn_that_does_not_end_is_taken_away_and_its_destination_does_without() -> None:
-    threads, over = Threads(patience=0.01), threading.Event()
+    threads, over = Threads(patience=0.01, longest=0.01), threading.Event()
     hanging, other = threads.own(8), threads.own(8)
 
     async with anyio.create_task_group() as tasks:
@@ -274,19 +274,31 @@ async def test_an_errand_that_fails_or_is_cancelled_fails_for_who_waits() -> Non
     assert failed == [True]
 
 
-def test_a_call_that_ends_too_late_is_undone() -> None:
-    over, undone, ended = threading.Event(), list[object](), threading.Event()
-
-    def undo(result: object) -> None:
-        undone.append(result)
-        ended.set()
-
-    assert call_within(HUNG_AFTER, lambda: 7, undo) == 7
-    with pytest.raises(ZeroDivisionError):
-        call_within(None, lambda: 1 // 0, undo)
+def test_a_call_that_was_begun_in_a_thread_may_never_end() -> None:
+    over = threading.Event()
+    hanging = begin_in_thread(lambda: over.wait(HUNG_AFTER))
+    assert not hanging.cancel()
     with pytest.raises(TimeoutError):
-        call_within(0.01, lambda: over.wait(HUNG_AFTER), undo)
-    assert not undone
+        hanging.result(0.01)
     over.set()
-    assert ended.wait(HUNG_AFTER)
-    assert undone == [True]
+    assert hanging.result(HUNG_AFTER)
+    with pytest.raises(ZeroDivisionError):
+        begin_in_thread(lambda: 1 // 0).result(HUNG_AFTER)
+
+
+async def test_who_waits_for_a_turn_in_vain_goes_without_and_takes_it_from_nobody_too_soon() -> None:
+    threads, began, over = Threads(patience=0.01, longest=HUNG_AFTER), threading.Event(), threading.Event()
+    busy, other = threads.own(1), threads.own(1)
+
+    def work() -> None:
+        began.set()
+        over.wait(HUNG_AFTER)
+
+    async with anyio.create_task_group() as tasks:
+        try:
+            tasks.start_soon(busy, work)
+            await anyio.to_thread.run_sync(began.wait, HUNG_AFTER)
+            assert await other(lambda: True)
+            assert busy.slow_until == float("-inf")
+        finally:
+            over.set()
