@@ -16,7 +16,7 @@ from tests.support.debian import debian_root, releases, wheelhouse
 from tests.support.tools import require_root, require_tool
 from tests.support.waiting import HUNG_AFTER, eventually
 
-BASE = "docker.io/library/python:3.12-slim"
+BASE = "docker.io/library/python:3.13-slim"
 _STORAGE = """
 [storage]
 driver = "overlay"
@@ -67,6 +67,7 @@ def engine(directory: Path, variables: Mapping[str, str]) -> Iterator[Engine]:
     """Have an engine for the block, whose containers all get these variables."""
     require_root()
     require_tool("podman", "apt-get install podman")
+    require_tool("buildah", "apt-get install buildah")
     require_tool("crun", "apt-get install crun")
     quoted = ", ".join(f'"{name}={value}"' for name, value in variables.items())
     config, storage, docker = directory / "containers.conf", directory / "storage.conf", directory / "docker"
@@ -76,6 +77,7 @@ def engine(directory: Path, variables: Mapping[str, str]) -> Iterator[Engine]:
     docker.chmod(0o755)
     env = {"PATH": f"{directory}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(directory)}
     env |= {"CONTAINERS_CONF": str(config), "CONTAINERS_STORAGE_CONF": str(storage), "BUILDAH_ISOLATION": "chroot"}
+    env |= {"BUILDAH_FORMAT": "docker", "DISABLE_HC_SYSTEMD": "true"}  # as docker builds; health is asked for by hand
     command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private"]
     command += ["--pid", "--mount-proc", "--fork", "--kill-child", "--", "sh", "-c", _HIDE]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as holder:
@@ -90,7 +92,7 @@ def engine(directory: Path, variables: Mapping[str, str]) -> Iterator[Engine]:
 
 
 def import_base(engine: Engine, directory: Path) -> None:
-    """Make the image that the page builds upon: a root of Debian's with its own Python, and wheels in place of a network."""
+    """Make the image that the Dockerfile builds upon: a root of Debian's with its own Python, and wheels."""
     root = debian_root(releases()[0])
     wheels = wheelhouse(root)
     added = directory / "added.tar"
@@ -101,7 +103,8 @@ def import_base(engine: Engine, directory: Path) -> None:
         member.size = len(config)
         tar.addfile(member, io.BytesIO(config))
     engine.must(
-        f"tar -c -C {root} . > base.tar; tar -A -f base.tar {added.name}; docker import base.tar {BASE}", directory
+        f"tar -c --one-file-system -C {root} . > base.tar; tar -A -f base.tar {added.name}; docker import base.tar {BASE}",
+        directory,
     )
 
 

@@ -44,10 +44,11 @@ def debian_root(release: str) -> Path:
 
 
 def wheelhouse(root: Path) -> Path:
-    """Return a directory with all that `pip install .` needs in that root, from wheels alone."""
+    """Return a directory with all that `pip install .` and the image's Dockerfile need in that root, from wheels alone."""
     python = (root / "usr/bin/python3").readlink().name.removeprefix("python")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    wanted = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
+    for_sbom = (each for each in project["project"]["optional-dependencies"]["dev"] if each.startswith("cyclonedx-bom"))
+    wanted = [*project["build-system"]["requires"], *project["project"]["dependencies"], *for_sbom]
     constraints = ROOT / ".ci/constraints.txt"
 
     def make(target: Path) -> None:

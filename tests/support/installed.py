@@ -24,7 +24,16 @@ CONFIG = "/etc/artifacts-agent/config.toml"
 CHECKOUT = "/home/admin/artifacts-agent"
 SENDERS = ("ci", "gitlab-runner", "buildkite-agent")
 _WHEELS = "/srv/wheels"
-_IN_A_CHECKOUT = ("agent", "systemd", "pyproject.toml", "config.example.toml", "README.md", "LICENSE")
+_IN_A_CHECKOUT = (
+    ".ci/constraints.txt",
+    ".dockerignore",
+    "agent",
+    "systemd",
+    "pyproject.toml",
+    "config.example.toml",
+    "README.md",
+    "LICENSE",
+)
 _PREPARE = f"""
 printf '[global]\\nno-index = true\\nfind-links = {_WHEELS}\\ndisable-pip-version-check = true\\n' > /etc/pip.conf
 useradd --create-home --shell /bin/bash --groups sudo admin

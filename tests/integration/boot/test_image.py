@@ -1,18 +1,22 @@
-"""The image of systemd/README.md, built and run by podman as the page says.
+"""The image of systemd/image, built and run by podman as systemd/README.md says.
 
 What it is built upon is not the image of that name but a root of Debian's, with the Python that Debian has.
 """
 
+import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
+from agent import __version__
 from tests.support.api_server import ApiServer
 from tests.support.containers import Engine, engine, import_base
 from tests.support.daemon import TOKEN
-from tests.support.documents import ROOT, blocks, read, section
+from tests.support.documents import blocks, read, section
 from tests.support.installed import checkout
 from tests.support.waiting import eventually
 
@@ -24,6 +28,8 @@ BUILDER = """FROM artifacts-agent:0.1.0
 CMD ["artifacts-agent", "emit", "--strict", "--event", "HIT", "--source", "LOCAL", "--hash", "built"]
 """
 EMIT = "artifacts-agent emit --strict --event HIT --source LOCAL --hash"
+INSTALLED = """from importlib.metadata import distributions
+print(*(f"{each.name}=={each.version}" for each in distributions()))"""
 CONFINED = "--read-only --cap-drop=all --security-opt=no-new-privileges"
 
 
@@ -35,16 +41,19 @@ def api() -> Iterator[ApiServer]:
 
 
 @pytest.fixture(scope="module")
-def docker(api: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """An engine with the image, built from a checkout with the page's Dockerfile and command."""
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout in which things lie that are not to get into an image."""
+    directory = tmp_path_factory.mktemp("checkout")
+    for name, content in {**checkout(), "token": b"a secret", "agent/__pycache__/old.pyc": b""}.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(content)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def docker(api: ApiServer, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """An engine with the image, built from the checkout with the page's command."""
     directory = tmp_path_factory.mktemp("engine")
-    source = directory / "checkout"
-    (dockerfile,) = blocks(PAGE, "dockerfile")
-    files = {**checkout(), "Dockerfile": dockerfile.encode(), "token": b"a secret"}
-    files[".dockerignore"] = (ROOT / ".dockerignore").read_bytes()
-    for name, content in files.items():
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).write_bytes(content)
     variables = {"ARTIFACTS_AGENT_API_URL": api.url, "ARTIFACTS_AGENT_BATCH_MAX_DELAY": "50ms"}
     with engine(directory, variables) as docker:
         import_base(docker, directory)
@@ -146,14 +155,49 @@ def test_it_needs_no_right_and_no_certain_user(docker: Engine, api: ApiServer, u
     docker.must(f"docker rm --force --volumes {name}")
 
 
-def test_no_layer_holds_the_token_that_lay_in_the_checkout(docker: Engine) -> None:
-    layers = docker.must(
-        "docker save artifacts-agent:0.1.0 | tar -xO --wildcards '*.tar' | tar -t --ignore-zeros | grep -c '^src/' || true"
+def test_its_health_is_whether_events_can_be_kept_not_whether_they_can_be_delivered(running: Engine) -> None:
+    running.must("docker exec artifacts-agent artifacts-agent pause")
+    assert running.run("docker exec artifacts-agent artifacts-agent status --check").returncode == 9
+    running.must("docker healthcheck run artifacts-agent")
+    elsewhere = "docker exec --env RUNTIME_DIRECTORY=/nowhere artifacts-agent artifacts-agent-healthcheck"
+    done = running.run(elsewhere)
+    assert (done.returncode, "no daemon answers at /nowhere/control.sock" in done.stdout) == (1, True), done.stdout
+
+
+def test_no_stage_of_the_build_sees_the_token_and_the_image_has_no_sources(docker: Engine, source: Path) -> None:
+    docker.must(BUILD.replace("--tag artifacts-agent:0.1.0", "--target build --tag build-stage"), source)
+    listing = "cd /src; find . -maxdepth 3 -not -path './agent/*/*' -not -name '*.py'"
+    found = docker.must(f'docker run --rm build-stage sh -c "{listing}"').split()
+    assert {"./agent", "./pyproject.toml", "./systemd/image/healthcheck"} <= {*found}
+    strangers = {
+        "./token",
+        "./config.example.toml",
+        "./agent/__pycache__",
+        "./systemd/README.md",
+        "./systemd/image/build",
+    }
+    assert not strangers & {*found}
+    docker.must("docker run --rm artifacts-agent:0.1.0 sh -c '! ls -d /src || ! ls -d /tools'")
+
+
+def test_one_command_makes_an_archive_and_its_sbom(docker: Engine, source: Path, tmp_path: Path) -> None:
+    said = docker.must(
+        f"bash systemd/image/build --output {tmp_path} 2>&1", source, {"SOURCE_DATE_EPOCH": "1800000000"}
     )
-    assert int(layers.split()[-1]) > 0
-    assert (
-        docker.run(
-            "docker save artifacts-agent:0.1.0 | tar -xO --wildcards '*.tar' | tar -t --ignore-zeros | grep -x src/token"
-        ).returncode
-        != 0
+    archive = tmp_path / "artifacts-agent-0.1.0-image.tar"
+    assert said.splitlines()[-1] == str(archive)
+    docker.must("docker tag artifacts-agent:0.1.0 built; docker rmi artifacts-agent:0.1.0")
+    docker.must(
+        f"docker load --input {archive}; docker tag artifacts-agent:0.1.0 loaded; docker rmi artifacts-agent:0.1.0"
     )
+    docker.must("docker tag built artifacts-agent:0.1.0")
+    (image,) = json.loads(docker.must("docker image inspect loaded"))
+    assert image["Labels"]["org.opencontainers.image.version"] == __version__
+    assert image["Created"].startswith("2027-01-15T08:00:00")
+    assert (image["User"], image["Healthcheck"]["Test"]) == ("10001:0", ["CMD", "artifacts-agent-healthcheck"])
+    sbom = (tmp_path / "artifacts-agent-0.1.0-image.cdx.json").read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(sbom) is None
+    installed = docker.must(f"docker run --rm loaded /opt/artifacts-agent/bin/python3 -c '{INSTALLED}'")
+    listed = {f"{each['name']}=={each['version']}" for each in json.loads(sbom)["components"]}
+    assert listed == {*installed.split()}
+    assert f"artifacts-agent=={__version__}" in listed

@@ -1,4 +1,4 @@
-"""The manifests in systemd/README.md: valid in each version of Kubernetes, complete, and unprivileged.
+"""The manifests in systemd/kubernetes: valid in each version of Kubernetes, complete, and unprivileged.
 
 What "restricted" forbids is from the Pod Security Standards of Kubernetes' own documentation.
 """
@@ -13,24 +13,26 @@ import pytest
 import yaml
 from kubernetes_validate.utils import all_versions
 
-from tests.support.documents import ROOT, blocks, read, section
+from agent import __version__
+from tests.support.documents import ROOT, links, read
 
 Json = dict[str, Any]
 OLDEST = (1, 29)
-VERSIONS = [version for version in all_versions() if tuple(map(int, version.split(".")[:2])) >= OLDEST]
-TITLES = {"sidecar": "Kubernetes, beside one build", "DaemonSet": "Kubernetes, one agent on each node"}
+DIRECTORY = ROOT / "systemd/kubernetes"
+VERSIONS = [version for version in dict.fromkeys(all_versions()) if tuple(map(int, version.split(".")[:2])) >= OLDEST]
+PODS = ("sidecar", "daemonset")
+MANIFESTS = (*PODS, "networkpolicy")
 VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
 
 
 @cache
 def _parsed(name: str) -> Json:
-    (text,) = blocks(section(read("systemd/README.md"), TITLES[name]), "yaml")
-    manifest: Json = yaml.safe_load(text)
+    manifest: Json = yaml.safe_load((DIRECTORY / f"{name}.yaml").read_text())
     return manifest
 
 
 def manifest(name: str) -> Json:
-    """Return the manifest of that section, to be changed at will."""
+    """Return the manifest of that name, to be changed at will."""
     return copy.deepcopy(_parsed(name))
 
 
@@ -71,8 +73,13 @@ def violations(pod: Json) -> Iterator[str]:
         yield from (f"{name} of {container['name']}" for name, at_fault in faults.items() if at_fault)
 
 
+def test_each_manifest_is_here_and_on_the_page() -> None:
+    assert {path.stem for path in DIRECTORY.iterdir()} == {*MANIFESTS}
+    assert {f"kubernetes/{name}.yaml" for name in MANIFESTS} <= {*links(read("systemd/README.md"))}
+
+
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("name", TITLES)
+@pytest.mark.parametrize("name", MANIFESTS)
 def test_the_manifests_are_valid(name: str, version: str) -> None:
     assert kubernetes_validate.validate(manifest(name), version, strict=True) == version.rpartition(".")[0]
 
@@ -95,7 +102,7 @@ def forget_the_containers(pod: Json) -> None:
 
 @pytest.mark.parametrize("version", [VERSIONS[0], VERSIONS[-1]])
 @pytest.mark.parametrize("mistake", [misspell, give_a_word_for_a_number, forget_a_mount_path, forget_the_containers])
-@pytest.mark.parametrize("name", TITLES)
+@pytest.mark.parametrize("name", PODS)
 def test_a_mistake_in_a_manifest_would_be_noticed(name: str, mistake: Callable[[Json], None], version: str) -> None:
     wrong = manifest(name)
     mistake(pod_of(wrong))
@@ -103,11 +110,45 @@ def test_a_mistake_in_a_manifest_would_be_noticed(name: str, mistake: Callable[[
         kubernetes_validate.validate(wrong, version, strict=True)
 
 
-def test_the_versions_begin_with_the_oldest_that_the_page_names() -> None:
-    assert VERSIONS[0].startswith(".".join(map(str, OLDEST)))
-    assert f"(Kubernetes {'.'.join(map(str, OLDEST))} or later)" in section(
-        read("systemd/README.md"), TITLES["sidecar"]
-    )
+def misspell_egress(spec: Json) -> None:
+    spec["egres"] = spec.pop("egress")
+
+
+def give_a_number_for_a_protocol(spec: Json) -> None:
+    spec["egress"][0]["ports"][0]["protocol"] = 17
+
+
+def give_a_list_of_labels(spec: Json) -> None:
+    spec["podSelector"]["matchLabels"] = ["artifacts-agent"]
+
+
+@pytest.mark.parametrize("version", [VERSIONS[0], VERSIONS[-1]])
+@pytest.mark.parametrize("mistake", [misspell_egress, give_a_number_for_a_protocol, give_a_list_of_labels])
+def test_a_mistake_in_the_policy_would_be_noticed(mistake: Callable[[Json], None], version: str) -> None:
+    wrong = manifest("networkpolicy")
+    mistake(wrong["spec"])
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, version, strict=True)
+
+
+def test_the_page_says_which_versions_were_tried() -> None:
+    oldest, newest = (version.rpartition(".")[0] for version in (VERSIONS[0], VERSIONS[-1]))
+    assert oldest == ".".join(map(str, OLDEST))
+    page = read("systemd/README.md")
+    assert f"(Kubernetes {oldest} or later)" in page
+    assert f"the schemas of Kubernetes {oldest} to {newest}" in page
+
+
+def test_the_policy_is_for_the_daemonsets_pods_and_lets_them_out_alone() -> None:
+    spec, daemonset = manifest("networkpolicy")["spec"], manifest("daemonset")["spec"]
+    assert spec["podSelector"]["matchLabels"] == daemonset["template"]["metadata"]["labels"]
+    assert (spec["policyTypes"], spec["ingress"]) == (["Ingress", "Egress"], [])
+    assert {port["port"] for rule in spec["egress"] for port in rule["ports"]} == {53, 443}
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_the_image_is_this_version(name: str) -> None:
+    assert agent_of(pod_of(manifest(name)))["image"] == f"artifacts-agent:{__version__}"
 
 
 def test_the_sidecar_keeps_to_the_standard() -> None:
@@ -117,12 +158,12 @@ def test_the_sidecar_keeps_to_the_standard() -> None:
 def test_the_daemonset_departs_from_the_standard_only_in_what_the_page_says() -> None:
     expected = ["volume sockets", "volume queue"]
     expected += [f"{name} of directories" for name in ("runAsNonRoot", "runAsUser", "capabilities")]
-    pod = pod_of(manifest("DaemonSet"))
+    pod = pod_of(manifest("daemonset"))
     assert [*violations(pod)] == expected
     assert pod["initContainers"][0]["securityContext"]["capabilities"]["add"] == ["CHOWN"]
 
 
-@pytest.mark.parametrize("name", TITLES)
+@pytest.mark.parametrize("name", PODS)
 @pytest.mark.parametrize("key", ["allowPrivilegeEscalation", "capabilities", "runAsNonRoot", "seccompProfile"])
 def test_each_part_of_the_standard_is_looked_at(name: str, key: str) -> None:
     pod = pod_of(manifest(name))
@@ -131,7 +172,7 @@ def test_each_part_of_the_standard_is_looked_at(name: str, key: str) -> None:
     assert f"{key} of artifacts-agent" in violations(pod)
 
 
-@pytest.mark.parametrize("name", TITLES)
+@pytest.mark.parametrize("name", PODS)
 def test_a_slow_start_is_waited_for(name: str) -> None:
     agent = agent_of(pod_of(manifest(name)))
     probe = agent["startupProbe"]
@@ -139,10 +180,10 @@ def test_a_slow_start_is_waited_for(name: str) -> None:
     assert agent["resources"]["requests"]["cpu"] == "100m"
 
 
-@pytest.mark.parametrize("name", TITLES)
+@pytest.mark.parametrize("name", PODS)
 def test_both_are_complete(name: str) -> None:
     pod = pod_of(manifest(name))
-    agent, other = agent_of(pod), agent_of(pod_of(manifest(next(each for each in TITLES if each != name))))
+    agent, other = agent_of(pod), agent_of(pod_of(manifest(next(each for each in PODS if each != name))))
     for key in ("env", "image", "lifecycle", "readinessProbe", "resources", "startupProbe"):
         assert agent[key] == other[key]
     assert agent["securityContext"]["readOnlyRootFilesystem"] is True
@@ -150,7 +191,7 @@ def test_both_are_complete(name: str) -> None:
     assert mounted == {volume["name"] for volume in pod["volumes"]}
 
 
-@pytest.mark.parametrize("name", TITLES)
+@pytest.mark.parametrize("name", PODS)
 def test_the_hook_for_kubernetes_is_part_of_the_manifests(name: str) -> None:
     hook = yaml.safe_load((ROOT / "agent/hooks/kubernetes.yaml").read_text())["spec"]
     pod = pod_of(manifest(name))
