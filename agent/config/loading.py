@@ -4,8 +4,9 @@ A value is taken from the first of: `ARTIFACTS_AGENT_<SECTION>_<KEY>`, the TOML 
 `TURBO_TEAMID` (when not empty), the default. `""` turns an optional key off. Relative paths are relative to the
 directory of the TOML file, or to the current directory when a variable holds them; a leading `~` is `$HOME`.
 
-`[destinations.NAME]` has the keys of `[api]`, and tables with those of `[batch]`, `[retry]` and `[pause]`. What it leaves out is
-as there, but for what is one account's alone: its token, and its team. Destinations and rules stand in the file only.
+`[destinations.NAME]` has the keys of `[api]`, and tables with those of `[batch]`, `[retry]`, `[pause]` and `[forward]`. What it
+leaves out is as there, but for what is one account's alone: its token, its team, and where it is forwarded to. Destinations and
+rules stand in the file only.
 """
 
 import os
@@ -51,7 +52,15 @@ _KEYS_OF_DESTINATION: Final = {
 _KEYS_OF_RULE: Final = [each.name for each in fields(RuleConfig)]
 _TEAM: Final = {"team_id", "slug"}
 _OF_ONE_ACCOUNT: Final = {"token_file", *_TEAM}  # not taken over from [api]
-_PATHS: Final = {"http.socket", "metrics.socket", "queue.directory", "queue.adopt", *_TOKEN_FILES, *_SOCKETS}
+_PATHS: Final = {
+    "forward.credentials",
+    "http.socket",
+    "metrics.socket",
+    "queue.directory",
+    "queue.adopt",
+    *_TOKEN_FILES,
+    *_SOCKETS,
+}
 # A word of letters and digits that nobody would write by hand, or one of Vercel's own tokens.
 _LIKE_A_TOKEN: Final = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9_.~+=-]{20,}|vc[a-z]_.*", re.DOTALL)
 _TOKEN_OF_VERCEL: Final = re.compile(
@@ -283,7 +292,7 @@ class _Sources:
         for key, setting in self.found.items():
             section, _, name = key.partition(".")
             try:
-                value = self._located(key, setting) if key in _PATHS or _is_token_file(key) else setting.value
+                value = self._located(key, setting) if key in _PATHS or _is_own_path(key) else setting.value
             except ValueError as error:
                 self.problems.append(f"{setting.origin} = {_shown(key, setting.value)}: {error}")
                 continue
@@ -356,7 +365,7 @@ def _inheriting(values: dict[str, Any], own: dict[str, object]) -> dict[str, dic
     """Return the sections of a destination: what it says itself, and the rest as the default has it."""
     alone = _OF_ONE_ACCOUNT if _TEAM & own.keys() else _OF_ONE_ACCOUNT - _TEAM
     found = {"api": {key: value for key, value in values["api"].items() if key not in alone}}
-    found |= {table: dict(values[table]) for table in _TABLES_OF_DESTINATION}
+    found |= {table: {} if table == "forward" else dict(values[table]) for table in _TABLES_OF_DESTINATION}
     for key, value in own.items():
         table, dot, name = key.partition(".")
         found[table if dot else "api"][name or table] = value
@@ -365,6 +374,11 @@ def _inheriting(values: dict[str, Any], own: dict[str, object]) -> dict[str, dic
 
 def _is_token_file(key: str) -> bool:
     return key in _TOKEN_FILES or (key.startswith("destinations.") and key.endswith(".token_file"))
+
+
+def _is_own_path(key: str) -> bool:
+    """Tell whether a key that may be a destination's holds a path."""
+    return _is_token_file(key) or (key.startswith("destinations.") and key.endswith(".forward.credentials"))
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -402,7 +416,9 @@ def _short(text: str) -> str:
 def _shown(key: str, value: object) -> str:
     """The value on one line and not too long; one that may be a token, or a URL with a password, is not shown at all."""
     may_be_a_token = _is_token_file(key) or (isinstance(value, str) and _LIKE_A_TOKEN.fullmatch(value.strip()))
-    if may_be_a_token or (key.endswith(".url") and isinstance(value, str) and {"@", "?", "#"} & set(value)):
+    if may_be_a_token or (key.endswith(".servers") and "@" in str(value)):
+        return _NOT_SHOWN
+    if key.endswith(".url") and isinstance(value, str) and {"@", "?", "#"} & set(value):
         return _NOT_SHOWN
     try:
         return _short(repr(value))

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         Days,
         DestinationName,
         Duration,
+        EngineUrls,
+        FleetName,
         GroupId,
         LoopbackAddress,
         Mode,
@@ -206,6 +208,23 @@ class LogConfig(_Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ForwardConfig(_Section):
+    """The fleet that events are forwarded to, in the place of the API, if there are `servers`."""
+
+    servers: "OrOff[EngineUrls]" = None
+    credentials: "OrOff[AbsolutePath]" = None
+    team: "OrOff[FleetName]" = None
+    pool: "OrOff[FleetName]" = None
+
+    def __post_init__(self) -> None:
+        for key in ("team", "pool", "credentials"):
+            if self.servers and key != "credentials" and getattr(self, key) is None:
+                raise self._conflict("servers", key, f"belong together: set forward.{key}")
+            if not self.servers and getattr(self, key) is not None:
+                raise self._conflict(key, "servers", "belong together: set forward.servers, or remove this")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DestinationConfig(_Section):
     """One destination: an account, and how its events are delivered."""
 
@@ -213,6 +232,7 @@ class DestinationConfig(_Section):
     batch: BatchConfig
     retry: RetryConfig
     pause: PauseConfig
+    forward: ForwardConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,6 +276,7 @@ class Config(_Section):
     batch: BatchConfig
     retry: RetryConfig
     pause: PauseConfig
+    forward: ForwardConfig
     shutdown: ShutdownConfig
     log: LogConfig
     destinations: "dict[DestinationName, DestinationConfig]"
@@ -264,7 +285,8 @@ class Config(_Section):
     @property
     def accounts(self) -> dict[str, DestinationConfig]:
         """Return every destination by name, DEFAULT first."""
-        default = DestinationConfig(api=self.api, batch=self.batch, retry=self.retry, pause=self.pause)
+        own = {each.name: getattr(self, each.name) for each in fields(DestinationConfig)}
+        default = DestinationConfig(**own)
         return {DEFAULT: default, **self.destinations}
 
     @property

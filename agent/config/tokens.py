@@ -189,8 +189,11 @@ def exposed_token_files(config: Config, environ: Mapping[str, str]) -> list[Path
 
 
 def _token_paths(config: Config, environ: Mapping[str, str]) -> dict[str, Path | str | None]:
-    """Return where each token is, by key: a file, or the name of a variable."""
-    found = {f"{name}.token": token_source(config, environ, name) for name in config.accounts}
+    """Return where each token is, by key: a file, or the name of a variable. Where it is forwarded, credentials are the token."""
+    found: dict[str, Path | str | None] = {
+        f"{name}.token": each.forward.credentials if each.forward.servers else token_source(config, environ, name)
+        for name, each in config.accounts.items()
+    }
     clients = {f"http.tokens.{name}": path for name, path in config.http.tokens.items()}
     return {**found, "http.token_file": config.http.token_file, **clients}
 

@@ -19,6 +19,7 @@ from pydantic_core import CoreSchema
 
 from agent.config.directories import usable_path, usable_socket
 from agent.config.schema import Config
+from agent.fleet.names import check_token
 from agent.rules import DEFAULT, SocketKind  # noqa: F401 - SocketKind is for `schema`
 from agent.units import parse_duration, parse_size
 
@@ -72,6 +73,24 @@ def _loopback(text: str) -> str:
     if not fits or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
         raise ValueError('should be an address of this machine alone and a port, such as "127.0.0.1:0" or "[::1]:9900"')
     return text
+
+
+def _listed(value: object) -> object:
+    """Return a list for one value, or for several with commas between them, as in a variable."""
+    return [each.strip() for each in value.split(",") if each.strip()] if isinstance(value, str) else value
+
+
+def _engine_url(url: str) -> str:
+    parts = urlsplit(url)
+    if "@" in parts.netloc:
+        raise ValueError("should have no user or password: see forward.credentials")
+    try:
+        is_server = parts.scheme in {"nats", "tls"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_server = False
+    if not is_server or parts.path not in {"", "/"} or {"?", "#", "\\"} & set(url):
+        raise ValueError('should be a server of NATS, such as "nats://10.0.0.5:4222" or "tls://nats.example.com:4222"')
+    return url.rstrip("/")
 
 
 def _must(holds: Callable[[T], bool], reason: str) -> AfterValidator:
@@ -136,6 +155,16 @@ class _OneOrSeveral:
         return {"anyOf": [one, {"type": "array", "items": one, "minItems": 1}]}
 
 
+class _TextOrList:
+    """In JSON Schema: a text with commas may stand for the list of what is between them."""
+
+    def __init__(self, pattern: str) -> None:
+        self._text = {"type": "string", "pattern": pattern}
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [self._text, handler(core)]}
+
+
 _NO_ID = 2**32 - 1  # -1 as the kernel writes it
 _ID_SCHEMA: Final = _Written(type=["integer", "string"], minimum=0, maximum=_NO_ID - 1, minLength=1)
 _PATH_SCHEMA: Final = _Written(minLength=1)
@@ -183,6 +212,15 @@ Url = Annotated[
     AfterValidator(lambda url: url.rstrip("/")),
     _Written(pattern=rf"^[Hh][Tt][Tt][Pp]([Ss]://[^\s\\?#@/]+|://{_ON_LOOPBACK})(/[^\s\\?#]*)?$"),
 ]
+
+_ENGINE_URL: Final = r"([Nn][Aa][Tt][Ss]|[Tt][Ll][Ss])://[^\s\\?#@/,]+/?"
+EngineUrl = Annotated[Word, AfterValidator(_engine_url), _Written(pattern=f"^{_ENGINE_URL}$")]
+EngineUrls = Annotated[
+    tuple[EngineUrl, ...],
+    BeforeValidator(_listed),
+    _TextOrList(rf"^\s*({_ENGINE_URL}\s*(,\s*|$))*$"),
+]
+FleetName = Annotated[Word, AfterValidator(check_token), _Written(pattern="^[a-z0-9][a-z0-9_-]{0,31}$")]
 
 _DESTINATION_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 

@@ -24,6 +24,14 @@ class ApiStatus(msgspec.Struct, frozen=True):
     slug: str | None = None
 
 
+class ForwardStatus(msgspec.Struct, frozen=True):
+    """The fleet that events are forwarded to: its engine's servers, the team, and the pool of this machine."""
+
+    servers: list[str] = []
+    team: str = ""
+    pool: str = ""
+
+
 class HttpStatus(msgspec.Struct, frozen=True):
     """The HTTP listener: where it listens, its open connections, and its answers by status.
 
@@ -86,7 +94,7 @@ class DestinationStatus(msgspec.Struct, frozen=True):
     `dead_letters` is how many are kept, None while that cannot be told; `dead_letters_discarded` made room for younger ones.
     `batch_limit` is None where an older daemon does not say. `over_quota` are those who sent more than their share, most bytes
     first. One that is no longer configured is `retired`: it takes nothing new, and delivers what it has. A queue that cannot be
-    opened is "failed".
+    opened is "failed". `forward` is None where events go to the API.
     """
 
     state: str = ""
@@ -106,6 +114,7 @@ class DestinationStatus(msgspec.Struct, frozen=True):
     retired: bool = False
     last_answer_at: str | None = None
     last_answer: str | None = None
+    forward: ForwardStatus | None = None
 
 
 class NotReady(msgspec.Struct, frozen=True):

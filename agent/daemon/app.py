@@ -19,7 +19,7 @@ from agent.daemon.assembly import assemble
 from agent.daemon.journal import is_journal
 from agent.daemon.reload import Reloader, resume_if_token_is_newer, warn_of_exposed_tokens
 from agent.daemon.service import Service
-from agent.daemon.settings import Settings
+from agent.daemon.settings import Settings, account_of
 from agent.daemon.signals import Signals
 from agent.daemon.systemd import Notifier, show_trouble
 from agent.delivery.pipeline import Pipeline
@@ -71,10 +71,11 @@ async def _run(
             gc.enable()
             gc.freeze()  # what stays for good: to look through it again and again would hold everybody up, 40 ms at a time
             notifier.enter("Taking events", "READY=1")
-            if config.token_source(settings.config, environ) is None:
+            forwards = bool(settings.config.forward.servers)
+            if not forwards and config.token_source(settings.config, environ) is None:
                 log.warning("no_token", hint="set api.token_file, or requests go out without one")
             warn_of_exposed_tokens(settings, environ)
-            log.info("started", version=__version__, pid=os.getpid(), api=settings.config.api.url)
+            log.info("started", version=__version__, pid=os.getpid(), api=account_of(settings.config).url)
 
             await signals.stop.wait()
             seconds = reloader.settings.config.shutdown.deadline

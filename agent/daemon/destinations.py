@@ -16,7 +16,7 @@ import structlog
 from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
-from agent.control.schema import ApiStatus, DestinationStatus, StatusReport
+from agent.control.schema import ApiStatus, DestinationStatus, ForwardStatus, StatusReport
 from agent.daemon.service import Apply, Service
 from agent.daemon.settings import Settings, account_of, destinations_directory, limits_of, queue_directory
 from agent.daemon.wiring import delivery_config
@@ -355,12 +355,15 @@ class Destinations(Service):
             this.lock.release()
 
     def describe(self, report: StatusReport) -> None:
-        account = self._open[DEFAULT].account
-        report.api = ApiStatus(account.url, account.team_id, account.slug)
+        api, accounts = self._settings.config.api, self._settings.config.accounts
+        report.api = ApiStatus(api.url, api.team_id, api.slug)
         for name, this in self._open.items():
             found = report.destinations.get(name)
             if found is not None and this.retiring is not None:
                 report.destinations[name] = replace(found, retired=True)
+            elif found is not None and name in accounts and (forward := accounts[name].forward).servers:
+                to = ForwardStatus([*forward.servers], forward.team or "", forward.pool or "")
+                report.destinations[name] = replace(found, forward=to)
         for name, reason in self.failed.items():
             report.destinations[name] = DestinationStatus(state="failed", reason=reason)
 

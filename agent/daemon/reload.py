@@ -116,7 +116,8 @@ def resume_if_token_is_newer(pipelines: Mapping[str, Pipeline], settings: Settin
     for name in settings.config.accounts.keys() & pipelines.keys():
         pipeline = pipelines[name]
         since, token = pipeline.paused_since, settings.token_files.get(f"{name}.token")
-        is_a_file = settings.config.accounts[name].api.token_file is not None
+        account = settings.config.accounts[name]
+        is_a_file = account.api.token_file is not None or bool(account.forward.servers)
         if since is not None and token is not None and is_a_file and token.changed_at > since:
             pipeline.resume()
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from agent.config import Config, TokenFiles, read_http_tokens, read_token, token_files, token_variable
+from agent.config import Config, ForwardConfig, TokenFiles, read_http_tokens, read_token, token_files, token_variable
 from agent.errors import ConfigError
 from agent.queue import segment
 from agent.queue.store import Limits
@@ -21,8 +21,9 @@ from agent.spools.identity import DESTINATIONS, Account
 class Settings:
     """A configuration and what stands outside of it: tokens, and how their files look.
 
-    `tokens` are those for the API, by destination; where one other than DEFAULT has none, `tokenless` says why. `clients_tokens`
-    are what clients send over TCP, by the destination that it is for.
+    `tokens` are those for the API, by destination; where one other than DEFAULT has none, `tokenless` says why. Where events are
+    forwarded none is needed, and none is read. `clients_tokens` are what clients send over TCP, by the destination that it is
+    for.
     """
 
     config: Config
@@ -35,9 +36,14 @@ class Settings:
     def read(cls, config: Config, environ: Mapping[str, str]) -> Self:
         """Read the tokens of a configuration. Raises ConfigError, but not for what is one further destination's trouble."""
         files = token_files(config, environ)  # first: a token that is replaced meanwhile is read again later
-        tokens: dict[str, Secret | None] = {DEFAULT: read_token(config, environ)}
+        tokens: dict[str, Secret | None] = dict.fromkeys(config.accounts)
         tokenless: dict[str, str] = {}
-        for name in config.destinations:
+        for name, each in config.accounts.items():
+            if each.forward.servers:
+                continue
+            if name == DEFAULT:
+                tokens[name] = read_token(config, environ)
+                continue
             try:
                 tokens[name] = read_token(config, environ, name)
             except ConfigError as error:
@@ -75,7 +81,16 @@ def limits_of(config: Config) -> Limits:
     )
 
 
+def engine_url(forward: ForwardConfig) -> str:
+    """Return what stands for the URL of an account whose events are forwarded."""
+    first = (forward.servers or [""])[0]
+    return f"{first}/{forward.team}/{forward.pool}"
+
+
 def account_of(config: Config, destination: str = DEFAULT) -> Account:
     """Return where the events of a destination go."""
-    api = config.accounts[destination].api
+    account = config.accounts[destination]
+    forward, api = account.forward, account.api
+    if forward.servers:  # the first names the engine: others may be added
+        return Account(engine_url(forward))
     return Account(api.url, api.team_id, api.slug)

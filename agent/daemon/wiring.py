@@ -1,5 +1,6 @@
 """How a configuration wants events taken and delivered: this agent's own, and those of the spools that it adopts."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ from agent.daemon.settings import Settings, account_of, queue_directory
 from agent.delivery import policy
 from agent.delivery.batching import BatchOptions
 from agent.delivery.http_transport import Endpoint, HttpTransport
-from agent.delivery.pipeline import DeliveryConfig
+from agent.delivery.pipeline import DeliveryConfig, Source
 from agent.delivery.transport import NoTransport, Transport
 from agent.ingest.http_events import AccessPolicy, Policies
 from agent.runtime import Runtime
@@ -70,7 +71,7 @@ def _delivery(
     account = settings.config.accounts[destination]
     batch, retry, pause = account.batch, account.retry, account.pause
     return DeliveryConfig(
-        transport=_transport(settings, runtime, destination),
+        connect=_connect(settings, runtime, destination),
         settings=policy.DeliverySettings(
             max_events=batch.max_events,
             max_bytes=batch.max_bytes,
@@ -90,7 +91,18 @@ def _delivery(
     )
 
 
-def _transport(settings: Settings, runtime: Runtime, destination: str) -> Transport:
+def _connect(settings: Settings, runtime: Runtime, destination: str) -> Callable[[Source], Transport]:
+    """Return what makes the transport of a queue of a destination. Raises ConfigError."""
+    forward = settings.config.accounts[destination].forward
+    if forward.servers:
+        from agent.daemon.forwarding import forwarding
+
+        return forwarding(forward)
+    transport = _to_api(settings, runtime, destination)
+    return lambda _: transport
+
+
+def _to_api(settings: Settings, runtime: Runtime, destination: str) -> Transport:
     if (reason := settings.tokenless.get(destination)) is not None:
         return NoTransport(reason)
     api, token = settings.config.accounts[destination].api, settings.tokens[destination]

@@ -34,7 +34,7 @@ from agent.queue.shares import NOBODY, UNNAMED, SharedDisk
 from agent.queue.snapshot import LogSnapshot, snapshot_of
 from agent.queue.store import Committed, Limits, Store
 from agent.queue.writer import Writer
-from agent.runtime import Broadcast, Errand, Runtime
+from agent.runtime import Broadcast, Errand, RunBlocking, Runtime
 
 T = TypeVar("T")
 B = TypeVar("B", bound=Barrier)
@@ -45,11 +45,23 @@ SYNC_SECONDS = 1.0
 ANSWER_SECONDS = 1.0  # so long a status waits for the disk
 
 
+class Source(NamedTuple):
+    """The queue that a transport is for. `is_new` if its counting began when it was opened, as it had none, or had lost it."""
+
+    directory: Path
+    ledger: Callable[[], Ledger]
+    run_blocking: RunBlocking
+    is_new: bool
+
+
 @dataclass(frozen=True)
 class DeliveryConfig:
-    """How to deliver: everything about it that can be changed while the queue stays open."""
+    """How to deliver: everything about it that can be changed while the queue stays open.
 
-    transport: Transport
+    `connect` returns the transport of the one queue that it is used for.
+    """
+
+    connect: Callable[[Source], Transport]
     settings: policy.DeliverySettings = field(default_factory=policy.DeliverySettings)
     options: BatchOptions = field(default_factory=BatchOptions)
 
@@ -123,7 +135,8 @@ class Pipeline:
         self._backlog = DiskBacklog(
             self.store, self.writer, self._committer, self.dead_letters, delivery.options, runtime
         )
-        self._worker = Worker(self._backlog, delivery.transport, delivery.settings, runtime)
+        self._source = Source(directory, self.ledger, runtime.run_blocking, is_new=writer.recovered.is_new)
+        self._worker = Worker(self._backlog, delivery.connect(self._source), delivery.settings, runtime)
         self._health = StorageHealth(self.ledger())
         self._refusals = Refusals()
         self.jobs = RecentJobs()
@@ -266,7 +279,7 @@ class Pipeline:
     def reconfigure(self, delivery: DeliveryConfig) -> None:
         """Deliver with new settings from now on; see `Worker.reconfigure`."""
         self._backlog.reconfigure(delivery.options)
-        self._worker.reconfigure(delivery.transport, delivery.settings)
+        self._worker.reconfigure(delivery.connect(self._source), delivery.settings)
 
     # Flushes
 

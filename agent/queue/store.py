@@ -96,10 +96,11 @@ class Refusal(NamedTuple):
 
 
 class Recovered(NamedTuple):
-    """What was found when a queue was opened."""
+    """What was found when a queue was opened; `is_new` if it had no readable checkpoint, so that its counting begins anew."""
 
     view: LogView
     checkpoint: CursorState
+    is_new: bool = False
 
 
 class Admitted(NamedTuple, Generic[S]):

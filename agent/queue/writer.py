@@ -65,7 +65,7 @@ class Writer(OneThreadAtATime):
         self._written = recovered_cursor(checkpoint, self._log.view).state()
         self._undelivered = self._open_undelivered()
         self._durable_pause = self._written.pause
-        self.recovered = Recovered(self._log.view, self._written)
+        self.recovered = Recovered(self._log.view, self._written, is_new=checkpoint is None)
 
     @property
     def quarantined(self) -> Copies:

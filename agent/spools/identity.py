@@ -11,11 +11,13 @@ From the mark on nobody else counts the spool, except an agent that has adopted 
 """
 
 import contextlib
-from collections.abc import Collection, Iterable, Mapping
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from agent.errors import StorageError
 from agent.queue import segment
@@ -46,6 +48,7 @@ _MAX_JSON_BYTES = 64 * 1024
 _MAX_LIST_BYTES = 64 * 1024 * 1024
 MAX_LINES = 4000  # from here on the older half of an agent's list is folded into one line
 EMPTY_LEDGER = Ledger(0, 0, 0, {}, 0)
+_CHANGING = threading.Lock()
 
 
 class Account(msgspec.Struct, frozen=True):
@@ -60,11 +63,20 @@ class Account(msgspec.Struct, frozen=True):
         return ", ".join([self.url, *(team for team in teams if team)])
 
 
-class SpoolIdentity(msgspec.Struct, frozen=True):
+class Numbering(msgspec.Struct, frozen=True):
+    """The id by which a fleet knows a spool's numbers, where that is so, and the ledger of when it began."""
+
+    id: str
+    place: str
+    before: Ledger
+
+
+class SpoolIdentity(msgspec.Struct, frozen=True, omit_defaults=True):
     """A spool's `identity.json`: an id that no other spool has, and the account that its events are for."""
 
     id: str
     account: Account
+    numbering: Numbering | None = None
 
 
 class Settled(msgspec.Struct, frozen=True):
@@ -114,12 +126,24 @@ def identify(fs: Filesystem, directory: Path, account: Account, new_id: str) -> 
 
     A damaged identity is replaced.
     """
-    found = None
-    with contextlib.suppress(StorageError):
-        found = read_identity(fs, directory)
-    identity = SpoolIdentity(found.id if found else new_id, account)
-    if identity != found:
-        _write_json(fs, directory / _IDENTITY, identity)
+
+    def identified(found: SpoolIdentity | None) -> SpoolIdentity:
+        return replace(found, account=account) if found is not None else SpoolIdentity(new_id, account)
+
+    return change_identity(fs, directory, identified)
+
+
+def change_identity(
+    fs: Filesystem, directory: Path, change: Callable[[SpoolIdentity | None], SpoolIdentity]
+) -> SpoolIdentity:
+    """Have the spool say durably what `change` makes of what it says, if that can be read. Raises StorageError."""
+    with _CHANGING:
+        found = None
+        with contextlib.suppress(StorageError):
+            found = read_identity(fs, directory)
+        identity = change(found)
+        if identity != found:
+            _write_json(fs, directory / _IDENTITY, identity)
     return identity
 
 

@@ -102,7 +102,7 @@ async def _agent(directory: Path, api: Sink, data: bytes, part: Part) -> float:
     transport = HttpTransport(Endpoint(api.url, None), wall_clock=time.time)
     runtime = Runtime(run_blocking=inline, wall_clock=time.time, random=lambda: 0.5)
     # Not synced: what the kernel does for that is not the agent's work, and differs from disk to disk.
-    pipeline = Pipeline(OsFilesystem(), directory, Limits(sync="off"), DeliveryConfig(transport), runtime)
+    pipeline = Pipeline(OsFilesystem(), directory, Limits(sync="off"), DeliveryConfig(lambda _: transport), runtime)
     if not part.to_the_api:
         pipeline.pause()
     async with anyio.create_task_group() as tasks:

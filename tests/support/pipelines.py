@@ -84,7 +84,8 @@ class Host:
     @property
     def delivery(self) -> DeliveryConfig:
         """How the next pipeline will deliver."""
-        return DeliveryConfig(self.transport, self.settings, self.options)
+        transport = self.transport
+        return DeliveryConfig(lambda _: transport, self.settings, self.options)
 
     @property
     def runtime(self) -> Runtime:

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from agent import config
 from agent.cli.views.words import amount, size
-from agent.config import Config
+from agent.config import Config, ForwardConfig
 from agent.control.client import ControlClient
-from agent.daemon.settings import queue_directory
+from agent.daemon.settings import engine_url, queue_directory
 from agent.errors import AgentError, ConfigError, ListenError, NotRunningError
 from agent.ingest import owners, sockets
 from agent.peers import peer_of
@@ -51,8 +51,11 @@ def examine(path: Path | None, environ: Mapping[str, str], *, online: bool) -> I
     yield CheckResult(
         "configuration", True, "no file: environment variables and defaults" if path is None else str(path)
     )
-    for name in settings.accounts:
-        yield _token(settings, environ, name)
+    for name, account in settings.accounts.items():
+        if account.forward.servers:
+            yield _forward(account.forward, name)
+        else:
+            yield _token(settings, environ, name)
     yield from _rules(settings)
     yield from _clients_token(settings, environ)
     for exposed in config.exposed_token_files(settings, environ):
@@ -66,7 +69,12 @@ def examine(path: Path | None, environ: Mapping[str, str], *, online: bool) -> I
     if online:
         from agent.cli.checks.online import ask_server
 
-        for name in settings.accounts:
+        for name, account in settings.accounts.items():
+            if account.forward.servers:
+                from agent.cli.checks.engine import ask_engine
+
+                yield CheckResult(_title("server", name), *ask_engine(account.forward))
+                continue
             found = ask_server(settings, environ, name)
             title = _title("server", name)
             yield CheckResult(title, found.ok, found.message, warning=found.ok and not found.proven)
@@ -89,6 +97,28 @@ def _token(settings: Config, environ: Mapping[str, str], destination: str) -> Ch
         return CheckResult(title, False, f"none found: {ways} (a systemd credential is visible to the service only)")
     source = config.token_source(settings, environ, destination)
     return CheckResult(title, True, f"from {source}" if isinstance(source, Path) else f"from the variable {source}")
+
+
+def _forward(forward: ForwardConfig, destination: str) -> CheckResult:
+    title = _title("forward", destination)
+    try:
+        import agent.daemon.forwarding  # noqa: F401 - says whether the engine's client is there
+    except ConfigError as error:
+        return CheckResult(title, False, str(error))
+    where, file = engine_url(forward), forward.credentials
+    if file is None:
+        return CheckResult(title, True, f"to {where}, without credentials")
+    try:
+        found = file.read_bytes()
+    except OSError as error:
+        return CheckResult(
+            title, False, f"{file}: cannot read the credentials: {error.strerror}: let this user read them"
+        )
+    if b"BEGIN NATS USER JWT" not in found or b"SEED" not in found:
+        return CheckResult(
+            title, False, f"{file}: no credentials of NATS: it should be a .creds file, as nsc makes them"
+        )
+    return CheckResult(title, True, f"to {where}, with the credentials in {file}")
 
 
 def _rules(settings: Config) -> Iterator[CheckResult]:

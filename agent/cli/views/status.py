@@ -89,6 +89,8 @@ def _rows(name: str, destination: DestinationStatus, now: float, token: str | No
     if token is None and name != DEFAULT:
         token = f"destinations.{name}.token_file, the service's credential token.{name}, or a variable"
     yield from delivery(destination, now, token)
+    if (forward := destination.forward) is not None:
+        yield "forwarded to", rendered(f"team {forward.team}, pool {forward.pool}, at {', '.join(forward.servers)}")
     if destination.state == "failed":
         return
     yield "queued", queued(destination)
@@ -146,10 +148,10 @@ def _state(destination: DestinationStatus) -> Text:
             return rendered(_paused(destination.reason or ""), style="bold red")
         case "backing_off":
             return rendered(f"backing off: {destination.reason}", style="bold yellow")
-        case "running" if destination.ledger.queued:
-            return rendered("delivering", style="bold green")
         case "running":
-            return rendered("delivering: nothing waits", style="bold green")
+            doing = "delivering" if destination.forward is None else "forwarding"
+            waits = "" if destination.ledger.queued else ": nothing waits"
+            return rendered(f"{doing}{waits}", style="bold green")
         case "failed":
             return rendered(f"failed: {destination.reason}", style="bold red")
         case other:  # of a daemon newer than this command

@@ -45,6 +45,31 @@ def test_a_destination_takes_over_what_it_leaves_out_but_not_what_is_one_account
     assert (mobile.api.url, mobile.api.team_id, mobile.batch) == ("http://127.0.0.1:8", "team_a", config.batch)
 
 
+def test_where_a_destination_is_forwarded_to_is_its_own_alone(tmp_path: Path) -> None:
+    config = loaded(
+        tmp_path,
+        """
+        forward = { servers = "nats://a:4222, tls://b", team = "web", pool = "ci", credentials = "ci.creds" }
+        [destinations.mobile]
+        [destinations.shop]
+        forward = { servers = ["nats://c/"], team = "shop", pool = "ci", credentials = "shop.creds" }
+        """,
+    )
+    default, mobile, shop = [each.forward for each in config.accounts.values()]
+    assert (default.servers, default.credentials) == (("nats://a:4222", "tls://b"), tmp_path / "ci.creds")
+    assert mobile.servers is None
+    assert (shop.servers, shop.team, shop.credentials) == (("nats://c",), "shop", tmp_path / "shop.creds")
+    turned_off = loaded(tmp_path, "", ARTIFACTS_AGENT_FORWARD_SERVERS="")
+    assert turned_off.forward.servers is None
+
+
+def test_a_password_among_the_servers_is_not_shown(tmp_path: Path) -> None:
+    servers = 'forward = { servers = ["nats://me:hunter2@a"], team = "web", pool = "ci" }'
+    (problem,) = problems(tmp_path, servers)
+    assert "hunter2" not in problem
+    assert "forward.credentials" in problem
+
+
 def test_a_variable_for_the_default_counts_for_those_that_take_it_over(tmp_path: Path) -> None:
     config = loaded(tmp_path, "[destinations.web]\n", ARTIFACTS_AGENT_API_TIMEOUT="2s")
     assert config.accounts["web"].api.timeout == 2.0

@@ -11,6 +11,7 @@ from agent.control.schema import (
     ApiStatus,
     BatchLimitStatus,
     DestinationStatus,
+    ForwardStatus,
     HttpStatus,
     LeftSpool,
     MetricsStatus,
@@ -60,6 +61,7 @@ def test_the_keys_and_types_of_the_status_stay_as_they_are() -> None:
                 over_quota=[OverQuotaStatus(17, 18, 19), OverQuotaStatus(None, 1, 2)],
                 last_answer_at="2025-06-15T12:00:00.000Z",
                 last_answer="402 Payment Required",
+                forward=ForwardStatus(["nats://n:1"], "web", "ci"),
             )
         },
         adopted=AdoptionStatus(
@@ -104,6 +106,7 @@ def test_the_keys_and_types_of_the_status_stay_as_they_are() -> None:
                     "retired": False,
                     "last_answer_at": "2025-06-15T12:00:00.000Z",
                     "last_answer": "402 Payment Required",
+                    "forward": {"servers": ["nats://n:1"], "team": "web", "pool": "ci"},
                 }
             },
             "adopted": {

@@ -183,7 +183,7 @@ async def test_a_late_refusal_of_the_old_token_does_not_pause_the_new_one() -> N
         old.script([BLOCKED])
         await submit(pipeline, numbered(3)).wait()
         await old.wait_until(lambda t: t.in_flight == 1)
-        pipeline.reconfigure(DeliveryConfig(new))
+        pipeline.reconfigure(DeliveryConfig(lambda _: new))
         old.release()
         began = anyio.current_time()
         await pipeline.flush()
@@ -201,7 +201,7 @@ async def test_a_flush_that_waits_outlives_a_new_configuration() -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(pipeline.flush)
             await old.wait_until(lambda t: len(t.answered) == 2)
-            pipeline.reconfigure(DeliveryConfig(new, options=BatchOptions(max_delay=3600)))
+            pipeline.reconfigure(DeliveryConfig(lambda _: new, options=BatchOptions(max_delay=3600)))
         assert new.taken == numbered(3)
         assert anyio.current_time() < 3600
 
@@ -212,7 +212,7 @@ async def test_an_operators_pause_survives_a_new_configuration() -> None:
         h.transport = old
         pipeline = h.start()
         pipeline.pause()
-        pipeline.reconfigure(DeliveryConfig(new))
+        pipeline.reconfigure(DeliveryConfig(lambda _: new))
         await submit(pipeline, numbered(3)).wait()
         await anyio.sleep(LONG)
         assert (old.requests, new.requests) == (0, 0)

@@ -96,7 +96,9 @@ async def test_a_purge_works_whatever_delivery_is_doing(state: str) -> None:
         await submit(pipeline, numbered(3)).wait()
         await anyio.sleep(30)
         if state == "a new configuration":
-            pipeline.reconfigure(DeliveryConfig(FakeTransport(lambda _c, _e: TRANSIENT), h.settings, h.options))
+            pipeline.reconfigure(
+                DeliveryConfig(lambda _: FakeTransport(lambda _c, _e: TRANSIENT), h.settings, h.options)
+            )
         done = await purge(pipeline, 60.0)
         assert (done.purged, pipeline.ledger()) == (3, Ledger(3, 0, 0, {"purged": 3}, 0))
         assert len(h.fs.names(DIRECTORY / "segments")) == 1
