@@ -16,7 +16,7 @@ from tests.support.cache import cached
 from tests.support.documents import ROOT
 from tests.support.tools import require_root, require_tool, unavailable
 
-PACKAGES = ("dbus", "libseccomp2", "procps", "python3", "python3-venv", "sudo", "systemd", "systemd-sysv")
+PACKAGES = ("adduser", "dbus", "libseccomp2", "procps", "python3", "python3-venv", "sudo", "systemd", "systemd-sysv")
 _DISTRIBUTIONS = ("Debian", "Ubuntu")
 _UNREAD = ("/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/man/*")
 _ACQUIRE = re.compile(r'^(Acquire::https?::\S+) "(.*)";$', re.MULTILINE)
