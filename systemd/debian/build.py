@@ -196,7 +196,7 @@ def _licenses(packages: Path) -> Iterator[str]:
 
 
 def _copy_files(stage: Path) -> None:
-    """Copy the units, the configuration and what lintian is to accept.
+    """Copy the units, the configuration, what lintian is to accept, and what python3 runs when it is upgraded.
 
     The configuration is not the example: that one changes with every key, and dpkg would ask at every upgrade which one to keep.
     """
@@ -206,13 +206,15 @@ def _copy_files(stage: Path) -> None:
     example = stage / "usr/share/doc" / NAME / "examples/config.toml"
     _write(example, (ROOT / "config.example.toml").read_text())
     _write(stage / "usr/share/lintian/overrides" / NAME, (HERE / "lintian-overrides").read_text())
+    _write(stage / "usr/share/python3/runtime.d" / f"{NAME}.rtupdate", (HERE / "rtupdate").read_text())
 
 
 def _write_control(stage: Path, version: str, release: str, architecture: str) -> None:
     files = sorted(path for path in stage.rglob("*") if path.is_file() and not path.is_symlink())
     for path in stage.rglob("*"):
         if not path.is_symlink():
-            path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)
+            executable = path.is_dir() or path.parent.name in {"bin", "runtime.d"}
+            path.chmod(0o755 if executable else 0o644)
     stage.chmod(0o755)
     kilobytes = sum(-(-path.stat().st_size // 1024) for path in files)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
