@@ -182,7 +182,7 @@ PARTS: dict[str, Callable[[Source, Path], None]] = {
     "wheel": add_wheel,
     "sdist": add_sdist,
     "sbom": add_bill_of_materials,
-    "deb": _by_script("systemd/debian/build"),
+    "deb": _by_script("systemd/debian/build.py"),
     "image": _by_script("systemd/image/build"),
 }
 

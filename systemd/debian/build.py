@@ -22,6 +22,7 @@ import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from email.utils import formatdate
+from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -60,6 +61,8 @@ def main() -> int:
     if options.fetch == (options.output is not None) or (options.fetch and options.wheelhouse is None):
         parser.error("say either --wheelhouse DIR --fetch, or --output DIR")
     os.umask(0o022)
+    if find_spec("pip") is None:
+        return _run_again_with_pip()
     try:
         architecture = _architecture()
         if options.fetch:
@@ -75,6 +78,13 @@ def main() -> int:
         print(f"{sys.argv[0]}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _run_again_with_pip() -> int:
+    with tempfile.TemporaryDirectory() as environment:
+        if subprocess.run([sys.executable, "-m", "venv", environment], check=False, stdout=sys.stderr).returncode:
+            return 1
+        return subprocess.run([f"{environment}/bin/python", __file__, *sys.argv[1:]], check=False).returncode
 
 
 def fetch(wheelhouse: Path, architecture: str) -> None:

@@ -172,8 +172,8 @@ def reinstall(host: Installed) -> None:
         old.communicate("the end\n")
     kept = [path.rpartition("/")[2].partition("-")[0] for path in host.machine.must(f"ls -d {HOME}/[0-9]*").split()]
     assert kept == ["0.0.2", "99.0"]
-    hook = "/usr/share/python3/runtime.d/artifacts-agent.rtupdate rtupdate python3.11 python3.13"  # as python3's postinst
-    host.must(f"sudo find {HOME}/current/ -name '*.pyc' -delete; sudo {hook}")
+    hook = "/usr/share/python3/runtime.d/artifacts-agent.rtupdate"
+    host.must(f"sudo find {HOME}/current/ -name '*.pyc' -delete; sudo {hook} rtupdate python3.11 python3.13")
     assert "main.cpython" in host.machine.must(f"find {HOME}/current/ -name '*.pyc'")
     assert host.emit("reinstalled").returncode == 0
     host.wait_delivered("reinstalled", 1)
