@@ -40,6 +40,7 @@ def forwarding(forward: ForwardConfig) -> Callable[[Source], Transport]:
             spool, is_new = source.directory.parent, source.is_new
             number = partial(numbering_of, OsFilesystem(), spool, place(), ledger, new_id, is_new=is_new)
             found = await source.run_blocking(number)
+            source.is_new = False
             return Queue(found.id, lambda: ledger_since(source.ledger(), found.before))
 
         return NatsTransport(engine_of(forward), subject, identify)

@@ -45,8 +45,12 @@ SYNC_SECONDS = 1.0
 ANSWER_SECONDS = 1.0  # so long a status waits for the disk
 
 
-class Source(NamedTuple):
-    """The queue that a transport is for. `is_new` if its counting began when it was opened, as it had none, or had lost it."""
+@dataclass
+class Source:
+    """The queue that transports are for, one after another.
+
+    `is_new` if its counting began when it was opened, as it had none, or had lost it; until somebody has taken note of that.
+    """
 
     directory: Path
     ledger: Callable[[], Ledger]
