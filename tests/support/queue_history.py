@@ -31,6 +31,7 @@ class BreakableFilesystem(UnsyncedFilesystem):
     """Segments that have frames can be made to refuse their next syncs; such a one cannot be cut back after that."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.refused_syncs = 0
 
     def create(self, path: Path) -> File:

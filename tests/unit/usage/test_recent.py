@@ -21,6 +21,7 @@ class CountingFilesystem(UnsyncedFilesystem):
     """Knows which files were opened, and can refuse those with some suffix."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.opened: list[str] = []
         self.refused = "nothing"
 
