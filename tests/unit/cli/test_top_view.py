@@ -163,6 +163,13 @@ def test_lines_that_are_not_valid_are_counted() -> None:
     assert "rejected       3 lines not valid" in shown([sample(1, rejected=3)])
 
 
+def test_where_delivery_fails_it_is_said_what_a_server_answered_last() -> None:
+    answer: dict[str, Any] = {"last_answer_at": "2023-11-14T22:11:20.000Z", "last_answer": "503 Service Unavailable"}
+    said = "  last answer    2 min ago, at 2023-11-14 22:11:20 UTC: 503 Service Unavailable\n"
+    assert said in shown([sample(1, state="backing_off", reason="connection refused", **answer)])
+    assert "last answer" not in shown([sample(1, **answer)])
+
+
 def test_of_several_destinations_it_is_said_which_one_a_build_is_of() -> None:
     alone = sample(1)
     both = StatusReport(destinations=dict.fromkeys(("default", "web"), alone.status.destinations["default"]))
