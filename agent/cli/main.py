@@ -21,6 +21,7 @@ INTERRUPTED = 130
 
 _COMMANDS = {
     "run": "agent.cli.commands.run:run",
+    "relay": "agent.cli.commands.relay:relay",
     "exec": "agent.cli.commands.exec:exec_",
     "emit": "agent.cli.commands.emit:emit",
     "status": "agent.cli.commands.status:status",

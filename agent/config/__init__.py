@@ -10,6 +10,7 @@ from agent.config.schema import (
     DestinationConfig,
     ForwardConfig,
     KeysError,
+    RelayConfig,
     differences,
     needs_restart,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "ForwardConfig",
     "KeysError",
     "Places",
+    "RelayConfig",
     "TokenFiles",
     "control_socket",
     "differences",

@@ -54,6 +54,7 @@ _TEAM: Final = {"team_id", "slug"}
 _OF_ONE_ACCOUNT: Final = {"token_file", *_TEAM}  # not taken over from [api]
 _PATHS: Final = {
     "forward.credentials",
+    "relay.credentials",
     "http.socket",
     "metrics.socket",
     "queue.directory",

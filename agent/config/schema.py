@@ -225,6 +225,20 @@ class ForwardConfig(_Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RelayConfig(_Section):
+    """The fleet that a relay delivers for; a daemon has no use for it."""
+
+    servers: "OrOff[EngineUrls]" = None
+    credentials: "OrOff[AbsolutePath]" = None
+    team: "OrOff[FleetName]" = None
+    replicas: "Annotated[Count, Field(ge=1, le=5)]" = 3
+
+    def __post_init__(self) -> None:
+        if bool(self.servers) != (self.team is not None):
+            raise self._conflict("servers", "team", "belong together: set both, or none")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DestinationConfig(_Section):
     """One destination: an account, and how its events are delivered."""
 
@@ -277,6 +291,7 @@ class Config(_Section):
     retry: RetryConfig
     pause: PauseConfig
     forward: ForwardConfig
+    relay: RelayConfig
     shutdown: ShutdownConfig
     log: LogConfig
     destinations: "dict[DestinationName, DestinationConfig]"

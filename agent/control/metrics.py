@@ -60,11 +60,11 @@ def render(report: StatusReport, measures: Mapping[str, Measures], uses: Mapping
         _answers({"events": http.events, "front": http.front}),
         *_ledgers(report.destinations),
         *_gauges(report.destinations),
-        *_measured(measures),
+        *measured(measures),
         *(_spools(report.adopted) if report.adopted is not None else ()),
     ]
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Fixed(families))
+    registry.register(Fixed(families))
     ProcessCollector(registry=registry)
     return generate_latest(registry)
 
@@ -93,11 +93,14 @@ def _cache(uses: Mapping[str, CacheUse]) -> Iterator[Metric]:
     yield from (events, saved)
 
 
-class _Fixed(Collector):
+class Fixed(Collector):
+    """A collector of what was collected before."""
+
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = families
 
     def collect(self) -> Iterable[Metric]:
+        """Return it."""
         return self._families
 
 
@@ -144,7 +147,8 @@ def _gauges(statuses: Mapping[str, DestinationStatus]) -> Iterator[Metric]:
     yield from (size, limit, age, state, failing)
 
 
-def _measured(measures: Mapping[str, Measures]) -> Iterator[Metric]:
+def measured(measures: Mapping[str, Measures]) -> Iterator[Metric]:
+    """Return what workers have measured, by destination."""
     seconds = _histogram("request_duration_seconds", "How long requests with events took, answered or not.")
     delays = _histogram("event_delay_seconds", "From when events were accepted to when they were delivered.")
     responses = _counter("responses", "Answers to requests with events since the start, by status.", "status")

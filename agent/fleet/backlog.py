@@ -85,7 +85,8 @@ class StreamBacklog:
         self._held = HeldMessages()
         self._ready = ReadyBatches(options)
         self._fresh: deque[Held] = deque()  # not in batches yet
-        self._ended: deque[tuple[Held, Outcome | None]] = deque()  # to be settled as that, and acknowledged
+        self._expired: deque[Held] = deque()  # to be settled as that
+        self._done: deque[Message] = deque()  # to be acknowledged
         self._tending = Wakeup()
         self._requests: dict[int, _Request] = {}  # by the first number of the batch that is under way
         self._stopping = False
@@ -170,22 +171,28 @@ class StreamBacklog:
         self._fresh = deque([held for held in self._held if held.checked])
 
     def _form(self, held: Held, now: float) -> None:
-        """Put what nothing has settled of a message into batches; have it end if it is too old, or nothing is left."""
+        """Put what nothing has settled of a message into batches; have it end if nothing is left, and expire if it is too old."""
         if held not in self._held:
             return
         enqueued_at = held.events.enqueued_at
         if enqueued_at is not None and enqueued_at < self._runtime.wall_clock() - self._ready.options.max_age:
-            self._end(held, Outcome.EXPIRED)
+            self._expired.append(held)
+            self._tending.set()
             return
-        pieces = self._pieces(self._left_of(held))
-        if not pieces:
-            self._end(held, None)
-        self._ready.add(pieces, now)
+        if self._settle_as_elsewhere(held):
+            self._done.append(held.message)
+            self._tending.set()
+            return
+        self._ready.add(self._pieces(self._held.unsettled(held.span)), now)
 
-    def _left_of(self, held: Held) -> list[Span]:
-        """Return what of a message nothing has settled, here or elsewhere."""
-        elsewhere = held.ours(self._follower.ledger.unsettled(held.part))
-        return [left for span in elsewhere for left in self._held.unsettled(span)]
+    def _settle_as_elsewhere(self, held: Held) -> bool:
+        """Settle here what the ledger says is settled of a message; tell whether nothing is left."""
+        at, settled = held.first, list[Span]()
+        for span in [*held.ours(self._follower.ledger.unsettled(held.part)), Span(held.span.stop, held.span.stop)]:
+            if at < span.start:
+                settled.append(Span(at, span.start))
+            at = span.stop
+        return held in self._held.settle(settled)
 
     def _pieces(self, spans: Iterable[Span]) -> list[Piece]:
         """Return what is held of these numbers."""
@@ -199,10 +206,6 @@ class StreamBacklog:
             if now - held.kept_at > ACK_WAIT - SAFE_SECONDS:
                 self._held.drop(held)
                 self._complain("message_held_too_long", seq=held.message.seq)
-
-    def _end(self, held: Held, outcome: Outcome | None) -> None:
-        self._ended.append((held, outcome))
-        self._tending.set()
 
     # Requests
 
@@ -397,18 +400,22 @@ class StreamBacklog:
         return True
 
     async def _tend(self) -> None:
-        """End messages that are too old, or of which nothing is left."""
+        """Acknowledge messages of which nothing is left, and settle those that are too old."""
         while True:
             await self._tending.wait()
-            while self._ended:
-                held, outcome = self._ended.popleft()
+            while self._done:
+                await self._ack(self._done.popleft())
+            while self._expired:
+                held = self._expired.popleft()
                 if held not in self._held:
                     continue
-                if outcome is not None:
-                    left = self._left_of(held)
-                    await self._settle(self._held.parts(left), outcome)
-                    count = sum([span.length for span in left])
-                    self._complain("events_expired", events=count, queue=held.events.queue)
+                if self._settle_as_elsewhere(held):
+                    await self._ack(held.message)
+                    continue
+                left = self._held.unsettled(held.span)
+                await self._settle(self._held.parts(left), Outcome.EXPIRED)
+                count = sum([span.length for span in left])
+                self._complain("events_expired", events=count, queue=held.events.queue)
                 await self._forget([held.span])
 
     def _complain(self, event: str, **facts: object) -> None:

@@ -21,6 +21,7 @@ from tests.support.waiting import HUNG_AFTER
 
 COMMANDS = (
     "run",
+    "relay",
     "exec",
     "emit",
     "status",

@@ -114,6 +114,10 @@ DEFAULTS: dict[str, object] = {
     "forward.credentials": None,
     "forward.team": None,
     "forward.pool": None,
+    "relay.servers": None,
+    "relay.credentials": None,
+    "relay.team": None,
+    "relay.replicas": 3,
     "shutdown.deadline": 10.0,
     "log.level": "info",
     "log.format": "console",
@@ -477,6 +481,9 @@ REFUSED = [
     ("forward.team", '"web"', "forward.team and forward.servers belong together"),
     ("forward.team", '"We.b"', "no name"),
     ("forward.pool", '"a>"', "no name"),
+    ("relay.servers", '"nats://nats.example:4222"', "relay.servers and relay.team belong together"),
+    ("relay.team", '"web"', "relay.servers and relay.team belong together"),
+    ("relay.replicas", "0", "greater than or equal to 1"),
     ("log.level", '"loud"', "'debug'"),
 ]
 

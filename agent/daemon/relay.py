@@ -1,0 +1,123 @@
+"""The process of a relay: from a configuration to its end. It has no queue and no sockets but those of the metrics."""
+
+import os
+import random
+import secrets
+import socket
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+
+import anyio
+import structlog
+
+from agent import __version__
+from agent.config import Config, read_token
+from agent.control.router import Route
+from agent.control.scrape import ScrapeListener
+from agent.daemon import logging
+from agent.daemon.journal import is_journal
+from agent.daemon.signals import Signals
+from agent.daemon.systemd import Notifier
+from agent.delivery.batching import BatchOptions
+from agent.delivery.http_transport import Endpoint, HttpTransport
+from agent.delivery.policy import DeliverySettings
+from agent.errors import ConfigError
+from agent.fleet.engine import Engine
+from agent.fleet.relay import Relay
+from agent.http.server import Request, Response
+from agent.ingest import sockets
+from agent.ingest.sockets import BoundSocket
+from agent.runtime import Runtime, run_in_thread
+
+RUNTIME = Runtime(run_blocking=run_in_thread, wall_clock=time.time, random=random.random)
+
+
+def run(config: Config, environ: Mapping[str, str], connect: Callable[[Config], Engine]) -> None:
+    """Run a relay until SIGTERM or SIGINT. Raises an AgentError if it cannot start."""
+    anyio.run(_run, config, environ, connect, backend="asyncio", backend_options={"use_uvloop": True})
+
+
+async def _run(config: Config, environ: Mapping[str, str], connect: Callable[[Config], Engine]) -> None:
+    if config.relay.team is None:
+        raise ConfigError("relay.servers: there is no engine to deliver from: set relay.servers and relay.team")
+    token = read_token(config, environ)
+    logging.configure(config.log.level, config.log.format, to_journal=is_journal(environ))
+    log, notifier, signals = structlog.get_logger("agent.daemon"), Notifier(environ), Signals(None)
+    api = config.api
+    secret = token.reveal() if token is not None else None
+    endpoint = Endpoint(url=api.url, token=secret, team_id=api.team_id, slug=api.slug, timeout=api.timeout)
+    async with AsyncExitStack() as opened:
+        bound = _open_metrics(config)
+        for each in bound:
+            opened.callback(each.release)
+        engine = connect(config)
+        opened.push_async_callback(engine.aclose)
+        name = f"{socket.gethostname().partition('.')[0][:32]}-{secrets.token_hex(4)}"
+        transport = HttpTransport(endpoint, wall_clock=RUNTIME.wall_clock)
+        relay = Relay(engine, transport, config.relay.team, name, _settings(config), _options(config), RUNTIME)
+        opened.push_async_callback(relay.aclose)
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(signals.watch, lambda: None)
+            tasks.start_soon(logging.report_held_back)
+            if bound:
+                tasks.start_soon(ScrapeListener(bound, [_metrics_route(relay)]).serve)
+            log.info("started", version=__version__, pid=os.getpid(), api=api.url, relay=name)
+            notifier.enter("Waiting for the engine")
+            if token is None:
+                log.warning("no_token", hint="set api.token_file, or requests go out without one")
+            tasks.start_soon(_deliver, relay, notifier)
+            await signals.stop.wait()
+            seconds = config.shutdown.deadline
+            log.info("stopping", deadline=seconds)
+            notifier.enter("Settling what is under way", "STOPPING=1")
+            with signals.patience:
+                await relay.drain(seconds)
+            tasks.cancel_scope.cancel()
+    logging.say_held_back()
+    log.info("stopped", settled=dict(relay.backlog.settled))
+
+
+async def _deliver(relay: Relay, notifier: Notifier) -> None:
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(relay.run)
+        notifier.enter("Delivering", "READY=1")
+
+
+def _settings(config: Config) -> DeliverySettings:
+    batch, retry, pause = config.batch, config.retry, config.pause
+    return DeliverySettings(
+        max_events=batch.max_events,
+        max_bytes=batch.max_bytes,
+        concurrency=batch.concurrency,
+        initial_delay=retry.initial_delay,
+        max_delay=retry.max_delay,
+        probe_interval=pause.probe_interval,
+        max_probe_interval=pause.max_probe_interval,
+        rejections_in_a_row=pause.rejections_in_a_row,
+        requests_per_minute=config.api.max_requests_per_minute,
+    )
+
+
+def _options(config: Config) -> BatchOptions:
+    batch = config.batch
+    return BatchOptions(batch.max_delay, config.queue.max_age, batch.split_sessions)
+
+
+def _open_metrics(config: Config) -> list[BoundSocket]:
+    metrics, bound = config.metrics, list[BoundSocket]()
+    if metrics.socket is not None:
+        listen = config.listen
+        bound.append(sockets.bind(metrics.socket, sockets.STREAM, mode=listen.mode, group=listen.group))
+    if metrics.listen is not None:
+        bound.append(sockets.bind_tcp(metrics.listen))
+    return bound
+
+
+def _metrics_route(relay: Relay) -> Route:
+    async def answer(_: Request) -> Response:
+        from agent.control import relay_metrics  # here: a relay that nobody scrapes does not pay for the import
+
+        return Response(200, relay_metrics.render(relay), relay_metrics.CONTENT_TYPE)
+
+    return Route("GET", "/metrics", answer, "What the relay does, as Prometheus text")
