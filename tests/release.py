@@ -58,12 +58,10 @@ def problems(changelog: str, version: str) -> list[str]:
 
 
 def check_out(target: Path) -> Source:
-    """Write the last commit's files, as git has them, into a new directory. Raises ReleaseError without a repository."""
-    archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, capture_output=True)
-    if archive.returncode:
-        raise ReleaseError(f"no commit to release: {archive.stderr.decode().strip()}")
-    target.mkdir()
-    subprocess.run(["tar", "-x", "-C", target], input=archive.stdout, check=True)
+    """Clone the last commit into a new directory. Raises ReleaseError without a repository."""
+    cloned = subprocess.run(["git", "clone", "--quiet", ROOT, target], capture_output=True, text=True)
+    if cloned.returncode:
+        raise ReleaseError(f"no commit to release: {cloned.stderr.strip()}")
     (version,) = _VERSION.findall((target / "agent/__init__.py").read_text())
     return Source(target, version, _git("log", "-1", "--format=%ct"))
 

@@ -67,7 +67,8 @@ def test_the_wheel_has_the_agent_and_nothing_else(built: Path, source: Source) -
 def test_the_sdist_has_what_the_commit_has(built: Path, source: Source) -> None:
     with tarfile.open(built / f"artifacts_agent-{__version__}.tar.gz") as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
-    expected = {str(path.relative_to(source.tree)) for path in source.tree.rglob("*") if path.is_file()}
+    files = subprocess.run(["git", "ls-files"], cwd=source.tree, capture_output=True, text=True, check=True)
+    expected = {*files.stdout.splitlines()}
     left_out = {".dockerignore", ".pre-commit-config.yaml"}
     assert (names - expected, expected - names) == ({"PKG-INFO"}, left_out)
 
@@ -86,7 +87,7 @@ def test_the_bill_of_materials_names_all_that_is_needed_to_run(built: Path) -> N
 
 def test_another_directory_time_and_umask_make_the_same_bytes(built: Path, source: Source, tmp_path: Path) -> None:
     elsewhere = source._replace(tree=tmp_path / "another name")
-    shutil.copytree(source.tree, elsewhere.tree, copy_function=shutil.copyfile)
+    shutil.copytree(source.tree, elsewhere.tree, copy_function=shutil.copyfile, ignore=shutil.ignore_patterns(".git"))
     for number, path in enumerate(sorted(elsewhere.tree.rglob("*"))):
         os.utime(path, (number * 1e6, number * 1e6))
         path.chmod(
