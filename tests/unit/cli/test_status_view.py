@@ -289,3 +289,11 @@ def test_a_size_is_shown_in_its_largest_unit(count: int, text: str) -> None:
 
 def test_an_amount_agrees_with_its_noun() -> None:
     assert [amount(count, "event") for count in (0, 1, 1204)] == ["0 events", "1 event", "1,204 events"]
+
+
+def test_where_events_are_forwarded_it_says_where_to_and_how_many() -> None:
+    ledger = {"accepted": 10, "delivered": 2, "forwarded": 8, "dead_lettered": 0, "dropped": {}, "queued": 0}
+    text = shown(status(ledger=ledger, forward={"servers": ["nats://n:4222"], "team": "web", "pool": "ci"}))
+    assert "forwarding: nothing waits" in text
+    assert "team web, pool ci, at nats://n:4222" in text
+    assert "10 accepted = 2 delivered + 8 forwarded + 0 dead-lettered + 0 dropped + 0 queued" in text

@@ -45,6 +45,17 @@ def test_rows_that_follow_one_another_become_one_and_survive_a_power_cut() -> No
     assert (fs.open(PATH).pread(99, 0)) == b'[1,5,"expired"]\n[5,6,"purged"]\n[7,9,"expired"]\n'
 
 
+def test_rows_of_forwarded_events_alone_wait_for_the_next_sync() -> None:
+    fs = FaultFilesystem()
+    file = opened(fs)
+    file.append([row(1, 3)])
+    file.append([row(3, 9, Outcome.FORWARDED)])
+    assert read_undelivered(fs, ROOT) == [row(1, 3), row(3, 9, Outcome.FORWARDED)]
+    file.append([row(9, 10)])
+    fs.crash(LoseAll())
+    assert read_undelivered(fs, ROOT) == [row(1, 3), row(3, 9, Outcome.FORWARDED), row(9, 10)]
+
+
 def test_no_file_is_made_for_nothing() -> None:
     fs = FaultFilesystem()
     opened(fs).append([])
