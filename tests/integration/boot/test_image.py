@@ -16,6 +16,7 @@ from agent import __version__
 from tests.support.api_server import ApiServer
 from tests.support.containers import Engine, engine, import_base
 from tests.support.daemon import TOKEN
+from tests.support.debian import debian_root, releases, wheelhouse
 from tests.support.documents import blocks, read, section
 from tests.support.installed import checkout
 from tests.support.waiting import eventually
@@ -51,9 +52,14 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def docker(api: ApiServer, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the engine has its files, and the base as a tar file."""
+    return tmp_path_factory.mktemp("engine")
+
+
+@pytest.fixture(scope="module")
+def docker(api: ApiServer, source: Path, directory: Path) -> Iterator[Engine]:
     """An engine with the image, built from the checkout with the page's command."""
-    directory = tmp_path_factory.mktemp("engine")
     variables = {"ARTIFACTS_AGENT_API_URL": api.url, "ARTIFACTS_AGENT_BATCH_MAX_DELAY": "50ms"}
     with engine(directory, variables) as docker:
         import_base(docker, directory)
@@ -180,10 +186,13 @@ def test_no_stage_of_the_build_sees_the_token_and_the_image_has_no_sources(docke
     docker.must("docker run --rm artifacts-agent:0.1.0 sh -c '! ls -d /src || ! ls -d /tools'")
 
 
-def test_one_command_makes_an_archive_and_its_sbom(docker: Engine, source: Path, tmp_path: Path) -> None:
-    said = docker.must(
-        f"bash systemd/image/build --output {tmp_path} 2>&1", source, {"SOURCE_DATE_EPOCH": "1800000000"}
-    )
+def test_one_command_makes_an_archive_and_its_sbom(
+    docker: Engine, source: Path, directory: Path, tmp_path: Path
+) -> None:
+    """From a root in a tar file and a directory of wheels, with no image to begin with."""
+    build = f"bash systemd/image/build --output {tmp_path} --base {directory}/base.tar"
+    build += f" --wheels {wheelhouse(debian_root(releases()[0]))}"
+    said = docker.must(build, source, {"SOURCE_DATE_EPOCH": "1800000000"})
     archive = tmp_path / "artifacts-agent-0.1.0-image.tar"
     assert said.splitlines()[-1] == str(archive)
     docker.must("docker tag artifacts-agent:0.1.0 built; docker rmi artifacts-agent:0.1.0")
