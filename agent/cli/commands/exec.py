@@ -229,12 +229,14 @@ def _end(agent: "JobAgent", deadline: float | None, begun: float, again: str | N
         left = f"interrupted: what is not delivered yet stays in {agent.place}"
     except AgentError as error:
         left = f"not flushed: {error}"
+    except ImportError as error:
+        left = f"this installation of the agent was removed or replaced while the command ran: {error}"
     if left is not None:
         _warn(left)
     if agent.usage is not None and agent.usage.tasks:
-        from agent.cli.job import summary
+        with contextlib.suppress(OSError, ImportError):  # nobody reads it, or it was removed
+            from agent.cli.job import summary
 
-        with contextlib.suppress(OSError):  # nobody reads it
             summary.report(agent.usage, os.environ, again)
     elif again is not None:
         _warn(again)
