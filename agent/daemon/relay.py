@@ -75,7 +75,7 @@ async def _run(config: Config, environ: Mapping[str, str], connect: Callable[[Co
                 await relay.drain(seconds)
             tasks.cancel_scope.cancel()
     logging.say_held_back()
-    log.info("stopped", settled=dict(relay.backlog.settled))
+    log.info("stopped", settled={str(outcome): count for outcome, count in relay.backlog.settled.items()})
 
 
 async def _deliver(relay: Relay, notifier: Notifier) -> None:

@@ -83,7 +83,7 @@ class Daemon:
     def launch(self) -> None:
         """Start the process, without a word about when it is ready."""
         command = [sys.executable, "-m", self.module, "run", "--config", str(self.config)]
-        env = _environment() | self.env | {"NOTIFY_SOCKET": str(self.directory / "n.sock")}
+        env = clean_environment() | self.env | {"NOTIFY_SOCKET": str(self.directory / "n.sock")}
         with self._stderr.open("ab") as stderr:
             self._process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr)
 
@@ -236,7 +236,8 @@ def _toml(name: str, section: Mapping[str, object]) -> str:
     return f"[{name}]\n{''.join(lines)}\n"
 
 
-def _environment() -> dict[str, str]:
+def clean_environment() -> dict[str, str]:
+    """Return the environment without what would configure an agent."""
     return {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
 
 

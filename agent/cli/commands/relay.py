@@ -42,4 +42,4 @@ def _connect(loaded: "Config") -> "Engine":
         from agent.fleet.nats_engine import Connection, NatsEngine
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error.name} is missing: install artifacts-agent[fleet]") from error
-    return NatsEngine(Connection(tuple(loaded.relay.servers or ()), loaded.relay.credentials, "artifacts-agent relay"))
+    return NatsEngine(Connection(tuple(loaded.relay.servers or ()), loaded.relay.credentials, "artifacts-agent-relay"))

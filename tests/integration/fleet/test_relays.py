@@ -1,0 +1,277 @@
+"""Relays as processes, over a real nats-server and an API over sockets: killed, blocked, refused, and nothing lost."""
+
+import asyncio
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import httpx
+import pytest
+
+from agent.delivery.batching import Batch
+from agent.events import Context, encode_events
+from agent.fleet import message, names
+from agent.fleet.accounting import FleetLedger
+from agent.fleet.engine import Engine
+from agent.fleet.records import decode_record
+from agent.queue.cursor import Span
+from tests.support.api_server import ApiServer, error
+from tests.support.daemon import clean_environment
+from tests.support.nats import NatsCluster, free_port, nats_cluster
+from tests.support.pipelines import event
+from tests.support.waiting import HUNG_AFTER
+
+SUBJECT = names.events_subject("web", "linux")
+BLOCKED = error(402, "payment_required", "Payment Required")
+SEED = 16
+
+
+class RelayProcess:
+    """A relay on a directory of its own, with its configuration and its log."""
+
+    def __init__(self, directory: Path, cluster: NatsCluster, api_url: str, more: str = "") -> None:
+        directory.mkdir()
+        servers = ", ".join(f'"{url}"' for url in cluster.urls)
+        self.log = directory / "log"
+        self._config = directory / "config.toml"
+        self._config.write_text(
+            f'[relay]\nservers = [{servers}]\nteam = "web"\nreplicas = 1\n[api]\nurl = "{api_url}"\ntimeout = "2s"\n'
+            f'[retry]\ninitial_delay = "20ms"\nmax_delay = "200ms"\n[batch]\nmax_delay = "50ms"\nmax_events = 50\n'
+            f'[log]\nlevel = "debug"\n{more}'
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it."""
+        command = [sys.executable, "-m", "agent.cli", "relay", "--config", str(self._config)]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=clean_environment()
+            )
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for the end."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(HUNG_AFTER)
+            self.process = None
+
+    def terminate(self) -> int:
+        """SIGTERM; return the exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(HUNG_AFTER)
+        self.process = None
+        return code
+
+
+class World:
+    """An engine with two relays, and the API that they deliver to."""
+
+    def __init__(self, directory: Path, cluster: NatsCluster, api: ApiServer, more: str = "") -> None:
+        self.cluster = cluster
+        self.api = api
+        self.relays = [RelayProcess(directory / f"r{index}", cluster, api.url, more) for index in range(2)]
+        self._numbers = Counter[str]()
+
+    async def publish(
+        self, engine: Engine, queue: str, hashes: Sequence[str], enqueued_at: float | None = None
+    ) -> None:
+        """Publish events of a runner, which are numbered on."""
+        first = self._numbers[queue] + 1
+        self._numbers[queue] += len(hashes)
+        lines = encode_events([event(name) for name in hashes])
+        batch = Batch(Context(), lines, (Span(first, first + len(hashes)),), enqueued_at=enqueued_at)
+        await engine.publish(SUBJECT, lines, message.encode(batch, queue))
+
+    async def ledger(self, engine: Engine) -> FleetLedger:
+        """Return the accounts of the team."""
+        ledger, last = FleetLedger(), await engine.last_seq(names.LEDGER, names.ledger_subject("web"))
+        reader = engine.reader(names.LEDGER, names.ledger_subject("web"), 0)
+        while ledger.seq < last:
+            for each in await reader.read(1000, 1.0):
+                ledger.apply(decode_record(each.body), each.seq)
+        await reader.aclose()
+        return ledger
+
+    async def drained(self, engine: Engine) -> None:
+        """Return when the work queue is empty."""
+        async with asyncio.timeout(2 * HUNG_AFTER):
+            while (await engine.stream_state(names.EVENTS)).messages:  # noqa: ASYNC110 - of another process
+                await asyncio.sleep(0.05)
+
+    def taken(self) -> Counter[str]:
+        """Return how often the API took each event."""
+        return Counter(str(each["hash"]) for each in self.api.accepted_events())
+
+
+@contextmanager
+def world(directory: Path, more: str = "") -> Iterator[World]:
+    """Yield one; what still runs at the end is killed."""
+    with nats_cluster(directory / "nats") as cluster, ApiServer() as api:
+        made = World(directory, cluster, api, more)
+        try:
+            yield made
+        finally:
+            for each in made.relays:
+                each.kill()
+
+
+def test_two_relays_deliver_everything_while_they_are_killed_at_random(tmp_path: Path) -> None:
+    with world(tmp_path) as w:
+        asyncio.run(_delivers_while_killed(w))
+
+
+async def _delivers_while_killed(w: World) -> None:
+    chance = random.Random(SEED)
+    engine = w.cluster.engine()
+    w.api.reject_hashes = {"bad-3", "bad-11"}
+    for relay in w.relays:
+        relay.start()
+    total = 0
+    for turn in range(12):
+        for number in range(20):
+            count = chance.randint(1, 40)
+            hashes = [f"h-{turn}-{number}-{index}" for index in range(count)]
+            if number == 7:
+                hashes[0] = f"bad-{turn}"
+            await w.publish(engine, f"q{chance.randrange(5)}", hashes)
+            total += count
+        await asyncio.sleep(0.3)
+        if turn % 2:
+            relay = chance.choice(w.relays)
+            relay.kill()
+            relay.start()
+    await w.drained(engine)
+    ledger = await w.ledger(engine)
+    taken = w.taken()
+    dead = await _dead_ids(engine)
+    await engine.aclose()
+    assert len(taken) == total - 2
+    assert ledger.sums == {"delivered": total - 2, "dead_lettered": 2}
+    assert (len(dead), len(set(dead))) == (2, 2)
+    assert sum(taken.values()) - len(taken) <= ledger.in_doubt
+    assert [relay.terminate() for relay in w.relays] == [0, 0]
+
+
+async def _dead_ids(engine: Engine) -> list[str]:
+    found: list[str] = []
+    after = 0
+    while (letter := await engine.next_stored(names.DEAD, names.dead_subject("web"), after)) is not None:
+        found.append(letter.headers["Nats-Msg-Id"])
+        after = letter.seq
+    return found
+
+
+def test_after_a_402_both_relays_wait_and_one_probe_resumes_both(tmp_path: Path) -> None:
+    with world(tmp_path, '[pause]\nprobe_interval = "4s"\nmax_probe_interval = "8s"\n') as w:
+        asyncio.run(_pauses_together(w))
+
+
+async def _pauses_together(w: World) -> None:
+    engine = w.cluster.engine()
+    w.api.default = BLOCKED
+    for relay in w.relays:
+        relay.start()
+    await w.publish(engine, "q", ["first"])
+    await asyncio.to_thread(w.api.wait_for_posts, 1)
+    await asyncio.sleep(1.5)  # until which the other one has looked at the key
+    for number in range(40):
+        await w.publish(engine, "q", [f"h{number}-{index}" for index in range(10)])
+    await asyncio.to_thread(w.api.wait_for_posts, 3)
+    posts = w.api.posts()
+    assert all(len(post.events) == 1 for post in posts)
+    assert all(later.at - sooner.at > 3.0 for sooner, later in pairwise(posts))
+    entry = await engine.get(names.pause_key("web"))
+    assert entry is not None
+    w.api.default = type(BLOCKED)()
+    await w.drained(engine)
+    assert len(w.taken()) == 401
+    assert await engine.get(names.pause_key("web")) is None
+    await engine.aclose()
+
+
+def test_what_comes_twice_is_sent_once_and_what_is_old_expires(tmp_path: Path) -> None:
+    with world(tmp_path) as w:
+        asyncio.run(_once(w))
+
+
+async def _once(w: World) -> None:
+    engine = w.cluster.engine()
+    w.relays[0].start()
+    await w.publish(engine, "q", ["a", "b"])
+    await w.publish(engine, "q", ["old"], enqueued_at=time.time() - 30 * 86400)
+    await w.drained(engine)
+    w.relays[0].kill()
+    w.relays[1].start()
+    lines = encode_events([event("a"), event("b")])
+    headers = message.encode(Batch(Context(), lines, (Span(1, 3),)), "q")
+    await engine.publish(SUBJECT, lines, headers | {"Nats-Msg-Id": "as if it had been forgotten"})
+    await w.drained(engine)
+    ledger = await w.ledger(engine)
+    assert (w.taken(), ledger.sums) == ({"a": 1, "b": 1}, {"delivered": 2, "expired": 1})
+    await engine.aclose()
+
+
+def test_a_relay_waits_for_an_engine_that_is_down_and_ends_when_it_is_told(tmp_path: Path) -> None:
+    with world(tmp_path) as w:
+        w.cluster.kill()
+        relay = w.relays[0]
+        relay.start()
+        asyncio.run(_waits(relay, "relays_not_reached", "ledger_unreadable"))
+        assert relay.terminate() == 0
+        relay.start()
+        asyncio.run(_waits(relay, "ledger_unreadable"))
+        w.cluster.start()
+        asyncio.run(w.cluster.ready(["web"]))
+        asyncio.run(_delivers_one(w))
+
+
+async def _waits(relay: RelayProcess, *events: str) -> None:
+    async with asyncio.timeout(HUNG_AFTER):
+        while not any(name in relay.log.read_text() for name in events):  # noqa: ASYNC110 - of another process
+            await asyncio.sleep(0.05)
+
+
+async def _delivers_one(w: World) -> None:
+    engine = w.cluster.engine()
+    await w.publish(engine, "q", ["a"])
+    await w.drained(engine)
+    assert w.taken() == {"a": 1}
+    await engine.aclose()
+
+
+def test_a_relay_says_what_it_does_to_prometheus(tmp_path: Path) -> None:
+    port = free_port()
+    with world(tmp_path, f'[metrics]\nlisten = "127.0.0.1:{port}"\n') as w:
+        w.relays[0].start()
+        asyncio.run(_delivers_one(w))
+        text = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+        assert 'artifacts_agent_relay_events_settled_total{outcome="delivered"} 1.0' in text
+        assert 'artifacts_agent_relay_state{state="running"} 1.0' in text
+        assert "artifacts_agent_fleet_events_in_doubt 0.0" in text
+        assert 'artifacts_agent_responses_total{destination="default",status="200"} 1.0' in text
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("", "relay.servers"),
+        ('[relay]\nservers = "nats://127.0.0.1"\n', "relay.servers and relay.team belong together"),
+    ],
+)
+def test_a_relay_that_is_not_configured_says_so(tmp_path: Path, config: str, said: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(config)
+    command = [sys.executable, "-m", "agent.cli", "relay", "--config", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=clean_environment(), timeout=HUNG_AFTER)
+    assert done.returncode == 78
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
