@@ -45,7 +45,10 @@ def configure(level: str, form: Literal["console", "json"], *, to_journal: bool 
     """Send every log line of this process to standard error, from `level` on; `to_journal` with its priority before it."""
     rendering: list[structlog.typing.Processor] = [structlog.processors.format_exc_info]
     if form == "console":
-        rendering = [*rendering, _printable, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        # Structlog before 26 warns, in lines of its own, where another formatter is set and the traceback is text already.
+        plain = structlog.dev.plain_traceback
+        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)
+        rendering = [*rendering, _printable, renderer]
     else:
         rendering.append(structlog.processors.JSONRenderer())
     if to_journal:

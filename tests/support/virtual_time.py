@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import anyio
+import trio
 from trio.testing import MockClock
 
 T = TypeVar("T")
@@ -51,4 +52,6 @@ def backend(name: str) -> tuple[str, dict[str, Any]]:
 def run(name: str, main: Callable[[], Awaitable[T]]) -> T:
     """Run `main` on that backend."""
     name, options = backend(name)
+    if name == "trio":
+        return trio.run(main, **options)  # anyio 4.9 does not hand options on to it
     return anyio.run(main, backend=name, backend_options=options)
