@@ -39,6 +39,7 @@ _COMMANDS = {
     "rules": "agent.cli.commands.rules:rules",
     "config": "agent.cli.commands.config:config",
     "check": "agent.cli.commands.check:check",
+    "fleet": "agent.cli.commands.fleet:fleet",
     "demo": "agent.cli.commands.demo:demo",
     "devserver": "agent.cli.commands.devserver:devserver",
     "completion": "agent.cli.commands.completion:completion",

@@ -24,6 +24,7 @@ from agent.queue.filesystem import OsFilesystem
 from agent.queue.snapshot import LogSnapshot
 
 T = TypeVar("T")
+Settings = Mapping[str, Mapping[str, object]]
 
 TOKEN = "the-demo's-token"  # noqa: S105 - it opens the demo's own API and nothing else
 STATUS_SECONDS = 5.0
@@ -60,8 +61,8 @@ def environment() -> dict[str, str]:
 class AgentProcess:
     """One daemon on one directory; it may be started again after it was killed."""
 
-    def __init__(self, directory: Path, api_url: str) -> None:
-        """Write the configuration, with times that suit a viewer."""
+    def __init__(self, directory: Path, api_url: str, more: Settings | None = None) -> None:
+        """Write the configuration, with times that suit a viewer, and `more` of it."""
         self.stream = directory / "events.sock"
         self._directory = directory
         self._config = directory / "config.toml"
@@ -71,7 +72,7 @@ class AgentProcess:
         self._control = ControlClient(directory / "control.sock", STATUS_SECONDS)
         (directory / "token").touch(mode=0o600)
         (directory / "token").write_text(TOKEN)
-        self._config.write_text(_toml(_settings(directory, api_url)))
+        self._config.write_text(toml({**_settings(directory, api_url), **(more or {})}))
 
     async def start(self) -> None:
         """Start it; it is ready when `status` answers."""
@@ -145,7 +146,7 @@ class AgentProcess:
         return next((line.strip(" |") for line in reversed(lines) if any(map(str.isalpha, line))), "it said nothing")
 
 
-def _settings(directory: Path, api_url: str) -> Mapping[str, Mapping[str, object]]:
+def _settings(directory: Path, api_url: str) -> Settings:
     return {
         "api": {"url": api_url, "token_file": str(directory / "token")},
         "listen": {
@@ -161,7 +162,8 @@ def _settings(directory: Path, api_url: str) -> Mapping[str, Mapping[str, object
     }
 
 
-def _toml(settings: Mapping[str, Mapping[str, object]]) -> str:
+def toml(settings: Settings) -> str:
+    """Return settings as a configuration file has them."""
     # A JSON string or number is the same in TOML.
     sections = (
         f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in section.items())

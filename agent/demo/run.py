@@ -2,6 +2,8 @@
 
 import signal
 import socket
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -11,7 +13,7 @@ from agent.demo.agent_process import TOKEN, AgentProcess, temporary_directory
 from agent.demo.api import DemoApi
 from agent.demo.harness import FAST, READABLE, Harness, Timing
 from agent.demo.report import Evidence
-from agent.demo.view import DemoView, PanelView, for_stdout
+from agent.demo.view import DemoView, PanelView, PlainView, for_stdout
 from agent.errors import AgentError
 from agent.http.server import serve
 
@@ -21,17 +23,40 @@ NEXT_STEPS = (
 )
 
 
-def run(*, fast: bool) -> int:
-    """See `agent.demo.run_demo`."""
-    view = for_stdout()
+def run(*, fast: bool, fleet: bool) -> int:
+    """See `agent.demo.run_demo`. Raises ConfigError where something that a fleet needs is not installed."""
+    view = PlainView() if fleet else for_stdout()
     timing = FAST if fast or not isinstance(view, PanelView) else READABLE
+    play = _show_fleet(view) if fleet else partial(_play, view, timing)
     try:
-        return anyio.run(_run, view, timing)
+        return anyio.run(_run, view, play)
     except KeyboardInterrupt:  # before the signals were watched: nothing had been started
         return 128 + signal.SIGINT
 
 
-async def _run(view: DemoView, timing: Timing) -> int:
+Play = Callable[[], Awaitable[int]]
+
+
+def _show_fleet(view: DemoView) -> Play:
+    from agent.fleet.installed import require_client
+
+    require_client("--fleet")
+    from agent.demo import fleet
+
+    fleet.nats_server()  # so that what is missing is said before anything begins
+
+    async def play() -> int:
+        try:
+            with temporary_directory() as directory:
+                return await fleet.play(view, directory)
+        except* (AgentError, OSError) as errors:
+            view.say(f"The demo failed: {_first(errors)}", "bold red")
+        return 1
+
+    return play
+
+
+async def _run(view: DemoView, play_all: Play) -> int:
     """Play until the end or a signal; return the exit code."""
     code = 1
     with anyio.open_signal_receiver(*_ending_signals()) as signals, view:
@@ -39,7 +64,7 @@ async def _run(view: DemoView, timing: Timing) -> int:
 
             async def play() -> None:
                 nonlocal code
-                code = await _play(view, timing)
+                code = await play_all()
                 tasks.cancel_scope.cancel()
 
             tasks.start_soon(play)

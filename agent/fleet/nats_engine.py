@@ -32,6 +32,7 @@ from agent.fleet.engine import (
     Reader,
     StreamState,
 )
+from agent.fleet.permissions import inbox_of_relays
 
 T = TypeVar("T")
 
@@ -404,6 +405,11 @@ class NatsEngine:
         """See `Engine`."""
         self._closed = True
         await self._give_up()
+
+
+def engine_for_relays(servers: Sequence[str], credentials: Path | None, team: str) -> NatsEngine:
+    """Return the engine of a team's relays, and of those who look at the team."""
+    return NatsEngine(Connection(tuple(servers), credentials, inbox_of_relays(team), "artifacts-agent relay"))
 
 
 class _Reader:

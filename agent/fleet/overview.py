@@ -146,7 +146,7 @@ async def look(engine: Engine, team: str, snapshot: bytes | None) -> Overview:
     """Return how a team is doing: reads its ledger from a snapshot on, and the stream. Raises EngineError."""
     # The stream first: what is settled meanwhile is in the ledger. And once more: what came meanwhile may be in a ledger, too.
     messages, after = await _read_stream(engine, team, 0)
-    ledger = await _read_ledger(engine, team, snapshot)
+    ledger = await read_ledger(engine, team, snapshot)
     newer, _ = await _read_stream(engine, team, after)
     stream = InStream()
     for subject, events in (*messages, *newer):
@@ -171,7 +171,8 @@ async def _read_stream(engine: Engine, team: str, after: int) -> tuple[list[tupl
     return found, after
 
 
-async def _read_ledger(engine: Engine, team: str, snapshot: bytes | None) -> FleetLedger:
+async def read_ledger(engine: Engine, team: str, snapshot: bytes | None) -> FleetLedger:
+    """Return the accounts of a team, read to their end from a snapshot on. Raises EngineError."""
     subject = names.ledger_subject(team)
     ledger = (FleetLedger.decode(snapshot) if snapshot is not None else None) or FleetLedger()
     last = await engine.last_seq(names.LEDGER, subject)

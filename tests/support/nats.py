@@ -113,13 +113,17 @@ class NatsCluster:
         for server in self.servers:
             server.kill()
 
-    async def renew(self, teams: Sequence[str]) -> None:
-        """Remove what a fleet needs, with all that is in it, and set it up again."""
+    async def remove(self) -> None:
+        """Remove what a fleet needs, with all that is in it."""
         engine = self.engine()
         for name in (names.EVENTS, names.LEDGER, names.DEAD, f"KV_{names.STATE}", f"OBJ_{names.SNAPSHOTS}"):
             await engine.ask(partial(JetStreamContext.delete_stream, name=name))
-        await set_up(engine, teams, SMALL)
         await engine.aclose()
+
+    async def renew(self, teams: Sequence[str]) -> None:
+        """Remove what a fleet needs, and set it up again."""
+        await self.remove()
+        await self.ready(teams)
 
     async def ready(self, teams: Sequence[str] = (), sizes: Sizes = SMALL, credentials: Path | None = None) -> None:
         """Return when JetStream works and what a fleet needs is set up."""

@@ -36,10 +36,9 @@ def relay(path: Path | None) -> int:
 
 
 def _connect(loaded: "Config") -> "Engine":
-    from agent.errors import ConfigError
+    from agent.fleet.installed import require_client
 
-    try:
-        from agent.fleet.nats_engine import Connection, NatsEngine
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{error.name} is missing: install artifacts-agent[fleet]") from error
-    return NatsEngine(Connection(tuple(loaded.relay.servers or ()), loaded.relay.credentials, "artifacts-agent-relay"))
+    require_client("relay.servers")
+    from agent.fleet.nats_engine import engine_for_relays
+
+    return engine_for_relays(loaded.relay.servers or (), loaded.relay.credentials, loaded.relay.team or "")

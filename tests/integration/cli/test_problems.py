@@ -39,6 +39,7 @@ COMMANDS = (
     "rules",
     "config",
     "check",
+    "fleet",
     "demo",
     "devserver",
     "completion",

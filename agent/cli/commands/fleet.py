@@ -1,0 +1,200 @@
+"""`fleet`: set up the engine that carries a fleet, and see where every event of a team is."""
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from agent.cli.filters import yes_option
+from agent.cli.options import config_option, find_config, json_option
+from agent.cli.prompts import confirmed
+from agent.cli.views.output import say, say_json, show
+from agent.cli.views.words import amount
+from agent.errors import AgentError, ConfigError
+
+if TYPE_CHECKING:
+    from agent.config import RelayConfig
+    from agent.fleet.engine import Message
+    from agent.fleet.nats_engine import NatsEngine
+
+T = TypeVar("T")
+
+DIFFERS = 1
+DECLINED = 1
+UNREACHABLE = 4
+
+
+class EngineUnreachableError(AgentError):
+    """The engine cannot be asked."""
+
+    exit_code = UNREACHABLE
+
+
+@click.group(short_help="Set up and inspect a fleet: init, status, permissions, dead-letters.")
+def fleet() -> None:
+    """Set up the NATS JetStream that agents forward to and relays deliver from, and see where every event is.
+
+    What to connect to, and for which team, is said by [relay] in the configuration.
+    """
+
+
+@fleet.command(short_help="Create what is missing in the engine, and say what differs.")
+@click.option("--dry-run", is_flag=True, help="Only say what there is.")
+@config_option
+@json_option
+def init(path: Path | None, as_json: bool, dry_run: bool) -> int:
+    """Create the streams, the consumer and the buckets of a fleet where they are missing; what is there is compared.
+
+    Nothing that is there is changed: what differs is named, with both values. Exit code 1: something differs, or is missing with
+    --dry-run.
+    """
+    relay = _relay(path)
+    from agent.fleet.nats_setup import Sizes, set_up
+
+    teams, sizes = [relay.team or ""], Sizes(replicas=relay.replicas)
+    found = _ask(relay, lambda engine: set_up(engine, teams, sizes, create=not dry_run))
+    if as_json:
+        say_json({"found": [each._asdict() for each in found]})
+    else:
+        for each in found:
+            say(f"{each.name}: {each.state}", *(f"  {difference}" for difference in each.differences))
+    return DIFFERS if any(each.differences or each.state == "missing" for each in found) else 0
+
+
+@fleet.command(short_help="Say where every event of the team is.")
+@config_option
+@json_option
+def status(path: Path | None, as_json: bool) -> int:
+    """Say where every event of the team is: delivered, dead-lettered, expired, in the stream, or lost in the engine.
+
+    It reads the team's ledger and what the stream holds. With --json: {"teams": {TEAM: {…}}}.
+    """
+    import time
+
+    relay = _relay(path)
+    from agent.fleet.inspection import team_status
+
+    team = relay.team or ""
+    found = _ask(relay, lambda engine: team_status(engine, team))
+    if as_json:
+        say_json({"teams": {team: found.to_json()}})
+        return 0
+    from agent.cli.views.fleet import fleet_screen
+
+    show(fleet_screen(team, found, time.time()))
+    return 0
+
+
+@fleet.command(short_help="Print what the credentials of a pool or of relays have to allow.")
+@click.option("--pool", metavar="NAME", help="Of runners of this pool.  [default: of relays]")
+@config_option
+def permissions(path: Path | None, pool: str | None) -> int:
+    """Print the subjects that a credential has to allow, as JSON, in the form that nats-server's own configuration takes.
+
+    \b
+    artifacts-agent fleet permissions --pool linux
+
+    A credential that allows more lets whoever steals it do more.
+    """
+    from agent.fleet.names import check_token
+    from agent.fleet.permissions import of_pool, of_relays
+
+    team = _relay(path).team or ""
+    try:
+        found = of_relays(team) if pool is None else of_pool(team, check_token(pool))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--pool") from None
+    allowed = {"publish": {"allow": list(found.publish)}, "subscribe": {"allow": list(found.subscribe)}}
+    say_json({"permissions": allowed})
+    return 0
+
+
+@fleet.group("dead-letters", short_help="Inspect the events of the team that the API refused: ls, export, purge.")
+def dead_letters() -> None:
+    """Inspect the events that the API refused of all runners of the team.
+
+    To try them again: `fleet dead-letters export`, mend what was wrong, hand them to an agent with `emit`, and purge them.
+    """
+
+
+@dead_letters.command(short_help="List dead letters, and why the API refused them.")
+@config_option
+@json_option
+def ls(path: Path | None, as_json: bool) -> int:
+    """List dead letters, the oldest first. With --json, one object a line: subject, queue, seq, status, message, event."""
+    for each in _dead(_relay(path)):
+        if as_json:
+            say_json(each)
+        else:
+            say("  ".join(str(each[key] or "") for key in ("subject", "queue", "seq", "status", "message")))
+    return 0
+
+
+@dead_letters.command(short_help="Print the events of dead letters as lines that `emit` takes.")
+@config_option
+def export(path: Path | None) -> int:
+    """Print the events themselves, one a line."""
+    for each in _dead(_relay(path)):
+        if each["event"] is not None:
+            say_json(each["event"])
+    return 0
+
+
+@dead_letters.command(short_help="Remove all dead letters of the team.")
+@yes_option
+@config_option
+def purge(path: Path | None, yes: bool) -> int:
+    """Remove them. They stay counted as dead-lettered."""
+    relay = _relay(path)
+    if not yes and not confirmed(f"Remove all dead letters of the team {relay.team}?"):
+        return DECLINED
+    from agent.fleet.inspection import purge_dead
+
+    say(f"{amount(_ask(relay, lambda engine: purge_dead(engine, relay.team or '')), 'dead letter')} removed")
+    return 0
+
+
+def _dead(relay: "RelayConfig") -> list[dict[str, object]]:
+    from agent.fleet.inspection import dead_messages, described
+
+    def read(engine: "NatsEngine") -> Awaitable[list["Message"]]:
+        return dead_messages(engine, relay.team or "")
+
+    return [described(each) for each in _ask(relay, read)]
+
+
+def _relay(path: Path | None) -> "RelayConfig":
+    """Return what the configuration says of the engine. Raises ConfigError."""
+    import os
+
+    from agent import config
+    from agent.fleet.installed import require_client
+
+    require_client("relay.servers")
+    relay = config.load(find_config(path), os.environ).relay
+    if not relay.servers:
+        raise ConfigError(
+            "relay.servers: is missing: it says which NATS carries the fleet, such as nats://nats.internal:4222"
+        )
+    return relay
+
+
+def _ask(relay: "RelayConfig", question: Callable[["NatsEngine"], Awaitable[T]]) -> T:
+    """Return the engine's answer. Raises EngineUnreachableError."""
+    import anyio
+
+    from agent.fleet.engine import EngineError
+    from agent.fleet.nats_engine import engine_for_relays
+
+    async def run() -> T:
+        engine = engine_for_relays(relay.servers or (), relay.credentials, relay.team or "")
+        try:
+            return await question(engine)
+        finally:
+            await engine.aclose()
+
+    try:
+        return anyio.run(run)
+    except EngineError as error:
+        raise EngineUnreachableError(f"the engine cannot be asked: {error}") from None

@@ -1,0 +1,56 @@
+"""What `fleet status` shows to people. Pure: what was found and the time in, text out."""
+
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from agent.cli.views.rendered import rendered
+from agent.cli.views.tables import Column, FittedTable
+from agent.cli.views.words import amount, duration
+from agent.fleet.inspection import TeamStatus
+from agent.fleet.names import pool_of
+
+_NUMBERS = ("forwarded", "delivered", "dead_lettered", "expired", "in_stream", "lost", "queued", "dropped")
+
+
+def fleet_screen(team: str, status: TeamStatus, now: float) -> RenderableType:
+    """Return a line for each pool, the sum, and what is wrong."""
+    found = status.overview
+    pools = sorted(found.pools.items())
+    rows = [(_pool(subject), pool.counts) for subject, pool in pools] + [("all", found.counts)]
+    seen = [_age(pool.seen_at, now) for _, pool in pools] + [""]
+    queues = [f"{pool.queues:,}" for _, pool in pools] + [f"{sum(pool.queues for _, pool in pools):,}"]
+    columns = [Column("pool", [name for name, _ in rows], is_name=True), Column("queues", queues)]
+    columns += [
+        Column(name.replace("_", "-"), [f"{getattr(counts, name):,}" for _, counts in rows]) for name in _NUMBERS
+    ]
+    return Group(rendered(f"team {team}"), FittedTable(*columns, Column("seen", seen)), *_notes(status, now))
+
+
+def _notes(status: TeamStatus, now: float) -> Iterator[Text]:
+    found, pause = status.overview, status.pause
+    yield rendered(f"{amount(found.messages, 'message')} in the stream{_oldest(found.oldest_event_at, now)}")
+    if found.in_doubt:
+        yield rendered(f"{amount(found.in_doubt, 'event')} in doubt: under way, or delivered perhaps once more")
+    if pause is not None:
+        yield rendered(f"paused since {duration(now - pause.since)}: {pause.message or pause.reason}", style="yellow")
+    if found.counts.lost:
+        yield rendered(f"{amount(found.counts.lost, 'event')} lost in the engine", style="bold red")
+    if found.unreadable:
+        yield rendered(f"{amount(found.unreadable, 'message')} that no agent wrote", style="yellow")
+    if not found.is_whole:
+        yield rendered("the stream holds more than was looked at: the sums are too low", style="yellow")
+
+
+def _oldest(at: float | None, now: float) -> str:
+    return "" if at is None else f", the oldest event {duration(max(now - at, 0.0))} old"
+
+
+def _age(at: float | None, now: float) -> str:
+    return "" if at is None else f"{duration(max(now - at, 0.0))} ago"
+
+
+def _pool(subject: str) -> str:
+    found = pool_of(subject)
+    return found[1] if found is not None else subject

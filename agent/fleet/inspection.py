@@ -1,0 +1,101 @@
+"""What `artifacts-agent fleet` shows of a team, as it asks the engine."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import msgspec
+from nats.js import JetStreamContext
+
+from agent.events import decode_event
+from agent.fleet import dead, names
+from agent.fleet.engine import Message
+from agent.fleet.following import snapshot_name
+from agent.fleet.nats_engine import NatsEngine
+from agent.fleet.overview import Overview, look
+from agent.fleet.shared import decode_pause
+from agent.queue.cursor import Pause
+from agent.queue.dead_letters import decode_dead_letter
+from agent.timestamps import iso
+
+
+class TeamStatus(NamedTuple):
+    """How a team is doing: where its events are, and why nothing is delivered, if so."""
+
+    overview: Overview
+    pause: Pause | None
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as `fleet status --json` prints it; times as text."""
+        found, pause = self.overview, self.pause
+        return {
+            **vars(found.counts),
+            "in_doubt": found.in_doubt,
+            "pause": None
+            if pause is None
+            else {"reason": pause.reason, "message": pause.message, "since": iso(pause.since), "probes": pause.probes},
+            "messages": found.messages,
+            "unreadable_messages": found.unreadable,
+            "whole": found.is_whole,
+            "oldest_event_at": _iso(found.oldest_event_at),
+            "pools": {
+                subject: {**vars(pool.counts), "queues": pool.queues, "seen_at": _iso(pool.seen_at)}
+                for subject, pool in found.pools.items()
+            },
+        }
+
+
+async def team_status(engine: NatsEngine, team: str) -> TeamStatus:
+    """Return how a team is doing. Raises EngineError."""
+    snapshot = await engine.load(snapshot_name(team))
+    overview = await look(engine, team, snapshot)
+    pause = await engine.get(names.pause_key(team))
+    return TeamStatus(overview, decode_pause(pause.value) if pause is not None else None)
+
+
+async def dead_messages(engine: NatsEngine, team: str) -> list[Message]:
+    """Return the dead letters of a team, the oldest first. Raises EngineError."""
+    found: list[Message] = []
+    after = 0
+    while message := await engine.next_stored(names.DEAD, names.dead_subject(team), after):
+        found.append(message)
+        after = message.seq
+    return found
+
+
+async def purge_dead(engine: NatsEngine, team: str) -> int:
+    """Remove the dead letters of a team, and return how many those were. Raises EngineError."""
+    count = len(await dead_messages(engine, team))
+    purge = partial(JetStreamContext.purge_stream, name=names.DEAD, subject=names.dead_subject(team))
+    await engine.ask(purge)
+    return count
+
+
+def described(message: Message) -> dict[str, object]:
+    """Return a dead letter as `fleet dead-letters ls --json` prints it; `event` is None for a message that said nothing."""
+    headers = message.headers
+    facts: dict[str, object] = {
+        "subject": headers.get(dead.SUBJECT),
+        "queue": headers.get(dead.QUEUE),
+        "seq": None,
+        "rejected_at": None,
+        "status": None,
+        "message": headers.get(dead.REASON),
+        "event": None,
+    }
+    return facts | dict(_of_event(message)) if headers.get(dead.KIND) == dead.EVENT else facts
+
+
+def _of_event(message: Message) -> Iterator[tuple[str, object]]:
+    try:
+        letter = decode_dead_letter(message.body)
+        event = msgspec.to_builtins(decode_event(letter.line))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        yield "message", "it cannot be read"
+        return
+    yield from (("seq", letter.seq), ("rejected_at", iso(letter.rejected_at)))
+    yield from (("status", letter.status), ("message", letter.message), ("event", event))
+
+
+def _iso(at: float | None) -> str | None:
+    return None if at is None else iso(at)
