@@ -168,7 +168,10 @@ def reinstall(host: Installed) -> None:
     (command,) = blocks(section(read(PAGE), "Upgrade the package"), "sh")
     with host.machine.running(f"exec {HOME}/0.0.2/bin/python3 -c 'print(input())'", "ci") as old:
         eventually(lambda: host.machine.run(f"pgrep -f {HOME}/0.0.2").returncode, lambda code: code == 0)
-        host.must(command.replace("install", "install --reinstall"))
+        host.must("sudo ln -s /bin/true /usr/local/bin/artifacts-agent")
+        said = host.must(command.replace("install", "install --reinstall"))
+        assert "/usr/local/bin/artifacts-agent, of an installation without the package, is used" in said
+        host.must("sudo rm /usr/local/bin/artifacts-agent")
         old.communicate("the end\n")
     kept = [path.rpartition("/")[2].partition("-")[0] for path in host.machine.must(f"ls -d {HOME}/[0-9]*").split()]
     assert kept == ["0.0.2", "99.0"]
