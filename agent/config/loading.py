@@ -190,6 +190,8 @@ class _Sources:
             return
         for name, table in tables.items():
             self.destinations[name] = f"{path}: destinations.{_name(name)}"
+            if "." in name:  # it is refused as a name, and its keys could be another one's
+                continue
             if not isinstance(table, dict):
                 self.problems.append(
                     f"{self.destinations[name]}: should be a table: write [destinations.{_name(name)}] above its keys"

@@ -158,6 +158,13 @@ def test_tokens_are_found_for_each_destination(tmp_path: Path) -> None:
             ),
         ),
         (
+            "[destinations.a]\n[destinations.'a.b']\nslug = 'web'\nbatch.max_events = 3",
+            (
+                "destinations.a.b: should be a name of at most 32 lower-case letters, digits and hyphens, such as web-2: "
+                "it names a directory"
+            ),
+        ),
+        (
             "[destinations.default]",
             "destinations.default: default is the one that [api] describes: choose another name",
         ),
