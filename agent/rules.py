@@ -20,6 +20,15 @@ _SAY_TEAM = frozenset({"http", "tcp"})
 _ASK = frozenset({"stream", "datagram"})
 
 
+_NO_ID = 2**32 - 1  # -1 as the kernel writes it
+
+
+def user_number(text: str) -> int | None:
+    """Return the number of a user or group that is written as one; None if it is none that the kernel could name."""
+    is_number = text.isascii() and text.isdigit() and len(text) <= len(str(_NO_ID))
+    return int(text) if is_number and int(text) < _NO_ID else None
+
+
 class Sender(NamedTuple):
     """What is known of a sender: its user and groups, None and none over TCP, and by which socket it came.
 

@@ -20,7 +20,7 @@ from pydantic_core import CoreSchema
 from agent.config.directories import usable_path, usable_socket
 from agent.config.schema import Config
 from agent.fleet.names import check_token
-from agent.rules import DEFAULT, SocketKind  # noqa: F401 - SocketKind is for `schema`
+from agent.rules import DEFAULT, SocketKind, user_number  # noqa: F401 - SocketKind is for `schema`
 from agent.units import parse_duration, parse_size
 
 T = TypeVar("T")
@@ -118,8 +118,8 @@ def _id_of(find: Callable[[str], int], what: str) -> BeforeValidator:
             return value
         if not isinstance(value, str) or not value:
             raise ValueError(f"should be a {what}, by name or number")
-        if value.isascii() and value.isdigit() and int(value) < _NO_ID:
-            return int(value)
+        if (written := user_number(value)) is not None:
+            return written
         try:
             return find(value)
         except (KeyError, ValueError):  # ValueError: a NUL

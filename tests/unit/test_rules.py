@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.rules import DEFAULT, SOCKETS, Dead, Route, Rule, Rules, Sender, SocketKind, dead_rules
+from agent.rules import DEFAULT, SOCKETS, Dead, Route, Rule, Rules, Sender, SocketKind, dead_rules, user_number
 
 NAMES = ("web", "mobile")
 USERS, GROUPS, TEAMS = (1, 2), (10, 20), ("a", "b")
@@ -185,3 +185,23 @@ def test_rules_are_trivial_only_if_nobody_gets_elsewhere() -> None:
     assert Rules().is_trivial
     assert not Rules(denies_others=True).is_trivial
     assert not Rules([Rule(DEFAULT)]).is_trivial
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("0", 0),
+        ("1000", 1000),
+        ("4294967294", 4294967294),
+        ("4294967295", None),
+        ("99999999999", None),
+        ("9" * 5000, None),
+        ("\N{SUPERSCRIPT TWO}", None),
+        ("\N{ARABIC-INDIC DIGIT TWO}", None),
+        ("-1", None),
+        ("ci", None),
+        ("", None),
+    ],
+)
+def test_a_users_number_is_one_that_the_kernel_could_name(text: str, number: int | None) -> None:
+    assert user_number(text) == number

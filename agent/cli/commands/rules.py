@@ -78,22 +78,19 @@ def _sender(uid: str | None, socket: str, team_id: str | None, slug: str | None,
     import pwd
     from typing import cast
 
-    from agent.rules import Sender, SocketKind
+    from agent.rules import Sender, SocketKind, user_number
 
     kind = cast("SocketKind", socket)
     if kind in {"stream", "datagram"}:
         team_id = slug = None
     if kind == "tcp":
         return Sender(kind, None, frozenset(), team_id, slug, None)
+    number = os.getuid() if uid is None else user_number(uid)
     try:
-        entry = (
-            pwd.getpwuid(os.getuid() if uid is None else int(uid))
-            if uid is None or uid.isdigit()
-            else pwd.getpwnam(uid)
-        )
-    except (KeyError, OverflowError):
-        if uid is None or uid.isdigit():  # a user without an entry, as in containers
-            return Sender(kind, os.getuid() if uid is None else int(uid), frozenset(), team_id, slug, asks_for)
+        entry = pwd.getpwnam(str(uid)) if number is None else pwd.getpwuid(number)
+    except (KeyError, ValueError):  # ValueError: a name that is no text
+        if number is not None:  # a user without an entry, as in containers
+            return Sender(kind, number, frozenset(), team_id, slug, asks_for)
         raise AgentError(f"there is no user {uid!r} here: write its number") from None
     groups = [entry.pw_gid] if kind == "datagram" else os.getgrouplist(entry.pw_name, entry.pw_gid)
     return Sender(kind, entry.pw_uid, frozenset(groups), team_id, slug, asks_for if kind != "http" else None)
