@@ -12,7 +12,7 @@ from agent.queue.cursor import Ledger, Span
 from agent.queue.record import MAX_SEQ
 
 VERSION = "1"
-"""Of the headers. A relay leaves a message of a later version to later relays."""
+"""Of the headers. A relay leaves a message of a later version to later relays; headers that it does not know it ignores."""
 
 MAX_SPANS = 1000
 _VERSION = "AA-Version"

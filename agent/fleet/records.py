@@ -4,6 +4,9 @@
                   └─► Released, if the API has taken none of them for certain: they will be tried again
 
 An intent that nothing closes is in doubt: its relay ended, or got no answer. Its events may be delivered a second time.
+
+Relays of several releases read the same records. Fields that are added come with a default, and last where there are no names; a
+new kind or outcome says nothing to earlier relays.
 """
 
 from collections.abc import Sequence
