@@ -6,7 +6,8 @@ A token is no part of a `Config`, so that a `Config` can be logged.
 import errno
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -79,28 +80,69 @@ def _usable(secret: Secret, source: Path | str) -> Secret:
     return secret
 
 
-def read_http_tokens(config: Config, environ: Mapping[str, str]) -> dict[str, Secret]:
-    """What clients are to send, by the destination that it is for; empty where neither front nor port is.
+class ClientTokens(NamedTuple):
+    """What clients are to send, by the destination that it is for, and by destination what is wrong with its token."""
 
-    That for DEFAULT is in http.token_file, or else the API's. Raises ConfigError as `read_token` does, and where there is none.
+    tokens: dict[str, Secret]
+    problems: dict[str, str]
+
+
+def read_http_tokens(
+    config: Config, environ: Mapping[str, str], before: Mapping[str, Secret] | None = None
+) -> ClientTokens:
+    """What clients are to send; empty where neither front nor port is.
+
+    That for DEFAULT is in http.token_file, or else the API's. What is wrong with one destination's token concerns that one
+    alone: its token stays as it was `before`, or there is none. Raises ConfigError as `read_token` does where DEFAULT's is not
+    usable and there was none before, and where nobody has one.
     """
-    http = config.http
+    http, before = config.http, before or {}
     if http.listen is None and not (config.front.enabled and (http.token_file or http.tokens)):
-        return {}
-    found = {name: read_token_file(path) for name, path in http.tokens.items()}
+        return ClientTokens({}, {})
+    reads: dict[str, Callable[[], Secret | None]] = {
+        name: partial(read_token_file, path) for name, path in http.tokens.items()
+    }
     if http.token_file is not None:
-        found[DEFAULT] = read_token_file(http.token_file)
-    elif http.listen is not None and (token := read_token(config, environ)) is not None:
-        found.setdefault(DEFAULT, token)
-    if not found:
+        reads[DEFAULT] = partial(read_token_file, http.token_file)
+    elif http.listen is not None:
+        reads.setdefault(DEFAULT, partial(read_token, config, environ))
+    found: dict[str, Secret] = {}
+    problems: dict[str, str] = {}
+    for name, read in reads.items():
+        try:
+            token = read()
+        except ConfigError as error:
+            if name == DEFAULT and name not in before:
+                raise
+            token, problems[name] = before.get(name), str(error)
+        if token is not None:
+            found[name] = token
+    if not found and not problems:
         raise ConfigError("http.listen: clients need a token there: set http.token_file, or one for the API")
-    names: dict[str, str] = {}
+    return _apart(found, problems, before)
+
+
+def _apart(found: dict[str, Secret], problems: dict[str, str], before: Mapping[str, Secret]) -> ClientTokens:
+    """Leave each token to one destination: to whom it has led before, else to DEFAULT, else to none of them."""
+    names: dict[Secret, list[str]] = {}
     for name, token in found.items():
-        if (other := names.setdefault(token.reveal(), name)) != name:
-            raise ConfigError(
+        names.setdefault(token, []).append(name)
+    tokens = dict(found)
+    for token, several in names.items():
+        if len(several) == 1:
+            continue
+        rightful = next((name for name in several if before.get(name) == token), DEFAULT)
+        for name in several:
+            if name == rightful:
+                continue
+            other = rightful if rightful in several else next(each for each in several if each != name)
+            problems[name] = (
                 f"http.tokens: {other} and {name} have the same token: it has to say which of them is meant"
             )
-    return found
+            del tokens[name]
+            if name in before and before[name] not in names:
+                tokens[name] = before[name]
+    return ClientTokens(tokens, problems)
 
 
 def read_token_file(path: Path, *, may_show: bool = False) -> Secret:

@@ -94,7 +94,8 @@ class DestinationStatus(msgspec.Struct, frozen=True):
     `dead_letters` is how many are kept, None while that cannot be told; `dead_letters_discarded` made room for younger ones.
     `batch_limit` is None where an older daemon does not say. `over_quota` are those who sent more than their share, most bytes
     first. One that is no longer configured is `retired`: it takes nothing new, and delivers what it has. A queue that cannot be
-    opened is "failed". `forward` is None where events go to the API.
+    opened is "failed". `forward` is None where events go to the API. `token_error` says what is wrong with a new token; the
+    last usable one stays.
     """
 
     state: str = ""
@@ -115,6 +116,7 @@ class DestinationStatus(msgspec.Struct, frozen=True):
     last_answer_at: str | None = None
     last_answer: str | None = None
     forward: ForwardStatus | None = None
+    token_error: str | None = None
 
 
 class NotReady(msgspec.Struct, frozen=True):
@@ -195,10 +197,14 @@ class Resumed(msgspec.Struct, frozen=True):
 
 
 class Reloaded(msgspec.Struct, frozen=True):
-    """The answer to `POST /reload`: the keys that have changed, with "token" for a new one, and those that need a restart."""
+    """The answer to `POST /reload`: the keys that have changed, with "token" for a new one, and those that need a restart.
+
+    `tokens_refused` says which tokens are not usable, by destination and reason.
+    """
 
     changed: list[str] = []
     restart_needed: list[str] = []
+    tokens_refused: list[str] = []
 
 
 _decode = msgspec.json.Decoder(StatusReport).decode

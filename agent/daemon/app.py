@@ -17,7 +17,7 @@ from agent.config import Config
 from agent.daemon import logging
 from agent.daemon.assembly import assemble
 from agent.daemon.journal import is_journal
-from agent.daemon.reload import Reloader, resume_if_token_is_newer, warn_of_exposed_tokens
+from agent.daemon.reload import Reloader, resume_if_token_is_newer, warn_of_tokens
 from agent.daemon.service import Service
 from agent.daemon.settings import Settings, account_of
 from agent.daemon.signals import Signals
@@ -74,7 +74,7 @@ async def _run(
             forwards = bool(settings.config.forward.servers)
             if not forwards and config.token_source(settings.config, environ) is None:
                 log.warning("no_token", hint="set api.token_file, or requests go out without one")
-            warn_of_exposed_tokens(settings, environ)
+            warn_of_tokens(settings, environ)
             log.info("started", version=__version__, pid=os.getpid(), api=account_of(settings.config).url)
 
             await signals.stop.wait()

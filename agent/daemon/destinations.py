@@ -366,6 +366,9 @@ class Destinations(Service):
                 report.destinations[name] = replace(found, forward=to)
         for name, reason in self.failed.items():
             report.destinations[name] = DestinationStatus(state="failed", reason=reason)
+        for name, error in self._settings.refused_tokens.items():
+            if name in report.destinations:
+                report.destinations[name] = replace(report.destinations[name], token_error=error)
 
 
 def _look_into(fs: Filesystem, directory: Path) -> tuple[int, SpoolIdentity | None]:

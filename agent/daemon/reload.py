@@ -77,7 +77,7 @@ class Reloader:
 
     def _take_over(self, load: Callable[[], Config]) -> Reloaded:
         old, loaded = self.settings, load()
-        new = Settings.read(_until_restart(old.config, loaded), self._environ)
+        new = Settings.read(_until_restart(old.config, loaded), self._environ, old)
         prepared = [service.reload(new) for service in self._services]
         self.settings, self._files = new, new.token_files
         restart_needed = config.needs_restart(old.config, loaded)
@@ -90,10 +90,12 @@ class Reloader:
         )
         changed = [*config.differences(old.config, new.config), *(["token"] if new_token else [])]
         self._log.info("reloaded", changed=changed)
-        warn_of_exposed_tokens(new, self._environ)
+        warn_of_tokens(new, self._environ)
         for take_over in prepared:
             take_over()
-        return Reloaded(changed, restart_needed)
+        refused = [f"{name}: {reason}" for name, reason in new.refused_tokens.items()]
+        self._notifier.show("tokens", f"token refused: {'; '.join(refused)}" if refused else None)
+        return Reloaded(changed, restart_needed, refused)
 
 
 def _until_restart(old: Config, new: Config) -> Config:
@@ -122,8 +124,10 @@ def resume_if_token_is_newer(pipelines: Mapping[str, Pipeline], settings: Settin
             pipeline.resume()
 
 
-def warn_of_exposed_tokens(settings: Settings, environ: Mapping[str, str]) -> None:
-    """Say in the log which files with tokens every user of the machine may read."""
+def warn_of_tokens(settings: Settings, environ: Mapping[str, str]) -> None:
+    """Say in the log which tokens are not usable, and which files with tokens every user of the machine may read."""
+    log = structlog.get_logger("agent.daemon")
+    for name, error in settings.refused_tokens.items():
+        log.error("token_refused", destination=name, error=error)
     for path in config.exposed_token_files(settings.config, environ):
-        log = structlog.get_logger("agent.daemon")
         log.warning("token_file_exposed", path=str(path), hint="others can read it: chmod o-r")

@@ -4,7 +4,7 @@ Quick to import: commands need it without a daemon.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -23,7 +23,7 @@ class Settings:
 
     `tokens` are those for the API, by destination; where one other than DEFAULT has none, `tokenless` says why. Where events are
     forwarded none is needed, and none is read. `clients_tokens` are what clients send over TCP, by the destination that it is
-    for.
+    for. `refused_tokens` says what is wrong with a destination's tokens, of which the last usable one stays.
     """
 
     config: Config
@@ -31,27 +31,47 @@ class Settings:
     tokenless: Mapping[str, str]
     clients_tokens: Mapping[str, Secret]
     token_files: TokenFiles
+    refused_tokens: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, config: Config, environ: Mapping[str, str]) -> Self:
-        """Read the tokens of a configuration. Raises ConfigError, but not for what is one further destination's trouble."""
+    def read(cls, config: Config, environ: Mapping[str, str], before: "Settings | None" = None) -> Self:
+        """Read the tokens of a configuration. Raises ConfigError, but not for what is one further destination's trouble.
+
+        A token that is not usable stays as it was `before`, unless that would take it to another account.
+        """
         files = token_files(config, environ)  # first: a token that is replaced meanwhile is read again later
         tokens: dict[str, Secret | None] = dict.fromkeys(config.accounts)
         tokenless: dict[str, str] = {}
+        refused: dict[str, str] = {}
         for name, each in config.accounts.items():
             if each.forward.servers:
-                continue
-            if name == DEFAULT:
-                tokens[name] = read_token(config, environ)
                 continue
             try:
                 tokens[name] = read_token(config, environ, name)
             except ConfigError as error:
-                tokens[name], tokenless[name] = None, str(error)
+                if last := _last_token(before, config, name):
+                    tokens[name], refused[name] = last, str(error)
+                elif name == DEFAULT:
+                    raise
+                else:
+                    tokenless[name] = str(error)
             else:
-                if tokens[name] is None:
+                if tokens[name] is None and name != DEFAULT:
                     tokenless[name] = f"no token: set destinations.{name}.token_file, or {token_variable(name)}"
-        return cls(config, tokens, tokenless, read_http_tokens(config, environ), files)
+        clients = read_http_tokens(config, environ, before.clients_tokens if before is not None else None)
+        for name, problem in clients.problems.items():
+            known = refused.setdefault(name, problem)
+            if known != problem:  # else the API's token is that of clients
+                refused[name] = f"{known}; {problem}"
+        return cls(config, tokens, tokenless, clients.tokens, files, refused)
+
+
+def _last_token(before: Settings | None, config: Config, destination: str) -> Secret | None:
+    """Return the token that a destination has had for the account that it still has."""
+    if before is None or destination not in before.config.accounts:
+        return None
+    is_same = account_of(before.config, destination) == account_of(config, destination)
+    return before.tokens[destination] if is_same else None
 
 
 def queue_directory(config: Config, destination: str = DEFAULT) -> Path:

@@ -134,10 +134,12 @@ def _clients_token(settings: Config, environ: Mapping[str, str]) -> Iterator[Che
     if settings.http.listen is None:
         return
     try:
-        config.read_http_tokens(settings, environ)
+        problems = config.read_http_tokens(settings, environ).problems
     except ConfigError as error:
         yield CheckResult("clients' token", False, str(error))
     else:
+        for name, problem in problems.items():
+            yield CheckResult(_title("clients' token", name), False, problem)
         own = settings.http.token_file
         also = ", or the API's own; the API always gets its own" if settings.front.enabled else ""
         yield CheckResult("clients' token", True, f"from {own}{also}" if own else "the API's")

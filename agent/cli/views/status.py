@@ -91,6 +91,8 @@ def _rows(name: str, destination: DestinationStatus, now: float, token: str | No
     yield from delivery(destination, now, token)
     if (forward := destination.forward) is not None:
         yield "forwarded to", rendered(f"team {forward.team}, pool {forward.pool}, at {', '.join(forward.servers)}")
+    if destination.token_error:
+        yield "token", rendered(f"refused: {destination.token_error}", style="bold red")
     if destination.state == "failed":
         return
     yield "queued", queued(destination)

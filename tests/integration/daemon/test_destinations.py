@@ -304,6 +304,50 @@ def test_one_without_a_token_is_paused_and_says_why_until_it_has_one(directory: 
         assert hashes(made.web) == {"a"}
 
 
+def test_a_token_of_one_that_is_not_usable_stops_nobody_elses(directory: Path) -> None:
+    for name, token in (("clients", CLIENTS_TOKEN), ("web-clients", WEB_CLIENTS_TOKEN), ("mobile-clients", "m")):
+        (directory / name).write_text(token)
+    sections: Sections = {"http": {"listen": "127.0.0.1:0", "token_file": "clients"}, "log": {"format": "json"}}
+    text = """
+        [http.tokens]
+        web = "web-clients"
+        mobile = "mobile-clients"
+        WEB
+        [destinations.mobile]
+        token_file = "web-token"
+        """
+    with host(directory, text, sections) as made:
+        for content, wrong in (("", "the token is empty"), (WEB_CLIENTS_TOKEN, "web and mobile have the same token")):
+            (directory / "mobile-clients").write_text(content)
+            answer = made.reload(text, sections)
+            (refused,) = answer["tokens_refused"]
+            assert refused.startswith("mobile: ")
+            assert wrong in refused
+            assert made.status("mobile").token_error == refused.removeprefix("mobile: ")
+            assert made.logged("token_refused")[-1]["destination"] == "mobile"
+            assert send(made.daemon, port_of(made.daemon), wrong[:9], token="m")["status"] == 200
+        made.daemon.token_file.write_text("two\nlines")  # nor is the one of [api]
+        (directory / "web-token").write_text("rotated")
+        made.web.token = "rotated"
+        done = run_command("reload", "--config", made.daemon.config)
+        assert done.returncode == 78
+        assert done.stdout.startswith("Reloaded: ")
+        assert "token refused: default: " in done.stderr
+        assert send(made.daemon, port_of(made.daemon), "a", token=WEB_CLIENTS_TOKEN)["status"] == 200
+        made.wait_delivered("web", 1)
+        made.daemon.token_file.write_text(str(made.default.token))
+        made.daemon.terminate()
+        made.daemon.start()
+        for name, token, status in (("b", "m", 401), ("c", WEB_CLIENTS_TOKEN, 401), ("d", CLIENTS_TOKEN, 200)):
+            assert send(made.daemon, port_of(made.daemon), name, token=token)["status"] == status
+        checked = run_command("check", "--config", made.daemon.config)
+        assert "the same token" in checked.stdout + checked.stderr
+        (directory / "mobile-clients").write_text("m")
+        assert made.reload(text, sections)["tokens_refused"] == []
+        assert send(made.daemon, port_of(made.daemon), "e", token=WEB_CLIENTS_TOKEN)["status"] == 200
+        assert made.status("mobile").token_error is None
+
+
 def test_one_whose_directory_cannot_be_used_fails_alone(directory: Path) -> None:
     (directory / "queue" / "destinations").mkdir(parents=True)
     (directory / "queue" / "destinations" / "web").write_text("in the way")

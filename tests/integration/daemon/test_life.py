@@ -332,7 +332,7 @@ def test_a_wrong_configuration_is_refused_loudly_and_the_old_one_stays(daemon: D
     daemon.config.write_text(good)
     daemon.token_file.write_text("two\nlines")
     daemon.signal(signal.SIGHUP)
-    assert "several lines" in wait_logged(daemon, "reload_refused", 3)[-1]["error"]
+    assert "several lines" in wait_logged(daemon, "token_refused")[-1]["error"]
     emit(daemon, 2)
     api_server.wait_for(lambda: len(api_server.accepted_events()) == 2)
 

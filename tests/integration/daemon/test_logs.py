@@ -73,7 +73,7 @@ def test_the_token_is_nowhere_to_be_read(tmp_path: Path, api_server: ApiServer) 
         daemon.wait_destination(lambda default: default.state == "paused")
         daemon.token_file.write_text(f"{SECRET}\nwith a second line")
         daemon.signal(signal.SIGHUP)
-        wait_logged(daemon, "reload_refused")
+        wait_logged(daemon, "token_refused")
         said = everything_said(daemon)
         assert any("dead-letters" in name for name in said)
         assert [name for name, content in said.items() if SECRET.encode() in content] == []

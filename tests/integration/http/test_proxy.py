@@ -504,7 +504,7 @@ def test_a_new_token_and_address_are_taken_over_on_reload(tmp_path: Path, upstre
         eventually(lambda: client.get("/sized/1").status_code, lambda status: status == 200)
         assert len(other.seen) == 1
         token_file.write_text("third, and not on its own")
-        eventually(daemon.stderr_text, lambda text: "reload_refused" in text)
+        eventually(daemon.stderr_text, lambda text: "token_refused" in text)
         assert client.get("/sized/1").status_code == 200
         assert "third" not in daemon.stderr_text()
 

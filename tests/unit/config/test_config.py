@@ -532,7 +532,7 @@ def test_a_port_on_loopback_is_fine(tmp_path: Path, address: str) -> None:
 
 def test_with_the_front_clients_may_use_the_apis_token(tmp_path: Path) -> None:
     config = loaded(written(tmp_path, '[http]\nlisten = "127.0.0.1:0"\n[front]\nenabled = true\n'))
-    assert read_http_tokens(config, {"TURBO_TOKEN": SECRET}) == {"default": Secret(SECRET)}
+    assert read_http_tokens(config, {"TURBO_TOKEN": SECRET}) == ({"default": Secret(SECRET)}, {})
     with pytest.raises(ConfigError, match=r"http\.listen: clients need a token there"):
         read_http_tokens(config, {})
 
@@ -540,14 +540,14 @@ def test_with_the_front_clients_may_use_the_apis_token(tmp_path: Path) -> None:
 def test_clients_may_have_a_token_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "t").write_text(f"{SECRET}\n")
     path = written(tmp_path, '[http]\nlisten = "127.0.0.1:0"\ntoken_file = "t"\n')
-    assert read_http_tokens(loaded(path), {"TURBO_TOKEN": "another"}) == {"default": Secret(SECRET)}
+    assert read_http_tokens(loaded(path), {"TURBO_TOKEN": "another"}) == ({"default": Secret(SECRET)}, {})
     (tmp_path / "t").write_text("two words")
     with pytest.raises(ConfigError, match="the token has spaces"):
         read_http_tokens(loaded(path), {})
 
 
 def test_without_a_port_clients_need_no_token() -> None:
-    assert read_http_tokens(loaded(), {"TURBO_TOKEN": SECRET}) == {}
+    assert read_http_tokens(loaded(), {"TURBO_TOKEN": SECRET}) == ({}, {})
 
 
 def test_socket_path_of_exactly_the_limit_is_fine() -> None:

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.config import Config, load, read_token, token_source
+from agent.config import Config, load, read_http_tokens, read_token, token_source
 from agent.errors import ConfigError
 from agent.rules import Rule
+from agent.secret import Secret
 
 ENVIRON = {"HOME": "/home/ci", "XDG_RUNTIME_DIR": "/run/user/1000"}
 
@@ -212,6 +213,42 @@ def test_mistakes_are_named(tmp_path: Path, text: str, found: str) -> None:
 def test_a_mistake_that_is_taken_over_is_named_once(tmp_path: Path) -> None:
     text = "batch.max_events = 0\n[destinations.web]\n[destinations.mobile]"
     assert problems(tmp_path, text) == ["batch.max_events = 0: should be greater than or equal to 1"]
+
+
+CLIENTS = """
+    [http]
+    listen = "127.0.0.1:0"
+    token_file = "default-clients"
+    tokens = { web = "web-clients", mobile = "mobile-clients" }
+    [destinations.web]
+    [destinations.mobile]
+"""
+
+
+@pytest.mark.parametrize(
+    ("files", "before", "tokens", "wrong"),
+    [
+        ({"mobile": ""}, {}, {"default": "d", "web": "w"}, "token is empty"),
+        ({"mobile": ""}, {"mobile": "m"}, {"default": "d", "web": "w", "mobile": "m"}, "token is empty"),
+        ({"mobile": "w"}, {}, {"default": "d"}, "have the same token"),
+        ({"mobile": "w"}, {"web": "w", "mobile": "m"}, {"default": "d", "web": "w", "mobile": "m"}, "the same token"),
+        ({"mobile": "w"}, {"web": "w", "mobile": "d"}, {"default": "d", "web": "w"}, "have the same token"),
+        ({"mobile": "d"}, {}, {"default": "d", "web": "w"}, "default and mobile have the same token"),
+        ({"mobile": "w", "web": "m"}, {"web": "w", "mobile": "m"}, {"default": "d", "web": "m", "mobile": "w"}, ""),
+        ({"default": "two\nlines"}, {"default": "d"}, {"default": "d", "web": "w", "mobile": "m"}, "several lines"),
+    ],
+)
+def test_a_clients_token_that_is_not_usable_concerns_its_own_destination_alone(
+    tmp_path: Path, files: dict[str, str], before: dict[str, str], tokens: dict[str, str], wrong: str
+) -> None:
+    for name, content in ({"default": "d", "web": "w", "mobile": "m"} | files).items():
+        (tmp_path / f"{name}-clients").write_text(content)
+    config = loaded(tmp_path, CLIENTS)
+    found = read_http_tokens(config, {}, {name: Secret(token) for name, token in before.items()})
+    assert {name: token.reveal() for name, token in found.tokens.items()} == tokens
+    assert bool(wrong) == bool(found.problems)
+    for problem in found.problems.values():
+        assert wrong in problem
 
 
 def test_a_token_for_no_destination_is_a_mistake(tmp_path: Path) -> None:
