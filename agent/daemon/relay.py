@@ -61,7 +61,7 @@ async def _run(config: Config, environ: Mapping[str, str], connect: Callable[[Co
             await tasks.start(signals.watch, lambda: None)
             tasks.start_soon(logging.report_held_back)
             if bound:
-                tasks.start_soon(ScrapeListener(bound, [_metrics_route(relay)]).serve)
+                tasks.start_soon(ScrapeListener(bound, _routes(relay)).serve)
             log.info("started", version=__version__, pid=os.getpid(), api=api.url, relay=name)
             notifier.enter("Waiting for the engine")
             if token is None:
@@ -114,10 +114,23 @@ def _open_metrics(config: Config) -> list[BoundSocket]:
     return bound
 
 
-def _metrics_route(relay: Relay) -> Route:
-    async def answer(_: Request) -> Response:
+def _routes(relay: Relay) -> list[Route]:
+    async def metrics(_: Request) -> Response:
         from agent.control import relay_metrics  # here: a relay that nobody scrapes does not pay for the import
 
         return Response(200, relay_metrics.render(relay), relay_metrics.CONTENT_TYPE)
 
-    return Route("GET", "/metrics", answer, "What the relay does, as Prometheus text")
+    async def healthz(_: Request) -> Response:
+        return Response.json({"healthy": True})
+
+    async def readyz(_: Request) -> Response:
+        problem = relay.backlog.storage_error
+        if problem is None and relay.worker is None:
+            problem = "the ledger of the fleet is being read"
+        return Response.json({"ready": problem is None, "problem": problem}, 200 if problem is None else 503)
+
+    return [
+        Route("GET", "/metrics", metrics, "What the relay does, as Prometheus text"),
+        Route("GET", "/healthz", healthz, "200 from a relay that answers at all"),
+        Route("GET", "/readyz", readyz, "200 only while the engine does what the relay needs of it, else 503"),
+    ]

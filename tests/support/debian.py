@@ -12,6 +12,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+from tests.constraints import SOURCE_ONLY
 from tests.support.cache import cached
 from tests.support.documents import ROOT
 from tests.support.tools import require_root, require_tool, unavailable
@@ -44,18 +45,24 @@ def debian_root(release: str) -> Path:
 
 
 def wheelhouse(root: Path) -> Path:
-    """Return a directory with all that `pip install .` and the image's Dockerfile need in that root, from wheels alone."""
+    """Return a directory with the wheels of all that `pip install .` and the image's Dockerfile need in that root."""
     python = (root / "usr/bin/python3").readlink().name.removeprefix("python")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    for_sbom = (each for each in project["project"]["optional-dependencies"]["dev"] if each.startswith("cyclonedx-bom"))
-    wanted = [*project["build-system"]["requires"], *project["project"]["dependencies"], *for_sbom]
+    extras = project["project"]["optional-dependencies"]
+    for_sbom = (each for each in extras["dev"] if each.startswith("cyclonedx-bom"))
+    needed = [*project["build-system"]["requires"], *project["project"]["dependencies"], *extras["fleet"], *for_sbom]
+    source_only = [each for each in needed if each.startswith(tuple(SOURCE_ONLY))]  # their wheels fit every Python
+    wanted = [each for each in needed if each not in source_only] + list(SOURCE_ONLY.values())
     constraints = ROOT / ".ci/constraints.txt"
 
     def make(target: Path) -> None:
-        pip = [sys.executable, "-m", "pip", "download", "-qq", "--only-binary=:all:", f"--python-version={python}"]
-        subprocess.run([*pip, f"--constraint={constraints}", f"--dest={target}", *wanted], check=True)
+        pip = [sys.executable, "-m", "pip"]
+        fetch = [*pip, "download", "-qq", "--only-binary=:all:", f"--python-version={python}", f"--dest={target}"]
+        build = [*pip, "wheel", "-qq", "--no-deps", f"--wheel-dir={target}"]
+        for command in ([*fetch, *wanted], [*build, *source_only]):
+            subprocess.run([*command, f"--constraint={constraints}"], check=True)
 
-    return cached(f"wheels-{python}", repr((wanted, constraints.read_text())), make)
+    return cached(f"wheels-{python}", repr((needed, constraints.read_text())), make)
 
 
 def _own_release() -> str:

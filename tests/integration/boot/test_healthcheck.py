@@ -16,9 +16,9 @@ from tests.support.waiting import HUNG_AFTER
 SCRIPT = ROOT / "systemd/image/healthcheck"
 
 
-def ask(**variables: str) -> subprocess.CompletedProcess[str]:
+def ask(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run it as the image does, with these variables alone."""
-    command = [sys.executable, "-IS", str(SCRIPT)]
+    command = [sys.executable, "-IS", str(SCRIPT), *arguments]
     return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=HUNG_AFTER)
 
 
@@ -33,17 +33,25 @@ def test_it_is_healthy_while_no_api_answers(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_it_asks_another_socket_and_question_if_it_is_told(tmp_path: Path) -> None:
+    """As of a relay, which has no control socket."""
+    with Daemon(tmp_path / "d", "http://127.0.0.1:9") as daemon:
+        assert ask(str(daemon.control), "/readyz", RUNTIME_DIRECTORY="/nowhere").returncode == 0
+        done = ask(str(daemon.control), "/steady", RUNTIME_DIRECTORY="/nowhere")
+    assert (done.returncode, done.stderr) == (1, f"{daemon.control} answers to /steady: HTTP/1.1 404 Not Found\n")
+
+
 def test_it_is_not_healthy_where_there_is_no_daemon(tmp_path: Path) -> None:
     done = ask(RUNTIME_DIRECTORY=str(tmp_path))
     assert done.returncode == 1
-    assert done.stderr == f"no daemon answers at {tmp_path}/control.sock: [Errno 2] No such file or directory\n"
+    assert done.stderr == f"nobody answers at {tmp_path}/control.sock: [Errno 2] No such file or directory\n"
 
 
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
         (b'HTTP/1.1 503 Service Unavailable\r\n\r\n{"healthy":false}', "HTTP/1.1 503 Service Unavailable"),
-        (b"", "no answer"),
+        (b"", "nothing"),
     ],
 )
 def test_it_is_not_healthy_where_the_daemon_says_so_or_says_nothing(tmp_path: Path, answer: bytes, said: str) -> None:
@@ -61,4 +69,4 @@ def test_it_is_not_healthy_where_the_daemon_says_so_or_says_nothing(tmp_path: Pa
         server.start()
         done = ask(RUNTIME_DIRECTORY=str(tmp_path))
         server.join(HUNG_AFTER)
-    assert (done.returncode, done.stderr) == (1, f"events cannot be kept now: {said}\n")
+    assert (done.returncode, done.stderr) == (1, f"{tmp_path}/control.sock answers to /healthz: {said}\n")

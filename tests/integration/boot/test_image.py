@@ -4,11 +4,14 @@ What it is built upon is not the image of that name but a root of Debian's, with
 """
 
 import json
+import shlex
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
@@ -17,8 +20,9 @@ from tests.support.api_server import ApiServer
 from tests.support.containers import Engine, engine, import_base
 from tests.support.daemon import TOKEN
 from tests.support.debian import debian_root, releases, wheelhouse
-from tests.support.documents import blocks, read, section
+from tests.support.documents import ROOT, blocks, read, section
 from tests.support.installed import checkout
+from tests.support.nats import nats_cluster
 from tests.support.waiting import eventually
 
 PAGE = section(read("systemd/README.md"), "In a container")
@@ -168,6 +172,38 @@ def test_its_health_is_whether_events_can_be_kept_not_whether_they_can_be_delive
     elsewhere = "docker exec --env RUNTIME_DIRECTORY=/nowhere artifacts-agent artifacts-agent-healthcheck"
     done = running.run(elsewhere)
     assert (done.returncode, "no daemon answers at /nowhere/control.sock" in done.stdout) == (1, True), done.stdout
+
+
+def test_relays_run_from_it_as_in_their_pod_and_agents_forward_to_them(
+    docker: Engine, api: ApiServer, tmp_path: Path
+) -> None:
+    files = yaml.safe_load_all((ROOT / "systemd/kubernetes/relay.yaml").read_text())
+    found = {each["kind"]: each for each in files}
+    (relay,) = found["Deployment"]["spec"]["template"]["spec"]["containers"]
+    config = found["ConfigMap"]["data"]["config.toml"].replace('credentials = "/etc/artifacts-agent/relay.creds"', "")
+    with nats_cluster(tmp_path / "nats") as cluster:
+        config = config.replace("tls://nats.example.com:4222", cluster.urls[0])
+        etc = tmp_path / "etc"
+        etc.mkdir()
+        for name, content in {"config.toml": config, "token": TOKEN}.items():
+            (etc / name).write_text(content)
+            (etc / name).chmod(0o440)
+        run = f"docker run --detach {CONFINED} --name"
+        command = shlex.join(relay["command"])
+        docker.must(f"{run} relay --volume {etc}:/etc/artifacts-agent:ro {relay['image']} {command}")
+        for probe in ("readinessProbe", "livenessProbe"):
+            ask = f"docker exec relay {shlex.join(relay[probe]['exec']['command'])} || docker logs relay"
+            eventually(partial(docker.run, ask), lambda done: done.stdout == "")
+        keys = {"SERVERS": cluster.urls[0], "TEAM": "web", "POOL": "ci"}
+        variables = " ".join(f"--env ARTIFACTS_AGENT_FORWARD_{key}={value}" for key, value in keys.items())
+        docker.must(f"{run} runner {variables} artifacts-agent:0.1.0")
+        wait_ready(docker, "runner")
+        docker.must(f"docker exec runner {EMIT} forwarded")
+        eventually(lambda: [event["hash"] for event in api.accepted_events()], lambda hashes: "forwarded" in hashes)
+        docker.must("docker stop runner relay")
+        exits = docker.must("docker inspect --format '{{.State.ExitCode}}' runner relay").split()
+        docker.must("docker rm --force --volumes runner relay")
+    assert exits == ["0", "0"]
 
 
 def test_no_stage_of_the_build_sees_the_token_and_the_image_has_no_sources(docker: Engine, source: Path) -> None:

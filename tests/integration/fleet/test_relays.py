@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from tests.support.api_server import ApiServer, error
 from tests.support.daemon import clean_environment
 from tests.support.nats import NatsCluster, free_port, nats_cluster
 from tests.support.pipelines import event
-from tests.support.waiting import HUNG_AFTER
+from tests.support.waiting import HUNG_AFTER, eventually
 
 SUBJECT = names.events_subject("web", "linux")
 BLOCKED = error(402, "payment_required", "Payment Required")
@@ -258,6 +258,28 @@ def test_a_relay_says_what_it_does_to_prometheus(tmp_path: Path) -> None:
         assert 'artifacts_agent_relay_state{state="running"} 1.0' in text
         assert "artifacts_agent_fleet_events_in_doubt 0.0" in text
         assert 'artifacts_agent_responses_total{destination="default",status="200"} 1.0' in text
+
+
+def test_a_relay_lives_but_is_not_ready_while_there_is_no_engine(tmp_path: Path) -> None:
+    port = free_port()
+
+    def answer(path: str) -> httpx.Response:
+        return httpx.get(f"http://127.0.0.1:{port}/{path}", trust_env=False)
+
+    def ready() -> bool:
+        with suppress(httpx.TransportError):  # it does not listen yet
+            return answer("readyz").status_code == 200
+        return False
+
+    with world(tmp_path, f'[metrics]\nlisten = "127.0.0.1:{port}"\n') as w:
+        w.relays[0].start()
+        eventually(ready, bool)
+        w.cluster.kill()
+        eventually(ready, lambda found: not found)
+        assert answer("readyz").json()["problem"]
+        assert answer("healthz").status_code == 200
+        w.cluster.start()
+        eventually(ready, bool)
 
 
 @pytest.mark.parametrize(
