@@ -6,6 +6,9 @@ an event is settled once, by whatever comes first in the stream. Numbers that ne
     in doubt = events of requests that nothing has closed + events that were delivered, and settled by something else before
 
 A relay writes a request down before it makes it, so that events are delivered twice at most as often as they are in doubt.
+
+Short-lived machines leave a queue each. One of which nothing was heard for FORGET_SECONDS is forgotten but for its sums. What
+counts is time in which events are settled, by the stream's own clock: none passes while the account is blocked, or no relay runs.
 """
 
 import zlib
@@ -22,6 +25,16 @@ MAX_OPEN_INTENTS = 10_000
 
 MAX_CLOSED = 4096
 """Of so many requests it is known that they are closed, so that a copy of a record, which came late, opens none again."""
+
+DAY = 86400.0
+FORGET_SECONDS = (7 + 8) * DAY
+"""Nothing of a queue comes again after `queue.max_age`, as it is unless set, and the age of the ledger stream's records.
+
+A queue that goes on after that counts as a new one, and what it had forwarded before as lost.
+"""
+
+MAX_STEP = 3600.0
+"""What passes at most, in seconds, between two records that settle events."""
 
 _VERSION = 1
 _CRC_BYTES = 4
@@ -41,8 +54,20 @@ class LastSeen(msgspec.Struct, frozen=True, array_like=True):
     at: float
 
 
+class Forgotten(msgspec.Struct, array_like=True):
+    """The sums of the forgotten queues of a subject: settled events by outcome, what they forwarded, and dropped themselves."""
+
+    queues: int = 0
+    counts: dict[str, int] = {}
+    forwarded: int = 0
+    dropped: int = 0
+
+
 class _Snapshot(msgspec.Struct, frozen=True, array_like=True):
-    """Everything that a fold knows. What is added comes last and has a default."""
+    """Everything that a fold knows. What is added comes last and has a default.
+
+    `heard` has the times of the queues in `queues`, and then of those that are in `seen` alone.
+    """
 
     version: int
     seq: int
@@ -53,6 +78,10 @@ class _Snapshot(msgspec.Struct, frozen=True, array_like=True):
     doubted: int
     closed: list[str]
     seen: list[tuple[QueueKey, LastSeen]]
+    clock: float = 0.0
+    settled_at: float = 0.0
+    heard: list[float] = []
+    forgotten: dict[str, Forgotten] = {}
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -62,7 +91,7 @@ _decode = msgspec.msgpack.Decoder(_Snapshot).decode
 class FleetLedger:
     """What has become of the events of a team, up to the record with the number `seq`; `records` is how many that were.
 
-    `sums` has the settled events by outcome, `seen` the last ledger of each queue that gave one.
+    `sums` has the settled events by outcome, `seen` the last ledger of each queue that gave one. `forgotten` is by subject.
     """
 
     def __init__(self) -> None:
@@ -70,15 +99,20 @@ class FleetLedger:
         self.records = 0
         self.sums: Counter[str] = Counter()
         self.seen: dict[QueueKey, LastSeen] = {}
+        self.forgotten: dict[str, Forgotten] = {}
+        self._clock = 0.0  # seconds in which events were settled
+        self._settled_at = 0.0  # the stream's time of the last record that settled some
+        self._heard: dict[QueueKey, float] = {}  # by the clock, what was heard of last comes last
         self._cursors: dict[QueueKey, Cursor] = {}
         self._intents: dict[str, int] = {}
         self._doubted = 0
         self._closed: dict[str, None] = {}
 
-    def apply(self, record: Record | None, seq: int) -> None:
+    def apply(self, record: Record | None, seq: int, kept_at: float = 0.0) -> None:
         """Take the record with that number in the stream, or None for one that is not understood; the order is the stream's.
 
-        What is not behind `seq` has been taken before, and changes nothing.
+        `kept_at` is when the stream took it, in seconds since the epoch; 0 is not known. What is not behind `seq` has been taken
+        before, and changes nothing.
         """
         if seq <= self.seq:
             return
@@ -86,6 +120,7 @@ class FleetLedger:
         self.records += 1
         if isinstance(record, Settled):
             self._settle(record)
+            self._pass_time(kept_at)
         elif isinstance(record, Intent):
             self._open(record)
         elif isinstance(record, Released):
@@ -112,14 +147,17 @@ class FleetLedger:
     @property
     def forwarded(self) -> int:
         """How many events are known to have been handed to the engine: as queues say, or as many as were settled of them."""
-        settled = {key: cursor.next_seq - 1 - cursor.queued for key, cursor in self._cursors.items()}
-        told = {key: seen.ledger.forwarded for key, seen in self.seen.items()}
-        return sum(max(settled.get(key, 0), told.get(key, 0)) for key in settled.keys() | told.keys())
+        return sum(map(self._forwarded, self._heard)) + sum(each.forwarded for each in self.forgotten.values())
+
+    def _forwarded(self, key: QueueKey) -> int:
+        cursor, seen = self._cursors.get(key), self.seen.get(key)
+        settled = cursor.next_seq - 1 - cursor.queued if cursor is not None else 0
+        return max(settled, seen.ledger.forwarded if seen is not None else 0)
 
     @property
     def queues(self) -> Sequence[QueueKey]:
         """The queues that are known, in order."""
-        return sorted(self._cursors.keys() | self.seen.keys())
+        return sorted(self._heard)
 
     def counts(self, key: QueueKey) -> Mapping[str, int]:
         """Return how many events of a queue are settled, by outcome."""
@@ -147,6 +185,10 @@ class FleetLedger:
             self._doubted,
             list(self._closed),
             list(self.seen.items()),
+            self._clock,
+            self._settled_at,
+            [self._heard[key] for key in self._in_snapshot()],
+            self.forgotten,
         )
         body = _encode(state)
         return zlib.crc32(body).to_bytes(_CRC_BYTES, "big") + body
@@ -170,12 +212,22 @@ class FleetLedger:
         found._cursors = {key: Cursor.from_state(each) for key, each in state.queues}
         found._intents = dict(state.intents)
         found._closed = dict.fromkeys(state.closed)
+        found._clock, found._settled_at, found.forgotten = state.clock, state.settled_at, dict(state.forgotten)
+        keys = found._in_snapshot()
+        heard = state.heard or [state.clock] * len(keys)  # an older one has no times
+        if len(heard) != len(keys):
+            return None
+        found._heard = dict(sorted(zip(keys, heard, strict=True), key=lambda each: each[1]))
         return found
+
+    def _in_snapshot(self) -> list[QueueKey]:
+        return [*self._cursors, *[key for key in self.seen if key not in self._cursors]]
 
     def _settle(self, record: Settled) -> None:
         fresh = 0
         for part in record.parts:
             key = QueueKey(part.subject, part.queue)
+            self._hear(key)
             cursor = self._cursors.get(key)
             if cursor is None:
                 cursor = self._cursors[key] = Cursor()
@@ -205,6 +257,31 @@ class FleetLedger:
 
     def _see(self, record: Seen) -> None:
         key = QueueKey(record.subject, record.queue)
+        self._hear(key)
         before = self.seen.get(key)
         if before is None or before.ledger.accepted <= record.ledger.accepted:
             self.seen[key] = LastSeen(record.ledger, record.at)
+
+    def _hear(self, key: QueueKey) -> None:
+        self._heard.pop(key, None)
+        self._heard[key] = self._clock
+
+    def _pass_time(self, now: float) -> None:
+        """Let time pass up to a record that settles events, and forget the queues of which nothing was heard for too long."""
+        if self._settled_at and now:
+            self._clock += min(max(now - self._settled_at, 0.0), MAX_STEP)
+        self._settled_at = now or self._settled_at
+        while (oldest := next(iter(self._heard), None)) and self._clock - self._heard[oldest] > FORGET_SECONDS:
+            self._forget(oldest)
+
+    def _forget(self, key: QueueKey) -> None:
+        """Keep no more of a queue than its sums."""
+        into = self.forgotten.setdefault(key.subject, Forgotten())
+        into.queues += 1
+        into.forwarded += self._forwarded(key)
+        for outcome, count in self.counts(key).items():
+            into.counts[outcome] = into.counts.get(outcome, 0) + count
+        seen = self.seen.pop(key, None)
+        into.dropped += sum(seen.ledger.dropped.values()) if seen is not None else 0
+        self._cursors.pop(key, None)
+        del self._heard[key]

@@ -24,7 +24,10 @@ class ConflictError(EngineError):
 
 
 class Message(NamedTuple):
-    """A message of a stream: its number there, and, from a consumer, how often it was delivered and what acknowledges it."""
+    """A message of a stream: its number there, and, from a consumer, how often it was delivered and what acknowledges it.
+
+    `kept_at` is when the stream took it, in seconds since the epoch by the server's clock; 0 where that is not asked for.
+    """
 
     subject: str
     headers: Mapping[str, str]
@@ -32,6 +35,7 @@ class Message(NamedTuple):
     seq: int
     deliveries: int = 1
     reply: str = ""
+    kept_at: float = 0.0
 
 
 class Entry(NamedTuple):

@@ -68,7 +68,7 @@ class LedgerFollower:
                 continue
             self.error = None
             for message in found:
-                self.ledger.apply(decode_record(message.body), message.seq)
+                self.ledger.apply(decode_record(message.body), message.seq, message.kept_at)
             if found:
                 self.changed.notify_all()
                 await self._save_if_due()

@@ -476,6 +476,7 @@ def _from_consumer(message: Msg) -> Message:
         found.sequence.stream,
         found.num_delivered or 1,
         message.reply,
+        found.timestamp.timestamp(),
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from agent.fleet import names
-from agent.fleet.accounting import FleetLedger, QueueKey
+from agent.fleet.accounting import FleetLedger, Forgotten, QueueKey
 from agent.fleet.engine import Engine, EngineError
 from agent.fleet.message import Events, InvalidMessageError, decode
 from agent.fleet.records import Part, decode_record
@@ -119,7 +119,25 @@ def account(ledger: FleetLedger, stream: InStream) -> Overview:
         found.counts.add(counts)
         if seen is not None:
             pool.seen_at = max(pool.seen_at or seen.at, seen.at)
+    for subject, forgotten in ledger.forgotten.items():
+        pool = found.pools.setdefault(subject, Pool())
+        counts = _forgotten_counts(forgotten)
+        pool.queues += forgotten.queues
+        pool.counts.add(counts)
+        found.counts.add(counts)
     return found
+
+
+def _forgotten_counts(forgotten: Forgotten) -> Counts:
+    settled = forgotten.counts
+    return Counts(
+        forwarded=forgotten.forwarded,
+        delivered=settled.get(Outcome.DELIVERED, 0),
+        dead_lettered=settled.get(Outcome.DEAD_LETTERED, 0),
+        expired=settled.get(Outcome.EXPIRED, 0),
+        lost=forgotten.forwarded - sum(settled.values()),
+        dropped=forgotten.dropped,
+    )
 
 
 def _counts(key: QueueKey, ledger: FleetLedger, stream: InStream) -> Counts:
@@ -185,7 +203,7 @@ async def read_ledger(engine: Engine, team: str, snapshot: bytes | None) -> Flee
                     f"the ledger of {team} cannot be read to its end: record {ledger.seq + 1} does not come"
                 )
             for message in found:
-                ledger.apply(decode_record(message.body), message.seq)
+                ledger.apply(decode_record(message.body), message.seq, message.kept_at)
     finally:
         await reader.aclose()
     return ledger

@@ -19,6 +19,7 @@ from agent.fleet.engine import (
 from agent.runtime import Broadcast
 
 ACK_WAIT = 30.0
+_EPOCH = 1_750_000_000.0
 _STREAMS = {"aa.e.": names.EVENTS, "aa.l.": names.LEDGER, "aa.d.": names.DEAD}
 
 
@@ -87,7 +88,9 @@ class MemoryBroker:
         if message_id is not None and message_id in stream.ids:
             return False
         stream.last_seq += 1
-        stream.messages[stream.last_seq] = Message(subject, dict(headers), body, stream.last_seq)
+        stream.messages[stream.last_seq] = Message(
+            subject, dict(headers), body, stream.last_seq, kept_at=_EPOCH + anyio.current_time()
+        )
         if message_id is not None:
             stream.ids.add(message_id)
         self.changed.notify_all()

@@ -133,6 +133,7 @@ async def test_a_reader_reads_on_from_any_place_and_waits_for_more(world: World)
     reader = world.other.reader(names.LEDGER, RECORDS, last - 2)
     assert [each.body for each in await reader.read(1, HUNG_AFTER)] == [b"2"]
     found = await reader.read(10, HUNG_AFTER)
+    assert 0 < found[0].kept_at <= found[-1].kept_at
     assert [(each.body, each.seq) for each in found] == [(b"3", last)]
     assert list(await reader.read(10, SOON)) == []
     await world.engine.publish(RECORDS, b"4", {})

@@ -1,18 +1,22 @@
 """The accounts of a team are exact, whoever writes what down how often; a snapshot goes on where it was taken."""
 
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.fleet import accounting
-from agent.fleet.accounting import FleetLedger, LastSeen, QueueKey
+from agent.fleet.accounting import FleetLedger, Forgotten, LastSeen, QueueKey
+from agent.fleet.overview import InStream, account
 from agent.fleet.records import Intent, Part, Record, Released, Seen, Settled
 from agent.queue.cursor import Ledger, Outcome, Span
 
 SUBJECT = "aa.e.web.linux"
+EPOCH = 1_750_000_000.0
 OUTCOMES = (Outcome.DELIVERED, Outcome.DEAD_LETTERED, Outcome.EXPIRED)
 
 
@@ -128,6 +132,39 @@ def test_a_snapshot_that_is_damaged_or_of_another_version_is_none(monkeypatch: p
     assert FleetLedger.decode(data) is None
 
 
+def test_a_queue_that_is_silent_for_long_is_forgotten_but_for_its_sums() -> None:
+    ledger = fold(
+        Seen(SUBJECT, "q1", Ledger(9, 0, 0, {"expired": 2}, 2, forwarded=5), 1.0), Settled(OUTCOMES[0], (part(1, 4),))
+    )
+    hours = int(accounting.FORGET_SECONDS / accounting.MAX_STEP)
+    for hour in range(hours + 2):
+        ledger.apply(Settled(OUTCOMES[0], (part(hour + 1, hour + 2, "q2"),)), ledger.seq + 1, EPOCH + hour * 3600.0)
+        assert (QueueKey(SUBJECT, "q1") in ledger.queues) is (hour <= hours)
+    assert ledger.queues == [QueueKey(SUBJECT, "q2")]
+    assert ledger.forgotten == {SUBJECT: Forgotten(1, {"delivered": 3}, 5, 2)}
+    assert (ledger.forwarded, ledger.sums) == (hours + 2 + 5, {"delivered": hours + 2 + 3})
+    again = FleetLedger.decode(ledger.encode())
+    assert again is not None
+    assert (again.forgotten, again.queues, again.encode()) == (ledger.forgotten, ledger.queues, ledger.encode())
+
+
+def test_while_nothing_is_settled_no_time_passes() -> None:
+    ledger, year = fold(Settled(OUTCOMES[0], (part(1, 4),))), 365 * accounting.DAY
+    for turn in range(1000):
+        ledger.apply(Intent(f"i{turn}", "r", (part(1, 2, "q2"),)), ledger.seq + 1, EPOCH + turn * 3600.0)
+    ledger.apply(Settled(OUTCOMES[0], ()), ledger.seq + 1, EPOCH + year)
+    ledger.apply(Settled(OUTCOMES[0], ()), ledger.seq + 1, EPOCH + 2 * year)
+    assert ledger.queues == [QueueKey(SUBJECT, "q1")]
+
+
+def test_a_snapshot_of_before_queues_were_forgotten_is_gone_on_from() -> None:
+    ledger = fold(Settled(OUTCOMES[0], (part(1, 4),)), Seen(SUBJECT, "q2", Ledger(9, 0, 0, {}, 0, forwarded=9), 1.0))
+    body = msgspec.msgpack.encode(msgspec.msgpack.decode(ledger.encode()[4:])[:9])
+    again = FleetLedger.decode(zlib.crc32(body).to_bytes(4, "big") + body)
+    assert again is not None
+    assert (again.encode(), again.forwarded) == (ledger.encode(), 12)
+
+
 queues = st.sampled_from([(SUBJECT, "q1"), (SUBJECT, "q2"), ("aa.e.web.mac", "q1")])
 spans = st.lists(st.integers(1, 30), min_size=2, max_size=6, unique=True).map(
     lambda edges: tuple(Span(*pair) for pair in zip(sorted(edges)[::2], sorted(edges)[1::2], strict=False))
@@ -179,6 +216,47 @@ def test_sums_are_those_of_a_naive_model_wherever_a_snapshot_is_taken(
             number for span in ledger.unsettled(Part(key.subject, key.queue, (Span(1, 40),))) for number in range(*span)
         ]
         assert left == [number for number in range(1, 40) if (key.subject, key.queue, number) not in naive.ends]
+
+
+of_one_queue = st.lists(
+    st.tuples(
+        st.builds(Settled, st.sampled_from(OUTCOMES), spans.map(lambda each: (Part(SUBJECT, "", each),)))
+        | st.builds(
+            lambda count: Seen(SUBJECT, "", Ledger(count, 0, 0, {"quota": 1}, 0, forwarded=count), 1.0),
+            st.integers(0, 40),
+        ),
+        st.floats(0.0, 2 * accounting.MAX_STEP),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(st.lists(of_one_queue, max_size=10), st.integers(0, 40))
+def test_what_is_forgotten_changes_no_sum_wherever_a_snapshot_is_taken(
+    lives: Sequence[Sequence[tuple[Settled | Seen, float]]], taken_at: int
+) -> None:
+    """Each queue is silent for good when the next one begins."""
+    forgetful, whole, now = FleetLedger(), FleetLedger(), EPOCH
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(accounting, "FORGET_SECONDS", 4 * accounting.MAX_STEP)
+        for number, life in enumerate(lives):
+            for each, seconds in life:
+                record: Record
+                if isinstance(each, Settled):
+                    record = Settled(each.outcome, (Part(SUBJECT, str(number), each.parts[0].spans),))
+                else:
+                    record = Seen(SUBJECT, str(number), each.ledger, each.at)
+                now += seconds
+                whole.apply(record, whole.seq + 1)
+                forgetful.apply(record, whole.seq, now)
+                if whole.seq == taken_at:
+                    again = FleetLedger.decode(forgetful.encode())
+                    assert again is not None
+                    assert again.encode() == forgetful.encode()
+                    forgetful = again
+    assert (forgetful.sums, forgetful.forwarded) == (whole.sums, whole.forwarded)
+    assert account(forgetful, InStream()) == account(whole, InStream())
 
 
 @given(st.lists(st.lists(parts, min_size=1, max_size=4), min_size=1, max_size=3), st.data())
