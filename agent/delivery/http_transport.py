@@ -194,25 +194,28 @@ class HttpTransport:
         anew: bool = False,
     ) -> Verdict:
         """Make one request; an answer that accepts counts only when all of it has come, or MAX_ANSWER_BYTES of its body."""
-        connection = self._connections.acquire(anew=anew)
+        connection, content = self._connections.acquire(anew=anew), _Body(body)
         try:
             # With a stream instead of contents, httpx sends the headers as they are, and looks for no others to add.
-            request = httpx.Request(method, self._url(path), headers=headers, stream=_Body(body))
+            request = httpx.Request(method, self._url(path), headers=headers, stream=content)
             with anyio.move_on_after(self._endpoint.timeout):
                 response = await connection.handle_async_request(request)
                 return self._verdict(path, response, await _read_some(response))
         except _CutAnswerError as error:
             return Verdict(Kind.TRANSIENT, self._clean(f"the answer was cut off: {_reason(error)}"))
         except (httpx.ConnectError, httpx.TimeoutException, httpx.ProxyError) as error:
-            return Verdict(Kind.TRANSIENT, self._clean(f"cannot reach {self._endpoint.url}: {_reason(error)}"))
+            text = self._clean(f"cannot reach {self._endpoint.url}: {_reason(error)}")
+            return Verdict(Kind.TRANSIENT, text, unsent=not content.was_read)
         except (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.InvalidURL, UnicodeError) as error:
             # UnicodeError: what the resolver says to a name that no host can have
-            return Verdict(Kind.MISCONFIGURED, self._clean(f"cannot ask {self._endpoint.url}: {_reason(error)}"))
+            text = self._clean(f"cannot ask {self._endpoint.url}: {_reason(error)}")
+            return Verdict(Kind.MISCONFIGURED, text, unsent=not content.was_read)
         except httpx.TransportError as error:
             return Verdict(Kind.CUT_OFF, self._clean(f"the connection broke: {_reason(error)}"))
         finally:
             await self._connections.release(connection)
-        return Verdict(Kind.TRANSIENT, f"no whole answer within {self._endpoint.timeout:g} s")
+        text = f"no whole answer within {self._endpoint.timeout:g} s"
+        return Verdict(Kind.TRANSIENT, text, unsent=not content.was_read)
 
     def _verdict(self, path: str, response: httpx.Response, answer: bytes) -> Verdict:
         verdict = classify(response.status_code, response.headers, answer, now=self._wall_clock())
@@ -236,15 +239,18 @@ class HttpTransport:
 
 
 class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """The body of a request, in parts that are in memory."""
+    """The body of a request, in parts that are in memory. It `was_read` once there was a connection to send it on."""
 
     def __init__(self, parts: Sequence[bytes | memoryview]) -> None:
         self._parts = parts
+        self.was_read = False
 
     def __iter__(self) -> Iterator[bytes]:
+        self.was_read = True
         return iter(cast(Sequence[bytes], self._parts))
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        self.was_read = True
         for part in self._parts:
             yield bytes(part)
 

@@ -25,7 +25,8 @@ class Kind(StrEnum):
 class Verdict(NamedTuple):
     """One answer. `retry_after` is in seconds from now; `message` is fit for people and has no secrets.
 
-    `outcome` is what becomes of the events if it is ACCEPTED: delivered, or forwarded to those who deliver them.
+    `outcome` is what becomes of the events if it is ACCEPTED: delivered, or forwarded to those who deliver them. With
+    `unsent` nothing was sent: there was no connection.
     """
 
     kind: Kind
@@ -33,6 +34,7 @@ class Verdict(NamedTuple):
     status: int | None = None
     retry_after: float | None = None
     outcome: Outcome = Outcome.DELIVERED
+    unsent: bool = False
 
 
 class Transport(Protocol):

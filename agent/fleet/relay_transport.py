@@ -8,8 +8,10 @@ _OF_A_GATEWAY = frozenset({502, 504})  # what stands behind it may have taken th
 
 
 def took_nothing(verdict: Verdict) -> bool:
-    """Whether an answer says for certain that no event was taken."""
-    return verdict.kind is not Kind.ACCEPTED and verdict.status is not None and verdict.status not in _OF_A_GATEWAY
+    """Whether it is certain that no event was taken: nothing was sent, or an answer says so."""
+    return verdict.unsent or (
+        verdict.kind is not Kind.ACCEPTED and verdict.status is not None and verdict.status not in _OF_A_GATEWAY
+    )
 
 
 class RelayTransport:

@@ -17,6 +17,9 @@ from tests.support.json_array import to_json_array
 ACCEPTED = Verdict(Kind.ACCEPTED, "200 OK", 200)
 
 
+UNREACHED = Verdict(Kind.TRANSIENT, "cannot reach the API", unsent=True)
+
+
 class Answer(NamedTuple):
     """What one batch gets, and whether the API takes its events: where it does and does not say so, the answer is lost."""
 

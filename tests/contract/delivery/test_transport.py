@@ -11,7 +11,7 @@ from agent.delivery.http_transport import Endpoint, HttpTransport
 from agent.delivery.transport import Kind, Transport, Verdict
 from agent.events import Context
 from tests.support.api_server import Answer, ApiServer, error
-from tests.support.fake_transport import LOST, FakeTransport
+from tests.support.fake_transport import LOST, UNREACHED, FakeTransport
 from tests.support.pipelines import batch_of, events
 
 pytestmark = pytest.mark.anyio
@@ -46,6 +46,9 @@ class World(Protocol):
     def lose(self) -> None:
         """Take the next batch, and let its answer be lost."""
 
+    def leave(self) -> None:
+        """Let there be nobody to connect to."""
+
     def status(self, status: str | None) -> None:
         """Let the account have this status; None: the server cannot say."""
 
@@ -68,6 +71,9 @@ class InMemory:
     def lose(self) -> None:
         self._fake.script([LOST])
 
+    def leave(self) -> None:
+        self._fake.script([UNREACHED])
+
     def status(self, status: str | None) -> None:
         self._fake.status = STATUSES[status]
 
@@ -89,6 +95,9 @@ class OnASocket:
 
     def lose(self) -> None:
         self._server.script([Answer(mode="cut")])
+
+    def leave(self) -> None:
+        self._server.stop()
 
     def status(self, status: str | None) -> None:
         self._server.status = status
@@ -133,6 +142,14 @@ async def test_an_answer_is_a_verdict(world: World, name: str) -> None:
     assert world.taken() == ([("CIRCLE", ["h1", "h2"])] if accepted else [])
 
 
+async def test_a_batch_that_was_never_sent_says_so(world: World) -> None:
+    world.leave()
+    async with connected(world) as transport:
+        verdict = await transport.send(batch_of(events("h1")))
+    assert (verdict.kind, verdict.status, verdict.unsent) == (Kind.TRANSIENT, None, True)
+    assert world.taken() == []
+
+
 async def test_a_refused_batch_can_be_sent_again(world: World) -> None:
     async with connected(world) as transport:
         world.answer("unavailable")
@@ -147,6 +164,7 @@ async def test_a_lost_answer_is_not_taken_for_an_accepted_batch(world: World) ->
         world.lose()
         verdict = await transport.send(batch_of(events("h1")))
     assert verdict.kind in {Kind.CUT_OFF, Kind.TRANSIENT}
+    assert not verdict.unsent
     assert world.taken() == [(None, ["h1"])]
 
 

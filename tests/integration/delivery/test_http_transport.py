@@ -8,9 +8,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import anyio
 import anyio.to_thread
+import httpx
 import pytest
 
 from agent.delivery.batching import Suspicion
@@ -223,6 +225,29 @@ async def test_a_server_that_is_not_there_is_transient() -> None:
     assert verdict.message.startswith(f"cannot reach {url}: ")
 
 
+class Silent(httpx.AsyncBaseTransport):
+    """A connection that comes about or not, and answers nothing."""
+
+    def __init__(self, *, connects: bool) -> None:
+        self._connects = connects
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if self._connects:
+            assert list(cast(httpx.SyncByteStream, request.stream))
+        await anyio.sleep_forever()
+        raise AssertionError
+
+
+@pytest.mark.parametrize("connects", [True, False])
+async def test_what_ran_out_of_time_was_sent_if_there_was_a_connection(*, connects: bool) -> None:
+    transport = HttpTransport(
+        Endpoint("http://127.0.0.1:1", TOKEN, timeout=0.05), wall_clock=lambda: NOW, transport=Silent(connects=connects)
+    )
+    verdict = await transport.send(batch_of(events("h1")))
+    await transport.aclose()
+    assert (verdict.kind, verdict.status, verdict.unsent) == (Kind.TRANSIENT, None, not connects)
+
+
 @pytest.mark.parametrize("url", ["http://" + "a" * 70 + ".localhost:1", "http://a..b:1", "ftp://127.0.0.1:1"])
 async def test_a_url_that_no_server_can_have_is_a_verdict_too(url: str) -> None:
     """Whose resolver refuses the name, and how, depends on the event loop."""
@@ -230,6 +255,7 @@ async def test_a_url_that_no_server_can_have_is_a_verdict_too(url: str) -> None:
         verdict = await transport.send(batch_of(events("h1")))
     assert verdict.kind in {Kind.MISCONFIGURED, Kind.TRANSIENT}
     assert url in verdict.message
+    assert verdict.unsent
 
 
 async def test_a_redirect_is_not_followed(api_server: ApiServer) -> None:

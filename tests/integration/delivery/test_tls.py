@@ -66,7 +66,7 @@ async def test_a_certificate_that_is_not_the_servers_sends_nothing(
         async with connected(server.url) as transport:
             verdict = await transport.send(batch_of(events("a")))
         assert server.requests == []
-    assert verdict.kind is Kind.TRANSIENT
+    assert (verdict.kind, verdict.unsent) == (Kind.TRANSIENT, True)
     assert verdict.message.startswith(f"cannot reach {server.url}: ")
     assert "certificate" in verdict.message
 

@@ -16,7 +16,7 @@ from agent.fleet.records import Intent, Released, Seen, Settled
 from agent.queue.cursor import Ledger, Outcome
 from agent.queue.dead_letters import decode_dead_letter
 from tests.support import virtual_time
-from tests.support.fake_transport import ACCEPTED, LOST, reject
+from tests.support.fake_transport import ACCEPTED, LOST, UNREACHED, reject
 from tests.support.memory_engine import ACK_WAIT, MemoryEngine
 from tests.support.pipelines import EPOCH, numbered
 from tests.support.relays import SUBJECT, TEAM, Fleet, fleet
@@ -101,7 +101,7 @@ async def test_an_answer_that_was_lost_leaves_its_events_in_doubt() -> None:
         assert (f.ledger.sums, f.ledger.in_doubt) == ({"delivered": 1}, 1)
 
 
-@pytest.mark.parametrize(("verdict", "in_doubt"), [(BUSY, 0), (UNHEARD, 1)])
+@pytest.mark.parametrize(("verdict", "in_doubt"), [(BUSY, 0), (UNREACHED, 0), (UNHEARD, 1)])
 async def test_an_answer_that_took_nothing_releases_its_events(verdict: Verdict, in_doubt: int) -> None:
     async with fleet() as f:
         f.transport.script([verdict])
