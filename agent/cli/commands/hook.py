@@ -3,6 +3,10 @@
 import click
 
 from agent.cli.views.output import write
+from agent.cli.views.words import PROGRAM
+
+INSTALLED = f"/usr/local/bin/{PROGRAM}"
+"""Where the scripts' rules for sudo have the command, which is not where every installation has it."""
 
 FILES = {"github": "github.sh", "gitlab": "gitlab.sh", "buildkite": "buildkite.sh", "kubernetes": "kubernetes.yaml"}
 
@@ -20,6 +24,11 @@ def hook(system: str) -> None:
 
     Each begins with how to install it. None of them changes a job's result: the exit code is always 0.
     """
+    import re
+    import shutil
     from importlib.resources import files
 
-    write(files("agent").joinpath("hooks", FILES[system]).read_text(encoding="utf-8"))
+    found = shutil.which(PROGRAM) or INSTALLED
+    where = found if re.fullmatch(r"/[\w./-]+", found) else INSTALLED  # anything else would mean something to sudo
+    script = files("agent").joinpath("hooks", FILES[system]).read_text(encoding="utf-8")
+    write(script.replace(INSTALLED, where))

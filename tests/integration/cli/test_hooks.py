@@ -49,6 +49,20 @@ def text_of(system: str) -> str:
     return run_command("hook", system).stdout
 
 
+def test_the_rule_for_sudo_names_the_command_where_it_is(tmp_path: Path) -> None:
+    command = tmp_path / "bin" / "artifacts-agent"
+    command.parent.mkdir()
+    command.write_text("#!/bin/sh\n")
+    command.chmod(0o755)
+    odd = tmp_path / "a b" / "artifacts-agent"
+    odd.parent.mkdir()
+    odd.symlink_to(command)
+    for directory, said in ((command.parent, command), (odd.parent, Path("/usr/local/bin/artifacts-agent"))):
+        for system in ("github", "gitlab", "buildkite"):
+            text = run_command("hook", system, env={"PATH": str(directory)}).stdout
+            assert f" NOPASSWD: {said} flush " in text
+
+
 def printed(system: str, directory: Path, name: str) -> Path:
     """Install a hook as its instructions say: what the command prints, as an executable file."""
     path = directory / name
