@@ -16,7 +16,6 @@ from agent.daemon.service import Apply, Service
 from agent.daemon.settings import Settings
 from agent.daemon.wiring import access_policies, adoption_policies
 from agent.http import server
-from agent.http.proxy import Proxy
 from agent.ingest.http_events import HttpListener
 from agent.ingest.intake import Intake
 from agent.ingest.stream import StreamListener
@@ -114,7 +113,10 @@ class FrontService(Service):
     def __init__(self, settings: Settings) -> None:
         """Raises ConfigError."""
         self._answered: Counter[int] = Counter()
-        self._proxies = {name: Proxy(each.api.url, self._answered) for name, each in settings.config.accounts.items()}
+        from agent.http.proxy import Proxy  # here: a daemon without a front does not pay for the import
+
+        self._open = partial(Proxy, answered=self._answered)
+        self._proxies = {name: self._open(each.api.url) for name, each in settings.config.accounts.items()}
         self._tasks: TaskGroup | None = None
 
     async def forward(self, exchange: server.Exchange, destination: str) -> None:
@@ -134,7 +136,7 @@ class FrontService(Service):
         urls = {name: each.api.url for name, each in new.config.accounts.items()}
         prepared = [each.prepare(urls[name]) for name, each in self._proxies.items() if name in urls]
         removed = self._proxies.keys() - urls.keys()
-        added = {name: Proxy(url, self._answered) for name, url in urls.items() if name not in self._proxies}
+        added = {name: self._open(url) for name, url in urls.items() if name not in self._proxies}
 
         def take_over() -> None:
             for each in prepared:

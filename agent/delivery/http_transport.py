@@ -19,10 +19,8 @@ from agent import __version__
 from agent.delivery.batching import Batch
 from agent.delivery.transport import Kind, Verdict
 from agent.events import Context, json_array_parts
+from agent.http.api import EVENTS_PATH, STATUS_PATH
 from agent.http.client import ConnectionPool, transport_factory
-
-EVENTS_PATH = "/v8/artifacts/events"
-STATUS_PATH = "/v8/artifacts/status"
 
 MAX_ANSWER_BYTES = 64 * 1024
 MAX_MESSAGE_CHARACTERS = 300

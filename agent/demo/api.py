@@ -10,8 +10,8 @@ from http import HTTPStatus
 import anyio
 import msgspec
 
-from agent.delivery.http_transport import EVENTS_PATH, STATUS_PATH
 from agent.events import Event
+from agent.http.api import EVENTS_PATH, STATUS_PATH
 from agent.http.server import Request, Response
 
 MAX_CI_CHARACTERS = 50

@@ -12,10 +12,10 @@ import anyio
 import msgspec
 from msgspec import UNSET
 
-from agent.delivery.http_transport import EVENTS_PATH, STATUS_PATH
 from agent.demo.api import DemoApi
 from agent.errors import AgentError, ListenError
 from agent.events import Event
+from agent.http.api import EVENTS_PATH, STATUS_PATH
 from agent.http.server import Exchange, Request, Response, Server, buffered
 
 ARTIFACTS_PATH = "/v8/artifacts/"

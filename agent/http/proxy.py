@@ -16,6 +16,7 @@ import anyio
 import httpx
 import structlog
 
+from agent.http.api import FORWARDED_METHODS
 from agent.http.client import IS_WHOLE, TAKE_TURN, ConnectionPool, transport_factory
 from agent.http.connection import TURN_PIECES, ClientGoneError
 from agent.http.outage import Outage, insists
@@ -35,8 +36,7 @@ _TIMEOUT = {"connect": CONNECT_SECONDS, "read": STALL_SECONDS, "write": STALL_SE
 _HOP_BY_HOP = {b"connection", b"proxy-connection", b"keep-alive", b"te", b"transfer-encoding", b"upgrade"}
 _CHUNKED = (b"transfer-encoding", b"chunked")
 _TURBO = "turbo "
-METHODS = "GET, HEAD, PUT, POST, OPTIONS, PATCH, DELETE"
-_METHODS = frozenset(METHODS.split(", "))
+_METHODS = frozenset(FORWARDED_METHODS.split(", "))
 _FINAL = HTTPStatus.FAILED_DEPENDENCY
 _WANT_ONLY_AN_ANSWER = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -120,7 +120,7 @@ class Proxy:
 
     async def _relay(self, exchange: Exchange, upstream: _Upstream) -> None:
         if exchange.head.method not in _METHODS or not exchange.head.target.startswith(b"/"):
-            message = f"Only {METHODS} of a path are passed on"
+            message = f"Only {FORWARDED_METHODS} of a path are passed on"
             return await exchange.answer(Response.error(405, "method_not_allowed", message))
         if upstream.outage.is_fresh(time.monotonic()) and insists(_user_agent(exchange)):
             message = f"{upstream.url} has just failed, and is not asked again so soon"

@@ -13,13 +13,12 @@ import msgspec
 import structlog
 
 from agent.cache_use import CacheUse
-from agent.delivery.http_transport import EVENTS_PATH
 from agent.delivery.pipeline import Pipeline
 from agent.events import Ci, Context, Job, decode_array
 from agent.http import server as http_server
+from agent.http.api import EVENTS_PATH, FORWARDED_METHODS
 from agent.http.body_memory import BodyMemory
 from agent.http.connection import Timeouts
-from agent.http.proxy import METHODS as FORWARDED_METHODS
 from agent.http.server import Exchange, Head, Response, Server
 from agent.ingest.intake import LOG_INTERVAL, MAX_REASON_CHARACTERS, ClientState, Intake
 from agent.ingest.job_path import split_job

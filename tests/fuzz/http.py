@@ -5,8 +5,8 @@ import json
 import anyio
 from structlog.testing import capture_logs
 
-from agent.delivery.http_transport import EVENTS_PATH
 from agent.delivery.pipeline import Pipeline
+from agent.http.api import EVENTS_PATH
 from agent.http.proxy import Proxy
 from agent.ingest import sockets
 from agent.ingest.http_events import AccessPolicy, HttpListener

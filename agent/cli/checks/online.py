@@ -16,9 +16,10 @@ import anyio
 
 from agent import config
 from agent.config import Config
-from agent.delivery.http_transport import STATUS_PATH, Endpoint, HttpTransport
+from agent.delivery.http_transport import Endpoint, HttpTransport
 from agent.delivery.transport import Kind, Verdict
 from agent.errors import ConfigError
+from agent.http.api import STATUS_PATH
 
 ARTIFACTS_PATH = "/v8/artifacts"
 _ABSENT = {404, 405, 501}

@@ -17,10 +17,10 @@ import anyio.lowlevel
 import pytest
 from structlog.testing import capture_logs
 
-from agent.delivery.http_transport import EVENTS_PATH
 from agent.delivery.pipeline import Pipeline
 from agent.errors import ListenError
 from agent.events import MAX_LINE_BYTES, Context
+from agent.http.api import EVENTS_PATH
 from agent.http.connection import Timeouts
 from agent.http.server import TIMEOUTS, Exchange
 from agent.ingest import sockets

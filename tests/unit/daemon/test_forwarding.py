@@ -25,6 +25,13 @@ def test_without_the_engines_client_it_is_said_what_to_install(module: str) -> N
     )
 
 
+def test_who_forwards_everything_loads_no_client_of_the_api() -> None:
+    code = (
+        "import sys, agent.daemon.app, agent.daemon.forwarding, agent.cli.main; print({'httpx'} & sys.modules.keys())"
+    )
+    assert run(code) == "set()\n"
+
+
 def test_nothing_of_it_is_loaded_where_nothing_is_forwarded() -> None:
     code = "import sys, agent.daemon.app, agent.control.metrics, agent.cli.main; print({'nats', 'nkeys'} & sys.modules.keys())"
     assert run(code) == "set()\n"
