@@ -1,7 +1,7 @@
 """Who is at the other end of a socket, and turns at the event loop, which are fair by user and then by process.
 
 A process is a peer, as the kernel names it, and a user owns all of its processes. Over TCP the kernel does not say: there all who
-have shown the token are one peer, and all who have not are another.
+have shown a destination's token are one peer, and all who have shown none are another.
 """
 
 import socket
@@ -15,8 +15,7 @@ import anyio
 import anyio.lowlevel
 
 STRANGERS = "tcp"
-"""The group of those who are connected over TCP and have not shown the token."""
-TOKEN_HOLDERS = "tcp with the token"  # noqa: S105
+"""The group of those who are connected over TCP and have not shown a token."""
 
 _NO_UID = 0xFFFF_FFFF
 _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid: struct ucred of unix(7)
@@ -77,6 +76,11 @@ def groups_of(connection: socket.socket) -> frozenset[int]:
 def group_of(peer: Peer) -> Hashable:
     """Return what shares turns with the peer: itself, or over TCP all who have not shown the token."""
     return peer if peer.address is None else STRANGERS
+
+
+def token_holders(destination: str) -> Hashable:
+    """Return the group of those who are connected over TCP and have shown the token of a destination."""
+    return f"tcp with the token of {destination}"
 
 
 def owner_of(group: Hashable) -> Hashable:

@@ -237,6 +237,11 @@ class Http1Connection(Connection):
         """See `Connection`."""
         return self._idle is not None
 
+    @property
+    def has_left(self) -> bool:
+        """Whether the client has hung up within `until_left`."""
+        return self._left is not None
+
     def evict(self, *, hard: bool = False) -> bool:
         """End the connection if it waits for a request of which nothing has come; tell whether it did.
 

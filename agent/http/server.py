@@ -22,7 +22,7 @@ import structlog
 from agent.acceptor import Acceptor
 from agent.http.body_memory import BodyMemory
 from agent.http.connection import TURN_PIECES, ClientGoneError, HangUps, Http1Connection, Timeouts, timed_out
-from agent.peers import TOKEN_HOLDERS, Peer, Turns, groups_of
+from agent.peers import Peer, Turns, groups_of, token_holders
 from agent.throttle import Throttle
 
 MAX_BODY_BYTES = 1024 * 1024
@@ -122,10 +122,10 @@ class Exchange:
         """Return the groups that its process is in, as far as the kernel says so."""
         return groups_of(self._connection.socket)
 
-    def trust(self) -> None:
-        """Say that the client has shown the token: it takes turns with others who have, not with strangers."""
-        if self._connection.group != TOKEN_HOLDERS:
-            self._acceptor.regroup(self._connection, TOKEN_HOLDERS)
+    def trust(self, destination: str) -> None:
+        """Say that the client has shown the token of a destination: it takes turns with others who have, not with strangers."""
+        if self._connection.group != (group := token_holders(destination)):
+            self._acceptor.regroup(self._connection, group)
 
     def end_after_answer(self) -> None:
         """Let the connection end with the answer; what is left of the request's body is not read."""
@@ -209,6 +209,10 @@ class Exchange:
     def until_left(self, seconds: float) -> AbstractContextManager[None]:
         """End the block when the client has left. See `Http1Connection.until_left`."""
         return self._connection.until_left(seconds)
+
+    def has_left(self) -> bool:
+        """Tell whether the client is known to have gone within `until_left`, so that another connection can have its place."""
+        return self._connection.has_left
 
     async def hung_up(self) -> None:
         """Return when the client has hung up."""

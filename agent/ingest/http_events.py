@@ -12,6 +12,7 @@ import anyio
 import msgspec
 import structlog
 
+from agent.acceptor import KEPT_PART
 from agent.cache_use import CacheUse
 from agent.delivery.pipeline import Pipeline
 from agent.events import Ci, Context, Job, decode_array
@@ -22,8 +23,9 @@ from agent.http.connection import Timeouts
 from agent.http.server import Exchange, Head, Response, Server
 from agent.ingest.intake import LOG_INTERVAL, MAX_REASON_CHARACTERS, ClientState, Intake
 from agent.ingest.job_path import split_job
+from agent.ingest.request_places import RequestPlaces
 from agent.ingest.sockets import BoundSocket
-from agent.peers import Peer
+from agent.peers import Peer, group_of, owner_of
 from agent.queue.cursor import Outcome
 from agent.rules import DEFAULT, Sender
 from agent.secret import Secret
@@ -134,6 +136,9 @@ class HttpListener:
         self._throttle = Throttle(LOG_INTERVAL)
         # Two servers, so that who is connected over TCP takes no place from processes of this machine.
         self._unix, self._tcp = (Server(max_connections, timeouts, intake.turns) for _ in range(2))
+        # Of requests that are passed on: all over TCP have one owner. A process of this machine may keep no more places busy.
+        self._tcp_places = RequestPlaces(max_connections)
+        self._unix_places = RequestPlaces(max_connections - 2 * (max_connections // KEPT_PART))
         self._memory = BodyMemory(BODY_MEMORY_BYTES)
 
     def reconfigure(self, policies: Policies) -> None:
@@ -167,7 +172,7 @@ class HttpListener:
     async def _handle_with_token(self, exchange: Exchange) -> None:
         """Handle a request of who has the token; others are answered from its head alone, and disconnected."""
         if (holder := self._holder(exchange.head)) is not None:
-            exchange.trust()
+            exchange.trust(holder)
             return await self._handle(exchange, holder)
         exchange.end_after_answer()
         _, head = _split(exchange.head)
@@ -205,8 +210,22 @@ class HttpListener:
                 self._log_refusal(refusal, exchange.peer)
                 return await exchange.answer(refusal.response)
             exchange.begin_stream()
-            return await self._forward(exchange, destination)
+            return await self._pass_on(self._forward, exchange, destination)
         return await exchange.answer(_no_route(head))
+
+    async def _pass_on(self, forward: Forward, exchange: Exchange, destination: str) -> None:
+        over_tcp, owner = exchange.peer.address is not None, owner_of(group_of(exchange.peer))
+        places = self._tcp_places if over_tcp else self._unix_places
+        place = places.take(owner, destination, exchange.has_left)
+        if place is None:
+            message = f"Too many requests wait for the API of {destination}, which is slow: ask again later"
+            refusal = RefusedError(503, "service_unavailable", message, ("retry-after", str(RETRY_SECONDS)))
+            self._log_refusal(refusal, exchange.peer)
+            return await exchange.answer(refusal.response)
+        try:
+            return await forward(exchange, destination)
+        finally:
+            places.give_back(place)
 
     def _sender(self, exchange: Exchange) -> Sender:
         query, over_tcp = exchange.head.query, exchange.peer.address is not None

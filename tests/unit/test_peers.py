@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.peers import OWNER_TURNS, STRANGERS, TOKEN_HOLDERS, Peer, Turns, owner_of, take_turns
+from agent.peers import OWNER_TURNS, STRANGERS, Peer, Turns, owner_of, take_turns, token_holders
 
 pytestmark = pytest.mark.anyio
 
@@ -51,9 +51,9 @@ def test_what_is_of_one_process_keeps_its_order() -> None:
     assert [number for peer, number in found if peer.pid == 1] == list(range(5))
 
 
-def test_over_tcp_strangers_and_those_with_the_token_are_users_of_their_own() -> None:
+def test_over_tcp_strangers_and_those_with_each_token_are_users_of_their_own() -> None:
     assert owner_of(Peer(1, 7)) == 7
-    assert len({owner_of(STRANGERS), owner_of(TOKEN_HOLDERS)}) == 2
+    assert len({owner_of(STRANGERS), owner_of(token_holders("default")), owner_of(token_holders("web"))}) == 3
 
 
 async def turns_taken(*groups: Hashable, passes: int) -> Counter[Hashable]:

@@ -28,6 +28,7 @@ from agent.ingest.http_events import MAX_BODY_BYTES, AccessPolicy, Forward, Http
 from agent.ingest.intake import Intake
 from agent.queue.record import Frame, record_in
 from agent.queue.store import Limits
+from agent.rules import NO_RULES, Rule, Rules
 from agent.secret import Secret
 from tests.support.edge import GatedHost
 from tests.support.http_client import Answer, Client
@@ -89,6 +90,7 @@ async def site(
     max_connections: int = 64,
     timeouts: Timeouts = TIMEOUTS,
     forward: Forward | None = None,
+    rules: Rules = NO_RULES,
     **limits: Any,
 ) -> AsyncIterator[Site]:
     """Yield a site whose listener has ended, with nothing left open, when the block has."""
@@ -98,7 +100,7 @@ async def site(
         pipeline.pause()
         bound = [sockets.bind(directory / "h.sock", sockets.STREAM, mode=0o600), sockets.bind_tcp("127.0.0.1:0")]
         port = bound[1].socket.getsockname()[1]
-        listener = HttpListener(bound, Intake({"default": pipeline}), policy, max_connections, forward, timeouts)
+        listener = HttpListener(bound, Intake({"default": pipeline}, rules), policy, max_connections, forward, timeouts)
         made = Site(host, pipeline, listener, str(directory / "h.sock"), port, anyio.Event())
 
         async def serve() -> None:
@@ -555,6 +557,43 @@ async def test_strangers_make_room_for_who_has_the_token_and_take_none_from_the_
             assert (await at.ask(post([EVENT]))).status == 200
             await kept.send(mine)
             assert (await kept.answer()).status == 200
+
+
+@pytest.mark.parametrize("over_tcp", [True, False])
+async def test_requests_that_an_api_does_not_answer_leave_places_for_other_destinations(
+    tmp_path: Path, *, over_tcp: bool
+) -> None:
+    hanging: list[Exchange] = []
+
+    async def forward(exchange: Exchange, destination: str) -> None:
+        assert destination == "web"
+        hanging.append(exchange)
+        await exchange.hung_up()
+
+    policies = {"default": AccessPolicy(Secret(TOKEN)), "web": AccessPolicy(Secret("of-web"), api_token=Secret("api"))}
+    rules = (Rule("web", slug=frozenset({"web"})),)
+    async with site(tmp_path, policy=policies, max_connections=16, forward=forward, rules=Rules(rules)) as at:
+        address = at.port if over_tcp else at.path
+        with contextlib.ExitStack() as clients:
+            answers = []
+            for _ in range(24):
+                client = clients.enter_context(Client(address))
+                await client.send(b"GET /x?slug=web HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer of-web\r\n\r\n")
+                before = len(hanging)
+                await anyio.wait_all_tasks_blocked()
+                if len(hanging) == before:
+                    answers.append(await client.answer())
+            assert len(hanging) == (11 if over_tcp else 8)
+            assert {each.status for each in answers} == {503}
+            assert "for the API of web" in answers[0].error["message"]
+            mine = {"Authorization": f"Bearer {TOKEN}"}
+            for _ in range(3):
+                assert (await at.ask(post([EVENT], mine), address)).status == 200
+        await anyio.wait_all_tasks_blocked()
+        with Client(address) as client:  # the places are free again
+            await client.send(b"GET /x?slug=web HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer of-web\r\n\r\n")
+            await anyio.wait_all_tasks_blocked()
+            assert len(hanging) == (12 if over_tcp else 9)
 
 
 async def test_a_process_that_holds_every_place_makes_room_for_another(tmp_path: Path) -> None:
