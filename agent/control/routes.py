@@ -1,6 +1,6 @@
 """What the control socket is asked, and what it answers: one table of routes, `Control.routes`."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import anyio
@@ -36,7 +36,7 @@ class Control:
     says by CI system what events said of the cache, `failed` why the queues of other destinations cannot be opened. What
     monitoring asks is `monitoring`'s to answer.
 
-    `reload` takes a new configuration over, or raises ConfigError.
+    `reload` takes a new configuration over, or raises ConfigError; `reloaded` is awaited before that is said.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class Control:
         wall_clock: Callable[[], float],
         *,
         reload: Callable[[], Reloaded] = Reloaded,
+        reloaded: Callable[[], Awaitable[None]] = anyio.lowlevel.checkpoint,
         describe: Sequence[Describe] = (),
         cache_uses: Mapping[str, CacheUse] = NO_USES,
         deliveries: Iterable[Delivery] = (),
@@ -53,7 +54,7 @@ class Control:
     ) -> None:
         self._pipelines = pipelines
         self._deliveries = list(deliveries)
-        self._reload_all = reload
+        self._reload_all, self._reloaded = reload, reloaded
         self.monitoring = Monitoring(pipelines, wall_clock, describe, cache_uses, failed)
         flush, queue = FlushRoute(pipelines, listeners), QueueRoutes(pipelines)
         self.routes = (
@@ -102,7 +103,9 @@ class Control:
         return Response.json(answer)
 
     async def _reload(self, _: Request) -> Response:
-        return Response.json(self._reload_all())
+        done = self._reload_all()
+        await self._reloaded()
+        return Response.json(done)
 
     async def _commit(self, request: Request) -> None:
         """Have what was asked for on the disk before the answer; a disk that does not answer is no reason to refuse it."""

@@ -110,6 +110,7 @@ def assemble(
         [service.listener for service in listeners],
         runtime.wall_clock,
         reload=reload,
+        reloaded=destinations.opened,
         describe=describe,
         cache_uses=intake.cache_uses.by_ci,
         deliveries=adoptions,

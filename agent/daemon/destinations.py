@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import math
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,14 +28,16 @@ from agent.queue.lock import lock_queue
 from agent.queue.shares import SharedDisk
 from agent.queue.snapshot import read_queue
 from agent.rules import DEFAULT
-from agent.runtime import Runtime, Threads, begin_in_thread
+from agent.runtime import Broadcast, Runtime, Threads, begin_in_thread
 from agent.spools import identity
 from agent.spools.identity import DESTINATION, Account, SpoolIdentity
 
 THREADS = 8
 """How many blocking calls one destination may have under way: one whose disk hangs takes no threads from the others."""
 OPEN_SECONDS = 2.0
-"""How long everything waits for the disk of a destination other than DEFAULT to open it; it is taken when it comes later."""
+"""How long a start, or who asks for a reload, waits for the disks of all destinations but DEFAULT; those are taken later."""
+AT_ONCE_SECONDS = 0.2
+"""So long everything waits for them in a reload, so that as a rule events get there from its first moment on."""
 END_SECONDS = 5.0
 """How long after the end of a drain a destination may take for what it has begun."""
 ASK_SECONDS, ROOM_SECONDS = 5.0, 0.5
@@ -61,6 +63,15 @@ class _Open:
     ended: anyio.Event = field(default_factory=anyio.Event)
 
 
+@dataclass
+class _Opening:
+    """A queue that is being opened for an account; it `is_late` when that has been said."""
+
+    account: Account
+    opened: Future[tuple[Lock, QueueFiles]]
+    is_late: bool = False
+
+
 class Destinations(Service):
     """All of them. What is wrong with one is that one's trouble alone, but for DEFAULT, without which no daemon starts.
 
@@ -75,7 +86,8 @@ class Destinations(Service):
         self._threads = threads
         self._log = structlog.get_logger("agent.daemon")
         self._open: dict[str, _Open] = {}
-        self._late: dict[str, Future[tuple[Lock, QueueFiles]]] = {}
+        self._opening: dict[str, _Opening] = {}
+        self._answered = Broadcast()
         self._tasks: TaskGroup | None = None
         self._follow: Follow | None = None
         self._draining = False
@@ -88,8 +100,12 @@ class Destinations(Service):
 
     def open_all(self) -> None:
         """Open what is configured. Raises StorageError or QueueLockedError for DEFAULT, and ConfigError."""
-        for name, delivery in self._deliveries(self._settings).items():
-            self._try_to_open(name, delivery, account_of(self._settings.config, name))
+        deliveries = self._deliveries(self._settings)
+        accounts = {name: account_of(self._settings.config, name) for name in deliveries}
+        self._open_together({DEFAULT: accounts.pop(DEFAULT)}, deliveries, None)
+        self._open_together(accounts, deliveries, OPEN_SECONDS)
+        for name, opening in self._opening.items():
+            self._say_late(name, opening)
         self._open_left()
 
     def follow(self, follow: Follow) -> None:
@@ -99,7 +115,7 @@ class Destinations(Service):
     def start(self, tasks: TaskGroup) -> None:
         self._tasks = tasks
         tasks.start_soon(keep_house, self.pipelines.values)
-        for name, opening in self._late.items():
+        for name, opening in self._opening.items():
             tasks.start_soon(self._take_late, name, opening)
         for name, this in self._open.items():
             tasks.start_soon(self._run, name, this)
@@ -126,48 +142,71 @@ class Destinations(Service):
         config, parent = self._settings.config, destinations_directory(self._settings.config)
         names = self._fs.names(parent) if self._fs.is_directory(parent) else []
         heirs = {account_of(config, name): name for name in reversed(config.accounts)}
-        for name in sorted({*names} - config.accounts.keys()):
-            looking = begin_in_thread(partial(_look_into, self._fs, parent / name))
+        left = sorted({*names} - config.accounts.keys())
+        looking = {name: begin_in_thread(partial(_look_into, self._fs, parent / name)) for name in left}
+        wait(looking.values(), OPEN_SECONDS)
+        accounts: dict[str, Account] = {}
+        for name, looked in looking.items():
             try:
-                queued, found = looking.result(OPEN_SECONDS)
+                queued, found = looked.result(0)
             except (StorageError, TimeoutError) as error:
                 self._log.warning("destination_left", destination=name, error=str(error) or NO_ANSWER)
                 continue
-            if queued and found is not None and (heir := heirs.get(found.account)) is not None:
-                self._try_to_open(name, delivery_config(self._settings, self._runtime, heir), found.account)
-                self._retire(name)
+            if queued and found is not None and found.account in heirs:
+                accounts[name] = found.account
             elif queued:
                 hint = f"configure [destinations.{name}] again to have it delivered"
                 self._log.warning("destination_left", destination=name, queued=queued, hint=hint)
+        deliveries = {
+            name: delivery_config(self._settings, self._runtime, heirs[account]) for name, account in accounts.items()
+        }
+        self._open_together(accounts, deliveries, OPEN_SECONDS)
+        for name in accounts:
+            self._retire(name)
 
-    def _try_to_open(self, name: str, delivery: DeliveryConfig, account: Account) -> None:
+    def _open_together(
+        self, accounts: Mapping[str, Account], deliveries: Mapping[str, DeliveryConfig], seconds: float | None
+    ) -> None:
+        """Open queues, all at one time; `_opening` are then those whose disks have not answered within `seconds`."""
+        begun = {
+            name: _Opening(account, begin_in_thread(partial(self._open_queue, name, account)))
+            for name, account in accounts.items()
+        }
+        wait([each.opened for each in begun.values()], seconds)
+        for name, opening in begun.items():
+            if opening.opened.done():
+                self._take(name, deliveries[name], opening)
+            else:
+                self._opening[name] = opening
+                self.failed[name] = f"{queue_directory(self._settings.config, name)}: {NO_ANSWER}"
+
+    def _open_queue(self, name: str, account: Account) -> tuple[Lock, QueueFiles]:
+        """Open a queue, and write down whose it is; it blocks, in any thread. Raises StorageError or QueueLockedError."""
+        directory, limits = queue_directory(self._settings.config, name), limits_of(self._settings.config)
+        lock = lock_queue(self._fs, directory)
         try:
-            self._open_one(name, delivery, account)
+            files = open_files(self._fs, directory / DESTINATION, limits)
+        except BaseException:
+            lock.release()
+            raise
+        self._identify(name, directory, account)
+        return lock, files
+
+    def _take(self, name: str, delivery: DeliveryConfig, opening: _Opening) -> None:
+        """Take a queue that is open. Raises StorageError or QueueLockedError for DEFAULT; others have failed then."""
+        try:
+            self._take_opened(name, delivery, opening.account, *opening.opened.result())
         except (StorageError, QueueLockedError) as error:
             if name == DEFAULT:
                 raise
             self.failed[name] = str(error)
             self._log.error("destination_failed", destination=name, error=str(error))
 
-    def _open_one(self, name: str, delivery: DeliveryConfig, account: Account) -> None:
-        config = self._settings.config
-        directory = queue_directory(config, name)
-        place, limits = directory / DESTINATION, limits_of(config)
-
-        def open_queue() -> tuple[Lock, QueueFiles]:
-            lock = lock_queue(self._fs, directory)
-            try:
-                return lock, open_files(self._fs, place, limits)
-            except BaseException:
-                lock.release()
-                raise
-
-        opening = begin_in_thread(open_queue)
-        wait([opening], None if name == DEFAULT else OPEN_SECONDS)
-        if not opening.done():
-            self._late[name] = opening
-            raise StorageError(f"{directory}: {NO_ANSWER}")
-        self._take_opened(name, delivery, account, *opening.result())
+    def _say_late(self, name: str, opening: _Opening) -> None:
+        opening.is_late = True
+        self._answered.notify_all()
+        if name in self.failed:
+            self._log.error("destination_failed", destination=name, error=self.failed[name])
 
     def _take_opened(
         self, name: str, delivery: DeliveryConfig, account: Account, lock: Lock, files: QueueFiles
@@ -184,50 +223,50 @@ class Destinations(Service):
         self._open[name] = _Open(pipeline, directory, lock, account)
         self.pipelines[name] = self.taking[name] = pipeline
         self.failed.pop(name, None)
-        self._identify(name)
         if (reason := self._settings.tokenless.get(name)) is not None:
             self._log.warning("no_token", destination=name, hint=reason)
 
-    async def _take_late(self, name: str, opening: "Future[tuple[Lock, QueueFiles]]") -> None:
+    async def _take_late(self, name: str, opening: _Opening) -> None:
         """Run a destination whose disk has answered after all."""
-        try:
-            lock, files = await asyncio.wrap_future(opening)
-        except (StorageError, QueueLockedError) as error:
-            if name in self.failed:
-                self.failed[name] = str(error)
-            return
-        finally:
-            del self._late[name]
+        answered = asyncio.wrap_future(opening.opened)
+        if not opening.is_late:
+            await asyncio.wait([answered], timeout=OPEN_SECONDS)
+            if not answered.done():
+                self._say_late(name, opening)
+        await asyncio.wait([answered])
+        del self._opening[name]
+        self._answered.notify_all()
+        is_open = answered.exception() is None
         if self._tasks is None or self._draining or name not in self._settings.config.accounts:
-            lock.release()
+            if is_open:
+                answered.result()[0].release()
             return
-        delivery, account = (
-            delivery_config(self._settings, self._runtime, name),
-            account_of(self._settings.config, name),
-        )
-        try:
-            self._take_opened(name, delivery, account, lock, files)
-        except StorageError as error:
-            self.failed[name] = str(error)
-        else:
+        self._take(name, delivery_config(self._settings, self._runtime, name), opening)
+        if name in self._open:
+            self._check_account(name, self._open[name])
             self._tasks.start_soon(self._run, name, self._open[name])
 
-    def _identify(self, name: str) -> None:
+    async def opened(self) -> None:
+        """Return when the queues that a reload has added are open, or late."""
+        while not all(each.is_late for each in self._opening.values()):
+            await self._answered.wait()
+
+    def _identify(self, name: str, directory: Path, account: Account) -> None:
         """Write down whose the queue is, for whoever adopts it one day; say so if it has been another account's."""
-        this, before = self._open[name], None
+        before = None
         with contextlib.suppress(StorageError):  # it is damaged, and made anew
-            before = identity.read_identity(self._fs, this.directory)
-        if before is not None and before.account != this.account:
-            was, now = str(before.account), str(this.account)
+            before = identity.read_identity(self._fs, directory)
+        if before is not None and before.account != account:
+            was, now = str(before.account), str(account)
             hint = "what waits goes there, too"
             self._log.warning("account_changed", destination=name, was=was, now=now, hint=hint)
         try:
-            identity.identify(self._fs, this.directory, this.account, secrets.token_hex(16))
+            identity.identify(self._fs, directory, account, secrets.token_hex(16))
         except StorageError as error:
             self._log.warning("identity_not_written", destination=name, error=str(error))
 
-    async def _identify_in_thread(self, pipeline: Pipeline, name: str) -> None:
-        await pipeline.run_blocking(partial(self._identify, name))
+    async def _identify_in_thread(self, name: str, this: _Open) -> None:
+        await this.pipeline.run_blocking(partial(self._identify, name, this.directory, this.account))
 
     async def _ask_for_room(self, name: str) -> bool:
         """Have each other one look at its disk: if that is full, too, its history goes before an event of this one does.
@@ -251,26 +290,29 @@ class Destinations(Service):
 
         def take_over() -> None:
             self._settings = new
-            for name, delivery in deliveries.items():
-                if name not in self._open:
-                    self._add(name, delivery)
-                elif not self._open[name].ending:  # else it is opened again after that
-                    self._reconfigure(name, delivery)
+            for name in deliveries.keys() & self._open.keys():
+                if not self._open[name].ending:  # else it is opened again after that
+                    self._reconfigure(name, deliveries[name])
             for name in self._open.keys() - deliveries.keys():
                 self._retire(name)
             for name in self.failed.keys() - deliveries.keys():
                 del self.failed[name]
+            self._add({name: each for name, each in deliveries.items() if name not in self._open})
 
         return take_over
 
-    def _add(self, name: str, delivery: DeliveryConfig) -> None:
-        if self._draining or name in self._late:
+    def _add(self, deliveries: Mapping[str, DeliveryConfig]) -> None:
+        """Open destinations, and run them: those whose disks do not answer at once when they do."""
+        names = [] if self._draining else [name for name in deliveries if name not in self._opening]
+        accounts = {name: account_of(self._settings.config, name) for name in names}
+        self._open_together(accounts, deliveries, AT_ONCE_SECONDS)
+        if self._tasks is None:
             return
-        self._try_to_open(name, delivery, account_of(self._settings.config, name))
-        if self._tasks is not None and name in self._open:
-            self._tasks.start_soon(self._run, name, self._open[name])
-        elif self._tasks is not None and name in self._late:
-            self._tasks.start_soon(self._take_late, name, self._late[name])
+        for name in names:
+            if name in self._open:
+                self._tasks.start_soon(self._run, name, self._open[name])
+            elif name in self._opening:
+                self._tasks.start_soon(self._take_late, name, self._opening[name])
 
     def _reconfigure(self, name: str, delivery: DeliveryConfig) -> None:
         this = self._open[name]
@@ -279,10 +321,13 @@ class Destinations(Service):
             this.retiring = None
             self.taking[name] = this.pipeline
         this.pipeline.reconfigure(delivery)
+        self._check_account(name, this)
+
+    def _check_account(self, name: str, this: _Open) -> None:
         if this.account != (account := account_of(self._settings.config, name)):
             this.account = account
             if self._tasks is not None:
-                self._tasks.start_soon(self._identify_in_thread, this.pipeline, name)
+                self._tasks.start_soon(self._identify_in_thread, name, this)
 
     def _retire(self, name: str) -> None:
         """Let a destination that is no longer configured deliver what it has, as it was told last, and then end."""
@@ -313,7 +358,7 @@ class Destinations(Service):
             del self._open[name]
         self._log.info("destination_ended", destination=name)
         if name in self._settings.config.accounts:  # it has come back meanwhile
-            self._add(name, delivery_config(self._settings, self._runtime, name))
+            self._add({name: delivery_config(self._settings, self._runtime, name)})
 
     # Ending
 

@@ -2,13 +2,16 @@
 
 import json
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from agent.daemon.destinations import OPEN_SECONDS
 from agent.errors import StorageError
 from tests.integration.daemon.test_destinations import hashes, line, settled
 from tests.support import seccomp
@@ -172,3 +175,32 @@ def test_a_daemon_starts_although_the_disk_of_one_hangs(hanging: Hanging, calls:
         )
         hanging.send("default", *NAMES, text="after")
         assert hanging.daemon.terminate() == 0
+
+
+@pytest.mark.parametrize("calls", [("pwrite64",)], ids=["pwrite64"])
+def test_disks_that_hang_are_waited_for_together_and_in_a_reload_by_nobody_else(hanging: Hanging) -> None:
+    daemon, new = hanging.daemon, [f"new{number}" for number in range(9)]
+    assert daemon.terminate() == 0
+    with seccomp.Brake("pwrite64", under=daemon.queue / "destinations") as disk, ThreadPoolExecutor() as pool:
+        disk.apply()
+        hanging.notifications.skip_waiting()
+        hanging.configure()
+        daemon.launch([sys.executable, seccomp.SCRIPT, disk.arguments], [disk.descriptor])
+        hanging.notifications.wait_for("READY=1")
+        hanging.configure(*new)
+        begun = time.monotonic()
+        reload = pool.submit(daemon.request, "POST", "/reload")
+        eventually(daemon.report, lambda found: new[-1] in found.destinations, HUNG_AFTER)
+        hanging.send("default", text="meanwhile")
+        assert reload.result(HUNG_AFTER).status_code == 200
+        assert time.monotonic() - begun < len(new) * OPEN_SECONDS / 2
+        assert {daemon.report().destinations[name].state for name in new} == {"failed"}
+        disk.release()
+        eventually(
+            daemon.report,
+            lambda found: all(found.destinations[name].state == "running" for name in new),
+            HUNG_AFTER,
+        )
+        hanging.send("default", *new, text="after")
+        assert sorted(hanging.logged("destination_failed")) == new
+        assert daemon.terminate() == 0
