@@ -14,6 +14,9 @@ READ_RECORDS = 500
 READ_SECONDS = 5.0
 RETRY_SECONDS = 1.0
 SNAPSHOT_RECORDS = 20_000
+SNAPSHOT_SECONDS = 86400.0
+"""Of the stream's time: well before the stream forgets its records, however few there are."""
+
 LOG_INTERVAL = 60.0
 
 
@@ -35,6 +38,7 @@ class LedgerFollower:
         self._log = structlog.get_logger("agent.fleet")
         self._throttle = Throttle(LOG_INTERVAL)
         self._saved_at = 0  # records
+        self._unsaved_since: float | None = None  # when the stream took the first record that no snapshot has
         self.ledger = FleetLedger()
         self.changed = Broadcast()
         self.error: str | None = None
@@ -47,12 +51,16 @@ class LedgerFollower:
                 found = FleetLedger.decode(data) if data is not None else None
                 if data is not None and found is None:
                     self._log.warning("ledger_snapshot_unusable", hint="the ledger is read from its beginning")
-                if found is not None and found.seq <= (await self._engine.stream_state(names.LEDGER)).last_seq:
+                stream = await self._engine.stream_state(names.LEDGER)
+                if found is not None and found.seq <= stream.last_seq:
                     self.ledger, self._saved_at = found, found.records
             except EngineError as error:
                 await self._wait_after(error)
             else:
                 self.error = None
+                if self.ledger.seq + 1 < stream.first_seq:  # they were too old, and no snapshot has them
+                    facts = {"first": self.ledger.seq + 1, "last": stream.first_seq - 1}
+                    self._log.warning("ledger_records_gone", **facts, hint="sums are those of what came since")
                 return
 
     async def run(self) -> None:
@@ -70,8 +78,10 @@ class LedgerFollower:
             for message in found:
                 self.ledger.apply(decode_record(message.body), message.seq, message.kept_at)
             if found:
+                if self._unsaved_since is None:
+                    self._unsaved_since = found[0].kept_at
                 self.changed.notify_all()
-                await self._save_if_due()
+                await self._save_if_due(found[-1].kept_at)
 
     async def catch_up(self) -> None:
         """Return when all that the stream had at the time of the call has been read."""
@@ -87,15 +97,16 @@ class LedgerFollower:
     async def save(self) -> None:
         """Keep a snapshot. Raises EngineError."""
         await self._engine.save(snapshot_name(self._team), self.ledger.encode())
-        self._saved_at = self.ledger.records
+        self._saved_at, self._unsaved_since = self.ledger.records, None
 
-    async def _save_if_due(self) -> None:
-        if self.ledger.records - self._saved_at < SNAPSHOT_RECORDS:
+    async def _save_if_due(self, now: float) -> None:
+        waited = now - self._unsaved_since if self._unsaved_since is not None else 0.0
+        if self.ledger.records - self._saved_at < SNAPSHOT_RECORDS and waited < SNAPSHOT_SECONDS:
             return
         try:
             await self.save()
         except EngineError as error:
-            self._saved_at = self.ledger.records  # not before so many more
+            self._saved_at, self._unsaved_since = self.ledger.records, None  # not before so many more
             self._complain("ledger_snapshot_not_kept", error)
 
     async def _wait_after(self, error: EngineError) -> None:

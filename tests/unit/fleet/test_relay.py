@@ -5,12 +5,14 @@ from typing import Any
 
 import anyio
 import pytest
+from structlog.testing import capture_logs
 
 from agent.delivery.batching import BatchOptions
 from agent.delivery.policy import DeliverySettings
 from agent.delivery.transport import Kind, Verdict
 from agent.events import Context
-from agent.fleet import dead, names
+from agent.fleet import dead, following, names
+from agent.fleet.accounting import FleetLedger
 from agent.fleet.following import LedgerFollower, snapshot_name
 from agent.fleet.records import Intent, Released, Seen, Settled
 from agent.queue.cursor import Ledger, Outcome
@@ -367,6 +369,49 @@ async def test_a_relay_begins_with_a_snapshot_and_with_the_stream_where_that_is_
             await f.settled()
             await life.kill()
         assert f.transport.taken == numbered(4)
+
+
+async def test_a_ledger_whose_beginning_is_gone_is_said_once_and_followed_from_there() -> None:
+    async with fleet() as f:
+        life = await f.start()
+        for number in range(4):
+            await f.publish(f"h{number}")
+            await f.settled()
+        await life.kill()
+        kept = f.broker.streams[names.LEDGER].messages
+        for seq in list(kept)[:4]:  # two requests
+            del kept[seq]
+        with capture_logs() as logs:
+            await f.start()
+            await f.publish("h4")
+            await f.settled()
+        said = [each for each in logs if each["event"] == "ledger_records_gone"]
+        assert [(each["first"], each["last"]) for each in said] == [(1, 4)]
+        assert f.ledger.sums == {"delivered": 3}
+        with capture_logs() as logs:
+            await LedgerFollower(MemoryEngine(f.broker), TEAM).load()
+        assert len(logs) == 1
+        await f.lives[-1].relay.follower.save()
+        with capture_logs() as logs:
+            await LedgerFollower(MemoryEngine(f.broker), TEAM).load()
+        assert logs == []
+
+
+async def test_a_team_with_few_records_has_a_snapshot_before_the_stream_forgets_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(following, "SNAPSHOT_SECONDS", 600.0)
+    async with fleet() as f:
+        await f.start()
+        await f.publish("a")
+        await f.settled()
+        await anyio.sleep(10)
+        assert f.broker.objects == {}
+        await anyio.sleep(600)
+        await f.publish("b")
+        await f.settled()
+        await anyio.sleep(10)
+        assert FleetLedger.decode(f.broker.objects[snapshot_name(TEAM)]) is not None
 
 
 async def test_two_relays_share_the_work_and_lose_nothing_while_they_are_killed() -> None:
