@@ -93,12 +93,12 @@ def _given_to(tree: ast.Module, wrapper: _Wrapper) -> Iterator[str]:
                 pass
 
 
-def metric_names() -> list[str]:
-    """Return the names of the metrics, as Prometheus shows them."""
-    module = ast.parse((ROOT / "agent/control/metrics.py").read_bytes())
+def metric_names(file: str = "agent/control/metrics.py") -> list[str]:
+    """Return the names of the metrics that a module has, as Prometheus shows them."""
+    module = ast.parse((ROOT / file).read_bytes())
     calls = (node for node in ast.walk(module) if isinstance(node, ast.Call) and node.args)
     return [
-        f"artifacts_agent_{name}{_METRICS[call.func.id]}"
+        f"artifacts_agent_{name.removeprefix('artifacts_agent_')}{_METRICS[call.func.id]}"
         for call in calls
         if isinstance(call.func, ast.Name) and call.func.id in _METRICS
         for name in _strings(call.args[0])

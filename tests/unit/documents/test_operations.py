@@ -167,6 +167,13 @@ def test_every_metric_is_documented_and_there_is_no_other() -> None:
     assert sorted(first_cells("Metrics")) == sorted(metric_names())
 
 
+def test_every_metric_of_a_relay_is_documented_and_there_is_no_other() -> None:
+    documented = [name for name in first_cells("Relays") if name.startswith("artifacts_agent_")]
+    assert sorted(documented) == sorted(
+        {*metric_names("agent/control/relay_metrics.py")} - {"artifacts_agent_build_info"}
+    )
+
+
 def test_alerts_are_about_metrics_that_there_are() -> None:
     named = {
         found for span in code(section(OPERATIONS, "Alerts")) for found in re.findall(r"artifacts_agent_\w+", span)
