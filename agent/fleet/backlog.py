@@ -341,9 +341,11 @@ class StreamBacklog:
         new: list[Held] = []
         for each in found:
             known = self._held.at(each.seq)
-            if known is not None:  # more time was asked for in vain
+            if known is not None and known.message[:3] == each[:3]:  # more time was asked for in vain
                 known.message, known.kept_at = each, now
                 continue
+            if known is not None:  # the stream was made anew, and counts from 1 again: that one is gone from it
+                self._held.drop(known)
             events = await self._read(each)
             if events is None:
                 continue

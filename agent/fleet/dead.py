@@ -3,6 +3,7 @@
 An event's id is `<queue>:<seq>`, so that one that comes twice is kept once. A message that cannot be read is kept as it is.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -18,7 +19,11 @@ REASON: Final = "AA-Reason"
 SEQ: Final = "AA-Seq"
 TRUNCATED: Final = "AA-Truncated"
 MAX_REASON = 200
+MOST_KEPT_OF_HEADERS = 32 * 1024
+"""Bytes of a message's own headers; JetStream takes 64 KiB in all."""
+
 _KEPT_FOR_HEADERS = 4096
+_is_name = re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch
 
 
 def of_event(subject: str, queue: str, letter: DeadLetter) -> tuple[bytes, dict[str, str]]:
@@ -36,7 +41,10 @@ def of_message(message: Message, reason: str, max_payload: int) -> tuple[bytes, 
         REASON: _printable(reason),
         SEQ: str(message.seq),
     }
-    theirs = {f"Original-{name}": value for name, value in message.headers.items()}
+    # The client refuses other names, and for ever.
+    theirs = {f"Original-{name}": value for name, value in message.headers.items() if _is_name(name)}
+    if _size(theirs) > MOST_KEPT_OF_HEADERS:
+        theirs = {}
     if len(message.body) + _size(own | theirs) <= max_payload:
         return message.body, own | theirs
     room = max(max_payload - _KEPT_FOR_HEADERS, 0)

@@ -90,12 +90,7 @@ class HeldMessages:
 
     def overlaps(self, part: Part) -> bool:
         """Whether a message that is held has some of these events."""
-        return any(
-            one.start < other.stop and other.start < one.stop
-            for held in self._by_queue.get((part.subject, part.queue), ())
-            for one in held.events.spans
-            for other in part.spans
-        )
+        return any(_meet(held.events.spans, part.spans) for held in self._by_queue.get((part.subject, part.queue), ()))
 
     def add(self, message: Message, events: Events, now: float) -> Held:
         """Hold a message with at least one event."""
@@ -159,6 +154,17 @@ class HeldMessages:
                 low, high = max(span.start, first), min(span.stop, held.span.stop)
                 if low < high:
                     yield held, Span(low, high)
+
+
+def _meet(some: Sequence[Span], others: Sequence[Span]) -> bool:
+    """Whether a number is in both; each is in order. In one pass: whoever may publish chooses how many spans there are."""
+    index = 0
+    for span in some:
+        while index < len(others) and others[index].stop <= span.start:
+            index += 1
+        if index < len(others) and others[index].start < span.stop:
+            return True
+    return False
 
 
 def _joined(spans: list[Span]) -> list[Span]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import msgspec
 
 from agent.delivery.batching import Batch
-from agent.events import Context
+from agent.events import MAX_LINE_BYTES, Context, decode_events
 from agent.fleet.names import EVENTS
 from agent.queue.cursor import Ledger, Span
 from agent.queue.record import MAX_SEQ
@@ -15,6 +15,7 @@ VERSION = "1"
 """Of the headers. A relay leaves a message of a later version to later relays; headers that it does not know it ignores."""
 
 MAX_SPANS = 1000
+MAX_LEDGER_BYTES = 4096
 _VERSION = "AA-Version"
 _QUEUE = "AA-Queue"
 _SPANS = "AA-Spans"
@@ -116,12 +117,37 @@ def decode(headers: Mapping[str, str], body: bytes) -> Events:
     found, wanted = body.count(b"\n"), sum([span.length for span in spans])
     if found != wanted or (body and not body.endswith(b"\n")):
         raise InvalidMessageError(f"the body has {found} lines, the spans {wanted} events")
+    _check_events(body, wanted)
     try:
         context = _decode_context(headers[_CONTEXT]) if _CONTEXT in headers else Context()
-        ledger = _decode_ledger(headers[_LEDGER]) if _LEDGER in headers else None
+        ledger = _ledger(headers[_LEDGER]) if _LEDGER in headers else None
         enqueued_at = float(headers[_ENQUEUED_AT]) if _ENQUEUED_AT in headers else None
-    except ValueError as error:  # msgspec's errors are ValueErrors
+    except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         raise InvalidMessageError(f"a header cannot be read: {error}") from error
     if enqueued_at is not None and not 0 <= enqueued_at < _END_OF_TIME:
         raise InvalidMessageError(f"{_ENQUEUED_AT} is {enqueued_at:g}, no time in seconds since the epoch")
     return Events(queue, spans, context.for_api, body, enqueued_at, ledger)
+
+
+def _check_events(body: bytes, wanted: int) -> None:
+    """Raise InvalidMessageError for lines that are no events: with those of others in one request they have all refused."""
+    try:
+        found = len(decode_events(body))
+    except (ValueError, RecursionError) as error:
+        raise InvalidMessageError(f"the body has lines that are no events: {error}") from error
+    if found != wanted:
+        raise InvalidMessageError(f"the body has {found} events, the spans {wanted}")
+    longest = max(map(len, body.split(b"\n")))
+    if longest > MAX_LINE_BYTES:
+        raise InvalidMessageError(f"an event of {longest} bytes is longer than {MAX_LINE_BYTES}")
+
+
+def _ledger(text: str) -> Ledger:
+    """Return a queue's ledger. Raises ValueError for one that no queue can have: it would be kept, and added to others."""
+    if len(text) > MAX_LEDGER_BYTES:
+        raise ValueError(f"a ledger of {len(text)} characters is longer than {MAX_LEDGER_BYTES}")
+    ledger = _decode_ledger(text)
+    own = (ledger.accepted, ledger.delivered, ledger.dead_lettered, ledger.queued, ledger.retried, ledger.forwarded)
+    if not all(0 <= count <= MAX_SEQ for count in (*own, *ledger.dropped.values())):
+        raise ValueError("a count of the ledger is negative or too large")
+    return ledger

@@ -65,11 +65,26 @@ class Connection:
     timeout: float = REQUEST_SECONDS
 
 
+class _Client(Client):
+    """nats-py's, which takes any message with a header `Status` for the server's own word: whoever publishes could write one.
+
+    What a consumer delivers has a reply of JetStream's, by which it is acknowledged; the server's own words have none.
+    """
+
+    def _build_message(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
+    ) -> Msg:
+        if headers is not None and reply.startswith(b"$JS.ACK."):
+            headers.pop(api.Header.STATUS, None)
+        built: Msg = super()._build_message(sid, subject, reply, data, headers)
+        return built
+
+
 class _Link:
     """One connection of nats-py, as long as it lives. `broken` is done when it does no more."""
 
     def __init__(self) -> None:
-        self.client = Client()
+        self.client = _Client()
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.error = "the connection is closed"
         self.denials = 0

@@ -65,6 +65,11 @@ class MemoryBroker:
         for stream in self.streams.values():
             stream.ids.clear()
 
+    def renew(self, stream: str) -> None:
+        """Remove a stream and its consumers, and make it anew: its numbers begin at 1 again."""
+        self.streams[stream] = Stream()
+        self._delivered.clear()
+
     def bodies(self, stream: str) -> list[bytes]:
         """Return what a stream holds."""
         return [message.body for message in self.streams[stream].messages.values()]

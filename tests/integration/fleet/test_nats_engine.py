@@ -139,6 +139,14 @@ async def test_a_full_stream_refuses_and_takes_again_when_there_is_room(tmp_path
         await eventually(publishing(engine, b"y" * 150_000))
 
 
+async def test_a_publisher_cannot_speak_as_the_server(tmp_path: Path) -> None:
+    async with running(tmp_path) as cluster, connected(cluster) as engine:
+        for status in ("404", "408", "409", "100"):
+            await engine.publish(LINUX, b"1\n", {"Status": status, "Description": "made up"})
+        found = await engine.fetch(names.EVENTS, names.consumer("web"), most=4, seconds=HUNG_AFTER)
+        assert [(each.seq, "Status" in each.headers) for each in found] == [(seq, False) for seq in (1, 2, 3, 4)]
+
+
 async def test_refused_calls_leave_nothing_behind(tmp_path: Path) -> None:
     async with running(tmp_path) as cluster, connected(cluster) as engine:
         await engine.publish(LINUX, b"1\n", {})

@@ -1,5 +1,8 @@
 """What a message of a fleet says, comes back as it went; whatever else somebody publishes is refused in words."""
 
+import json
+
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +21,11 @@ LEDGER = Ledger(10, 4, 1, {"expired": 2}, 3)
 def lines(count: int) -> bytes:
     """Return so many events as lines."""
     return encode_events([event(f"h{number}") for number in range(count)])
+
+
+def ledger_with(**changes: object) -> str:
+    """Return a ledger's header with other values."""
+    return json.dumps({**msgspec.to_builtins(LEDGER), **changes}, separators=(",", ":"))
 
 
 @st.composite
@@ -81,6 +89,19 @@ def test_a_ledger_travels_without_events() -> None:
         pytest.param({}, b"{}\n{}\n{", "the body has 2 lines, the spans 2 events", id="more than lines"),
         pytest.param({"AA-Context": "{"}, None, "a header cannot be read", id="context"),
         pytest.param({"AA-Ledger": '{"accepted": "x"}'}, None, "a header cannot be read", id="ledger"),
+        pytest.param({"AA-Context": "[0,0,0," + "[" * 50_000}, None, "a header cannot be read", id="deep context"),
+        pytest.param({"AA-Ledger": '{"x":' + "[" * 4000}, None, "a header cannot be read", id="deep ledger"),
+        pytest.param({"AA-Ledger": ledger_with(accepted=-1)}, None, "negative or too large", id="negative count"),
+        pytest.param({"AA-Ledger": ledger_with(forwarded=2**63)}, None, "negative or too large", id="large count"),
+        pytest.param({"AA-Ledger": ledger_with(dropped={"x": -1})}, None, "negative or too large", id="dropped"),
+        pytest.param(
+            {"AA-Ledger": ledger_with(dropped={"x" * 4096: 1})}, None, "is longer than 4096", id="long ledger"
+        ),
+        pytest.param({}, b"\n\n", "the body has 0 events, the spans 2", id="blank lines"),
+        pytest.param({}, b"{}\n[]\n", "lines that are no events", id="no events"),
+        pytest.param({}, b"[" * 50_000 + b"\n\n", "lines that are no events", id="deep body"),
+        pytest.param({}, lines(1)[:-1] + b"," + lines(2), "lines that are no events", id="two in one line"),
+        pytest.param({}, lines(1) + encode_events([event("h" * 70_000)]), "longer than 65536", id="long event"),
         pytest.param({"AA-Enqueued-At": "noon"}, None, "a header cannot be read", id="age"),
         pytest.param({"AA-Enqueued-At": "nan"}, None, "AA-Enqueued-At is nan, no time", id="no age"),
     ],

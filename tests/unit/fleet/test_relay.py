@@ -13,9 +13,12 @@ from agent.delivery.transport import Kind, Verdict
 from agent.events import Context
 from agent.fleet import dead, following, names
 from agent.fleet.accounting import FleetLedger
+from agent.fleet.engine import Message
 from agent.fleet.following import LedgerFollower, snapshot_name
-from agent.fleet.records import Intent, Released, Seen, Settled
-from agent.queue.cursor import Ledger, Outcome
+from agent.fleet.held import HeldMessages
+from agent.fleet.message import Events
+from agent.fleet.records import Intent, Part, Released, Seen, Settled
+from agent.queue.cursor import Ledger, Outcome, Span
 from agent.queue.dead_letters import decode_dead_letter
 from tests.support import virtual_time
 from tests.support.fake_transport import ACCEPTED, LOST, UNREACHED, reject
@@ -91,6 +94,50 @@ async def test_a_copy_that_comes_while_the_first_is_held_waits_for_it() -> None:
         f.transport.release()
         await f.settled()
         assert f.transport.taken == ["a"]
+
+
+async def test_messages_of_a_stream_that_was_made_anew_are_not_taken_for_those_that_are_held() -> None:
+    async with fleet() as f:
+        f.transport.hold()
+        await f.publish("old")
+        await f.start()
+        await anyio.sleep(2)
+        f.broker.renew(names.EVENTS)
+        await f.publish("new", queue="q2", first=1)
+        await anyio.sleep(2)
+        f.transport.release()
+        await f.settled()
+        assert f.transport.taken == ["old", "new"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        pytest.param({"A(b)@": "1"}, id="a name that the client does not write"),
+        pytest.param({"AA-Ledger": "[" * 50_000}, id="deep"),
+        pytest.param({"AA-Version": "1", "AA-Queue": "q", "AA-Ledger": "x" * 65_000}, id="nearly all that is allowed"),
+    ],
+)
+async def test_no_header_keeps_a_message_that_says_nothing_from_the_dead(headers: dict[str, str]) -> None:
+    found = Message(SUBJECT, headers, b"x\n", 7)
+    body, kept = dead.of_message(found, "why", 1024 * 1024)
+    assert body == b"x\n"
+    assert all(name.replace("-", "").isalnum() for name in kept)
+    assert sum(len(name) + len(value) + 4 for name, value in kept.items()) < 48 * 1024
+
+
+async def test_events_that_are_held_are_told_from_others_of_the_queue_whatever_their_gaps() -> None:
+    held, odd, even = (
+        HeldMessages(),
+        [Span(n, n + 1) for n in range(1, 99, 2)],
+        [Span(n, n + 1) for n in range(2, 99, 2)],
+    )
+    lines = b"{}\n" * len(odd)
+    held.add(Message(SUBJECT, {}, lines, 1), Events("q", tuple(odd), Context(), lines), 0.0)
+    assert not held.overlaps(Part(SUBJECT, "q", tuple(even)))
+    assert not held.overlaps(Part(SUBJECT, "other", tuple(odd)))
+    assert held.overlaps(Part(SUBJECT, "q", (*even[:-1], Span(97, 99))))
+    assert held.overlaps(Part(SUBJECT, "q", (Span(1, 2),)))
 
 
 async def test_an_answer_that_was_lost_leaves_its_events_in_doubt() -> None:
