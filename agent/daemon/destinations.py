@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import math
 import secrets
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from functools import partial
@@ -223,6 +223,9 @@ class Destinations(Service):
         self._open[name] = _Open(pipeline, directory, lock, account)
         self.pipelines[name] = self.taking[name] = pipeline
         self.failed.pop(name, None)
+        if self._disk is not None:
+            for each in self.pipelines.values():  # they have to give way
+                each.keep_house(thoroughly=True)
         if (reason := self._settings.tokenless.get(name)) is not None:
             self._log.warning("no_token", destination=name, hint=reason)
 
@@ -247,9 +250,11 @@ class Destinations(Service):
             self._tasks.start_soon(self._run, name, self._open[name])
 
     async def opened(self) -> None:
-        """Return when the queues that a reload has added are open, or late."""
+        """Return when the queues that a reload has added are open, or late, and have room."""
         while not all(each.is_late for each in self._opening.values()):
             await self._answered.wait()
+        if self._disk is not None:  # the others have given way by then
+            await self._commit_all(self.pipelines.values())
 
     def _identify(self, name: str, directory: Path, account: Account) -> None:
         """Write down whose the queue is, for whoever adopts it one day; say so if it has been another account's."""
@@ -277,11 +282,14 @@ class Destinations(Service):
         if not others or now - self._asked_for_room.get(name, -math.inf) < ASK_SECONDS:
             return False
         self._asked_for_room[name] = now
+        await self._commit_all(others)
+        return True
+
+    async def _commit_all(self, pipelines: Iterable[Pipeline]) -> None:
         with anyio.move_on_after(ROOM_SECONDS):
             async with anyio.create_task_group() as asking:
-                for each in others:
+                for each in [*pipelines]:
                     asking.start_soon(each.commit_once)
-        return True
 
     # Reloading
 

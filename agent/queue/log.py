@@ -148,6 +148,10 @@ class Log:
         """Return where the segment that begins with `first_seq` is."""
         return self._directory / segment.name(first_seq)
 
+    def limit_segments(self, size: int) -> None:
+        """Let segments take items up to so many bytes from now on; one that is larger takes none."""
+        self._segment_bytes = size
+
     def append(self, entries: Sequence[Entry], now: float) -> int:
         """Write all of `entries`, make them durable, and return the number of the first item.
 

@@ -109,7 +109,8 @@ def _making_room(parts: Sequence[Part], owner: int, excess: int) -> Sequence[Par
 class SharedDisk:
     """What several queues may use together: each an equal part, and never more than the others leave of it.
 
-    They leave less than a part only after another one has joined, until what they hold beyond their parts has gone.
+    They leave less than a part only after another one has joined, until what they hold beyond their parts has gone: where old
+    events may go, that is at the next commit of each.
     """
 
     def __init__(self, total_bytes: int) -> None:
@@ -124,10 +125,15 @@ class SharedDisk:
         """Leave the part of a queue that is closed to the others."""
         del self._used[queue]
 
+    @property
+    def part(self) -> int:
+        """How many bytes are for each queue."""
+        return self._total // len(self._used)
+
     def bound(self, queue: object) -> int:
         """Return how many bytes a queue that has joined may use."""
         others = sum(self._used.values()) - self._used[queue]
-        return min(self._total // len(self._used), self._total - others)
+        return min(self.part, self._total - others)
 
 
 class Senders:

@@ -53,7 +53,7 @@ class Plan(NamedTuple):
     `new` of their events come from clients, `retried` from dead letters. Whose they are `is_known` where the last run of segments
     is the only owner's, as nearly always. `undelivered` is what the checkpoint has settled and not delivered, as far as no commit
     has written it yet. With `keep_segments` no segment is deleted: somebody reads them. With `reclaim` all that is settled is
-    deleted, even the last segment.
+    deleted, even the last segment. A segment takes entries up to `segment_bytes`, if that is given.
     """
 
     entries: Sequence[Entry]
@@ -65,6 +65,7 @@ class Plan(NamedTuple):
     undelivered: Sequence[Undelivered] = ()
     keep_segments: bool = False
     reclaim: bool = False
+    segment_bytes: int | None = None
 
 
 class Committed(NamedTuple):
@@ -209,6 +210,8 @@ class Store(OneThread):
         self.check()
         if len(self._view.segments) > 1:  # the last one stays
             self._expire(now)
+        if self._disk is not None:
+            self._give_way(self._disk)
         new = retried = 0
         holds: dict[int, int] = {}
         for entry in entries:
@@ -220,7 +223,18 @@ class Store(OneThread):
         runs = self._cursor.runs
         is_known = bool(runs) and len(holds) == 1 and runs[-1].owner in holds
         checkpoint, readers = self._cursor.state(), bool(self.readers)
-        return Plan(entries, new, retried, checkpoint, holds, is_known, self.undelivered, readers, reclaim)
+        return Plan(
+            entries,
+            new,
+            retried,
+            checkpoint,
+            holds,
+            is_known,
+            self.undelivered,
+            readers,
+            reclaim,
+            self._segment_bytes,
+        )
 
     def checkpoint(self, *, reclaim: bool = False) -> Plan:
         """Say what a commit has to write that settles nothing by itself."""
@@ -262,6 +276,29 @@ class Store(OneThread):
         if expired > self._cursor.position:
             self._cursor.settle([Span(self._cursor.position, expired)], Outcome.EXPIRED)
 
+    def _give_way(self, disk: SharedDisk) -> None:
+        """Settle the oldest segments of what is beyond the queue's part of the disk, which others have joined since."""
+        in_use = self._in_use()
+        excess, gone = sum(each.size for each in in_use) - min(self._limits.max_bytes, disk.part), 0
+        while excess > 0 and gone < self._replaceable(in_use):
+            excess -= in_use[gone].size
+            gone += 1
+        if gone:
+            position = in_use[gone].first_seq if gone < len(in_use) else self._view.next_seq
+            self._cursor.settle([Span(self._cursor.position, position)], Outcome.OVERFLOW)
+
+    @property
+    def _segment_bytes(self) -> int:
+        """How large a segment may be now: a part of the disk that has become smaller is several of them all the same."""
+        own = self._limits.segment_bytes
+        return own if self._disk is None else min(own, self._disk.part // 4)
+
+    def _replaceable(self, in_use: Sequence[Segment]) -> int:
+        """Return how many of the oldest segments may make room for what comes."""
+        if self._limits.overflow != "drop-oldest" or not in_use:
+            return 0
+        return len(in_use) - (in_use[-1].size < self._segment_bytes)  # what comes may go into the last one
+
     def _admit_by_shares(self, submitted: Sequence[S], now: float) -> Admitted[S]:
         self._expire(now)
         occupancy, in_use = self._occupancy(now), self._in_use()
@@ -284,11 +321,9 @@ class Store(OneThread):
         return Admitted(accepted, refused, refusals)
 
     def _occupancy(self, now: float) -> Occupancy:
-        in_use, limits = self._in_use(), self._limits
+        in_use = self._in_use()
         parts = [Part(each.size, self._held.get(each.first_seq, {})) for each in in_use]
-        replaceable = len(in_use) if limits.overflow == "drop-oldest" else 0
-        if replaceable and in_use[-1].size < limits.segment_bytes:  # what comes may go into it
-            replaceable -= 1
+        replaceable = self._replaceable(in_use)
         max_bytes = self.max_bytes - segment.HEADER_BYTES
         return Occupancy(max_bytes, parts, self._senders.shares(max_bytes, now), replaceable)
 

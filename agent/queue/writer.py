@@ -75,6 +75,8 @@ class Writer(OneThreadAtATime):
     @entry
     def commit(self, plan: Plan, now: float) -> Committed:
         """Write and sync what `plan` says; what a full or broken disk refuses is reported, never raised."""
+        if plan.segment_bytes is not None:
+            self._log.limit_segments(plan.segment_bytes)
         checkpoint, checkpoint_error, delete_error = plan.checkpoint, None, None
         undelivered_error = self._note_undelivered(plan)
         keep = plan.keep_segments and self._shortage() is None

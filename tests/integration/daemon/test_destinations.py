@@ -586,6 +586,44 @@ def test_a_queue_that_is_full_takes_nothing_of_the_disk_that_all_share_from_the_
         assert held["web"].queue.bytes <= part
 
 
+@pytest.mark.parametrize("count", [1, 6])
+def test_those_that_a_reload_adds_have_their_parts_at_once_and_who_was_alone_keeps_the_newest(
+    directory: Path, count: int
+) -> None:
+    total, names = 2 * 1024 * 1024, [f"d{number}" for number in range(count)]
+    sections: Sections = {"queue": {"total_bytes": total, "min_free_bytes": 0}, "log": {"format": "json"}}
+    more = "".join(
+        f'[destinations.{name}]\ntoken_file = "web-token"\n[[rules]]\nasks_for = "{name}"\ndestination = "{name}"\n'
+        for name in names
+    )
+
+    def fill(made: Host, name: str, number: int) -> DestinationStatus:
+        with made.daemon.connect({"destination": name} if name != "default" else None) as client:
+            for _ in range(number):
+                client.send(large)
+            client.finish()
+        return made.status(name)
+
+    large = json.dumps({"sessionId": "s" * 30_000, "source": "LOCAL", "event": "HIT", "hash": "h"}).encode() + b"\n"
+    part = total // (count + 1)
+    fit = part // len(large) - 4  # the last ones of the segments, and headers
+    with host(directory, "", sections) as made:
+        made.daemon.request("POST", "/pause").raise_for_status()
+        assert fill(made, "default", 60).ledger.queued == 60
+        made.reload(more, sections)
+        made.daemon.request("POST", "/pause").raise_for_status()
+        default = made.status("default")
+        assert default.ledger.dropped.keys() == {"overflow"}
+        for name in names:
+            found = fill(made, name, fit)
+            assert (found.ledger.queued, found.ledger.dropped, found.queue.max_bytes) == (fit, {}, part)
+        before = made.status("default").ledger
+        after = fill(made, "default", fit).ledger
+        assert after.accepted == before.accepted + fit
+        assert after.queued >= fit  # it is old ones that have made room
+        assert holds(made.daemon.status()["destinations"]["default"]["ledger"])
+
+
 def test_emit_and_the_python_client_name_a_destination_and_lines_keep_theirs(directory: Path) -> None:
     with host(directory, ASKING) as made:
         socket_option = ("--socket", directory / "s.sock")
