@@ -52,7 +52,7 @@ Exit codes:
     1  a problem was found
     2  usage: the command line is wrong
     3  a deadline passed before the work was done
-    4  no daemon is running, or this user is not allowed to ask it
+    4  no daemon is running, or this user is not allowed to ask it (fleet: the engine, with these credentials)
     5  another daemon uses the queue directory
     6  a socket cannot be opened
     7  the queue directory cannot be read or written

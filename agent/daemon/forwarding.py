@@ -3,23 +3,18 @@
 import secrets
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 
 from agent.config import ForwardConfig
 from agent.delivery.pipeline import Source
 from agent.delivery.transport import Transport
-from agent.errors import ConfigError
+from agent.fleet.installed import require_client
 from agent.fleet.names import events_subject
 from agent.fleet.permissions import inbox_of_pool
 from agent.fleet.transport import NatsTransport, Queue
 from agent.queue.filesystem import OsFilesystem
 from agent.spools.numbering import ledger_since, numbering_of, place
 
-for _name in ("nats", "nkeys"):
-    if find_spec(_name) is None:
-        raise ConfigError(
-            f"forward.servers: forwarding needs {_name}, which is not installed: pip install 'artifacts-agent[fleet]'"
-        )
+require_client("forward.servers")
 
 from agent.fleet.nats_engine import Connection, NatsEngine  # noqa: E402 - only where its client is installed
 

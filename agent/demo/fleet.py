@@ -228,7 +228,7 @@ async def running(view: DemoView, directory: Path) -> AsyncIterator[Fleet]:
 async def begin(fleet: Fleet) -> None:
     """Everything starts, and events pass through."""
     fleet.view.heading(
-        "1/4", f"{SERVERS} NATS servers, {RELAYS} relays, {RUNNERS} runners: the runners have no token of the API."
+        "1/3", f"{SERVERS} NATS servers, {RELAYS} relays, {RUNNERS} runners: the runners have no token of the API."
     )
     await fleet.set_up()
     for relay in fleet.relays:
@@ -247,7 +247,7 @@ async def begin(fleet: Fleet) -> None:
 
 async def deaths(fleet: Fleet) -> None:
     """kill -9 for a relay, a server and a runner, while builds report."""
-    fleet.view.heading("2/4", "kill -9: a relay, a server and a runner, while builds report.")
+    fleet.view.heading("2/3", "kill -9: a relay, a server and a runner, while builds report.")
     relay, server = fleet.relays[0], fleet.servers[0]
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(fleet.builds)
@@ -268,7 +268,7 @@ async def deaths(fleet: Fleet) -> None:
 
 async def blocked_account(fleet: Fleet) -> None:
     """One pause for all."""
-    fleet.view.heading("3/4", "The account is blocked (402): one relay finds out, and all pause.")
+    fleet.view.heading("3/3", "The account is blocked (402): one relay finds out, and all pause.")
     fleet.api.state = ApiState.BLOCKED
     refused = fleet.api.refused
     await fleet.builds()

@@ -16,6 +16,7 @@ from agent.fleet.overview import Overview, look
 from agent.fleet.shared import decode_pause
 from agent.queue.cursor import Pause
 from agent.queue.dead_letters import decode_dead_letter
+from agent.queue.maintenance.browse import Origin
 from agent.timestamps import iso
 
 
@@ -63,24 +64,35 @@ async def dead_messages(engine: NatsEngine, team: str) -> list[Message]:
     return found
 
 
-async def purge_dead(engine: NatsEngine, team: str) -> int:
-    """Remove the dead letters of a team, and return how many those were. Raises EngineError."""
-    count = len(await dead_messages(engine, team))
-    purge = partial(JetStreamContext.purge_stream, name=names.DEAD, subject=names.dead_subject(team))
-    await engine.ask(purge)
-    return count
+async def purge_dead(engine: NatsEngine, team: str, up_to: int | None = None) -> int:
+    """Remove the dead letters of a team, and return how many those were. Raises EngineError.
+
+    With `up_to`, those with a higher number stay; else those that come meanwhile.
+    """
+    numbers = [message.seq for message in await dead_messages(engine, team)]
+    found = [number for number in numbers if up_to is None or number <= up_to]
+    if found:
+        subject = names.dead_subject(team)
+        purge = partial(JetStreamContext.purge_stream, name=names.DEAD, subject=subject, seq=found[-1] + 1)
+        await engine.ask(purge, f"$JS.API.STREAM.PURGE.{names.DEAD}")
+    return len(found)
 
 
 def described(message: Message) -> dict[str, object]:
-    """Return a dead letter as `fleet dead-letters ls --json` prints it; `event` is None for a message that said nothing."""
+    """Return a dead letter as `fleet dead-letters ls --json` prints it; `event` is None for a message that said nothing.
+
+    `number` is that of the message in AA_DEAD, `seq` that of the event in the queue that published it.
+    """
     headers = message.headers
     facts: dict[str, object] = {
+        "number": message.seq,
         "subject": headers.get(dead.SUBJECT),
         "queue": headers.get(dead.QUEUE),
         "seq": None,
         "rejected_at": None,
         "status": None,
         "message": headers.get(dead.REASON),
+        "context": None,
         "event": None,
     }
     return facts | dict(_of_event(message)) if headers.get(dead.KIND) == dead.EVENT else facts
@@ -94,7 +106,8 @@ def _of_event(message: Message) -> Iterator[tuple[str, object]]:
         yield "message", "it cannot be read"
         return
     yield from (("seq", letter.seq), ("rejected_at", iso(letter.rejected_at)))
-    yield from (("status", letter.status), ("message", letter.message), ("event", event))
+    yield from (("status", letter.status), ("message", letter.message))
+    yield from (("context", msgspec.to_builtins(Origin.of(letter.context))), ("event", event))
 
 
 def _iso(at: float | None) -> str | None:

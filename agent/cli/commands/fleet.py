@@ -9,8 +9,8 @@ import click
 from agent.cli.filters import yes_option
 from agent.cli.options import config_option, find_config, json_option
 from agent.cli.prompts import confirmed
-from agent.cli.views.output import say, say_json, show
-from agent.cli.views.words import amount
+from agent.cli.views.output import complain, say, say_json, show
+from agent.cli.views.words import PROGRAM, amount
 from agent.errors import AgentError, ConfigError
 
 if TYPE_CHECKING:
@@ -25,8 +25,11 @@ DECLINED = 1
 UNREACHABLE = 4
 
 
+_AS_ADMIN = "this takes credentials that may do anything in the account, as those of `fleet init`"
+
+
 class EngineUnreachableError(AgentError):
-    """The engine cannot be asked."""
+    """The engine cannot be asked, or does not permit it."""
 
     exit_code = UNREACHABLE
 
@@ -47,13 +50,13 @@ def init(path: Path | None, as_json: bool, dry_run: bool) -> int:
     """Create the streams, the consumer and the buckets of a fleet where they are missing; what is there is compared.
 
     Nothing that is there is changed: what differs is named, with both values. Exit code 1: something differs, or is missing with
-    --dry-run.
+    --dry-run. The credentials in [relay] have to be ones that may do anything in the account: give it a configuration of its own.
     """
     relay = _relay(path)
     from agent.fleet.nats_setup import Sizes, set_up
 
     teams, sizes = [relay.team or ""], Sizes(replicas=relay.replicas)
-    found = _ask(relay, lambda engine: set_up(engine, teams, sizes, create=not dry_run))
+    found = _ask(relay, lambda engine: set_up(engine, teams, sizes, create=not dry_run), _AS_ADMIN)
     if as_json:
         say_json({"found": [each._asdict() for each in found]})
     else:
@@ -122,36 +125,68 @@ def dead_letters() -> None:
 @config_option
 @json_option
 def ls(path: Path | None, as_json: bool) -> int:
-    """List dead letters, the oldest first. With --json, one object a line: subject, queue, seq, status, message, event."""
-    for each in _dead(_relay(path)):
-        if as_json:
+    """List dead letters, the oldest first.
+
+    With --json, one object a line: number, subject, queue, seq, rejected_at, status, message, context, event. The number is what
+    `purge --up-to` takes; seq is the event's in its queue. A message that no agent wrote has neither seq nor event.
+    """
+    found = _dead(_relay(path))
+    if as_json:
+        for each in found:
             say_json(each)
-        else:
-            say("  ".join(str(each[key] or "") for key in ("subject", "queue", "seq", "status", "message")))
+    else:
+        from agent.cli.views.fleet import dead_letter_table
+
+        show(dead_letter_table(found))
     return 0
 
 
 @dead_letters.command(short_help="Print the events of dead letters as lines that `emit` takes.")
 @config_option
 def export(path: Path | None) -> int:
-    """Print the events themselves, one a line."""
-    for each in _dead(_relay(path)):
-        if each["event"] is not None:
-            say_json(each["event"])
+    """Print the events themselves, one a line, and a context line where the context changes.
+
+    Standard error says up to which number they go: that is what `purge --up-to` takes, so that nothing is removed that has come
+    since. Messages that no agent wrote have no event, and are left out.
+    """
+    found = _dead(_relay(path))
+    context: object = None
+    for each in found:
+        if each["event"] is None:
+            continue
+        if each["context"] != context:
+            context = each["context"]
+            say_json({"context": context})
+        say_json(each["event"])
+    if left := sum(each["event"] is None for each in found):
+        complain(f"{amount(left, 'dead letter')} without an event left out")
+    if found:
+        last = found[-1]["number"]
+        complain(f"these are all up to number {last}: `{PROGRAM} fleet dead-letters purge --up-to {last}` removes them")
     return 0
 
 
-@dead_letters.command(short_help="Remove all dead letters of the team.")
+@dead_letters.command(short_help="Remove dead letters of the team.")
+@click.option(
+    "--up-to", metavar="NUMBER", type=click.IntRange(min=1), help="Keep those with higher numbers.  [default: none]"
+)
 @yes_option
 @config_option
-def purge(path: Path | None, yes: bool) -> int:
-    """Remove them. They stay counted as dead-lettered."""
+def purge(path: Path | None, yes: bool, up_to: int | None) -> int:
+    """Remove dead letters: all, or those up to the number that `export` and `ls` say. They stay counted as dead-lettered.
+
+    This takes the credentials of `fleet init`, and not those of relays: NATS lets who may purge a stream purge it for all teams.
+    Exit code 1: the answer was no.
+    """
     relay = _relay(path)
-    if not yes and not confirmed(f"Remove all dead letters of the team {relay.team}?"):
+    which = "all dead letters" if up_to is None else f"the dead letters up to number {up_to}"
+    if not yes and not confirmed(f"Remove {which} of the team {relay.team}?"):
         return DECLINED
     from agent.fleet.inspection import purge_dead
 
-    say(f"{amount(_ask(relay, lambda engine: purge_dead(engine, relay.team or '')), 'dead letter')} removed")
+    say(
+        f"{amount(_ask(relay, lambda engine: purge_dead(engine, relay.team or '', up_to), _AS_ADMIN), 'dead letter')} removed"
+    )
     return 0
 
 
@@ -180,11 +215,11 @@ def _relay(path: Path | None) -> "RelayConfig":
     return relay
 
 
-def _ask(relay: "RelayConfig", question: Callable[["NatsEngine"], Awaitable[T]]) -> T:
-    """Return the engine's answer. Raises EngineUnreachableError."""
+def _ask(relay: "RelayConfig", question: Callable[["NatsEngine"], Awaitable[T]], denied: str = "") -> T:
+    """Return the engine's answer; `denied` says what to do if it is not permitted. Raises EngineUnreachableError."""
     import anyio
 
-    from agent.fleet.engine import EngineError
+    from agent.fleet.engine import EngineError, NotPermittedError
     from agent.fleet.nats_engine import engine_for_relays
 
     async def run() -> T:
@@ -197,4 +232,6 @@ def _ask(relay: "RelayConfig", question: Callable[["NatsEngine"], Awaitable[T]])
     try:
         return anyio.run(run)
     except EngineError as error:
+        if denied and isinstance(error, NotPermittedError):
+            raise EngineUnreachableError(f"{error}: {denied}") from None
         raise EngineUnreachableError(f"the engine cannot be asked: {error}") from None

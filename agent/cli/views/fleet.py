@@ -1,8 +1,9 @@
 """What `fleet status` shows to people. Pure: what was found and the time in, text out."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from agent.cli.views.rendered import rendered
@@ -28,13 +29,29 @@ def fleet_screen(team: str, status: TeamStatus, now: float) -> RenderableType:
     return Group(rendered(f"team {team}"), FittedTable(*columns, Column("seen", seen)), *_notes(status, now))
 
 
+_LISTED = ("number", "subject", "queue", "seq", "rejected_at", "status", "message")
+
+
+def dead_letter_table(found: Sequence[Mapping[str, object]]) -> RenderableType:
+    """Return a line for each dead letter, as `agent.fleet.inspection.described` has it."""
+    if not found:
+        return rendered("No dead letters.")
+    table = Table.grid(padding=(0, 2))
+    for name in _LISTED:
+        table.add_column(justify="right" if name in {"number", "seq"} else "left", overflow="fold")
+    table.add_row(*(rendered(name.replace("_", " "), style="dim") for name in _LISTED))
+    for each in found:
+        table.add_row(*(rendered("" if each[name] is None else str(each[name])) for name in _LISTED))
+    return table
+
+
 def _notes(status: TeamStatus, now: float) -> Iterator[Text]:
     found, pause = status.overview, status.pause
     yield rendered(f"{amount(found.messages, 'message')} in the stream{_oldest(found.oldest_event_at, now)}")
     if found.in_doubt:
         yield rendered(f"{amount(found.in_doubt, 'event')} in doubt: under way, or delivered perhaps once more")
     if pause is not None:
-        yield rendered(f"paused since {duration(now - pause.since)}: {pause.message or pause.reason}", style="yellow")
+        yield rendered(f"paused for {duration(now - pause.since)}: {pause.message or pause.reason}", style="yellow")
     if found.counts.lost:
         yield rendered(f"{amount(found.counts.lost, 'event')} lost in the engine", style="bold red")
     if found.unreadable:

@@ -19,6 +19,8 @@ def test_the_demo_of_a_fleet_ends_with_accounts_that_are_exact() -> None:
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     (found,) = re.findall(r"forwarded (\d+) = delivered (\d+) \+ dead_lettered 0 .* lost 0", done.stdout)
     assert found[0] == found[1] == "744"
+    headings = re.findall(r"^\[(.*?)\]", done.stdout, re.MULTILINE)
+    assert headings == ["1/3", "2/3", "3/3", "end"]
 
 
 @pytest.mark.slow

@@ -14,14 +14,17 @@ from agent.delivery.batching import Batch
 from agent.events import Context, encode_events
 from agent.fleet import dead, message, names
 from agent.fleet.nats_engine import NatsEngine
+from agent.fleet.permissions import of_relays
 from agent.fleet.records import Part, Settled, encode_record
 from agent.queue.cursor import Ledger, Outcome, Span
 from agent.queue.dead_letters import DeadLetter
 from tests.support.command import problems, run_command
 from tests.support.nats import NatsCluster
+from tests.support.nats_credentials import Realm
 from tests.support.pipelines import event
 
 LINUX = names.events_subject("web", "linux")
+GITHUB = Context("GITHUB_ACTIONS", 0)
 QUEUE = "0123456789abcdef"
 NOWHERE = "nats://127.0.0.1:1"
 THINGS = ["AA_EVENTS", "AA_LEDGER", "AA_DEAD", "KV_AA_STATE", "OBJ_AA_SNAPSHOTS", "consumer relay-web"]
@@ -46,9 +49,10 @@ def config(cluster: NatsCluster, tmp_path: Path) -> Path:
     return written(tmp_path / "config.toml", cluster.urls[0])
 
 
-def written(file: Path, server: str, replicas: int = 1) -> Path:
+def written(file: Path, server: str, replicas: int = 1, credentials: Path | None = None) -> Path:
     """Write a configuration."""
-    file.write_text(f'[relay]\nservers = ["{server}"]\nteam = "web"\nreplicas = {replicas}\n')
+    more = "" if credentials is None else f'credentials = "{credentials}"\n'
+    file.write_text(f'[relay]\nservers = ["{server}"]\nteam = "web"\nreplicas = {replicas}\n{more}')
     return file
 
 
@@ -78,10 +82,15 @@ async def _with_engine(cluster: NatsCluster) -> None:
     await engine.publish(names.ledger_subject("web"), encode_record(Settled(Outcome.DELIVERED, parts)), {})
     refused = (Part(LINUX, QUEUE, (Span(5, 6),)),)
     await engine.publish(names.ledger_subject("web"), encode_record(Settled(Outcome.DEAD_LETTERED, refused)), {})
-    letter = DeadLetter(5, 1_750_000_000.0, 400, "400 Bad Request: no", Context(), encode_events(events[4:5]))
-    body, headers = dead.of_event(LINUX, QUEUE, letter)
-    await engine.publish(names.dead_subject("web"), body, headers)
+    await _refuse(engine, 5)
     await engine.aclose()
+
+
+async def _refuse(engine: NatsEngine, seq: int, context: Context = GITHUB, team: str = "web") -> None:
+    line = encode_events([event(f"h{seq - 1}")])
+    letter = DeadLetter(seq, 1_750_000_000.0, 400, "400 Bad Request: no", context, line)
+    body, headers = dead.of_event(LINUX, QUEUE, letter)
+    await engine.publish(names.dead_subject(team), body, headers)
 
 
 def test_what_is_missing_is_created_and_what_is_there_is_left(config: Path) -> None:
@@ -143,7 +152,7 @@ def test_the_status_says_where_every_event_is(config: Path, cluster: NatsCluster
 
 def test_dead_letters_are_listed_exported_and_removed(config: Path, cluster: NatsCluster) -> None:
     fleet(config, "init")
-    assert fleet(config, "dead-letters", "ls") == (0, "")
+    assert fleet(config, "dead-letters", "ls") == (0, "No dead letters.\n")
     asyncio.run(_with_engine(cluster))
     code, said = fleet(config, "dead-letters", "ls", "--json")
     found = json.loads(said)
@@ -152,14 +161,97 @@ def test_dead_letters_are_listed_exported_and_removed(config: Path, cluster: Nat
         0,
         {"subject": LINUX, "queue": QUEUE, "seq": 5, "status": 400, "message": "400 Bad Request: no"},
     )
-    assert "400 Bad Request: no" in fleet(config, "dead-letters", "ls")[1]
-    exported = json.loads(fleet(config, "dead-letters", "export")[1])
-    assert (exported["hash"], exported) == ("h4", found["event"])
+    header, line = fleet(config, "dead-letters", "ls")[1].splitlines()
+    assert header.split() == ["number", "subject", "queue", "seq", "rejected", "at", "status", "message"]
+    assert line.startswith(f"     1  {LINUX}  {QUEUE}")
+    exported = run_command("fleet", "dead-letters", "export", "--config", config)
+    (note,) = problems(exported.stderr)
+    assert "fleet dead-letters purge --up-to 1" in note
+    context, exported_event = map(json.loads, exported.stdout.splitlines())
+    assert context == {"context": {"ci": "GITHUB_ACTIONS", "interactive": 0}}
+    assert (exported_event["hash"], exported_event) == ("h4", found["event"])
     refused = run_command("fleet", "dead-letters", "purge", "--config", config)
     assert (refused.returncode, "--yes" in refused.stderr) == (2, True)
     assert fleet(config, "dead-letters", "purge", "--yes") == (0, "1 dead letter removed\n")
-    assert fleet(config, "dead-letters", "ls") == (0, "")
+    assert fleet(config, "dead-letters", "ls") == (0, "No dead letters.\n")
     assert status(config)["dead_lettered"] == 1
+
+
+def test_a_purge_up_to_what_was_exported_keeps_what_has_come_since_and_other_teams(
+    config: Path, cluster: NatsCluster
+) -> None:
+    fleet(config, "init")
+
+    async def refuse() -> list[str]:
+        engine = cluster.engine()
+        for seq, team in enumerate(("web", "other", "web", "web"), 1):
+            await _refuse(engine, seq, team=team)
+        await engine.aclose()
+        return []
+
+    asyncio.run(refuse())
+    purge = ("dead-letters", "purge", "--yes")
+    assert fleet(config, *purge, "--up-to", "3") == (0, "2 dead letters removed\n")
+    assert fleet(config, *purge, "--up-to", "3") == (0, "0 dead letters removed\n")
+    left = [json.loads(line)["number"] for line in fleet(config, "dead-letters", "ls", "--json")[1].splitlines()]
+    assert left == [4]
+    assert fleet(config, *purge) == (0, "1 dead letter removed\n")
+    assert asyncio.run(_stored(cluster)) == 1
+
+
+async def _stored(cluster: NatsCluster) -> int:
+    engine = cluster.engine()
+    found = await engine.stream_state(names.DEAD)
+    await engine.aclose()
+    return found.messages
+
+
+@pytest.mark.parametrize("arguments", [("dead-letters", "purge", "--yes"), ("init",)], ids=" ".join)
+def test_what_takes_an_administrator_says_so_to_a_relays_credentials(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    realm = Realm()
+    admin, relay = tmp_path / "init.creds", tmp_path / "relay.creds"
+    realm.issue(admin)
+    realm.issue(relay, of_relays("web"))
+    cluster = NatsCluster(tmp_path / "servers", options=realm.options)
+    cluster.start()
+    try:
+        asyncio.run(cluster.ready(["web"], credentials=admin))
+        asyncio.run(_refused(cluster, admin))
+        if arguments == ("init",):
+            asyncio.run(_without_state(cluster, admin))
+        file = written(tmp_path / "relay.toml", cluster.urls[0], credentials=relay)
+        done = run_command("fleet", *arguments, "--config", file)
+        (problem,) = problems(done.stderr)
+        assert done.returncode == 4
+        assert problem.startswith('permissions violation for publish to "$js.api.stream.')
+        assert "as those of `fleet init`" in problem
+        file = written(tmp_path / "init.toml", cluster.urls[0], credentials=admin)
+        assert run_command("fleet", *arguments, "--config", file).stderr == ""
+    finally:
+        cluster.kill()
+
+
+async def _refused(cluster: NatsCluster, credentials: Path) -> None:
+    engine = cluster.engine(credentials)
+    await _refuse(engine, 1)
+    await engine.aclose()
+
+
+async def _without_state(cluster: NatsCluster, credentials: Path) -> None:
+    engine = cluster.engine(credentials)
+    await engine.ask(partial(JetStreamContext.delete_stream, name=names.DEAD))
+    await engine.aclose()
+
+
+def test_a_server_without_a_fleet_is_said_in_one_line(config: Path) -> None:
+    for arguments in (("status",), ("dead-letters", "ls")):
+        done = run_command("fleet", *arguments, "--config", config)
+        (problem,) = problems(done.stderr)
+        assert done.returncode == 4
+        assert problem.endswith(": run `artifacts-agent fleet init`")
+        assert "None" not in problem
 
 
 def test_permissions_are_those_of_a_pool_or_of_relays(config: Path) -> None:

@@ -21,7 +21,8 @@ def test_without_the_engines_client_it_is_said_what_to_install(module: str) -> N
         + "from agent.errors import ConfigError\ntry:\n import agent.daemon.forwarding\nexcept ConfigError as error: print(error)"
     )
     assert run(code, module) == (
-        f"forward.servers: forwarding needs {module}, which is not installed: pip install 'artifacts-agent[fleet]'\n"
+        f"forward.servers: needs {module}, which is not installed: "
+        "pip install '.[fleet]' in a checkout installs the agent with it\n"
     )
 
 

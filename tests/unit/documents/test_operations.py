@@ -48,7 +48,7 @@ COMMANDS = dict(_commands(cli))
 def _command_in(line: str) -> str:
     """Return the command that a command line begins with, as far as its words are those of one."""
     words = line.split()
-    return next((name for end in (3, 2) if (name := " ".join(words[:end])) in COMMANDS), line)
+    return next((name for end in (4, 3, 2) if (name := " ".join(words[:end])) in COMMANDS), line)
 
 
 def test_every_command_is_documented_and_there_is_no_other() -> None:
