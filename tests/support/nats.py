@@ -64,6 +64,12 @@ class NatsServer:
         assert self.process is not None
         os.kill(self.process.pid, number)
 
+    def states(self) -> set[str]:
+        """Return what its threads do, as /proc has it: T is stopped."""
+        assert self.process is not None
+        stats = Path(f"/proc/{self.process.pid}/task").glob("*/stat")
+        return {stat.read_text().rpartition(")")[2].split()[0] for stat in stats}
+
     def reload(self) -> None:
         """Let it read its configuration again."""
         self.signal(signal.SIGHUP)
