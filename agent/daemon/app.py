@@ -75,7 +75,7 @@ async def _run(
             if not forwards and config.token_source(settings.config, environ) is None:
                 log.warning("no_token", hint="set api.token_file, or requests go out without one")
             warn_of_tokens(settings, environ)
-            log.info("started", version=__version__, pid=os.getpid(), api=account_of(settings.config).url)
+            log.info("started", version=__version__, pid=os.getpid(), api=account_of(settings).url)
 
             await signals.stop.wait()
             seconds = reloader.settings.config.shutdown.deadline

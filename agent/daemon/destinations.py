@@ -18,10 +18,17 @@ from msgspec.structs import replace
 
 from agent.control.schema import ApiStatus, DestinationStatus, ForwardStatus, StatusReport
 from agent.daemon.service import Apply, Service
-from agent.daemon.settings import Settings, account_of, destinations_directory, limits_of, queue_directory
+from agent.daemon.settings import (
+    Settings,
+    account_of,
+    destinations_directory,
+    limits_of,
+    queue_directory,
+    refuse_to_swap,
+)
 from agent.daemon.wiring import delivery_config
 from agent.delivery.pipeline import DeliveryConfig, Pipeline, QueueFiles, keep_house, open_files
-from agent.errors import QueueLockedError, StorageError
+from agent.errors import ConfigError, QueueLockedError, StorageError
 from agent.queue.committer import NO_ANSWER
 from agent.queue.filesystem import Filesystem, Lock
 from agent.queue.lock import lock_queue
@@ -101,7 +108,7 @@ class Destinations(Service):
     def open_all(self) -> None:
         """Open what is configured. Raises StorageError or QueueLockedError for DEFAULT, and ConfigError."""
         deliveries = self._deliveries(self._settings)
-        accounts = {name: account_of(self._settings.config, name) for name in deliveries}
+        accounts = {name: account_of(self._settings, name) for name in deliveries}
         self._open_together({DEFAULT: accounts.pop(DEFAULT)}, deliveries, None)
         self._open_together(accounts, deliveries, OPEN_SECONDS)
         for name, opening in self._opening.items():
@@ -141,7 +148,7 @@ class Destinations(Service):
         """Retire destinations that are configured no more, and in which events wait, where another one has the same account."""
         config, parent = self._settings.config, destinations_directory(self._settings.config)
         names = self._fs.names(parent) if self._fs.is_directory(parent) else []
-        heirs = {account_of(config, name): name for name in reversed(config.accounts)}
+        heirs = {account_of(self._settings, name): name for name in reversed(config.accounts)}
         left = sorted({*names} - config.accounts.keys())
         looking = {name: begin_in_thread(partial(_look_into, self._fs, parent / name)) for name in left}
         wait(looking.values(), OPEN_SECONDS)
@@ -181,10 +188,15 @@ class Destinations(Service):
                 self.failed[name] = f"{queue_directory(self._settings.config, name)}: {NO_ANSWER}"
 
     def _open_queue(self, name: str, account: Account) -> tuple[Lock, QueueFiles]:
-        """Open a queue, and write down whose it is; it blocks, in any thread. Raises StorageError or QueueLockedError."""
-        directory, limits = queue_directory(self._settings.config, name), limits_of(self._settings.config)
+        """Open a queue, and write down whose it is; it blocks, in any thread.
+
+        Raises StorageError or QueueLockedError, or ConfigError if what waits there is for the account of another destination.
+        """
+        settings = self._settings
+        directory, limits = queue_directory(settings.config, name), limits_of(settings.config)
         lock = lock_queue(self._fs, directory)
         try:
+            _refuse_what_is_anothers(self._fs, directory, name, settings)
             files = open_files(self._fs, directory / DESTINATION, limits)
         except BaseException:
             lock.release()
@@ -193,10 +205,10 @@ class Destinations(Service):
         return lock, files
 
     def _take(self, name: str, delivery: DeliveryConfig, opening: _Opening) -> None:
-        """Take a queue that is open. Raises StorageError or QueueLockedError for DEFAULT; others have failed then."""
+        """Take a queue that is open. Raises what `_open_queue` does for DEFAULT; others have failed then."""
         try:
             self._take_opened(name, delivery, opening.account, *opening.opened.result())
-        except (StorageError, QueueLockedError) as error:
+        except (StorageError, QueueLockedError, ConfigError) as error:
             if name == DEFAULT:
                 raise
             self.failed[name] = str(error)
@@ -261,7 +273,7 @@ class Destinations(Service):
         before = None
         with contextlib.suppress(StorageError):  # it is damaged, and made anew
             before = identity.read_identity(self._fs, directory)
-        if before is not None and before.account != account:
+        if before is not None and before.account.named != account.named:
             was, now = str(before.account), str(account)
             hint = "what waits goes there, too"
             self._log.warning("account_changed", destination=name, was=was, now=now, hint=hint)
@@ -294,7 +306,11 @@ class Destinations(Service):
     # Reloading
 
     def reload(self, new: Settings) -> Apply:
+        """Raises ConfigError also where what waits would go to another account, while another destination has its own."""
         deliveries = self._deliveries(new)
+        for name, this in self._open.items():
+            if name in deliveries:
+                refuse_to_swap(new, name, this.account, this.pipeline.ledger().queued)
 
         def take_over() -> None:
             self._settings = new
@@ -312,7 +328,7 @@ class Destinations(Service):
     def _add(self, deliveries: Mapping[str, DeliveryConfig]) -> None:
         """Open destinations, and run them: those whose disks do not answer at once when they do."""
         names = [] if self._draining else [name for name in deliveries if name not in self._opening]
-        accounts = {name: account_of(self._settings.config, name) for name in names}
+        accounts = {name: account_of(self._settings, name) for name in names}
         self._open_together(accounts, deliveries, AT_ONCE_SECONDS)
         if self._tasks is None:
             return
@@ -332,7 +348,7 @@ class Destinations(Service):
         self._check_account(name, this)
 
     def _check_account(self, name: str, this: _Open) -> None:
-        if this.account != (account := account_of(self._settings.config, name)):
+        if this.account != (account := account_of(self._settings, name)):
             this.account = account
             if self._tasks is not None:
                 self._tasks.start_soon(self._identify_in_thread, name, this)
@@ -422,6 +438,14 @@ class Destinations(Service):
         for name, error in self._settings.refused_tokens.items():
             if name in report.destinations:
                 report.destinations[name] = replace(report.destinations[name], token_error=error)
+
+
+def _refuse_what_is_anothers(fs: Filesystem, directory: Path, name: str, settings: Settings) -> None:
+    """Raise ConfigError if events wait in a destination's directory that are for the account of another one."""
+    with contextlib.suppress(StorageError):  # it is damaged, and mended when it is opened
+        found = identity.read_identity(fs, directory)
+        if found is not None and name in settings.config.accounts and found.account != account_of(settings, name):
+            refuse_to_swap(settings, name, found.account, read_queue(fs, directory / DESTINATION).cursor.queued)
 
 
 def _look_into(fs: Filesystem, directory: Path) -> tuple[int, SpoolIdentity | None]:

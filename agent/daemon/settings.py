@@ -70,7 +70,7 @@ def _last_token(before: Settings | None, config: Config, destination: str) -> Se
     """Return the token that a destination has had for the account that it still has."""
     if before is None or destination not in before.config.accounts:
         return None
-    is_same = account_of(before.config, destination) == account_of(config, destination)
+    is_same = named_account(before.config, destination) == named_account(config, destination)
     return before.tokens[destination] if is_same else None
 
 
@@ -107,10 +107,29 @@ def engine_url(forward: ForwardConfig) -> str:
     return f"{first}/{forward.team}/{forward.pool}"
 
 
-def account_of(config: Config, destination: str = DEFAULT) -> Account:
-    """Return where the events of a destination go."""
+def named_account(config: Config, destination: str = DEFAULT) -> Account:
+    """Return where the events of a destination go, as far as the configuration says it: without a team its token counts, too."""
     account = config.accounts[destination]
     forward, api = account.forward, account.api
     if forward.servers:  # the first names the engine: others may be added
         return Account(engine_url(forward))
     return Account(api.url, api.team_id, api.slug)
+
+
+def account_of(settings: Settings, destination: str = DEFAULT) -> Account:
+    """Return where the events of a destination go."""
+    return named_account(settings.config, destination).with_token(settings.tokens[destination])
+
+
+def refuse_to_swap(settings: Settings, destination: str, before: Account, queued: int) -> None:
+    """Raise ConfigError if what waits in a destination's queue is for the account that another one has now."""
+    now = account_of(settings, destination)
+    if not queued or before == now:
+        return
+    for other in settings.config.accounts:
+        if other != destination and account_of(settings, other) == before:
+            raise ConfigError(
+                f"destination {destination}: its queue holds {queued} events for {before}, the account of {other} now: "
+                f"let {destination} keep that account until its queue is empty (`artifacts-agent flush`), "
+                "or purge the queue first"
+            )

@@ -44,7 +44,7 @@ def adoption_policies(settings: Settings, runtime: Runtime) -> adoption.Policies
         delivery = partial(_delivery, settings, runtime, name, concurrency=1, requests=requests)
         queue = queue_directory(settings.config, name) / DESTINATION
         policy = AdoptionPolicy(name, delivery, MAX_OPEN if requests is None else 1, queue)
-        policies.setdefault(account_of(settings.config, name), policy)
+        policies.setdefault(account_of(settings, name), policy)
     return policies
 
 

@@ -16,6 +16,10 @@ from agent.spools import identity
 from agent.spools.identity import DESTINATION, Account, Adopted, AdoptedList, Settled, SpoolIdentity
 
 IN_USE = "an agent uses it"
+_LEFT_WITHOUT_TEAM = (
+    "its events are for {}, of no team, and it was written with another token than this agent's: "
+    "if that is the same account's, run an agent with this token on it, once"
+)
 
 
 class Claim(NamedTuple):
@@ -129,6 +133,8 @@ class Adopter:
         if found is None:
             raise NotOursError("it does not say which account its events are for: run an agent on it, once")
         if found.account not in accounts:
+            if found.account.named in {account.named for account in accounts}:
+                raise NotOursError(_LEFT_WITHOUT_TEAM.format(found.account))
             ours = " or ".join(map(str, accounts))
             raise NotOursError(f"its events are for {found.account}, this agent's for {ours}")
         if found.account not in room:

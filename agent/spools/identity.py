@@ -11,10 +11,11 @@ From the mark on nobody else counts the spool, except an agent that has adopted 
 """
 
 import contextlib
+import hashlib
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -28,6 +29,7 @@ from agent.queue.filesystem import UNFINISHED, Filesystem
 from agent.queue.history import is_kept_name
 from agent.queue.lock import LOCK
 from agent.queue.snapshot import LogSnapshot
+from agent.secret import Secret
 
 T = TypeVar("T")
 
@@ -52,11 +54,28 @@ _CHANGING = threading.Lock()
 
 
 class Account(msgspec.Struct, frozen=True):
-    """Where events go: what a destination is known by, apart from its token, which may be replaced at any time."""
+    """Where events go: what a destination is known by.
+
+    That is its team, whose token may be replaced at any time. An account without a team is that of its token, and `token` tells
+    it from others at the same URL: a keyed hash.
+    """
 
     url: str
     team_id: str | None = None
     slug: str | None = None
+    token: str | msgspec.UnsetType = msgspec.UNSET
+
+    def with_token(self, token: Secret | None) -> Self:
+        """Return the account that a server takes requests with this token for."""
+        if self.team_id or self.slug or token is None:
+            return self
+        key = hashlib.sha256(self.url.encode()).digest()
+        return replace(self, token=hashlib.blake2b(token.reveal().encode(), key=key, digest_size=16).hexdigest())
+
+    @property
+    def named(self) -> Self:
+        """The account as far as it can be said: without its token."""
+        return replace(self, token=msgspec.UNSET)
 
     def __str__(self) -> str:
         teams = (self.team_id and f"team {self.team_id}", self.slug and f"team {self.slug}")

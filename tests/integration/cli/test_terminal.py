@@ -11,11 +11,12 @@ import pytest
 
 from agent.queue.filesystem import OsFilesystem
 from agent.queue.lock import lock_queue
+from agent.secret import Secret
 from agent.spools import identity
 from agent.spools.identity import Account
 from tests.support.api_server import ApiServer, error
 from tests.support.command import Terminal, run_command
-from tests.support.daemon import Daemon, Sections
+from tests.support.daemon import TOKEN, Daemon, Sections
 
 # C0 with a title and a cleared screen, DEL, C1 with CSI and OSC, bidi controls, separators of lines and paragraphs, a tag.
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x08\x7f\x85\x9b8m\x9d0;owned\x9c\u202e\u2066\u2028\u2029\u200f\ufeff\U000e0041"
@@ -55,7 +56,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory, server: ApiServer) -> Itera
     spools = directory / "spools"
     for name, url in ((NAME, "http://127.0.0.1:9"), ("other-account", f"http://{HOSTILE}")):
         lock = lock_queue(OsFilesystem(), spools / name)
-        identity.identify(OsFilesystem(), spools / name, Account(url), name)
+        identity.identify(OsFilesystem(), spools / name, Account(url).with_token(Secret(TOKEN)), name)
         lock.release()
     sections: Sections = {"queue": {"adopt": str(spools)}, "pause": {"rejections_in_a_row": 1000}}
     with Daemon(directory / "d", server.url, sections) as daemon:

@@ -197,8 +197,9 @@ def test_a_daemon_that_is_stopped_while_one_is_retired_loses_nothing(directory: 
 
 
 def test_one_that_was_removed_while_no_daemon_ran_is_delivered_where_another_has_its_account(directory: Path) -> None:
-    renamed = 'WEB\n[[rules]]\nasks_for = "site"\ndestination = "site"\n'
-    with host(directory, ASKING) as made:
+    team = 'WEBslug = "web"\n'
+    renamed = team + '[[rules]]\nasks_for = "site"\ndestination = "site"\n'
+    with host(directory, ASKING.replace("WEB", team)) as made:
         made.web.default = Answer(503)
         with made.daemon.connect({"destination": "web"}) as client:
             client.send(line("a"))
@@ -222,6 +223,85 @@ def test_one_that_was_removed_while_no_daemon_ran_is_delivered_where_another_has
         made.daemon.start()
         assert made.daemon.report().destinations.keys() == {"default", "site"}
         assert len(made.logged("destination_left")) == 1
+
+
+SHARED = """
+    [destinations.mobile]
+    token_file = "mobile-token"
+    [[rules]]
+    asks_for = "mobile"
+    destination = "mobile"
+    """
+"""An account of its own at the URL of default: neither names a team, so that the token alone says whose events are whose."""
+
+
+def test_what_waits_for_an_account_without_a_team_never_goes_out_with_another_token(directory: Path) -> None:
+    with host(directory, "") as made:
+        tokens = {"mobile": "token-of-mobile", "default": made.daemon.token_file.read_text()}
+        (directory / "mobile-token").write_text(tokens["mobile"])
+        made.default.token = None
+        made.default.default = Answer(503)
+        made.reload(SHARED)
+        with made.daemon.connect({"destination": "mobile"}) as client:
+            client.send(line("a"))
+            assert settled(client, 1)["durable"] == 1
+        made.daemon.kill()
+        made.configure("")
+        made.default.token, made.default.default = tokens["default"], Answer()
+        made.daemon.start()
+        (left,) = made.logged("destination_left")
+        assert (left["destination"], left["queued"]) == ("mobile", 1)
+        assert made.daemon.report().destinations.keys() == {"default"}
+        made.daemon.kill()
+        (directory / "mobile-token").write_text("another-token-of-mobile")  # replaced: its own queue stays its own
+        made.default.token = "another-token-of-mobile"
+        made.configure(SHARED)
+        made.daemon.start()
+        made.wait_delivered("mobile", 1)
+        assert hashes(made.default) == {"a"}
+        assert made.logged("account_changed") == []
+
+
+SWAPPED = """
+    [destinations.{0}]
+    slug = "one"
+    token_file = "web-token"
+    [destinations.{1}]
+    slug = "two"
+    token_file = "web-token"
+    [[rules]]
+    asks_for = "a"
+    destination = "a"
+    [[rules]]
+    asks_for = "b"
+    destination = "b"
+    """
+
+
+def test_names_are_not_swapped_while_events_wait(directory: Path) -> None:
+    with host(directory, "") as made:
+        made.default.token = None
+        made.reload(SWAPPED.format("a", "b"))
+        made.daemon.request("POST", "/pause?destination=a").raise_for_status()
+        with made.daemon.connect({"destination": "a"}) as client:
+            client.send(line("a"))
+            assert settled(client, 1)["durable"] == 1
+        made.configure(SWAPPED.format("b", "a"))
+        refused = made.daemon.request("POST", "/reload")
+        assert refused.status_code == 422
+        message = refused.json()["error"]["message"]
+        assert message.startswith("destination a: its queue holds 1 events for ")
+        assert "team one, the account of b now" in message
+        made.daemon.kill()
+        made.daemon.start()
+        assert made.status("a").state == "failed"
+        assert made.status("b").state == "running"
+        assert hashes(made.default) == set()
+        made.reload(SWAPPED.format("a", "b"))
+        made.daemon.request("POST", "/resume?destination=a").raise_for_status()
+        made.wait_delivered("a", 1)
+        made.reload(SWAPPED.format("b", "a"))
+        assert made.status("a").state == made.status("b").state == "running"
 
 
 def test_a_reload_takes_over_whom_a_port_lets_in_and_what_happens_to_others(directory: Path) -> None:

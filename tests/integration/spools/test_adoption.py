@@ -19,12 +19,13 @@ from agent.queue.lock import lock_queue
 from agent.queue.log import Entry
 from agent.queue.record import Record, encode_record
 from agent.queue.store import Limits
+from agent.secret import Secret
 from agent.spools import identity
 from agent.spools.identity import Account, add
 from tests.support.accounts import Ledger, flushed, ledger, ledger_of, received
 from tests.support.api_server import Answer, ApiServer, error
 from tests.support.command import run_command
-from tests.support.daemon import Daemon, Sections
+from tests.support.daemon import TOKEN, Daemon, Sections
 from tests.support.open_queue import OpenQueue
 from tests.support.senders import numbered
 from tests.support.waiting import eventually
@@ -48,11 +49,11 @@ def kill_on_spool(spools: Path, name: str, count: int, url: str) -> None:
         assert client.wait_settled(count)["durable"] == count
 
 
-def leave_spool(spools: Path, name: str, count: int, url: str, slug: str | None = None) -> Path:
+def leave_spool(spools: Path, name: str, count: int, url: str, slug: str | None = None, token: str = TOKEN) -> Path:
     """Leave what a killed agent leaves, without the time that one takes; return the spool."""
     fs, directory = OsFilesystem(), spools / name
     lock = lock_queue(fs, directory)
-    identity.identify(fs, directory, Account(url, None, slug), f"id-of-{name}")
+    identity.identify(fs, directory, Account(url, None, slug).with_token(Secret(token)), f"id-of-{name}")
     now = time.time()
     entry = Entry(count, encode_record(Record(now, Context(), lines(name, count))))
     OpenQueue(fs, directory / identity.DESTINATION, Limits()).commit([entry], now)
@@ -379,7 +380,7 @@ def test_a_spool_of_several_destinations_goes_to_each_and_one_that_is_blocked_ho
         inner = spools / "a-job" / "destinations" / "web"
         for index in range(5):
             leave_spool(spools, f"job-{index}", 10, api_server.url)
-            leave_spool(spools, f"web-{index}", 10, web.url)
+            leave_spool(spools, f"web-{index}", 10, web.url, token=WEB_TOKEN)
         api_server.default, web.default = Answer(), Answer(402)
         with with_web(adopter(tmp_path, api_server.url, spools), web) as daemon:
             wait(daemon, lambda status: status["adopted"]["finished"] == 6)
@@ -409,8 +410,8 @@ def test_what_is_for_a_destination_that_is_paused_is_not_opened_while_others_are
     spools = tmp_path / "spools"
     with ApiServer() as web, with_web(adopter(tmp_path, api_server.url, spools), web) as daemon:
         assert run_command("pause", "--destination", "web", "--config", daemon.config).returncode == 0
-        for name, url in (("one", api_server.url), ("two", web.url)):
-            leave_spool(spools, name, 10, url)
+        for name, url, token in (("one", api_server.url, TOKEN), ("two", web.url, WEB_TOKEN)):
+            leave_spool(spools, name, 10, url, token=token)
         daemon.request("POST", "/resume?destination=default")  # looks again
         assert wait(daemon, finished(1))["adopted"]["left"] == []
         assert [path.name for path in spools.iterdir()] == ["two"]
@@ -418,3 +419,18 @@ def test_what_is_for_a_destination_that_is_paused_is_not_opened_while_others_are
         wait(daemon, finished(2))
         assert received(web.accepted()) == texts("two", 10)
     assert list(spools.iterdir()) == []
+
+
+def test_without_a_team_a_spool_is_only_delivered_with_the_token_that_its_events_were_taken_with(
+    tmp_path: Path, api_server: ApiServer
+) -> None:
+    spools = tmp_path / "spools"
+    for name, token in (("ours", TOKEN), ("others", "token-of-another-account")):
+        leave_spool(spools, name, 10, api_server.url, token=token)
+    with adopter(tmp_path, api_server.url, spools) as daemon:
+        status = wait(daemon, finished(1))
+        ((left, reason),) = [(each["directory"], each["reason"]) for each in status["adopted"]["left"]]
+        assert left == str(spools / "others")
+        assert "another token" in reason
+        assert "token-of-another-account" not in (spools / "others" / "identity.json").read_text()
+    assert received(api_server.accepted()) == texts("ours", 10)
