@@ -371,10 +371,7 @@ class StreamBacklog:
         try:
             events = message.decode(found.headers, found.body)
         except InvalidMessageError as error:
-            self.unreadable += 1
-            self._complain("message_unreadable", seq=found.seq, subject=found.subject, error=str(error))
-            await self._writer.keep_dead(*dead.of_message(found, str(error), self._engine.max_payload))
-            await self._ack(found)
+            await self._put_aside(found, str(error))
             return None
         if events.ledger is not None:
             record = Seen(found.subject, events.queue, events.ledger, self._runtime.wall_clock())
@@ -384,6 +381,17 @@ class StreamBacklog:
             await self._ack(found)
             return None
         return events
+
+    async def _put_aside(self, found: Message, error: str) -> None:
+        """Move a message that says nothing to AA_DEAD, or let it come again if that takes none now: nobody waits for it."""
+        body, headers = dead.of_message(found, error, self._engine.max_payload)
+        if await self._writer.try_to_keep_dead(body, headers):
+            self.unreadable += 1
+            self._complain("message_unreadable", seq=found.seq, subject=found.subject, error=error)
+            await self._ack(found)
+        else:
+            with suppress(EngineError):
+                await self._engine.release(found, LATER_SECONDS)
 
     async def _extend(self) -> None:
         while True:

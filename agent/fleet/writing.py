@@ -47,6 +47,16 @@ class FleetWriter:
         subject = names.dead_subject(self.team)
         await self.insist("a dead letter", lambda: self.engine.publish(subject, body, headers))
 
+    async def try_to_keep_dead(self, body: bytes, headers: Mapping[str, str]) -> bool:
+        """Keep a dead letter, if the engine takes it now."""
+        try:
+            await self.engine.publish(names.dead_subject(self.team), body, headers)
+        except EngineError as error:
+            self.note_error("a dead letter", str(error))
+            return False
+        self.note_success("a dead letter")
+        return True
+
     async def insist(self, what: str, call: Callable[[], Awaitable[object]]) -> None:
         """Call until it raises no EngineError, and say meanwhile what the engine does not take."""
         while True:

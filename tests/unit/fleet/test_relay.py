@@ -203,6 +203,29 @@ async def test_a_message_that_no_agent_wrote_is_moved_aside_and_holds_nobody_up(
         assert life.relay.backlog.unreadable == 1
 
 
+async def test_while_no_dead_letter_is_taken_what_can_be_delivered_is() -> None:
+    async with fleet() as f:
+        f.broker.full = {names.DEAD}
+        f.settings = DeliverySettings(max_events=1, concurrency=2, initial_delay=0.1)
+        f.transport.rule = reject("bad")
+        await f.publish("a")
+        await MemoryEngine(f.broker).publish(SUBJECT, b"rubbish", {})
+        await f.publish("bad")
+        await f.publish("b")
+        life = await f.start()
+        await f.transport.wait_until(lambda api: api.taken == ["a", "b"])
+        await anyio.sleep(300)
+        await f.publish("c")
+        await f.transport.wait_until(lambda api: api.taken == ["a", "b", "c"])
+        await anyio.sleep(300)
+        assert life.relay.backlog.storage_error == "maximum bytes exceeded"
+        assert (f.waiting, life.relay.backlog.unreadable) == (2, 0)
+        f.broker.full = set()
+        await f.settled()
+        assert life.relay.backlog.unreadable == 1
+        assert len(f.broker.bodies(names.DEAD)) == 2
+
+
 async def test_a_message_that_leaves_no_room_for_a_reason_is_cut() -> None:
     async with fleet() as f:
         f.broker.max_payload = 8192
