@@ -161,6 +161,13 @@ def dead_rules(rules: Sequence[Rule]) -> Iterator[Dead]:
                 break
 
 
+def passed_by_datagrams(rules: Sequence[Rule]) -> Iterator[int]:
+    """Find rules, by number from 1, that deny a group: of who sends a datagram only the first group is known."""
+    for number, rule in enumerate(rules, 1):
+        if rule.destination is None and rule.gid is not None and (rule.socket is None or "datagram" in rule.socket):
+            yield number
+
+
 def _covers(first: Rule, second: Rule) -> bool:
     """Tell whether the first matches whatever the second does."""
     wanted = second.conditions

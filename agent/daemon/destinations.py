@@ -194,6 +194,8 @@ class Destinations(Service):
         """
         settings = self._settings
         directory, limits = queue_directory(settings.config, name), limits_of(settings.config)
+        if name != DEFAULT:
+            _refuse_link(self._fs, directory)
         lock = lock_queue(self._fs, directory)
         try:
             _refuse_what_is_anothers(self._fs, directory, name, settings)
@@ -450,4 +452,16 @@ def _refuse_what_is_anothers(fs: Filesystem, directory: Path, name: str, setting
 
 def _look_into(fs: Filesystem, directory: Path) -> tuple[int, SpoolIdentity | None]:
     """Return how many events wait in a queue directory, and whose it is. Raises StorageError."""
+    _refuse_link(fs, directory)
     return read_queue(fs, directory / DESTINATION).cursor.queued, identity.read_identity(fs, directory)
+
+
+def _refuse_link(fs: Filesystem, directory: Path) -> None:
+    """Raise StorageError for a link in the place of a destination's directory: it would lead to another one's, or elsewhere."""
+    if (
+        not fs.is_directory(directory)
+        and fs.is_directory(directory.parent)
+        and directory.name in fs.names(directory.parent)
+    ):
+        what = "it is no directory of its own: move away what is in the way"
+        raise StorageError(f"{directory}: the queue directory cannot be used: {what}")

@@ -12,10 +12,13 @@ from agent.config import Config
 from agent.errors import ListenError
 from agent.ingest import sockets
 from agent.ingest.sockets import BoundSocket
+from agent.rules import DEFAULT
 
 CONTROL_MODE = 0o600
 # For the queue's files, the connections of the control socket and of the metrics, and the requests to the API.
 RESERVED_FILES = 192
+# For the queue's files of each further destination, besides its requests to the API.
+DESTINATION_FILES = 4
 
 
 def open_sockets(settings: Config, environ: Mapping[str, str], *, for_job: bool) -> dict[str, BoundSocket]:
@@ -68,7 +71,7 @@ def connection_limits(settings: Config) -> ConnectionLimits:
     A connection over HTTP takes two files: the front has one to the API for each.
     """
     files = _raise_file_limit()
-    free = max(files - RESERVED_FILES, 4)
+    free = max(files - reserved_files(settings), 4)
     over_http = (settings.http.socket is not None) + (settings.http.listen is not None)
     wanted = ConnectionLimits(settings.listen.max_connections, settings.http.max_connections if over_http else 0)
     http = min(wanted.http, free // (4 * over_http)) if over_http else 0
@@ -80,6 +83,12 @@ def connection_limits(settings: Config) -> ConnectionLimits:
             facts = {"max_connections": limit, "wanted": configured, "reason": reason}
             structlog.get_logger("agent.daemon").warning("max_connections_lowered", key=key, **facts)
     return limits
+
+
+def reserved_files(settings: Config) -> int:
+    """Return how many open files are kept for all but the clients; those of DEFAULT are in RESERVED_FILES."""
+    others = [each for name, each in settings.accounts.items() if name != DEFAULT]
+    return RESERVED_FILES + sum(DESTINATION_FILES + each.batch.concurrency for each in others)
 
 
 def _raise_file_limit() -> int:

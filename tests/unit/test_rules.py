@@ -6,7 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.rules import DEFAULT, SOCKETS, Dead, Route, Rule, Rules, Sender, SocketKind, dead_rules, user_number
+from agent.rules import (
+    DEFAULT,
+    SOCKETS,
+    Dead,
+    Route,
+    Rule,
+    Rules,
+    Sender,
+    SocketKind,
+    dead_rules,
+    passed_by_datagrams,
+    user_number,
+)
 
 NAMES = ("web", "mobile")
 USERS, GROUPS, TEAMS = (1, 2), (10, 20), ("a", "b")
@@ -165,6 +177,12 @@ TCP: frozenset[SocketKind] = frozenset({"tcp"})
 )
 def test_dead_rules_are_found(rules: list[Rule], dead: list[int]) -> None:
     assert [each.rule for each in dead_rules(rules)] == dead
+
+
+def test_rules_that_deny_a_group_are_passed_by_datagrams_unless_they_are_for_other_sockets() -> None:
+    group, stream, datagram = frozenset({7}), frozenset({"stream"}), frozenset({"stream", "datagram"})
+    rules = [Rule(None, gid=group), Rule("web", gid=group), Rule(None, uid=group), Rule(None, gid=group, socket=stream)]
+    assert [*passed_by_datagrams([*rules, Rule(None, gid=group, socket=datagram)])] == [1, 5]
 
 
 def test_rules_are_trivial_if_everybodys_events_go_to_the_default() -> None:

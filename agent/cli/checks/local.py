@@ -6,6 +6,7 @@ connection to start one.
 
 import grp
 import os
+import resource
 import socket
 import stat
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,7 @@ from agent.errors import AgentError, ConfigError, ListenError, NotRunningError
 from agent.ingest import owners, sockets
 from agent.peers import peer_of
 from agent.queue.filesystem import OsFilesystem
-from agent.rules import DEFAULT, dead_rules
+from agent.rules import DEFAULT, dead_rules, passed_by_datagrams
 from agent.spools.waiting import waiting_in
 
 _BOUND_SOCKETS = Path("/proc/net/unix")
@@ -64,6 +65,7 @@ def examine(path: Path | None, environ: Mapping[str, str], *, online: bool) -> I
     yield daemon
     yield from _sockets(settings, environ, daemon)
     yield from _queue(settings)
+    yield from _open_files(settings)
     if (waiting := left_spools(settings, environ)) is not None:
         yield CheckResult("spools", True, waiting, warning=True)
     if online:
@@ -126,6 +128,11 @@ def _rules(settings: Config) -> Iterator[CheckResult]:
     dead = list(dead_rules(rules))
     for each in dead:
         yield CheckResult("rules", True, f"rule {each.rule} never decides: {each.reason}", warning=True)
+    for number in passed_by_datagrams(rules) if settings.listen.datagram is not None else ():
+        message = f"rule {number} denies a group: who has another first group passes it with datagrams"
+        yield CheckResult(
+            "rules", True, f'{message}: turn them off with listen.datagram = "", or deny by uid', warning=True
+        )
     if rules and not dead:
         yield CheckResult("rules", True, "1 rule" if len(rules) == 1 else f"{len(rules)} rules")
 
@@ -296,6 +303,16 @@ def _queue_directory(title: str, directory: Path) -> CheckResult:
     problem = _directory_problem(directory, place, "queue.directory")
     state = str(directory) if place == directory else f"{directory}: the daemon will create it"
     return CheckResult(title, problem is None, problem or state)
+
+
+def _open_files(settings: Config) -> Iterator[CheckResult]:
+    """Warn where there are more destinations than this user's processes may open files for."""
+    from agent.daemon.listening import RESERVED_FILES, reserved_files
+
+    (_, most), needed = resource.getrlimit(resource.RLIMIT_NOFILE), reserved_files(settings)
+    if needed > RESERVED_FILES and most != resource.RLIM_INFINITY and needed > most // 2:
+        message = f"{most} may be open, and the destinations need {needed}: few are left for clients"
+        yield CheckResult("open files", True, f"{message}: raise LimitNOFILE= or ulimit -n", warning=True)
 
 
 def _nearest(path: Path) -> Path:

@@ -1,6 +1,7 @@
 """Several destinations in one daemon: rules decide over all ways in, none takes anything from another, and they come and go."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -348,9 +349,15 @@ def test_a_token_of_one_that_is_not_usable_stops_nobody_elses(directory: Path) -
         assert made.status("mobile").token_error is None
 
 
-def test_one_whose_directory_cannot_be_used_fails_alone(directory: Path) -> None:
+@pytest.mark.parametrize("in_the_way", ["file", "link"])
+def test_one_whose_directory_cannot_be_used_fails_alone(directory: Path, in_the_way: str) -> None:
     (directory / "queue" / "destinations").mkdir(parents=True)
-    (directory / "queue" / "destinations" / "web").write_text("in the way")
+    web_directory = directory / "queue" / "destinations" / "web"
+    if in_the_way == "file":
+        web_directory.write_text("in the way")
+    else:
+        (directory / "elsewhere").mkdir()
+        web_directory.symlink_to(directory / "elsewhere")
     with host(directory, ASKING) as made:
         web = made.status("web")
         assert web.state == "failed"
@@ -688,6 +695,17 @@ def test_check_looks_at_the_directory_of_each_destination(directory: Path) -> No
         done = run_command("check", "--config", made.daemon.config)
         assert done.returncode == 1
         assert f"queue directory of web: {web}: not a directory: move it away" in done.stdout
+
+
+def test_check_warns_of_more_destinations_than_files_and_of_denials_that_datagrams_pass(directory: Path) -> None:
+    made = Daemon(directory, "http://127.0.0.1:9", SECTIONS)
+    names = "".join(f'[destinations.d{number}]\ntoken_file = "{made.token_file}"\n' for number in range(20))
+    made.config.write_text(f"{made.config.read_text()}{names}[[rules]]\ngid = {os.getgid()}\ndeny = true\n")
+    command = [sys.executable, "-m", "agent.cli", "check", "--config", str(made.config)]
+    limited = ["bash", "-c", 'ulimit -n 400; exec "$@"', "bash", *command]
+    done = subprocess.run(limited, check=False, capture_output=True, text=True, timeout=HUNG_AFTER)
+    assert "400 may be open, and the destinations need 352" in " ".join(done.stdout.split())
+    assert "rule 1 denies a group" in " ".join(done.stdout.split())
 
 
 def test_metrics_count_what_is_denied_and_name_a_destination_that_failed(directory: Path) -> None:
