@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from agent.config.directories import CONTROL_SOCKET, Directories, absolute_path, usable_path, usable_socket
 from agent.config.schema import KEYS, SECTIONS, Config, DestinationConfig, KeysError, RuleConfig
+from agent.config.shown import NOT_SHOWN, TOKEN_FILES, is_token_file, secrets_in, shown, shown_name
 from agent.config.tokens import token_variable
 from agent.errors import ConfigError
 
@@ -35,7 +36,6 @@ _SOCKETS: Final = {
     "listen.datagram": "datagram.sock",
     "listen.control": CONTROL_SOCKET,
 }
-_TOKEN_FILES: Final = {"api.token_file", "http.token_file", "http.tokens"}
 
 
 def _names(section: str) -> list[str]:
@@ -59,16 +59,11 @@ _PATHS: Final = {
     "metrics.socket",
     "queue.directory",
     "queue.adopt",
-    *_TOKEN_FILES,
+    *TOKEN_FILES,
     *_SOCKETS,
 }
-# A word of letters and digits that nobody would write by hand, or one of Vercel's own tokens.
-_LIKE_A_TOKEN: Final = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9_.~+=-]{20,}|vc[a-z]_.*", re.DOTALL)
-_TOKEN_OF_VERCEL: Final = re.compile(
-    r"vc[a-z]_.*", re.DOTALL
-)  # no path begins so, while one may be as long as other tokens
-_NAME_LIKE_A_TOKEN: Final = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9-]{20,}|vc[a-z]_.*", re.DOTALL)
-_NOT_SHOWN: Final = "(not shown, it may hold a secret)"
+# No path begins so, while one may be as long as other tokens.
+_TOKEN_OF_VERCEL: Final = re.compile(r"vc[a-z]_.*", re.DOTALL)
 
 
 def load(
@@ -168,7 +163,7 @@ class _Sources:
             elif section == "rules":
                 self._take_rules(path, table)
             elif section not in SECTIONS:
-                self._unknown(f"{path}: {_name(section)}", section, {*SECTIONS, *KEYS, "destinations", "rules"})
+                self._unknown(f"{path}: {shown_name(section)}", section, {*SECTIONS, *KEYS, "destinations", "rules"})
             elif isinstance(table, dict):
                 self._take_table(path, section, table)
             else:
@@ -177,10 +172,15 @@ class _Sources:
     def _take_table(self, path: Path, section: str, table: Mapping[str, object]) -> None:
         for name, value in table.items():
             key = f"{section}.{name}"
-            if key in KEYS:
+            if key in _TABLES and isinstance(value, dict):
+                for inner, each in value.items():
+                    self.found[f"{key}.{inner}"] = _Setting(
+                        each, f"{path}: {key}.{NOT_SHOWN if secrets_in(inner) else shown_name(inner)}", path.parent
+                    )
+            elif key in KEYS:
                 self.found[key] = _Setting(value, f"{path}: {key}", path.parent)
             else:
-                self._unknown(f"{path}: {_name(key)}", key, KEYS)
+                self._unknown(f"{path}: {shown_name(key)}", key, KEYS)
 
     def _take_destinations(self, path: Path, tables: object) -> None:
         if not isinstance(tables, dict):
@@ -189,12 +189,12 @@ class _Sources:
             )
             return
         for name, table in tables.items():
-            self.destinations[name] = f"{path}: destinations.{_name(name)}"
+            self.destinations[name] = f"{path}: destinations.{shown_name(name)}"
             if "." in name:  # it is refused as a name, and its keys could be another one's
                 continue
             if not isinstance(table, dict):
                 self.problems.append(
-                    f"{self.destinations[name]}: should be a table: write [destinations.{_name(name)}] above its keys"
+                    f"{self.destinations[name]}: should be a table: write [destinations.{shown_name(name)}] above its keys"
                 )
                 continue
             for key, value in table.items():
@@ -206,12 +206,12 @@ class _Sources:
 
     def _take_of_destination(self, path: Path, name: str, key: str, value: object) -> None:
         where = f"destinations.{name}.{key}"
-        origin = f"{self.destinations[name]}.{_name(key)}"
+        origin = f"{self.destinations[name]}.{shown_name(key)}"
         if key in _KEYS_OF_DESTINATION:
             self.found[where] = _Setting(value, origin, path.parent)
         elif key in _TABLES_OF_DESTINATION:
             self.problems.append(
-                f"{origin}: should be a table: write [destinations.{_name(name)}.{key}] above its keys"
+                f"{origin}: should be a table: write [destinations.{shown_name(name)}.{key}] above its keys"
             )
         else:
             self._unknown(origin, key, _KEYS_OF_DESTINATION)
@@ -226,20 +226,20 @@ class _Sources:
                 if key in _KEYS_OF_RULE:
                     self.found[f"rules.{index}.{key}"] = _Setting(value, f"{path}: rule {index + 1}: {key}")
                 else:
-                    self._unknown(f"{path}: rule {index + 1}: {_name(key)}", key, _KEYS_OF_RULE)
+                    self._unknown(f"{path}: rule {index + 1}: {shown_name(key)}", key, _KEYS_OF_RULE)
 
     def take_variables(self) -> None:
         tokens = {token_variable(name): name for name in self.destinations}
         for variable in sorted(self.environ):
             if variable.startswith(f"{PREFIX}DESTINATIONS_") and variable not in tokens:
                 hint = f"there are {', '.join(tokens)}" if tokens else "no destination is configured"
-                self.problems.append(f"{_name(variable)}: is the token of no destination: {hint}")
+                self.problems.append(f"{shown_name(variable)}: is the token of no destination: {hint}")
         sections = tuple(f"{PREFIX}{section.upper()}_" for section in SECTIONS)
         for variable in sorted(self.environ):
             if key := VARIABLES.get(variable):
                 self.found[key] = _Setting(self.environ[variable], f"{variable} ({key})")
             elif variable.startswith(sections):
-                self._unknown(_name(variable), variable, VARIABLES)
+                self._unknown(shown_name(variable), variable, VARIABLES)
 
     def take_derived(self, directories: Directories) -> None:
         self._derive(directories.runtime, _SOCKETS, "XDG_RUNTIME_DIR")
@@ -266,7 +266,7 @@ class _Sources:
             reason = "is not a valid path"
         except ValueError as error:
             reason = str(error)
-        raise ConfigError(f"{setting.origin} = {_shown(key, setting.value)}: {reason}")
+        raise ConfigError(f"{setting.origin} = {shown(key, setting.value)}: {reason}")
 
     def config(self) -> Config:
         """Check everything found. Derived keys that are missing were reported before."""
@@ -297,7 +297,7 @@ class _Sources:
             try:
                 value = self._located(key, setting) if key in _PATHS or _is_own_path(key) else setting.value
             except ValueError as error:
-                self.problems.append(f"{setting.origin} = {_shown(key, setting.value)}: {error}")
+                self.problems.append(f"{setting.origin} = {shown(key, setting.value)}: {error}")
                 continue
             if section == "rules":
                 index, _, name = name.partition(".")
@@ -307,6 +307,9 @@ class _Sources:
             elif section == "destinations":
                 destination, _, name = name.partition(".")
                 own[destination][name] = value
+            elif key not in KEYS:  # of a table
+                table, _, name = name.partition(".")
+                values[section].setdefault(table, {})[name] = value
             else:
                 values[section][name] = value
         destinations = {name: _inheriting(values, found) for name, found in own.items()}
@@ -314,11 +317,9 @@ class _Sources:
 
     def _located(self, key: str, setting: _Setting) -> object:
         text = setting.value
-        if isinstance(text, dict):
-            return {name: self._located(key, setting._replace(value=each)) for name, each in text.items()}
         if not isinstance(text, str) or not text:
             return text
-        if not _is_token_file(key) and _TOKEN_OF_VERCEL.match(text):
+        if not is_token_file(key) and _TOKEN_OF_VERCEL.match(text):
             raise ValueError("looks like a token, which belongs into the file that api.token_file names")
         if not text.startswith("~"):
             return (setting.base / text).absolute()
@@ -330,14 +331,17 @@ class _Sources:
     def _explain(self, detail: "ErrorDetails") -> str | None:
         """Say what is wrong with a value; None if it is inherited, and said where it stands."""
         reason = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        reason = reason.removesuffix(" for <class 'pathlib.Path'>")
         if detail["loc"][:1] == ("destinations",) and detail["loc"][2:] == ("[key]",):
             return f"{self.destinations[str(detail['loc'][1])]}: {reason}"
         key = next((key for key in _keys_of(detail) if key in self.found), None)
         if key is None:
             return None
-        if key in _TABLES or key.removeprefix("rules.").isdigit():  # a table, or all of a rule
+        for secret in secrets_in([self.found[key].value, key.removeprefix("http.tokens."), *self.destinations]):
+            reason = reason.replace(repr(secret), NOT_SHOWN).replace(secret, NOT_SHOWN)
+        if key.removeprefix("rules.").isdigit():  # all of a rule
             return f"{self.found[key].origin}: {reason}"
-        return f"{self.found[key].origin} = {_shown(key, self.found[key].value)}: {reason}"
+        return f"{self.found[key].origin} = {shown(key, self.found[key].value)}: {reason}"
 
     def _unknown(self, where: str, word: str, valid: Collection[str]) -> None:
         # Never the value: it may be a token under a name that does not exist.
@@ -348,7 +352,7 @@ class _Sources:
 
         near = difflib.get_close_matches(word[:80], sorted(valid), n=1, cutoff=0.0)[0]
         kind = "variable" if valid is VARIABLES else "key"
-        hint = ", the path of a file with the token alone" if VARIABLES.get(near, near) in _TOKEN_FILES else ""
+        hint = ", the path of a file with the token alone" if VARIABLES.get(near, near) in TOKEN_FILES else ""
         self.problems.append(f"{where}: unknown {kind}; the nearest is {near}{hint}")
 
 
@@ -360,6 +364,8 @@ def _keys_of(detail: "ErrorDetails") -> list[str]:
         within = named or [".".join(place[2:4])]
         return [f"destinations.{place[1]}.{key.removeprefix('api.')}" for key in within]
     if place[:1] == ["rules"]:
+        return [".".join(place[:3]), ".".join(place[:2])]
+    if ".".join(place[:2]) in _TABLES:
         return [".".join(place[:3]), ".".join(place[:2])]
     return named or [".".join(place[:2])]
 
@@ -375,13 +381,9 @@ def _inheriting(values: dict[str, Any], own: dict[str, object]) -> dict[str, dic
     return found
 
 
-def _is_token_file(key: str) -> bool:
-    return key in _TOKEN_FILES or (key.startswith("destinations.") and key.endswith(".token_file"))
-
-
 def _is_own_path(key: str) -> bool:
     """Tell whether a key that may be a destination's holds a path."""
-    return _is_token_file(key) or (key.startswith("destinations.") and key.endswith(".forward.credentials"))
+    return is_token_file(key) or (key.startswith("destinations.") and key.endswith(".forward.credentials"))
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -402,28 +404,3 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # a TOMLDecodeError, or a number of thousands of digits
         end = "at line {}, column {}".format(text.count("\n") + 1, len(text) - text.rfind("\n"))
         raise ConfigError(f"{path}: not TOML: {str(error).replace('at end of document', end)}") from None
-
-
-def _name(text: str) -> str:
-    """A name as far as it can be shown: one that looks like a token was pasted there."""
-    section, dot, name = text.partition(".")
-    if _NAME_LIKE_A_TOKEN.fullmatch(name if dot and section in SECTIONS else section):
-        return _NOT_SHOWN
-    return _short(text if text.isprintable() else repr(text))
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _shown(key: str, value: object) -> str:
-    """The value on one line and not too long; one that may be a token, or a URL with a password, is not shown at all."""
-    may_be_a_token = _is_token_file(key) or (isinstance(value, str) and _LIKE_A_TOKEN.fullmatch(value.strip()))
-    if may_be_a_token or (key.endswith(".servers") and "@" in str(value)):
-        return _NOT_SHOWN
-    if key.endswith(".url") and isinstance(value, str) and {"@", "?", "#"} & set(value):
-        return _NOT_SHOWN
-    try:
-        return _short(repr(value))
-    except ValueError:  # Python refuses to write integers of thousands of digits
-        return "(a number of thousands of digits)"

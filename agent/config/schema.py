@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         DestinationName,
         Duration,
         EngineUrls,
+        Flag,
         FleetName,
         GroupId,
         LoopbackAddress,
@@ -260,7 +261,7 @@ class RuleConfig:
     slug: "OneOf[Word] | None" = None
     asks_for: "OneOf[str] | None" = None
     destination: str | None = None
-    deny: bool = False
+    deny: "Flag" = False
     max_events_per_second: "Annotated[Count, Field(ge=1)] | None" = None
     max_bytes_per_second: "Annotated[Size, Field(ge=1024)] | None" = None
     weight: "Annotated[Count, Field(ge=1, le=1000)]" = 1
@@ -268,6 +269,9 @@ class RuleConfig:
     def __post_init__(self) -> None:
         if self.deny == (self.destination is not None):
             raise ValueError("should have either destination or deny = true")
+        limits = {"max_events_per_second": None, "max_bytes_per_second": None, "weight": 1}
+        if self.deny and (vain := [key for key, value in limits.items() if getattr(self, key) != value]):
+            raise ValueError(f"has deny = true, which lets nothing in: remove {' and '.join(vain)}, or deny")
 
     @property
     def rule(self) -> Rule:
@@ -325,7 +329,7 @@ class Config(_Section):
             for name in names
             if name is not None
         ]
-        for key, name in [*named, *(("http.tokens", name) for name in self.http.tokens)]:
+        for key, name in [*named, *((f"http.tokens.{name}", name) for name in self.http.tokens)]:
             if name not in self.accounts:
                 known = ", ".join(self.accounts)
                 advice = f"write [destinations.{name}], or correct the name"

@@ -32,6 +32,12 @@ def _count(value: object) -> object:
     return value
 
 
+def _flag(value: object) -> object:
+    if not isinstance(value, bool):  # pydantic would read 1 and "no", too
+        raise ValueError("should be true or false, without quotes")  # noqa: TRY004 - as above
+    return value
+
+
 def _mode(value: object) -> int:
     # An integer is refused: 660 and 0o660 look alike in a file and mean different permissions.
     if not isinstance(value, str) or not re.fullmatch(r"(0o)?[0-7]{1,4}", value) or int(value, 8) > 0o777:
@@ -183,6 +189,7 @@ Word = Annotated[
     _Written(pattern=r"^\S+$"),
 ]
 Count = Annotated[int, BeforeValidator(_count)]
+Flag = Annotated[bool, BeforeValidator(_flag)]
 Size = Annotated[
     int,
     BeforeValidator(parse_size),

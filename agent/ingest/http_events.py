@@ -25,6 +25,7 @@ from agent.ingest.intake import LOG_INTERVAL, MAX_REASON_CHARACTERS, ClientState
 from agent.ingest.job_path import split_job
 from agent.ingest.request_places import RequestPlaces
 from agent.ingest.sockets import BoundSocket
+from agent.ingest.teams import ambiguous_team, is_for_artifacts, plain_path
 from agent.peers import Peer, group_of, owner_of
 from agent.queue.cursor import Outcome
 from agent.rules import DEFAULT, Sender
@@ -83,7 +84,7 @@ Policies = Mapping[str, AccessPolicy]
 def _for_api(head: Head, destination: str, policies: Policies) -> Head:
     """Return a request's head as a destination's API is to get it: with no token that was given to the agent, or is for another.
 
-    Raises RefusedError if there is no token for the API.
+    Raises RefusedError if there is no token for the API, or the request is for more than it is lent for.
     """
     own = policies[destination].api_token
 
@@ -95,6 +96,7 @@ def _for_api(head: Head, destination: str, policies: Policies) -> Head:
             key = "api" if destination == DEFAULT else f"destinations.{destination}"
             message = f"The agent has no token for the API, and its clients' is none: set {key}.token_file"
             raise RefusedError(401, "unauthorized", message)
+        _check_lent(head, policies[destination], destination)
         return b"Bearer " + own.reveal().encode()
 
     headers = [
@@ -204,6 +206,7 @@ class HttpListener:
             return await exchange.answer(answer)
         if self._forward is not None:
             try:
+                _check_unambiguous(head)
                 destination = self._destination(exchange, holder)
                 exchange.head = _for_api(head, destination, self._policies)
             except RefusedError as refusal:
@@ -266,6 +269,7 @@ class HttpListener:
         head = exchange.head
         try:
             context = _context(head, job)
+            _check_unambiguous(head)
             destination = self._destination(exchange, holder)
             _check_team(head, self._policies[destination], destination)
             self._pipeline(destination)
@@ -293,6 +297,33 @@ class HttpListener:
         if held_back is not None:
             reason = str(refusal)[:MAX_REASON_CHARACTERS]
             self._log.warning("request_refused", status=status, reason=reason, **peer.facts, suppressed=held_back)
+
+
+def _check_unambiguous(head: Head) -> None:
+    """Raise RefusedError for what the API might read as events, or as another team, where the agent does not."""
+    path, _, query = head.target.decode("ascii").partition("?")
+    reason = "the request's target should have no #" if "#" in path + query else ambiguous_team(query)
+    if head.path != EVENTS_PATH and plain_path(path) == EVENTS_PATH:
+        reason = f"events go to {EVENTS_PATH} in this spelling"
+    if reason is not None:
+        raise RefusedError(400, "bad_request", f"The request can be misread: {reason}")
+
+
+def _check_lent(head: Head, policy: AccessPolicy, destination: str) -> None:
+    """Raise RefusedError unless a request is for what clients are lent the API's token for: artifacts of its team."""
+    path = head.target.decode("ascii").partition("?")[0]
+    if not is_for_artifacts(path):
+        reason = (
+            "The agent's token stands for the API's in requests for /v8/artifacts alone: use one of your own for others"
+        )
+        raise RefusedError(403, "forbidden", reason)
+    section = "api" if destination == DEFAULT else f"destinations.{destination}"
+    for name, ours, key in (("teamId", policy.team_id, "team_id"), ("slug", policy.slug, "slug")):
+        theirs = head.query.get(name)
+        if theirs and theirs != ours and (policy.team_id or policy.slug):
+            what = "is set to another one" if ours else "is not set"
+            reason = f"The agent's token is not for the {name} of the request: {section}.{key} {what}"
+            raise RefusedError(400, "bad_request", reason)
 
 
 def _check_team(head: Head, policy: AccessPolicy, destination: str) -> None:

@@ -190,7 +190,6 @@ class Intake:
         """Go by other rules from now on, also for clients that are connected."""
         self._rules, self._ask_for_groups = rules, _ask_for_groups(rules)
         self._routes.clear()
-        self._limits.clear()
 
     # Who may send, where to, and how much
 
@@ -256,7 +255,7 @@ class Intake:
         if rule is None or (rule.max_events_per_second is None and rule.max_bytes_per_second is None):
             return True
         rates = rule.max_events_per_second, rule.max_bytes_per_second
-        return self._limits.take((route.rule, sender.uid), rates, (events, size), anyio.current_time())
+        return self._limits.take((rule, sender.uid), rates, (events, size), anyio.current_time())
 
     def deny(self, peer: Peer, events: int, reason: str) -> None:
         """Count events that no rule lets in, and say so in the log now and then."""

@@ -55,7 +55,3 @@ class RateLimits:
             if each is not None:
                 each.spend(amount)
         return True
-
-    def clear(self) -> None:
-        """Forget everybody: the limits may be others."""
-        self._allowances.clear()

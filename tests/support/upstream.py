@@ -82,7 +82,7 @@ class Upstream(TcpServer):
             self.left.set()
 
     async def _answer(self, connection: _Connection, head: h11.Request) -> None:
-        path = head.target.decode().partition("?")[0].removeprefix(PREFIX)
+        path = head.target.decode().partition("?")[0].removeprefix(PREFIX).removeprefix("/v8/artifacts")
         kind, _, number = path.strip("/").partition("/")
         if kind.startswith("early"):
             await self._whole(connection, head, 403, [("connection", "close")], b'{"error":"early"}')

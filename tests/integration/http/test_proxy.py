@@ -493,19 +493,19 @@ def test_a_new_token_and_address_are_taken_over_on_reload(tmp_path: Path, upstre
         closing(client_of(daemon)) as client,
     ):
         client.headers["authorization"] = "Bearer another"
-        assert client.get("/sized/1").status_code == 401
+        assert client.get("/v8/artifacts/sized/1").status_code == 401
         client.headers["authorization"] = "Bearer first"
-        assert client.get("/sized/1").status_code == 200
+        assert client.get("/v8/artifacts/sized/1").status_code == 200
         assert len(other.seen) == 1
         token_file.write_text("second")
         daemon.configure(upstream.url, {**HTTP, "http": http})
         daemon.signal(signal.SIGHUP)
         client.headers["authorization"] = "Bearer second"
-        eventually(lambda: client.get("/sized/1").status_code, lambda status: status == 200)
+        eventually(lambda: client.get("/v8/artifacts/sized/1").status_code, lambda status: status == 200)
         assert len(other.seen) == 1
         token_file.write_text("third, and not on its own")
         eventually(daemon.stderr_text, lambda text: "token_refused" in text)
-        assert client.get("/sized/1").status_code == 200
+        assert client.get("/v8/artifacts/sized/1").status_code == 200
         assert "third" not in daemon.stderr_text()
 
 
@@ -534,23 +534,63 @@ def test_the_api_gets_its_own_token_in_the_place_of_the_clients(tmp_path: Path, 
         for client in (on_port, on_socket):
             for given in ("Bearer local", "bearer  local", f"Bearer {TOKEN}"):
                 client.headers["authorization"] = given
-                assert client.get("/sized/1").status_code == 200
+                assert client.get("/v8/artifacts/sized/1").status_code == 200
                 assert client.post("/v8/artifacts/events", json=[EVENT]).status_code == 200
         assert authorizations(upstream) == [f"Bearer {TOKEN}".encode()] * 6
-        assert on_port.get("/sized/1", headers={"authorization": "Bearer another"}).status_code == 401
-        assert on_socket.get("/sized/1", headers={"authorization": "Bearer another"}).status_code == 200
+        assert on_port.get("/v8/artifacts/sized/1", headers={"authorization": "Bearer another"}).status_code == 401
+        assert on_socket.get("/v8/artifacts/sized/1", headers={"authorization": "Bearer another"}).status_code == 200
         assert authorizations(upstream)[6:] == [b"Bearer another"]
 
 
 def test_a_token_of_the_clients_own_never_goes_to_the_api(tmp_path: Path, upstream: Upstream) -> None:
     with with_a_token_for_clients(tmp_path, upstream, token_file="") as daemon, client_of(daemon) as client:
         client.headers["authorization"] = "Bearer local"
-        refused = client.get("/sized/1")
+        refused = client.get("/v8/artifacts/sized/1")
         assert refused.status_code == 401
         assert "The agent has no token for the API" in refused.json()["error"]["message"]
         assert client.post("/v8/artifacts/events", json=[EVENT]).status_code == 200
     assert not any(value == b"Bearer local" for seen in upstream.seen for _, value in seen.headers)
     assert authorizations(upstream) == []
+
+
+TEAM = {"team_id": "team_1", "slug": "web"}
+
+
+@pytest.mark.parametrize(
+    "target", ["/v8/artifacts/a", "/v8/artifacts/a?slug=web", "/v8/artifacts/a?teamId=team_1&slug=web"]
+)
+def test_a_token_is_lent_for_artifacts_of_its_own_team(tmp_path: Path, upstream: Upstream, target: str) -> None:
+    with with_a_token_for_clients(tmp_path, upstream, **TEAM) as daemon, client_of(daemon) as client:
+        client.headers["authorization"] = "Bearer local"
+        assert client.get(target).status_code == 200
+    assert authorizations(upstream) == [f"Bearer {TOKEN}".encode()]
+
+
+@pytest.mark.parametrize(
+    ("target", "status", "reason"),
+    [
+        ("/v8/artifacts/a?slug=mobile", 400, "api.slug is set to another one"),
+        ("/v8/artifacts/a?teamId=team_2", 400, "api.team_id is set to another one"),
+        ("/v8/artifacts/a?slug=web&teamId=team_2", 400, "api.team_id is set to another one"),
+        ("/v8/artifacts/a?slug=mobile&slug=web", 400, "should say slug once"),
+        ("/v8/artifacts/a?slug[]=mobile&slug=web", 400, "should say slug in this spelling"),
+        ("/v8/artifacts/a?slug=mobile;x=1&slug=web", 400, "should say slug once"),
+        ("/v8/artifacts/%65vents?slug=mobile", 400, "events go to /v8/artifacts/events in this spelling"),
+        ("/v8/x/../artifacts/events", 400, "events go to /v8/artifacts/events in this spelling"),
+        ("/v3/user/tokens", 403, "/v8/artifacts alone"),
+        ("/v8/artifacts/%2e%2e/user", 403, "/v8/artifacts alone"),
+    ],
+)
+def test_a_token_is_not_lent_for_anything_else(
+    tmp_path: Path, upstream: Upstream, target: str, status: int, reason: str
+) -> None:
+    with with_a_token_for_clients(tmp_path, upstream, **TEAM) as daemon, closing(sent(daemon, b"")) as connection:
+        head = f"GET {target} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer local\r\nConnection: close\r\n\r\n"
+        connection.sendall(head.encode())
+        answer = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+    assert answer.startswith(f"HTTP/1.1 {status} ")
+    assert reason in answer
+    assert [seen for seen in upstream.seen if seen.method == "GET"] == []
 
 
 def test_the_front_works_on_a_socket_without_a_port(tmp_path: Path, upstream: Upstream) -> None:

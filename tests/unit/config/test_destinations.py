@@ -201,8 +201,24 @@ def test_tokens_are_found_for_each_destination(tmp_path: Path) -> None:
             ),
         ),
         (
+            "[destinations.web]\n[http]\ntokens = { web = 3 }",
+            "http.tokens.web = (not shown, it may hold a secret): is not a valid path",
+        ),
+        (
+            "[[rules]]\ndeny = 'true'",
+            "rule 1: deny = 'true': should be true or false, without quotes",
+        ),
+        ("[[rules]]\ndeny = 1", "rule 1: deny = 1: should be true or false, without quotes"),
+        (
+            "[[rules]]\ndeny = true\nmax_events_per_second = 5",
+            "rule 1: has deny = true, which lets nothing in: remove max_events_per_second, or deny",
+        ),
+        (
             "[http]\ntokens = { web = 'a' }",
-            "http.tokens: there is no destination 'web', only default: write [destinations.web], or correct the name",
+            (
+                "http.tokens.web = (not shown, it may hold a secret): there is no destination 'web', only default: "
+                "write [destinations.web], or correct the name"
+            ),
         ),
     ],
 )
@@ -268,3 +284,22 @@ def test_what_all_queues_may_use_together_is_enough_for_each(tmp_path: Path) -> 
     (problem,) = problems(tmp_path, text.format("767KiB"))
     assert "queue.total_bytes" in problem
     assert "is too small to share: 3 destinations need at least 786432, 256 KiB each" in problem
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[[rules]]\ndestination = '{}'",
+        "[[rules]]\nasks_for = ['web', '{}']\ndestination = 'default'",
+        "[[rules]]\nuid = ['{}']\ndeny = true",
+        "[[rules]]\nuid = 'Bearer {}'\ndeny = true",
+        "[http]\ntokens = {{ '{}' = '/x' }}",
+        "[destinations.web]\n[http]\ntokens = {{ web = ['{}'] }}",
+        "[destinations.web]\nslug = ['{}']",
+    ],
+)
+@pytest.mark.parametrize("pasted", ["vcp_abcdefghijklmnop0123456789abcdef", "2dhDyTsR5Jx0lsSw9qkD1v4C"])
+def test_a_token_in_any_place_is_not_shown(tmp_path: Path, text: str, pasted: str) -> None:
+    (problem,) = problems(tmp_path, text.format(pasted))
+    assert "(not shown, it may hold a secret)" in problem
+    assert pasted not in problem

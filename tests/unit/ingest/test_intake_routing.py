@@ -168,6 +168,21 @@ async def test_a_limit_is_each_users_own_and_what_is_beyond_it_is_the_destinatio
         assert told(builder) == (115, {"rate_limited": 2})
 
 
+async def test_a_reload_that_leaves_a_limit_as_it_is_gives_nobody_more() -> None:
+    limited = Rule("web", uid=frozenset({BUILDER.uid}), max_events_per_second=1)
+    async with two(Rules([limited])) as made:
+        builder = ClientState(BUILDER)
+        await made.send(ACKS + line() * 10, builder)  # in one go, so that nothing is left of it for 9 s
+        assert told(builder)[0] == 10
+        for rules in ([limited], [Rule("default", gid=frozenset({7})), limited]):
+            made.intake.reconfigure(Rules([each._replace() for each in rules]))
+            await made.send(line(), builder)
+        assert told(builder) == (10, {"rate_limited": 2})
+        made.intake.reconfigure(Rules([limited._replace(max_events_per_second=20)]))
+        await made.send(line(), builder)
+        assert told(builder) == (11, {"rate_limited": 2})
+
+
 async def test_messages_of_different_senders_go_where_each_ones_rule_says() -> None:
     clients = [ClientState(BUILDER), ClientState(STRANGER), ClientState(BUILDER), ClientState(STRANGER)]
     messages = [line("a"), line("b") * 2, ASKS_FOR_WEB + line("c"), ASKS_FOR_WEB + line("d") * 3]
