@@ -38,7 +38,7 @@ class RawServer(TcpServer):
     """Answers one request, over whichever connection it comes, as `script` says, and all later ones with `default`.
 
     `requests` has the first line of each request, `accepted` counts connections. `finished` is set when the answer of the script
-    has arrived at the other end, wholly, although it may not have been read there.
+    has arrived at the other end, wholly, although it may not have been read there; or when that end has gone before.
     """
 
     def __init__(self, default: bytes, tls: ssl.SSLContext | None = None) -> None:
@@ -62,13 +62,15 @@ class RawServer(TcpServer):
         while line := await self._read(reader):
             self.requests.append(line)
             pieces, finished = self._script.pop() if self._script else ([self.default], threading.Event())
-            for piece in pieces:
-                if piece is End.RESET:
-                    reset(writer)
-                if isinstance(piece, End):
-                    return
-                await self._send(piece, writer)
-            finished.set()
+            try:
+                for piece in pieces:
+                    if piece is End.RESET:
+                        reset(writer)
+                    if isinstance(piece, End):
+                        return
+                    await self._send(piece, writer)
+            finally:
+                finished.set()
 
     async def _send(self, piece: bytes | threading.Event | Endless, writer: asyncio.StreamWriter) -> None:
         if isinstance(piece, threading.Event):
