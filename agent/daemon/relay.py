@@ -65,8 +65,10 @@ async def _run(config: Config, environ: Mapping[str, str], connect: Callable[[Co
             log.info("started", version=__version__, pid=os.getpid(), api=api.url, relay=name)
             notifier.enter("Waiting for the engine")
             if token is None:
-                log.warning("no_token", hint="set api.token_file, or requests go out without one")
-            tasks.start_soon(_deliver, relay, notifier)
+                log.warning(
+                    "no_token", hint="set api.token_file: a request that is refused pauses all relays of the team"
+                )
+            tasks.start_soon(_deliver, relay, config.relay.team, notifier)
             await signals.stop.wait()
             seconds = config.shutdown.deadline
             log.info("stopping", deadline=seconds)
@@ -78,9 +80,10 @@ async def _run(config: Config, environ: Mapping[str, str], connect: Callable[[Co
     log.info("stopped", settled={str(outcome): count for outcome, count in relay.backlog.settled.items()})
 
 
-async def _deliver(relay: Relay, notifier: Notifier) -> None:
+async def _deliver(relay: Relay, team: str, notifier: Notifier) -> None:
     async with anyio.create_task_group() as tasks:
         await tasks.start(relay.run)
+        structlog.get_logger("agent.daemon").info("connected", team=team)
         notifier.enter("Delivering", "READY=1")
 
 

@@ -5,10 +5,12 @@ It publishes a message that is for another stream than the one that would keep i
 
 import anyio
 
-from agent.config import ForwardConfig
+from agent.config import ForwardConfig, RelayConfig
 from agent.daemon.forwarding import engine_of
 from agent.fleet.engine import EngineError, NotPermittedError
+from agent.fleet.inspection import team_status
 from agent.fleet.names import events_subject
+from agent.fleet.nats_engine import engine_for_relays
 
 _NO_STREAM = "AA_CHECK"
 _REFUSED = "expected stream does not match"
@@ -35,3 +37,26 @@ async def _ask(forward: ForwardConfig) -> tuple[bool, str]:
 def ask_engine(forward: ForwardConfig) -> tuple[bool, str]:
     """Return whether the engine would take events, and what it says."""
     return anyio.run(_ask, forward)
+
+
+async def _ask_as_relay(relay: RelayConfig) -> tuple[bool, str]:
+    team = relay.team or ""
+    engine = engine_for_relays(relay.servers or (), relay.credentials, team)
+    try:
+        version = await engine.version()
+        found = await team_status(engine, team)
+    except NotPermittedError as error:
+        return False, f"{error}: check relay.credentials and relay.team"
+    except EngineError as error:
+        return False, f"{error}: check relay.servers and the engine"
+    finally:
+        await engine.aclose()
+    return (
+        True,
+        f"nats-server {version} has the ledger of team {team}, and {found.overview.messages} messages in its stream",
+    )
+
+
+def ask_engine_of_relay(relay: RelayConfig) -> tuple[bool, str]:
+    """Return whether the engine lets a relay read what its team has there, and what it says. Nothing is taken or written."""
+    return anyio.run(_ask_as_relay, relay)

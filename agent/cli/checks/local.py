@@ -16,10 +16,11 @@ from typing import NamedTuple
 
 from agent import config
 from agent.cli.views.words import amount, size
-from agent.config import Config, ForwardConfig
+from agent.config import Config, ForwardConfig, RelayConfig
 from agent.control.client import ControlClient
 from agent.daemon.settings import engine_url, queue_directory
 from agent.errors import AgentError, ConfigError, ListenError, NotRunningError
+from agent.fleet.installed import require_client
 from agent.ingest import owners, sockets
 from agent.peers import peer_of
 from agent.queue.filesystem import OsFilesystem
@@ -57,6 +58,8 @@ def examine(path: Path | None, environ: Mapping[str, str], *, online: bool) -> I
             yield _forward(account.forward, name)
         else:
             yield _token(settings, environ, name)
+    if settings.relay.servers:
+        yield _relay(settings.relay)
     yield from _rules(settings)
     yield from _clients_token(settings, environ)
     for exposed in config.exposed_token_files(settings, environ):
@@ -69,17 +72,25 @@ def examine(path: Path | None, environ: Mapping[str, str], *, online: bool) -> I
     if (waiting := left_spools(settings, environ)) is not None:
         yield CheckResult("spools", True, waiting, warning=True)
     if online:
-        from agent.cli.checks.online import ask_server
+        yield from _online(settings, environ)
 
-        for name, account in settings.accounts.items():
-            if account.forward.servers:
-                from agent.cli.checks.engine import ask_engine
 
-                yield CheckResult(_title("server", name), *ask_engine(account.forward))
-                continue
-            found = ask_server(settings, environ, name)
-            title = _title("server", name)
-            yield CheckResult(title, found.ok, found.message, warning=found.ok and not found.proven)
+def _online(settings: Config, environ: Mapping[str, str]) -> Iterator[CheckResult]:
+    from agent.cli.checks.online import ask_server
+
+    for name, account in settings.accounts.items():
+        if account.forward.servers:
+            from agent.cli.checks.engine import ask_engine
+
+            yield CheckResult(_title("server", name), *ask_engine(account.forward))
+            continue
+        found = ask_server(settings, environ, name)
+        title = _title("server", name)
+        yield CheckResult(title, found.ok, found.message, warning=found.ok and not found.proven)
+    if settings.relay.servers:
+        from agent.cli.checks.engine import ask_engine_of_relay
+
+        yield CheckResult("engine of relay", *ask_engine_of_relay(settings.relay))
 
 
 def _title(what: str, destination: str) -> str:
@@ -102,14 +113,23 @@ def _token(settings: Config, environ: Mapping[str, str], destination: str) -> Ch
 
 
 def _forward(forward: ForwardConfig, destination: str) -> CheckResult:
-    title = _title("forward", destination)
+    return _engine(_title("forward", destination), engine_url(forward), forward.credentials, "forward.servers")
+
+
+def _relay(relay: RelayConfig) -> CheckResult:
+    return _engine(
+        "relay", f"from team {relay.team} at {(relay.servers or ('',))[0]}", relay.credentials, "relay.servers"
+    )
+
+
+def _engine(title: str, engine: str, file: Path | None, key: str) -> CheckResult:
     try:
-        import agent.daemon.forwarding  # noqa: F401 - says whether the engine's client is there
+        require_client(key)
     except ConfigError as error:
         return CheckResult(title, False, str(error))
-    where, file = engine_url(forward), forward.credentials
+    where = f"to {engine}" if key == "forward.servers" else engine
     if file is None:
-        return CheckResult(title, True, f"to {where}, without credentials")
+        return CheckResult(title, True, f"{where}, without credentials")
     try:
         found = file.read_bytes()
     except OSError as error:
@@ -120,7 +140,7 @@ def _forward(forward: ForwardConfig, destination: str) -> CheckResult:
         return CheckResult(
             title, False, f"{file}: no credentials of NATS: it should be a .creds file, as nsc makes them"
         )
-    return CheckResult(title, True, f"to {where}, with the credentials in {file}")
+    return CheckResult(title, True, f"{where}, with the credentials in {file}")
 
 
 def _rules(settings: Config) -> Iterator[CheckResult]:

@@ -28,7 +28,7 @@ def check(path: Path | None, online: bool, as_json: bool) -> int:
     --online asks the server for the account's status and for an artifact that nobody has, with the token and with a wrong one;
     it sends no event. A server that refuses the wrong one and lets the right one in has proven that the token is right. What it
     refuses, what is no such server, and what cannot be reached, is a problem. "not proven" is a warning: it gives everybody the
-    same answers, and only a delivery shows more.
+    same answers, and only a delivery shows more. With [relay] it asks the engine, too, for what a relay has to read.
     """
     from agent.cli.checks import local
 

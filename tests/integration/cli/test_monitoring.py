@@ -70,6 +70,8 @@ FAILING = 'artifacts_agent_storage_failing{job="j",instance="i",destination="def
 FAILED = 'artifacts_agent_delivery_state{job="j",instance="i",destination="web",state="failed"}'
 PAUSED = 'artifacts_agent_delivery_state{job="j",instance="i",destination="default",state="paused"}'
 OLDEST = 'artifacts_agent_oldest_event_age_seconds{job="j",instance="i",destination="default"}'
+RELAY_PAUSED = 'artifacts_agent_relay_state{job="j",instance="i",state="paused"}'
+ENGINE = 'artifacts_agent_relay_engine_failing{job="j",instance="i"}'
 UP = 'up{job="artifacts-agent",instance="i"}'
 # A week and a half: 10 tasks in 5 minutes, 8 of them hits, until on the last day only 2 of them are.
 HALF = "0+2x2160 4322+8x600"
@@ -94,6 +96,10 @@ CASES = (
     Case("RemoteUnanswered", False, 120, _cache("0+5x40", "0x40", "0x40")),
     Case("HitRateDropped", True, DAYS, _cache(HALF, "0x3000", HALF, "0+8x2160 17282+2x600")),
     Case("HitRateDropped", False, DAYS, _cache("0+2x3000", "0x3000", "0+2x3000", "0+8x3000")),
+    Case("RelaysPaused", True, 30, {RELAY_PAUSED: "1x20"}),
+    Case("RelaysPaused", False, 10, {RELAY_PAUSED: "1x20"}),
+    Case("RelayEngineFailing", True, 30, {ENGINE: "1x20"}),
+    Case("RelayEngineFailing", False, 30, {ENGINE: "1x1 0x20"}),
     Case("Down", True, 30, {UP: "0x20"}),
     Case("Down", False, 30, {UP: "1x20"}),
 )
@@ -128,7 +134,7 @@ def test_rules_and_dashboard_are_about_metrics_that_there_are() -> None:
     named = set(re.findall(r"(?<![\w:])(?:artifacts_agent|process)_\w+", text))
     named = {re.sub(r"_(bucket|sum|count)$", "", name) for name in named}
     assert named
-    assert named <= {*metric_names(), *OF_PROCESSES}
+    assert named <= {*metric_names(), *metric_names("agent/control/relay_metrics.py"), *OF_PROCESSES}
 
 
 def test_the_dashboard_is_one_that_grafana_imports() -> None:

@@ -245,6 +245,22 @@ async def _without_state(cluster: NatsCluster, credentials: Path) -> None:
     await engine.aclose()
 
 
+def test_a_check_says_whether_a_relay_can_read_what_its_team_has(config: Path) -> None:
+    def checked() -> dict[str, Any]:
+        done = run_command("check", "--online", "--json", "--config", config)
+        return {each["check"]: (each["ok"], each["message"]) for each in json.loads(done.stdout)["checks"]}
+
+    fleet(config, "init")
+    found = checked()
+    assert found["relay"][0]
+    assert found["engine of relay"][0]
+    assert "has the ledger of team web, and 0 messages in its stream" in found["engine of relay"][1]
+    written(config, NOWHERE)
+    ok, message = checked()["engine of relay"]
+    assert not ok
+    assert "check relay.servers" in message
+
+
 def test_a_server_without_a_fleet_is_said_in_one_line(config: Path) -> None:
     for arguments in (("status",), ("dead-letters", "ls")):
         done = run_command("fleet", *arguments, "--config", config)
