@@ -62,6 +62,7 @@ def test_the_keys_and_types_of_the_status_stay_as_they_are() -> None:
                 last_answer_at="2025-06-15T12:00:00.000Z",
                 last_answer="402 Payment Required",
                 forward=ForwardStatus(["nats://n:1"], "web", "ci"),
+                token_error="why",
             )
         },
         adopted=AdoptionStatus(
@@ -107,6 +108,7 @@ def test_the_keys_and_types_of_the_status_stay_as_they_are() -> None:
                     "last_answer_at": "2025-06-15T12:00:00.000Z",
                     "last_answer": "402 Payment Required",
                     "forward": {"servers": ["nats://n:1"], "team": "web", "pool": "ci"},
+                    "token_error": "why",
                 }
             },
             "adopted": {
