@@ -87,7 +87,7 @@ def places() -> Iterator[tuple[str, str]]:
         if section in {"api", *(each.name for each in fields(DestinationConfig))}:
             yield name, f"[destinations.web{'' if section == 'api' else f'.{section}'}]\n{name} = "
     for field in fields(RuleConfig):
-        decision = "" if field.name in {"destination", "deny"} else "deny = true\n"
+        decision = "" if field.name in {"destination", "deny"} else 'destination = "default"\n'
         yield field.name, f"[[rules]]\n{decision}{field.name} = "
 
 
