@@ -47,11 +47,13 @@ class RelayProcess:
             f'[log]\nlevel = "debug"\n{more}'
         )
         self.process: subprocess.Popen[bytes] | None = None
+        self._begun_at = 0
 
     def start(self) -> None:
         """Start it."""
         command = [sys.executable, "-m", "agent.cli", "relay", "--config", str(self._config)]
         with self.log.open("ab") as log:
+            self._begun_at = log.tell()
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=clean_environment()
             )
@@ -64,8 +66,9 @@ class RelayProcess:
             self.process = None
 
     def terminate(self) -> int:
-        """SIGTERM; return the exit code."""
+        """SIGTERM, once it has begun; return the exit code."""
         assert self.process is not None
+        eventually(lambda: self.log.read_bytes()[self._begun_at :], lambda said: b"started" in said)
         self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(HUNG_AFTER)
         self.process = None
