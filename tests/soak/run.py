@@ -121,7 +121,8 @@ def _run(result: Soak, disk: Disk, directory: Path, stack: ExitStack, only: Coll
     destinations = Destinations(accounts, directory / "tokens")
     world = World(daemon, url, disk, clock, random.Random(result.seed), progress, destinations, result.happened)
     result.disk, result.skipped = f"{disk.name} {disk.missing}".strip(), skipped(world)
-    _give_disks_of_their_own(world, accounts, directory, stack)
+    if only and name_of(lose_the_disk) not in only:  # which takes away what is mounted on it, too
+        _give_disks_of_their_own(world, accounts, stack)
     stack.callback(daemon.kill)
     world.configure()
     world.start()
@@ -134,16 +135,13 @@ def _run(result: Soak, disk: Disk, directory: Path, stack: ExitStack, only: Coll
     result.evidence = _evidence(world, reports, result.record, taken, status)
 
 
-def _give_disks_of_their_own(world: World, accounts: Sequence[Account], directory: Path, stack: ExitStack) -> None:
-    """Let the directories of some destinations be elsewhere, on disks that are soon full, where the machine allows it."""
+def _give_disks_of_their_own(world: World, accounts: Sequence[Account], stack: ExitStack) -> None:
+    """Mount disks that are soon full in the place of some destinations' directories, where the machine allows it."""
     for account in accounts:
         if account.own_disk and isinstance(world.disk, SmallDisk):
-            disk = SmallDisk(directory / f"disk-of-{account.name}", size=OWN_DISK_BYTES)
+            disk = SmallDisk(world.directory_of(account.name), size=OWN_DISK_BYTES)
             disk.mount()
             stack.callback(disk.unmount)
-            place = world.directory_of(account.name)
-            place.parent.mkdir(parents=True)
-            place.symlink_to(disk.path)
     os.sync()
 
 

@@ -171,7 +171,7 @@ def test_its_health_is_whether_events_can_be_kept_not_whether_they_can_be_delive
     running.must("docker healthcheck run artifacts-agent")
     elsewhere = "docker exec --env RUNTIME_DIRECTORY=/nowhere artifacts-agent artifacts-agent-healthcheck"
     done = running.run(elsewhere)
-    assert (done.returncode, "no daemon answers at /nowhere/control.sock" in done.stdout) == (1, True), done.stdout
+    assert (done.returncode, "nobody answers at /nowhere/control.sock" in done.stdout) == (1, True), done.stdout
 
 
 def test_relays_run_from_it_as_in_their_pod_and_agents_forward_to_them(

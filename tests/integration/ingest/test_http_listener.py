@@ -578,7 +578,9 @@ async def test_requests_that_an_api_does_not_answer_leave_places_for_other_desti
             answers = []
             for _ in range(24):
                 client = clients.enter_context(Client(address))
-                await client.send(b"GET /x?slug=web HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer of-web\r\n\r\n")
+                await client.send(
+                    b"GET /v8/artifacts/x?slug=web HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer of-web\r\n\r\n"
+                )
                 before = len(hanging)
                 await anyio.wait_all_tasks_blocked()
                 if len(hanging) == before:
@@ -591,7 +593,9 @@ async def test_requests_that_an_api_does_not_answer_leave_places_for_other_desti
                 assert (await at.ask(post([EVENT], mine), address)).status == 200
         await anyio.wait_all_tasks_blocked()
         with Client(address) as client:  # the places are free again
-            await client.send(b"GET /x?slug=web HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer of-web\r\n\r\n")
+            await client.send(
+                b"GET /v8/artifacts/x?slug=web HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer of-web\r\n\r\n"
+            )
             await anyio.wait_all_tasks_blocked()
             assert len(hanging) == (12 if over_tcp else 9)
 
