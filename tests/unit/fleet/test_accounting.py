@@ -165,6 +165,14 @@ def test_a_snapshot_of_before_queues_were_forgotten_is_gone_on_from() -> None:
     assert (again.encode(), again.forwarded) == (ledger.encode(), 12)
 
 
+def test_a_snapshot_whose_times_are_not_those_of_its_queues_is_of_no_use() -> None:
+    ledger = fold(Settled(OUTCOMES[0], (part(1, 4),)), Seen(SUBJECT, "q2", Ledger(9, 0, 0, {}, 0, forwarded=9), 1.0))
+    fields = msgspec.msgpack.decode(ledger.encode()[4:])
+    at = next(index for index, value in enumerate(fields) if index > 8 and isinstance(value, list) and len(value) == 2)
+    body = msgspec.msgpack.encode([*fields[:at], fields[at][:1], *fields[at + 1 :]])
+    assert FleetLedger.decode(zlib.crc32(body).to_bytes(4, "big") + body) is None
+
+
 queues = st.sampled_from([(SUBJECT, "q1"), (SUBJECT, "q2"), ("aa.e.web.mac", "q1")])
 spans = st.lists(st.integers(1, 30), min_size=2, max_size=6, unique=True).map(
     lambda edges: tuple(Span(*pair) for pair in zip(sorted(edges)[::2], sorted(edges)[1::2], strict=False))

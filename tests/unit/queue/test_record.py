@@ -193,6 +193,7 @@ def test_a_record_keeps_context_and_absence_apart_from_zero() -> None:
         msgspec.msgpack.encode([1.0, [None, None], None]),
         msgspec.msgpack.encode([1.0, [None, None], [{"hash": "h"}]]),
         msgspec.msgpack.encode([1.0, [None, None], b"", "more"]),
+        b"\x93\xcb" + struct.pack(">d", 1.0) + b"\x94\xc0\xc0\xc0" + b"\x91" * 100_000 + b"\xc0\xc4\x00",
     ],
 )
 def test_bytes_that_are_no_record_are_refused(payload: bytes) -> None:
