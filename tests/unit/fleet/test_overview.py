@@ -124,3 +124,11 @@ async def test_a_snapshot_shortens_the_reading_and_changes_nothing() -> None:
         ledger.apply(each, seq)
     assert (await fleet.look(ledger.encode())).counts == (await fleet.look()).counts == Counts(9, 9)
     assert (await fleet.look(b"rubbish")).counts == Counts(9, 9)
+
+
+async def test_a_snapshot_of_a_ledger_that_was_made_anew_since_says_nothing() -> None:
+    fleet, before = Fleet(), FleetLedger()
+    for seq in range(1, 10):
+        before.apply(settled(Outcome.DELIVERED, MAC, "old", Span(seq, seq + 1)), seq)
+    fleet.record(settled(Outcome.DELIVERED, LINUX, "q1", Span(1, 4)))
+    assert (await fleet.look(before.encode())).counts == Counts(3, 3)
