@@ -61,6 +61,7 @@ class Forgotten(msgspec.Struct, array_like=True):
     counts: dict[str, int] = {}
     forwarded: int = 0
     dropped: int = 0
+    seen_at: float | None = None  # when the last of them gave a ledger
 
 
 class _Snapshot(msgspec.Struct, frozen=True, array_like=True):
@@ -282,6 +283,8 @@ class FleetLedger:
         for outcome, count in self.counts(key).items():
             into.counts[outcome] = into.counts.get(outcome, 0) + count
         seen = self.seen.pop(key, None)
-        into.dropped += sum(seen.ledger.dropped.values()) if seen is not None else 0
+        if seen is not None:
+            into.dropped += sum(seen.ledger.dropped.values())
+            into.seen_at = seen.at if into.seen_at is None else max(into.seen_at, seen.at)
         self._cursors.pop(key, None)
         del self._heard[key]

@@ -125,6 +125,8 @@ def account(ledger: FleetLedger, stream: InStream) -> Overview:
         pool.queues += forgotten.queues
         pool.counts.add(counts)
         found.counts.add(counts)
+        if forgotten.seen_at is not None:
+            pool.seen_at = max(pool.seen_at or forgotten.seen_at, forgotten.seen_at)
     return found
 
 

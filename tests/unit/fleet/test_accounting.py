@@ -141,7 +141,7 @@ def test_a_queue_that_is_silent_for_long_is_forgotten_but_for_its_sums() -> None
         ledger.apply(Settled(OUTCOMES[0], (part(hour + 1, hour + 2, "q2"),)), ledger.seq + 1, EPOCH + hour * 3600.0)
         assert (QueueKey(SUBJECT, "q1") in ledger.queues) is (hour <= hours)
     assert ledger.queues == [QueueKey(SUBJECT, "q2")]
-    assert ledger.forgotten == {SUBJECT: Forgotten(1, {"delivered": 3}, 5, 2)}
+    assert ledger.forgotten == {SUBJECT: Forgotten(1, {"delivered": 3}, 5, 2, 1.0)}
     assert (ledger.forwarded, ledger.sums) == (hours + 2 + 5, {"delivered": hours + 2 + 3})
     again = FleetLedger.decode(ledger.encode())
     assert again is not None
