@@ -1,8 +1,10 @@
 """agent/OPERATIONS.md names every command, option, exit code, key, metric, log line and drop reason, and no other."""
 
 import re
+import shlex
 import tomllib
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -14,6 +16,7 @@ from agent import errors
 from agent.cli.main import cli
 from agent.config import KEYS, load
 from agent.control.schema import StatusReport
+from agent.fleet import names, permissions
 from agent.queue.cursor import DROP_REASONS
 from agent.rules import Sender, dead_rules
 from tests.support.documents import blocks, code, documents, read, rows, section
@@ -192,3 +195,29 @@ def test_every_log_event_is_documented_with_its_level_and_there_is_no_other() ->
 
 def test_every_reason_for_a_drop_is_documented_and_there_is_no_other() -> None:
     assert sorted(first_cells("Dropped")) == sorted(DROP_REASONS)
+
+
+# --- a fleet's engine --------------------------------------------------------------------------------------------
+
+
+def _allowed(command: str) -> dict[str, tuple[str, ...]]:
+    """Return what an `nsc add user` lets a user publish and subscribe to, by option."""
+    words = shlex.split(command)
+    return {name: tuple(value.split(",")) for name, value in pairwise(words) if name.startswith("--allow-")}
+
+
+def test_the_credentials_of_a_pool_allow_what_its_runners_need_and_nothing_else() -> None:
+    commands = [line for line in code(OPERATIONS) if line.startswith("nsc add user") and "--allow-" in line]
+    (own,) = [_allowed(line) for line in commands if "$" not in line]  # those of relays are printed by a command
+    assert own == {
+        f"--allow-{name}": value for name, value in zip(("pub", "sub"), permissions.of_pool("web", "ci"), strict=True)
+    }
+
+
+@pytest.mark.parametrize("name", [str(path) for path in documents()])
+def test_every_subject_and_every_stream_in_a_document_is_one_of_a_fleet(name: str) -> None:
+    text = "\n".join(code(read(name)))
+    subjects = tuple(each.removesuffix(">") for each in (names.ALL_EVENTS, names.ALL_RECORDS, names.ALL_DEAD))
+    assert not [each for each in re.findall(r"(?<![\w.$])aa\.[\w.*>-]+", text) if not each.startswith(subjects)]
+    streams = {names.EVENTS, names.LEDGER, names.DEAD, names.STATE, names.SNAPSHOTS}
+    assert {*re.findall(r"(?<![A-Z])AA_[A-Z]+", text)} <= streams
