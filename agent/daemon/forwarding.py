@@ -16,7 +16,8 @@ from agent.spools.numbering import ledger_since, numbering_of, place
 
 require_client("forward.servers")
 
-from agent.fleet.nats_engine import Connection, NatsEngine  # noqa: E402 - only where its client is installed
+from agent.fleet.nats_connection import Connection  # noqa: E402 - only where its client is installed
+from agent.fleet.nats_engine import NatsEngine  # noqa: E402 - only where its client is installed
 
 
 def engine_of(forward: ForwardConfig) -> NatsEngine:

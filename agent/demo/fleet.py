@@ -24,7 +24,8 @@ from agent.errors import ConfigError
 from agent.events import Event
 from agent.fleet.engine import EngineError
 from agent.fleet.inspection import TeamStatus, team_status
-from agent.fleet.nats_engine import Connection, NatsEngine
+from agent.fleet.nats_connection import Connection
+from agent.fleet.nats_engine import NatsEngine
 from agent.fleet.nats_setup import Sizes, set_up
 from agent.http.server import serve
 

@@ -16,7 +16,8 @@ from agent.delivery.batching import Batch
 from agent.delivery.transport import Kind
 from agent.events import Context, Event, encode_events
 from agent.fleet.names import events_subject
-from agent.fleet.nats_engine import Connection, NatsEngine
+from agent.fleet.nats_connection import Connection
+from agent.fleet.nats_engine import NatsEngine
 from agent.fleet.transport import NatsTransport, Queue
 from agent.queue.cursor import Ledger, Span
 

@@ -15,7 +15,8 @@ from nats.js import JetStreamContext
 
 from agent.fleet import names
 from agent.fleet.engine import EngineError
-from agent.fleet.nats_engine import Connection, NatsEngine
+from agent.fleet.nats_connection import Connection
+from agent.fleet.nats_engine import NatsEngine
 from agent.fleet.nats_setup import Sizes, set_up
 from tests.support.tools import missing
 from tests.support.waiting import HUNG_AFTER
