@@ -227,12 +227,16 @@ class ForwardConfig(_Section):
 
 @dataclass(frozen=True, kw_only=True)
 class RelayConfig(_Section):
-    """The fleet that a relay delivers for; a daemon has no use for it."""
+    """The fleet that a relay delivers for; a daemon has no use for it. From `replicas` on it is what `fleet init` goes by."""
 
     servers: "OrOff[EngineUrls]" = None
     credentials: "OrOff[AbsolutePath]" = None
     team: "OrOff[FleetName]" = None
     replicas: "Annotated[Count, Field(ge=1, le=5)]" = 3
+    events_max_bytes: "Annotated[Size, Field(ge=MIB)]" = 10 * GIB
+    pool_max_messages: "Annotated[Count, Field(ge=1)]" = 1_000_000
+    ledger_max_bytes: "Annotated[Size, Field(ge=MIB)]" = 2 * GIB
+    dead_letters_max_bytes: "Annotated[Size, Field(ge=MIB)]" = 256 * MIB
 
     def __post_init__(self) -> None:
         if bool(self.servers) != (self.team is not None):

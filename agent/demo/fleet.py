@@ -16,6 +16,7 @@ from subprocess import DEVNULL
 import anyio
 import anyio.abc
 
+from agent.config.schema import RelayConfig
 from agent.demo import recording
 from agent.demo.agent_process import TOKEN, AgentProcess, DemoError, Settings, environment, toml
 from agent.demo.api import ApiState, DemoApi
@@ -26,7 +27,7 @@ from agent.fleet.engine import EngineError
 from agent.fleet.inspection import TeamStatus, team_status
 from agent.fleet.nats_connection import Connection
 from agent.fleet.nats_engine import NatsEngine
-from agent.fleet.nats_setup import Sizes, set_up
+from agent.fleet.nats_setup import set_up
 from agent.http.server import serve
 
 SERVERS, RELAYS, RUNNERS = 3, 2, 10
@@ -130,7 +131,7 @@ class Fleet:
 
         async def is_set_up() -> bool:
             try:
-                await set_up(self.engine, [TEAM], Sizes(replicas=SERVERS))
+                await set_up(self.engine, [TEAM], RelayConfig(replicas=SERVERS))
             except EngineError:  # they are still starting
                 return False
             return True

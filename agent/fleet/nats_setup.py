@@ -1,19 +1,20 @@
-"""What a fleet needs of the engine: made where it is missing, compared where it is there. For `artifacts-agent fleet init`."""
+"""What a fleet needs of the engine: made where it is missing, compared where it is there. For `artifacts-agent fleet init`.
+
+Sizes and replicas can be changed later, because that takes nothing away; what else differs is left to an administrator.
+"""
 
 import re
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from nats.js import JetStreamContext, api
 
 from agent.fleet import names
-from agent.fleet.engine import EngineError
+from agent.fleet.engine import EngineError, NotPermittedError
 from agent.fleet.nats_engine import NatsEngine
 
-MIB: Final = 1024 * 1024
-GIB: Final = 1024 * MIB
 MINUTE: Final = 60.0
 DAY: Final = 86400.0
 
@@ -24,26 +25,69 @@ ACK_WAIT: Final = 30.0
 MAX_ACK_PENDING: Final = 1000
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """How much the streams may hold, in bytes and messages, and how many servers keep each of them."""
+UPDATED: Final = ("max_bytes", "max_msgs_per_subject", "num_replicas")
+"""The keys of streams that are changed to what is wanted, if that is asked for."""
 
-    replicas: int = 3
-    events_bytes: int = 10 * GIB
-    messages_of_a_pool: int = 1_000_000
-    ledger_bytes: int = 2 * GIB
-    dead_bytes: int = 256 * MIB
+
+class Sizes(Protocol):
+    """How much the streams may hold, in bytes and messages, and how many servers keep each of them: see `RelayConfig`."""
+
+    @property
+    def replicas(self) -> int:
+        """How many servers."""
+
+    @property
+    def events_max_bytes(self) -> int:
+        """Of AA_EVENTS."""
+
+    @property
+    def pool_max_messages(self) -> int:
+        """Of AA_EVENTS, for each pool."""
+
+    @property
+    def ledger_max_bytes(self) -> int:
+        """Of AA_LEDGER."""
+
+    @property
+    def dead_letters_max_bytes(self) -> int:
+        """Of AA_DEAD."""
 
 
 Make = Callable[[JetStreamContext], Coroutine[Any, Any, object]]
 
 
+class Difference(NamedTuple):
+    """A key that is not as wanted. `set_up` can change it if it is `updatable`; `reason` says why that was refused."""
+
+    key: str
+    found: object
+    wanted: object
+    updatable: bool = False
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.key} is {self.found}, not {self.wanted}" + (f": {self.reason}" if self.reason else "")
+
+
 class Found(NamedTuple):
-    """What was found of one thing: it is there as wanted, was created, or differs in keys that are named with both values."""
+    """What was found of one thing: its `state` is "there", "missing", "created" or "updated".
+
+    `differences` are there still, `updated` are those that are no more.
+    """
 
     name: str
     state: str
-    differences: Sequence[str] = ()
+    differences: Sequence[Difference] = ()
+    updated: Sequence[Difference] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as `fleet init --json` prints it."""
+        return {
+            "name": self.name,
+            "state": self.state,
+            "differences": [each._asdict() for each in self.differences],
+            "updated": [each._asdict() for each in self.updated],
+        }
 
 
 def streams(sizes: Sizes) -> list[api.StreamConfig]:
@@ -56,8 +100,8 @@ def streams(sizes: Sizes) -> list[api.StreamConfig]:
             retention=api.RetentionPolicy.WORK_QUEUE,
             discard=api.DiscardPolicy.NEW,
             discard_new_per_subject=True,
-            max_bytes=sizes.events_bytes,
-            max_msgs_per_subject=sizes.messages_of_a_pool,
+            max_bytes=sizes.events_max_bytes,
+            max_msgs_per_subject=sizes.pool_max_messages,
             max_age=0,
             duplicate_window=10 * MINUTE,
             **common,
@@ -67,7 +111,7 @@ def streams(sizes: Sizes) -> list[api.StreamConfig]:
             subjects=[names.ALL_RECORDS],
             retention=api.RetentionPolicy.LIMITS,
             discard=api.DiscardPolicy.NEW,
-            max_bytes=sizes.ledger_bytes,
+            max_bytes=sizes.ledger_max_bytes,
             max_age=8 * DAY,
             **common,
         ),
@@ -76,7 +120,7 @@ def streams(sizes: Sizes) -> list[api.StreamConfig]:
             subjects=[names.ALL_DEAD],
             retention=api.RetentionPolicy.LIMITS,
             discard=api.DiscardPolicy.NEW,
-            max_bytes=sizes.dead_bytes,
+            max_bytes=sizes.dead_letters_max_bytes,
             max_age=30 * DAY,
             duplicate_window=60 * MINUTE,
             **common,
@@ -96,8 +140,10 @@ def consumer(team: str) -> api.ConsumerConfig:
     )
 
 
-async def set_up(engine: NatsEngine, teams: Sequence[str], sizes: Sizes, *, create: bool = True) -> list[Found]:
-    """Create what is missing, and say what differs; with `create` False only say what there is. Raises EngineError."""
+async def set_up(
+    engine: NatsEngine, teams: Sequence[str], sizes: Sizes, *, create: bool = True, update: bool = False
+) -> list[Found]:
+    """Create what is missing, if `create`, and say what differs; if `update`, change sizes and replicas. Raises EngineError."""
     version = await engine.version()
     if _numbers(version) < OLDEST_SERVER:
         oldest = ".".join(map(str, OLDEST_SERVER))
@@ -105,14 +151,14 @@ async def set_up(engine: NatsEngine, teams: Sequence[str], sizes: Sizes, *, crea
     found: list[Found] = []
     for config in streams(sizes):
         make: Make = partial(_add_stream, config)
-        found.append(await _stream(engine, config.name or "", config, make, create=create))
+        found.append(await _stream(engine, config.name or "", config, make, create=create, update=update))
     made_of_streams: list[tuple[str, Make]] = [
         (f"KV_{names.STATE}", lambda stream: stream.create_key_value(_bucket(sizes))),
         (f"OBJ_{names.SNAPSHOTS}", lambda stream: stream.create_object_store(names.SNAPSHOTS, _store(sizes))),
     ]
     replicated = api.StreamConfig(num_replicas=sizes.replicas)
     for name, make in made_of_streams:
-        found.append(await _stream(engine, name, replicated, make, create=create))
+        found.append(await _stream(engine, name, replicated, make, create=create, update=update))
     return [*found, *[await _consumer(engine, consumer(team), create=create) for team in teams]]
 
 
@@ -129,14 +175,49 @@ def _store(sizes: Sizes) -> api.ObjectStoreConfig:
     return api.ObjectStoreConfig(bucket=names.SNAPSHOTS, replicas=sizes.replicas, storage=api.StorageType.FILE)
 
 
-async def _stream(engine: NatsEngine, name: str, wanted: api.StreamConfig, make: Make, *, create: bool) -> Found:
+async def _stream(
+    engine: NatsEngine, name: str, wanted: api.StreamConfig, make: Make, *, create: bool, update: bool
+) -> Found:
     there = await engine.ask(lambda stream: stream.stream_info(name))
     if there is not None:
-        return Found(name, "there", tuple(_differences(wanted, there.config)))
+        found = tuple(_differences(wanted, there.config))
+        return await _update(engine, name, found) if update else Found(name, "there", found)
     if not create:
         return Found(name, "missing")
     await engine.ask(make)
     return Found(name, "created")
+
+
+async def _update(engine: NatsEngine, name: str, found: Sequence[Difference]) -> Found:
+    """Change what can be, one key at a time, so that each has its own reason if it is refused."""
+    left, updated = list[Difference](), list[Difference]()
+    for each in found:
+        reason = await _refusal(engine, name, each) if each.updatable else each.reason
+        if each.updatable and reason is None:
+            updated.append(each)
+        else:
+            left.append(each._replace(reason=reason))
+    return Found(name, "updated" if updated else "there", left, updated)
+
+
+async def _refusal(engine: NatsEngine, name: str, change: Difference) -> str | None:
+    """Change a key of a stream; return why not, or None."""
+    there = await engine.ask(lambda stream: stream.stream_info(name, subjects_filter=">"))
+    if there is None:
+        return "it has just been removed"
+    if change.key == "max_msgs_per_subject" and isinstance(change.wanted, int):
+        # The server removes what is above it, and more may come while it is asked.
+        most = max((there.state.subjects or {}).values(), default=0)
+        if most > change.wanted // 2:
+            return f"a pool has {most} messages there, and none may be removed: it can be lowered to twice as many"
+    config = there.config.evolve(**{change.key: change.wanted})
+    try:
+        await engine.ask(lambda stream: stream.update_stream(config))
+    except NotPermittedError:
+        raise
+    except EngineError as error:
+        return str(error)
+    return None
 
 
 async def _consumer(engine: NatsEngine, wanted: api.ConsumerConfig, *, create: bool) -> Found:
@@ -150,15 +231,16 @@ async def _consumer(engine: NatsEngine, wanted: api.ConsumerConfig, *, create: b
     return Found(f"consumer {name}", "created")
 
 
-def _differences(wanted: Any, found: Any) -> Iterator[str]:  # noqa: ANN401 - dataclasses of nats-py, of the same type
+def _differences(wanted: Any, found: Any) -> Iterator[Difference]:  # noqa: ANN401 - dataclasses of nats-py, of the same type
     for each in fields(wanted):
         value, other = getattr(wanted, each.name), getattr(found, each.name)
         if value is not None and value != each.default and value != other and (value or other):
-            yield f"{each.name} is {_shown(other)}, not {_shown(value)}"
+            updatable = isinstance(wanted, api.StreamConfig) and each.name in UPDATED
+            yield Difference(each.name, _plain(other), _plain(value), updatable)
 
 
-def _shown(value: object) -> str:
-    return str(getattr(value, "value", value))
+def _plain(value: object) -> object:
+    return getattr(value, "value", value)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -20,10 +20,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from agent.config.schema import RelayConfig
 from agent.fleet import names
 from agent.fleet.accounting import FleetLedger, QueueKey
 from agent.fleet.engine import EngineError
-from agent.fleet.nats_setup import Sizes
 from agent.fleet.overview import Overview, look, read_ledger
 from tests.support.api_server import Answer, ApiServer, error
 from tests.support.daemon import Daemon
@@ -130,7 +130,7 @@ class Fleet:
     def start(self) -> None:
         """Start everything."""
         self.cluster.start()
-        asyncio.run(self.cluster.ready(["web"], Sizes(replicas=3)))
+        asyncio.run(self.cluster.ready(["web"], RelayConfig()))
         for relay in self.relays:
             relay.start()
         for daemon in self.agents.daemons:

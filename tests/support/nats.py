@@ -13,6 +13,7 @@ from pathlib import Path
 
 from nats.js import JetStreamContext
 
+from agent.config.schema import RelayConfig
 from agent.fleet import names
 from agent.fleet.engine import EngineError
 from agent.fleet.nats_connection import Connection
@@ -21,7 +22,8 @@ from agent.fleet.nats_setup import Sizes, set_up
 from tests.support.tools import missing
 from tests.support.waiting import HUNG_AFTER
 
-SMALL = Sizes(replicas=1, events_bytes=64 * 1024 * 1024, ledger_bytes=64 * 1024 * 1024, dead_bytes=16 * 1024 * 1024)
+MIB = 1024 * 1024
+SMALL = RelayConfig(replicas=1, events_max_bytes=64 * MIB, ledger_max_bytes=64 * MIB, dead_letters_max_bytes=16 * MIB)
 
 
 def server_program() -> Path:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from agent.config import RelayConfig
     from agent.fleet.engine import Message
     from agent.fleet.nats_engine import NatsEngine
+    from agent.fleet.nats_setup import Found
 
 T = TypeVar("T")
 
@@ -43,25 +44,30 @@ def fleet() -> None:
 
 
 @fleet.command(short_help="Create what is missing in the engine, and say what differs.")
-@click.option("--dry-run", is_flag=True, help="Only say what there is.")
+@click.option("--update", is_flag=True, help="Change sizes and replicas to what the configuration says.")
+@click.option("--dry-run", is_flag=True, help="Change and create nothing, only say what there is.")
 @config_option
 @json_option
-def init(path: Path | None, as_json: bool, dry_run: bool) -> int:
+def init(path: Path | None, as_json: bool, dry_run: bool, update: bool) -> int:
     """Create the streams, the consumer and the buckets of a fleet where they are missing; what is there is compared.
 
-    Nothing that is there is changed: what differs is named, with both values. Exit code 1: something differs, or is missing with
-    --dry-run. The credentials in [relay] have to be ones that may do anything in the account: give it a configuration of its own.
+    What differs is named, with both values, and left as it is; --update changes sizes and replicas, and removes nothing by that.
+    Exit code 1: something differs still, or is missing with --dry-run. The credentials in [relay] have to be ones that may do
+    anything in the account: give it a configuration of its own.
     """
     relay = _relay(path)
-    from agent.fleet.nats_setup import Sizes, set_up
+    from agent.fleet.nats_setup import set_up
 
-    teams, sizes = [relay.team or ""], Sizes(replicas=relay.replicas)
-    found = _ask(relay, lambda engine: set_up(engine, teams, sizes, create=not dry_run), _AS_ADMIN)
+    def ask(engine: "NatsEngine") -> Awaitable[list["Found"]]:
+        return set_up(engine, [relay.team or ""], relay, create=not dry_run, update=update and not dry_run)
+
+    found = _ask(relay, ask, _AS_ADMIN)
     if as_json:
-        say_json({"found": [each._asdict() for each in found]})
+        say_json({"found": [each.to_json() for each in found]})
     else:
-        for each in found:
-            say(f"{each.name}: {each.state}", *(f"  {difference}" for difference in each.differences))
+        from agent.cli.views.fleet import found_lines
+
+        say(*(line for each in found for line in found_lines(each)))
     return DIFFERS if any(each.differences or each.state == "missing" for each in found) else 0
 
 

@@ -8,9 +8,10 @@ from rich.text import Text
 
 from agent.cli.views.rendered import rendered
 from agent.cli.views.tables import Column, FittedTable
-from agent.cli.views.words import amount, duration
+from agent.cli.views.words import PROGRAM, amount, duration
 from agent.fleet.inspection import TeamStatus
 from agent.fleet.names import pool_of
+from agent.fleet.nats_setup import Found
 
 _NUMBERS = ("forwarded", "delivered", "dead_lettered", "expired", "in_stream", "lost", "queued", "dropped")
 
@@ -27,6 +28,16 @@ def fleet_screen(team: str, status: TeamStatus, now: float) -> RenderableType:
         Column(name.replace("_", "-"), [f"{getattr(counts, name):,}" for _, counts in rows]) for name in _NUMBERS
     ]
     return Group(rendered(f"team {team}"), FittedTable(*columns, Column("seen", seen)), *_notes(status, now))
+
+
+def found_lines(found: Found) -> Iterator[str]:
+    """Yield what `fleet init` says of one thing."""
+    yield f"{found.name}: {found.state}"
+    for each in found.updated:
+        yield f"  {each.key} was {each.found}, is {each.wanted}"
+    for each in found.differences:
+        can_be = each.updatable and each.reason is None
+        yield f"  {each}{f': `{PROGRAM} fleet init --update` changes it' if can_be else ''}"
 
 
 _LISTED = ("number", "subject", "queue", "seq", "rejected_at", "status", "message")

@@ -101,24 +101,88 @@ def test_what_is_missing_is_created_and_what_is_there_is_left(config: Path) -> N
     assert (code, said.splitlines()) == (0, [f"{name}: there" for name in THINGS])
 
 
-def test_what_differs_is_named_with_both_values_and_not_changed(config: Path, cluster: NatsCluster) -> None:
-    fleet(config, "init")
+def resize(cluster: NatsCluster, **values: object) -> None:
+    """Change the stream of events as `nats stream edit` does."""
 
     async def change() -> None:
-        engine: NatsEngine = cluster.engine()
+        engine = cluster.engine()
         found = await engine.ask(partial(JetStreamContext.stream_info, name=names.EVENTS))
         assert found is not None
-        changed = found.config.evolve(max_bytes=1000, duplicate_window=60.0)
-        await engine.ask(partial(JetStreamContext.update_stream, config=changed))
+        await engine.ask(partial(JetStreamContext.update_stream, config=found.config.evolve(**values)))
         await engine.aclose()
 
     asyncio.run(change())
-    for _ in range(2):
-        code, said = fleet(config, "init", "--json")
-        found = {each["name"]: each["differences"] for each in json.loads(said)["found"]}
-        assert code == 1
-        assert found.pop("AA_EVENTS") == ["max_bytes is 1000, not 10737418240", "duplicate_window is 60.0, not 600.0"]
-        assert set(map(tuple, found.values())) == {()}
+
+
+def of_events(config: Path, *options: str) -> tuple[int, dict[str, Any]]:
+    """Return what `fleet init` finds of the stream of events; nothing else differs."""
+    code, said = fleet(config, "init", "--json", *options)
+    first, *others = json.loads(said)["found"]
+    assert first.pop("name") == "AA_EVENTS"
+    assert all((each["state"], each["differences"], each["updated"]) == ("there", [], []) for each in others)
+    return code, first
+
+
+SIZE = {"key": "max_bytes", "found": 10_000_000, "wanted": 10 * 1024**3, "updatable": True, "reason": None}
+WINDOW = {"key": "duplicate_window", "found": 60.0, "wanted": 600.0, "updatable": False, "reason": None}
+
+
+def test_what_differs_is_named_with_both_values_and_sizes_are_changed_if_that_is_asked_for(
+    config: Path, cluster: NatsCluster
+) -> None:
+    fleet(config, "init")
+    resize(cluster, max_bytes=10_000_000, duplicate_window=60.0)
+    for options in ((), ("--dry-run",), ("--dry-run", "--update")):
+        assert of_events(config, *options) == (1, {"state": "there", "differences": [SIZE, WINDOW], "updated": []})
+    code, said = fleet(config, "init")
+    assert (code, said.splitlines()[:3]) == (
+        1,
+        [
+            "AA_EVENTS: there",
+            "  max_bytes is 10000000, not 10737418240: `artifacts-agent fleet init --update` changes it",
+            "  duplicate_window is 60.0, not 600.0",
+        ],
+    )
+    assert of_events(config, "--update") == (1, {"state": "updated", "differences": [WINDOW], "updated": [SIZE]})
+    assert of_events(config) == (1, {"state": "there", "differences": [WINDOW], "updated": []})
+    resize(cluster, max_bytes=10_000_000, duplicate_window=600.0)
+    code, said = fleet(config, "init", "--update")
+    assert (code, said.splitlines()[:2]) == (0, ["AA_EVENTS: updated", "  max_bytes was 10000000, is 10737418240"])
+
+
+def test_a_stream_takes_the_sizes_that_are_configured_and_loses_nothing_by_it(
+    config: Path, cluster: NatsCluster
+) -> None:
+    async def publish() -> None:
+        engine = cluster.engine()
+        for number in range(6):
+            await engine.publish(LINUX, b"x" * 1000, {"Nats-Msg-Id": str(number)})
+        await engine.aclose()
+
+    text = config.read_text()
+    config.write_text(f'{text}events_max_bytes = "2MiB"\npool_max_messages = 100\n')
+    fleet(config, "init")
+    asyncio.run(publish())
+    config.write_text(f"{text}events_max_bytes = 1048576\npool_max_messages = 11\n")
+    code, found = of_events(config, "--update")
+    assert (code, [each["key"] for each in found["updated"]]) == (1, ["max_bytes"])
+    (left,) = found["differences"]
+    assert (left["key"], left["found"], left["wanted"]) == ("max_msgs_per_subject", 100, 11)
+    assert "a pool has 6 messages there" in left["reason"]
+    assert asyncio.run(_stored(cluster, names.EVENTS)) == 6
+    config.write_text(f"{text}events_max_bytes = 1048576\npool_max_messages = 12\n")
+    assert of_events(config, "--update")[0] == 0
+    assert asyncio.run(_stored(cluster, names.EVENTS)) == 6
+
+
+def test_what_the_server_refuses_is_left_with_its_reason(config: Path, cluster: NatsCluster) -> None:
+    fleet(config, "init")
+    written(config, cluster.urls[0], replicas=3)
+    code, said = fleet(config, "init", "--update")
+    assert (code, said.splitlines()[:2]) == (
+        1,
+        ["AA_EVENTS: there", "  num_replicas is 1, not 3: replicas > 1 not supported in non-clustered mode"],
+    )
 
 
 def test_the_status_says_where_every_event_is(config: Path, cluster: NatsCluster) -> None:
@@ -199,9 +263,9 @@ def test_a_purge_up_to_what_was_exported_keeps_what_has_come_since_and_other_tea
     assert asyncio.run(_stored(cluster)) == 1
 
 
-async def _stored(cluster: NatsCluster) -> int:
+async def _stored(cluster: NatsCluster, stream: str = names.DEAD) -> int:
     engine = cluster.engine()
-    found = await engine.stream_state(names.DEAD)
+    found = await engine.stream_state(stream)
     await engine.aclose()
     return found.messages
 

@@ -127,7 +127,7 @@ def test_while_the_engine_is_away_events_wait_and_then_they_go_on(tmp_path: Path
 
 
 def test_a_full_stream_holds_events_up_and_drops_none(tmp_path: Path) -> None:
-    small = replace(SMALL, events_bytes=64 * 1024)
+    small = replace(SMALL, events_max_bytes=64 * 1024)
     with nats_cluster(tmp_path / "nats", sizes=small) as cluster:
         sections = {**forwarding(cluster), "batch": {"max_events": 50}}
         with Daemon(tmp_path / "a", NOWHERE, sections) as daemon:

@@ -5,15 +5,16 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from nats.aio.client import Client
 
+from agent.config.schema import RelayConfig
 from agent.fleet import names, permissions
 from agent.fleet.engine import EngineError, NotPermittedError
 from agent.fleet.nats_engine import NatsEngine
-from agent.fleet.nats_setup import Sizes
 from tests.support.nats import SMALL, NatsCluster
 from tests.support.nats_credentials import Realm
 from tests.support.waiting import HUNG_AFTER
@@ -31,7 +32,7 @@ def anyio_backend() -> str:
 
 @asynccontextmanager
 async def running(
-    directory: Path, count: int = 1, options: str = "", credentials: Path | None = None, sizes: Sizes = SMALL
+    directory: Path, count: int = 1, options: str = "", credentials: Path | None = None, sizes: RelayConfig = SMALL
 ) -> AsyncIterator[NatsCluster]:
     """Run servers with what the team web needs."""
     cluster = NatsCluster(directory / "servers", count, options)
@@ -89,7 +90,7 @@ async def test_a_server_that_dies_is_an_error_at_once_and_serves_again_when_it_i
 
 async def test_a_server_that_hangs_is_given_up_for_another_one(tmp_path: Path) -> None:
     async with (
-        running(tmp_path, 3, sizes=Sizes(3, SMALL.events_bytes)) as cluster,
+        running(tmp_path, 3, sizes=replace(SMALL, replicas=3)) as cluster,
         connected(cluster, patience=1.0) as engine,
     ):
         await engine.publish(LINUX, b"1\n", {})
@@ -102,7 +103,7 @@ async def test_a_server_that_hangs_is_given_up_for_another_one(tmp_path: Path) -
 async def test_what_was_acknowledged_outlives_the_death_of_every_server_in_turn(tmp_path: Path) -> None:
     published: list[bytes] = []
     async with (
-        running(tmp_path, 3, sizes=Sizes(3, SMALL.events_bytes)) as cluster,
+        running(tmp_path, 3, sizes=replace(SMALL, replicas=3)) as cluster,
         connected(cluster, patience=1.0) as engine,
     ):
         for round_ in range(3):
@@ -114,7 +115,7 @@ async def test_what_was_acknowledged_outlives_the_death_of_every_server_in_turn(
             cluster.servers[round_].start()
         cluster.kill()
         cluster.start()
-        await cluster.ready(["web"], Sizes(3, SMALL.events_bytes))
+        await cluster.ready(["web"], replace(SMALL, replicas=3))
         found: set[bytes] = set()
 
         async def all_found() -> bool:
@@ -129,7 +130,7 @@ async def test_what_was_acknowledged_outlives_the_death_of_every_server_in_turn(
 
 
 async def test_a_full_stream_refuses_and_takes_again_when_there_is_room(tmp_path: Path) -> None:
-    sizes = Sizes(1, events_bytes=300_000, ledger_bytes=1 << 20, dead_bytes=1 << 20)
+    sizes = replace(SMALL, events_max_bytes=300_000)
     async with running(tmp_path, sizes=sizes) as cluster, connected(cluster) as engine:
         await engine.publish(LINUX, b"x" * 150_000, {})
         with pytest.raises(EngineError, match="maximum bytes exceeded"):

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from agent.config.schema import RelayConfig
 from agent.fleet import names
 from agent.fleet.engine import EngineError
 from agent.fleet.nats_engine import NatsEngine
-from agent.fleet.nats_setup import Sizes
 from tests.soak.disk import LoopDisk
 from tests.support.nats import NatsCluster, NatsServer
 from tests.support.tools import require_root, require_tool, unavailable
@@ -23,7 +23,7 @@ from tests.support.waiting import HUNG_AFTER, eventually
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 LINUX = names.events_subject("web", "linux")
-SIZES = Sizes(3, events_bytes=4_000_000, ledger_bytes=4_000_000, dead_bytes=4_000_000)
+SIZES = RelayConfig(events_max_bytes=4_000_000, ledger_max_bytes=4_000_000, dead_letters_max_bytes=4_000_000)
 DISK_BYTES = 256 * 1024 * 1024
 MESSAGES = 60
 

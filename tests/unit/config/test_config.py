@@ -118,6 +118,10 @@ DEFAULTS: dict[str, object] = {
     "relay.credentials": None,
     "relay.team": None,
     "relay.replicas": 3,
+    "relay.events_max_bytes": 10 * 1024**3,
+    "relay.pool_max_messages": 1_000_000,
+    "relay.ledger_max_bytes": 2 * 1024**3,
+    "relay.dead_letters_max_bytes": 256 * 1024**2,
     "shutdown.deadline": 10.0,
     "log.level": "info",
     "log.format": "console",
@@ -484,6 +488,8 @@ REFUSED = [
     ("relay.servers", '"nats://nats.example:4222"', "relay.servers and relay.team belong together"),
     ("relay.team", '"web"', "relay.servers and relay.team belong together"),
     ("relay.replicas", "0", "greater than or equal to 1"),
+    ("relay.events_max_bytes", '"1kB"', "greater than or equal to 1048576"),
+    ("relay.pool_max_messages", "0", "greater than or equal to 1"),
     ("log.level", '"loud"', "'debug'"),
 ]
 
