@@ -163,7 +163,7 @@ class FleetLedger:
     def counts(self, key: QueueKey) -> Mapping[str, int]:
         """Return how many events of a queue are settled, by outcome."""
         cursor = self._cursors.get(key)
-        return {} if cursor is None else cursor.state().counts
+        return {} if cursor is None else cursor.counts
 
     def gaps(self, key: QueueKey) -> list[Span]:
         """Return the numbers of a queue before its last settled one that nothing has settled.

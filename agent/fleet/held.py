@@ -11,7 +11,7 @@ from agent.events import split_lines
 from agent.fleet.engine import Message
 from agent.fleet.message import Events
 from agent.fleet.records import Part
-from agent.queue.cursor import Cursor, Outcome, Span
+from agent.queue.cursor import Cursor, Outcome, Span, union
 
 
 @dataclass(eq=False, slots=True)
@@ -118,7 +118,7 @@ class HeldMessages:
         found: dict[tuple[str, str], list[Span]] = {}
         for held, piece in self.pieces(spans):
             found.setdefault((held.message.subject, held.events.queue), []).extend(held.theirs(piece))
-        return tuple(Part(subject, queue, tuple(_joined(theirs))) for (subject, queue), theirs in found.items())
+        return tuple(Part(subject, queue, tuple(union(theirs))) for (subject, queue), theirs in found.items())
 
     def settle(self, spans: Sequence[Span]) -> list[Held]:
         """Settle local numbers; return the messages of which nothing is left, which are held no more."""
@@ -165,14 +165,3 @@ def _meet(some: Sequence[Span], others: Sequence[Span]) -> bool:
         if index < len(others) and others[index].start < span.stop:
             return True
     return False
-
-
-def _joined(spans: list[Span]) -> list[Span]:
-    """Return spans in order; those that meet become one."""
-    joined: list[Span] = []
-    for span in sorted(spans):
-        if joined and span.start <= joined[-1].stop:
-            joined[-1] = Span(joined[-1].start, max(joined[-1].stop, span.stop))
-        else:
-            joined.append(span)
-    return joined

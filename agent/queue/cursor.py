@@ -9,9 +9,11 @@ so spans beyond it may be settled too. An event is settled once, by whatever com
 import math
 import struct
 import zlib
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from itertools import pairwise
+from operator import attrgetter
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -50,6 +52,20 @@ class Span(NamedTuple):
     def length(self) -> int:
         """How many events the span has."""
         return self.stop - self.start
+
+
+def union(spans: Iterable[Span]) -> list[Span]:
+    """Return what `spans` cover, in order: spans that meet or overlap become one."""
+    found: list[Span] = []
+    for span in sorted(spans):
+        if found and span.start <= found[-1].stop:
+            found[-1] = Span(found[-1].start, max(found[-1].stop, span.stop))
+        else:
+            found.append(span)
+    return found
+
+
+_start, _stop = attrgetter("start"), attrgetter("stop")
 
 
 class Pause(msgspec.Struct, frozen=True, array_like=True):
@@ -198,7 +214,7 @@ class Cursor:
 
     def settle(self, spans: Sequence[Span], outcome: Outcome) -> int:
         """Settle what of `spans` is not settled yet; return how many events that was."""
-        fresh = _union(part for span in spans for part in self.unsettled(span))
+        fresh = union(part for span in spans for part in self.unsettled(span))
         count = sum(part.length for part in fresh)
         if count:
             self._counts[outcome] = self._counts.get(outcome, 0) + count
@@ -214,9 +230,8 @@ class Cursor:
     def unsettled(self, span: Span) -> list[Span]:
         """Return the parts of `span` that nothing has settled yet."""
         start, parts = max(span.start, self.position), []
-        for done in self._settled:
-            if done.start >= span.stop:
-                break
+        first = bisect_right(self._settled, start, key=_stop)
+        for done in self._settled[first : bisect_left(self._settled, span.stop, first, key=_start)]:
             if start < done.start:
                 parts.append(Span(start, done.start))
             start = max(start, done.stop)
@@ -232,7 +247,14 @@ class Cursor:
     @property
     def queued(self) -> int:
         """How many durable events are not settled."""
-        return self.next_seq - self.position - sum(span.length for span in self._settled)
+        return (
+            self.next_seq - self._origin - sum(self._counts.values())
+        )  # each settled one is counted: see `is_possible`
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many events are settled, by outcome."""
+        return self._counts.copy()
 
     def ledger(self) -> Ledger:
         """Return the counts as they are now."""
@@ -245,20 +267,12 @@ class Cursor:
         return Ledger(accepted, delivered, dead_lettered, dropped, self.queued, self.retried, forwarded)
 
     def _add(self, fresh: list[Span]) -> None:
-        self._settled = _union([*self._settled, *fresh])
+        for span in fresh:
+            first = bisect_left(self._settled, span.start, key=_stop)
+            last = bisect_right(self._settled, span.stop, first, key=_start)
+            self._settled[first:last] = union([span, *self._settled[first:last]])
         if self._settled[0].start <= self.position:
             self.position = self._settled.pop(0).stop
-
-
-def _union(spans: Iterable[Span]) -> list[Span]:
-    """Return what `spans` cover, in order: spans that meet or overlap become one."""
-    union: list[Span] = []
-    for span in sorted(spans):
-        if union and span.start <= union[-1].stop:
-            union[-1] = Span(union[-1].start, max(union[-1].stop, span.stop))
-        else:
-            union.append(span)
-    return union
 
 
 # A cursor file has two slots. A checkpoint goes to the slot that does not hold the newest durable one, so that whatever a crash
