@@ -39,8 +39,10 @@ def _own(relay: Relay) -> Iterator[Metric]:
         settled.add_metric([outcome], backlog.settled[outcome])
     yield settled
     yield GaugeMetricFamily(_PREFIX + "relay_events_held", "Events that this relay holds.", value=backlog.held_events)
-    text = "Messages that no agent wrote, moved to AA_DEAD by this relay."
+    text = "Messages that no agent wrote, which this relay has moved to AA_DEAD."
     yield CounterMetricFamily(_PREFIX + "relay_messages_unreadable", text, value=backlog.unreadable)
+    text = "Dead letters and unreadable messages that this relay could not keep, because AA_DEAD is full."
+    yield CounterMetricFamily(_PREFIX + "relay_dead_letters_not_kept", text, value=backlog.dead_not_kept)
     text = "1 while the engine refuses something, or does not answer."
     failing = backlog.storage_error is not None
     yield GaugeMetricFamily(_PREFIX + "relay_engine_failing", text, value=failing)

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from agent.fleet.engine import StreamState
 from agent.fleet.records import Intent, Part, Record, Released, Seen, Settled, event_count
 from agent.queue.cursor import Cursor, CursorState, Ledger, Outcome, Span, is_possible
 
@@ -83,6 +84,7 @@ class _Snapshot(msgspec.Struct, frozen=True, array_like=True):
     settled_at: float = 0.0
     heard: list[float] = []
     forgotten: dict[str, Forgotten] = {}
+    stream: str = ""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -98,6 +100,7 @@ class FleetLedger:
     def __init__(self) -> None:
         self.seq = 0
         self.records = 0
+        self._stream = ""  # which one `seq` is of
         self.sums: Counter[str] = Counter()
         self.seen: dict[QueueKey, LastSeen] = {}
         self.forgotten: dict[str, Forgotten] = {}
@@ -129,6 +132,17 @@ class FleetLedger:
                 self._note_closed(record.id)
         elif isinstance(record, Seen):
             self._see(record)
+
+    def begin(self, stream: StreamState) -> bool:
+        """Go on with a stream behind `seq`; with its first record, and True, if it was made anew since the last one was taken.
+
+        What is known stays: what was settled is not to be sent again.
+        """
+        anew = self._stream not in ("", stream.created) or self.seq > stream.last_seq
+        self._stream = stream.created
+        if anew:
+            self.seq = 0
+        return anew
 
     def unsettled(self, part: Part) -> list[Span]:
         """Return what of a part nothing has settled."""
@@ -190,6 +204,7 @@ class FleetLedger:
             self._settled_at,
             [self._heard[key] for key in self._in_snapshot()],
             self.forgotten,
+            self._stream,
         )
         body = _encode(state)
         return zlib.crc32(body).to_bytes(_CRC_BYTES, "big") + body
@@ -208,6 +223,7 @@ class FleetLedger:
             return None
         found = cls()
         found.seq, found.records, found._doubted = state.seq, state.records, state.doubted
+        found._stream = state.stream
         found.sums.update(state.sums)
         found.seen.update(state.seen)
         found._cursors = {key: Cursor.from_state(each) for key, each in state.queues}
@@ -257,11 +273,12 @@ class FleetLedger:
             del self._closed[next(iter(self._closed))]
 
     def _see(self, record: Seen) -> None:
-        key = QueueKey(record.subject, record.queue)
-        self._hear(key)
-        before = self.seen.get(key)
-        if before is None or before.ledger.accepted <= record.ledger.accepted:
-            self.seen[key] = LastSeen(record.ledger, record.at)
+        for each in record.ledgers:
+            key = QueueKey(each.subject, each.queue)
+            self._hear(key)
+            before = self.seen.get(key)
+            if before is None or before.ledger.accepted <= each.ledger.accepted:
+                self.seen[key] = LastSeen(each.ledger, record.at)
 
     def _hear(self, key: QueueKey) -> None:
         self._heard.pop(key, None)

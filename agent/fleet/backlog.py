@@ -22,11 +22,12 @@ from agent.delivery.ready import ReadyBatches
 from agent.delivery.sampling import find_sample
 from agent.delivery.transport import Kind, Verdict
 from agent.fleet import dead, message, names
+from agent.fleet.accounting import QueueKey
 from agent.fleet.engine import EngineError, Message
 from agent.fleet.following import LedgerFollower
 from agent.fleet.held import Held, HeldMessages
 from agent.fleet.message import Events, InvalidMessageError
-from agent.fleet.records import Intent, Part, Released, Seen, Settled, encode_record
+from agent.fleet.records import Intent, Part, QueueLedger, Released, Seen, Settled, encode_record
 from agent.fleet.shared import SharedTurns
 from agent.fleet.writing import LOG_INTERVAL, RETRY_SECONDS, FleetWriter
 from agent.queue.cursor import Outcome, Pause, Span
@@ -111,6 +112,11 @@ class StreamBacklog:
     def remember(self, pause: Pause | None) -> None:
         """See `Backlog`: for all relays."""
         self._turns.remember(pause)
+
+    @property
+    def dead_not_kept(self) -> int:
+        """How many dead letters this relay could not keep, because AA_DEAD is full."""
+        return self._writer.dead_not_kept
 
     @property
     def held_events(self) -> int:
@@ -272,7 +278,8 @@ class StreamBacklog:
             sent = letter.line[:MAX_SHOWN_BYTES].decode(errors="replace").rstrip()
             facts = {"queue": part.queue, "seq": letter.seq, "sent": sent, "message": verdict.message}
             self._log.warning("event_dead_lettered", **facts)
-            await self._writer.keep_dead(*dead.of_event(part.subject, part.queue, letter))
+            keep = partial(self._writer.keep_dead, *dead.of_event(part.subject, part.queue, letter))
+            await self._writer.insist("a dead letter", keep)
 
     async def purge(self) -> int:
         """See `Backlog`: also what is fetched meanwhile, until nothing comes."""
@@ -338,23 +345,9 @@ class StreamBacklog:
             for each in found:
                 await self._more_time(each)
         self._fetched_at = now
-        new: list[Held] = []
-        for each in found:
-            known = self._held.at(each.seq)
-            if known is not None and known.message[:3] == each[:3]:  # more time was asked for in vain
-                known.message, known.kept_at = each, now
-                continue
-            if known is not None:  # the stream was made anew, and counts from 1 again: that one is gone from it
-                self._held.drop(known)
-            events = await self._read(each)
-            if events is None:
-                continue
-            if self._held.overlaps(Part(each.subject, events.queue, events.spans)):
-                with suppress(EngineError):  # a copy: it comes again when these are settled
-                    await self._engine.release(each, COPY_SECONDS)
-                continue
-            self._per_message += 0.1 * (events.event_count - self._per_message)
-            new.append(self._held.add(each, events, now))
+        readable = [(each, events) for each in found if (events := await self._read(each)) is not None]
+        await self._write_ledgers(readable)
+        new = [held for each, events in readable if (held := await self._hold(each, events, now)) is not None]
         if new:
             await self._follower.catch_up()
         for held in new:
@@ -362,36 +355,57 @@ class StreamBacklog:
             self._fresh.append(held)
 
     async def _read(self, found: Message) -> Events | None:
-        """Return the events of a message; None if there is nothing to be delivered."""
-        if message.is_later(found.headers):
-            self._complain("message_of_later_version", seq=found.seq)
-            with suppress(EngineError):
-                await self._engine.release(found, LATER_SECONDS)
+        """Return what a message says; None if it is held, or says nothing."""
+        known = self._held.at(found.seq)
+        if known is not None and known.message[:3] == found[:3]:  # more time was asked for in vain
+            known.message, known.kept_at = found, anyio.current_time()
             return None
+        if known is not None:  # the stream was made anew, and counts from 1 again: that one is gone from it
+            self._held.drop(known)
         try:
-            events = message.decode(found.headers, found.body)
+            return message.decode(found.headers, found.body)
         except InvalidMessageError as error:
             await self._put_aside(found, str(error))
             return None
-        if events.ledger is not None:
-            record = Seen(found.subject, events.queue, events.ledger, self._runtime.wall_clock())
-            write = partial(self._writer.write, record, f"{events.queue}:{found.seq}")
-            await self._writer.insist("a ledger", write)
+
+    async def _write_ledgers(self, found: Sequence[tuple[Message, Events]]) -> None:
+        """Write down what queues say of themselves, all in one record, before their messages can go."""
+        ledgers = {QueueKey(each.subject, events.queue): events.ledger for each, events in found if events.ledger}
+        known = self._follower.ledger.seen
+        new = [
+            QueueLedger(key.subject, key.queue, ledger)
+            for key, ledger in ledgers.items()
+            if key not in known or known[key].ledger != ledger
+        ]
+        if new:
+            record, name = Seen(tuple(new), self._runtime.wall_clock()), self._writer.new_id()
+            await self._writer.insist("a ledger", partial(self._writer.write, record, name))
+
+    async def _hold(self, found: Message, events: Events, now: float) -> Held | None:
+        """Hold a message that came at `now`; None if there is nothing to be delivered, or not now."""
         if not events.event_count:
             await self._ack(found)
             return None
-        return events
+        if self._held.overlaps(Part(found.subject, events.queue, events.spans)):
+            with suppress(EngineError):  # a copy: it comes again when these are settled
+                await self._engine.release(found, COPY_SECONDS)
+            return None
+        self._per_message += 0.1 * (events.event_count - self._per_message)
+        return self._held.add(found, events, now)
 
     async def _put_aside(self, found: Message, error: str) -> None:
-        """Move a message that says nothing to AA_DEAD, or let it come again if that takes none now: nobody waits for it."""
-        body, headers = dead.of_message(found, error, self._engine.max_payload)
-        if await self._writer.try_to_keep_dead(body, headers):
-            self.unreadable += 1
-            self._complain("message_unreadable", seq=found.seq, subject=found.subject, error=error)
-            await self._ack(found)
-        else:
+        """Move a message that says nothing to AA_DEAD, or let it come again if the engine fails: nobody waits for it."""
+        self._complain("message_unreadable", seq=found.seq, subject=found.subject, error=error)
+        try:
+            await self._writer.keep_dead(*dead.of_message(found, error, self._engine.max_payload))
+        except EngineError as failure:
+            self._writer.note_error("a dead letter", str(failure))
             with suppress(EngineError):
                 await self._engine.release(found, LATER_SECONDS)
+            return
+        self._writer.note_success("a dead letter")
+        self.unreadable += 1
+        await self._ack(found)
 
     async def _extend(self) -> None:
         while True:

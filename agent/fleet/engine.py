@@ -19,6 +19,10 @@ class MessageTooLargeError(EngineError):
     """More than the server takes in one message, headers included."""
 
 
+class StreamFullError(EngineError):
+    """The stream holds as much as it may: it takes nothing before somebody makes room."""
+
+
 class ConflictError(EngineError):
     """The key is not, or no longer, as it was read."""
 
@@ -46,12 +50,13 @@ class Entry(NamedTuple):
 
 
 class StreamState(NamedTuple):
-    """How much a stream holds."""
+    """How much a stream holds. `created` tells it from one that had its name before, and counted from 1, too."""
 
     messages: int
     bytes: int
     first_seq: int
     last_seq: int
+    created: str
 
 
 class Reader(Protocol):
@@ -77,7 +82,7 @@ class Engine(Protocol):
     async def publish(self, subject: str, body: bytes, headers: Mapping[str, str]) -> bool:
         """Return when the stream has the message durably; False if it had one of this `Nats-Msg-Id` before.
 
-        Raises MessageTooLargeError, NotPermittedError, EngineError. What has raised is not sent later.
+        Raises MessageTooLargeError, StreamFullError, NotPermittedError, EngineError. What has raised is not sent later.
         """
 
     async def fetch(self, stream: str, consumer: str, *, most: int, seconds: float) -> Sequence[Message]:

@@ -1,11 +1,13 @@
 """Reads the ledger stream of a team into its accounts, from a snapshot on, and keeps snapshots for those who start later."""
 
+from collections.abc import Sequence
+
 import anyio
 import structlog
 
 from agent.fleet import names
 from agent.fleet.accounting import FleetLedger
-from agent.fleet.engine import Engine, EngineError, Reader
+from agent.fleet.engine import Engine, EngineError, Message, Reader, StreamState
 from agent.fleet.records import decode_record
 from agent.runtime import Broadcast
 from agent.throttle import Throttle
@@ -37,6 +39,7 @@ class LedgerFollower:
         self._subject = names.ledger_subject(team)
         self._log = structlog.get_logger("agent.fleet")
         self._throttle = Throttle(LOG_INTERVAL)
+        self._begun = 0  # how often the stream was found to be another one
         self._saved_at = 0  # records
         self._unsaved_since: float | None = None  # when the stream took the first record that no snapshot has
         self.ledger = FleetLedger()
@@ -52,12 +55,13 @@ class LedgerFollower:
                 if data is not None and found is None:
                     self._log.warning("ledger_snapshot_unusable", hint="the ledger is read from its beginning")
                 stream = await self._engine.stream_state(names.LEDGER)
-                if found is not None and found.seq <= stream.last_seq:
-                    self.ledger, self._saved_at = found, found.records
             except EngineError as error:
                 await self._wait_after(error)
             else:
                 self.error = None
+                if found is not None:
+                    self.ledger, self._saved_at = found, found.records
+                self._begin(stream)
                 if self.ledger.seq + 1 < stream.first_seq:  # they were too old, and no snapshot has them
                     facts = {"first": self.ledger.seq + 1, "last": stream.first_seq - 1}
                     self._log.warning("ledger_records_gone", **facts, hint="sums are those of what came since")
@@ -65,34 +69,65 @@ class LedgerFollower:
 
     async def run(self) -> None:
         """Read until cancelled."""
-        reader: Reader | None = None
         while True:
-            if reader is None:
-                reader = self._engine.reader(names.LEDGER, self._subject, self.ledger.seq)
-            try:
-                found = await reader.read(READ_RECORDS, READ_SECONDS)
-            except EngineError as error:
-                await self._wait_after(error)
-                continue
-            self.error = None
-            for message in found:
-                self.ledger.apply(decode_record(message.body), message.seq, message.kept_at)
-            if found:
-                if self._unsaved_since is None:
-                    self._unsaved_since = found[0].kept_at
-                self.changed.notify_all()
-                await self._save_if_due(found[-1].kept_at)
+            reader, begun = self._engine.reader(names.LEDGER, self._subject, self.ledger.seq), self._begun
+            while begun == self._begun:
+                found = await self._read(reader)
+                if begun == self._begun:
+                    await self._apply(found)
+            await reader.aclose()
+            await self._save()  # for those who start later, and cannot read what was read here
+
+    async def _read(self, reader: Reader) -> Sequence[Message]:
+        try:
+            found = await reader.read(READ_RECORDS, READ_SECONDS)
+            if not found:
+                await self._check_stream()
+        except EngineError as error:
+            await self._wait_after(error)
+            return []
+        self.error = None
+        return found
+
+    async def _apply(self, found: Sequence[Message]) -> None:
+        for message in found:
+            self.ledger.apply(decode_record(message.body), message.seq, message.kept_at)
+        if found:
+            if self._unsaved_since is None:
+                self._unsaved_since = found[0].kept_at
+            self.changed.notify_all()
+            await self._save_if_due(found[-1].kept_at)
+
+    async def _check_stream(self) -> None:
+        """Find out whether the stream was made anew, so that a reader of the old one waits in vain. Raises EngineError."""
+        self._begin(await self._engine.stream_state(names.LEDGER))
+
+    def _begin(self, stream: StreamState) -> None:
+        if self.ledger.begin(stream):
+            self._begun += 1
+            self._log.warning("ledger_made_anew", records=self.ledger.records, hint="what was settled before stays so")
+            self.changed.notify_all()
 
     async def catch_up(self) -> None:
         """Return when all that the stream had at the time of the call has been read."""
-        last = None
-        while last is None:
+        while True:
+            last, begun = await self._last_seq(), self._begun
+            while begun == self._begun:
+                if self.ledger.seq >= last:
+                    return
+                await self.changed.wait()
+
+    async def _last_seq(self) -> int:
+        """Return the number of the stream's last record of the team."""
+        while True:
             try:
                 last = await self._engine.last_seq(names.LEDGER, self._subject)
+                if last < self.ledger.seq:  # they are gone for their age, or with the stream
+                    await self._check_stream()
             except EngineError as error:
                 await self._wait_after(error)
-        while self.ledger.seq < last:
-            await self.changed.wait()
+            else:
+                return last
 
     async def save(self) -> None:
         """Keep a snapshot. Raises EngineError."""
@@ -101,8 +136,10 @@ class LedgerFollower:
 
     async def _save_if_due(self, now: float) -> None:
         waited = now - self._unsaved_since if self._unsaved_since is not None else 0.0
-        if self.ledger.records - self._saved_at < SNAPSHOT_RECORDS and waited < SNAPSHOT_SECONDS:
-            return
+        if self.ledger.records - self._saved_at >= SNAPSHOT_RECORDS or waited >= SNAPSHOT_SECONDS:
+            await self._save()
+
+    async def _save(self) -> None:
         try:
             await self.save()
         except EngineError as error:

@@ -12,10 +12,10 @@ from agent.queue.cursor import Ledger, Span
 from agent.queue.record import MAX_SEQ
 
 VERSION = "1"
-"""Of the headers. A relay leaves a message of a later version to later relays; headers that it does not know it ignores."""
+"""Of the headers: those that a relay does not know it ignores. Another version has other subjects: see `agent.fleet.names`."""
 
 MAX_SPANS = 1000
-MAX_LEDGER_BYTES = 4096
+MAX_LEDGER_BYTES = 1024
 _VERSION = "AA-Version"
 _QUEUE = "AA-Queue"
 _SPANS = "AA-Spans"
@@ -98,12 +98,6 @@ def encode_ledger(queue: str, ledger: Ledger) -> dict[str, str]:
     """Return the headers of a message without events that brings a queue's ledger; its body is empty."""
     text = _encode(ledger).decode()
     return {"Nats-Expected-Stream": EVENTS, _VERSION: VERSION, _QUEUE: queue, _SPANS: "", _LEDGER: text}
-
-
-def is_later(headers: Mapping[str, str]) -> bool:
-    """Whether a message is of a later version, which later relays can read."""
-    version = headers.get(_VERSION, "")
-    return version.isascii() and version.isdecimal() and len(version) <= 9 and int(version) > int(VERSION)
 
 
 def decode(headers: Mapping[str, str], body: bytes) -> Events:

@@ -21,6 +21,11 @@ SNAPSHOTS = "AA_SNAPSHOTS"
 """The object store of folded ledgers, so that a relay that starts need not read the whole stream."""
 
 ALL_EVENTS = "aa.e.>"
+"""What runners publish, in version 1 of messages (`agent.fleet.message`). A later version goes to other subjects, `aa.e2.>`.
+
+So relays of a release never take what they cannot read, and runners of another one keep their events until the fleet knows them.
+"""
+
 ALL_RECORDS = "aa.l.>"
 ALL_DEAD = "aa.d.>"
 

@@ -129,8 +129,9 @@ class NatsEngine:
     async def stream_state(self, stream: str) -> StreamState:
         """See `Engine`."""
         link = await self._linked()
-        state = (await link.call(link.stream.stream_info(stream))).state
-        return StreamState(state.messages, state.bytes, state.first_seq, state.last_seq)
+        found = await link.call(link.stream.stream_info(stream))
+        state, created = found.state, found.created.isoformat() if found.created is not None else ""
+        return StreamState(state.messages, state.bytes, state.first_seq, state.last_seq, created)
 
     # Keys
 

@@ -5,11 +5,12 @@ from typing import Final
 import nats.errors
 from nats.js import errors as js_errors
 
-from agent.fleet.engine import EngineError, MessageTooLargeError
+from agent.fleet.engine import EngineError, MessageTooLargeError, StreamFullError
 
 _WRONG_LAST_SEQUENCE: Final = (10071, 10164)
 _NOT_SET_UP: Final = (10014, 10059)  # no such consumer, no such stream
 _TOO_LARGE: Final = (10054,)
+_STORE_FAILED: Final = (10077,)  # for whatever reason, which its text says
 _RUN_INIT: Final = "run `artifacts-agent fleet init`"
 _NOT_ALLOWED: Final = (nats.errors.AuthorizationError, nats.errors.InvalidUserCredentialsError)
 _AUTHENTICATION: Final = ("authorization", "authentication", "permissions violation", "revoked")
@@ -40,6 +41,8 @@ def _api_error(error: js_errors.APIError) -> EngineError:
         return WrongLastSequenceError(text)
     if isinstance(error, js_errors.ServiceUnavailableError) and error.description is None:
         return EngineError("JetStream does not answer: it is starting, electing a leader, or not set up")
+    if error.err_code in _STORE_FAILED and "exceeded" in text:
+        return StreamFullError(text)
     if error.err_code in _TOO_LARGE:
         return MessageTooLargeError(text)
     if isinstance(error, js_errors.BucketNotFoundError):

@@ -195,8 +195,7 @@ async def read_ledger(engine: Engine, team: str, snapshot: bytes | None) -> Flee
     """Return the accounts of a team, read to their end from a snapshot on. Raises EngineError."""
     subject = names.ledger_subject(team)
     ledger = (FleetLedger.decode(snapshot) if snapshot is not None else None) or FleetLedger()
-    if ledger.seq > (await engine.stream_state(names.LEDGER)).last_seq:  # the stream was made anew since
-        ledger = FleetLedger()
+    ledger.begin(await engine.stream_state(names.LEDGER))
     last = await engine.last_seq(names.LEDGER, subject)
     reader = engine.reader(names.LEDGER, subject, ledger.seq)
     try:

@@ -49,12 +49,18 @@ class Settled(msgspec.Struct, frozen=True, tag="settled", omit_defaults=True):
     id: str | None = None
 
 
-class Seen(msgspec.Struct, frozen=True, tag="seen"):
-    """The ledger that a queue gave itself, at `at` in seconds since the epoch: the last one of a machine that vanished."""
+class QueueLedger(msgspec.Struct, frozen=True, array_like=True):
+    """The ledger that a queue gave itself, by the subject that it publishes on and its id."""
 
     subject: str
     queue: str
     ledger: Ledger
+
+
+class Seen(msgspec.Struct, frozen=True, tag="seen"):
+    """Ledgers that came at `at`, in seconds since the epoch: the last ones of machines that vanish."""
+
+    ledgers: tuple[QueueLedger, ...]
     at: float
 
 

@@ -1,21 +1,32 @@
 """What a relay writes into the engine: records and dead letters; and what it says while the engine does not take them."""
 
 from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
 
 import anyio
 import structlog
 
 from agent.fleet import names
-from agent.fleet.engine import Engine, EngineError
+from agent.fleet.engine import Engine, EngineError, StreamFullError
 from agent.fleet.records import Record, encode_record
 from agent.throttle import Throttle
+
+T = TypeVar("T")
 
 RETRY_SECONDS = 1.0
 LOG_INTERVAL = 60.0
 
 
+_MAKE_ROOM = (
+    "export and purge dead letters with `artifacts-agent fleet dead-letters`: until then new ones are only counted"
+)
+
+
 class FleetWriter:
-    """The streams of a team, for one relay, whose name no other one has."""
+    """The streams of a team, for one relay, whose name no other one has.
+
+    `dead_not_kept` counts the dead letters for which AA_DEAD had no room.
+    """
 
     def __init__(self, engine: Engine, team: str, relay: str) -> None:
         self.engine = engine
@@ -25,6 +36,7 @@ class FleetWriter:
         self._throttle = Throttle(LOG_INTERVAL)
         self._errors: dict[str, str] = {}
         self._count = 0
+        self.dead_not_kept = 0
 
     @property
     def error(self) -> str | None:
@@ -42,32 +54,29 @@ class FleetWriter:
         headers = {"Nats-Msg-Id": f"{kind}:{name}", "Nats-Expected-Stream": names.LEDGER}
         await self.engine.publish(names.ledger_subject(self.team), encode_record(record), headers)
 
-    async def keep_dead(self, body: bytes, headers: Mapping[str, str]) -> None:
-        """Keep a dead letter; return when the engine has it."""
-        subject = names.dead_subject(self.team)
-        await self.insist("a dead letter", lambda: self.engine.publish(subject, body, headers))
-
-    async def try_to_keep_dead(self, body: bytes, headers: Mapping[str, str]) -> bool:
-        """Keep a dead letter, if the engine takes it now."""
+    async def keep_dead(self, body: bytes, headers: Mapping[str, str]) -> bool:
+        """Return when the engine has a dead letter; False if AA_DEAD is full, for which nobody waits. Raises EngineError."""
         try:
             await self.engine.publish(names.dead_subject(self.team), body, headers)
-        except EngineError as error:
-            self.note_error("a dead letter", str(error))
+        except StreamFullError as error:
+            self.dead_not_kept += 1
+            held_back = self._throttle.allow("dead_letters_full", anyio.current_time())
+            if held_back is not None:
+                self._log.error("dead_letters_full", error=str(error), hint=_MAKE_ROOM, suppressed=held_back)
             return False
-        self.note_success("a dead letter")
         return True
 
-    async def insist(self, what: str, call: Callable[[], Awaitable[object]]) -> None:
+    async def insist(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
         """Call until it raises no EngineError, and say meanwhile what the engine does not take."""
         while True:
             try:
-                await call()
+                result = await call()
             except EngineError as error:
                 self.note_error(what, str(error))
                 await anyio.sleep(RETRY_SECONDS)
             else:
                 self.note_success(what)
-                return
+                return result
 
     def note_error(self, what: str, error: str) -> None:
         """Say that something does not work now."""

@@ -14,11 +14,13 @@ from agent.fleet.engine import (
     Message,
     MessageTooLargeError,
     NotPermittedError,
+    StreamFullError,
     StreamState,
 )
 from agent.runtime import Broadcast
 
 ACK_WAIT = 30.0
+MAX_ACK_PENDING = 1000
 _EPOCH = 1_750_000_000.0
 _STREAMS = {"aa.e.": names.EVENTS, "aa.l.": names.LEDGER, "aa.d.": names.DEAD}
 
@@ -30,6 +32,7 @@ class Stream:
     messages: dict[int, Message] = field(default_factory=dict)
     ids: set[str] = field(default_factory=set)
     last_seq: int = 0
+    created: int = 1
 
 
 @dataclass
@@ -67,7 +70,7 @@ class MemoryBroker:
 
     def renew(self, stream: str) -> None:
         """Remove a stream and its consumers, and make it anew: its numbers begin at 1 again."""
-        self.streams[stream] = Stream()
+        self.streams[stream] = Stream(created=self.streams[stream].created + 1)
         self._delivered.clear()
 
     def bodies(self, stream: str) -> list[bytes]:
@@ -89,7 +92,7 @@ class MemoryBroker:
             raise EngineError("no response from stream")
         stream, message_id = self.streams[name], headers.get("Nats-Msg-Id")
         if name in self.full:
-            raise EngineError("maximum bytes exceeded")
+            raise StreamFullError("maximum bytes exceeded")
         if message_id is not None and message_id in stream.ids:
             return False
         stream.last_seq += 1
@@ -112,6 +115,8 @@ class MemoryBroker:
         found: list[Message] = []
         for seq, message in self.streams[stream].messages.items():
             before = delivered.get(seq)
+            if before is None and len(delivered) >= MAX_ACK_PENDING:
+                continue
             if message.subject.startswith(wanted) and (before is None or before.again_at <= now) and len(found) < most:
                 count = 1 if before is None else before.count + 1
                 delivered[seq] = Delivered(count, now + ACK_WAIT)
@@ -249,7 +254,7 @@ class MemoryEngine:
         found = self.broker.streams[stream]
         first = min(found.messages, default=found.last_seq + 1)
         size = sum(len(message.body) for message in found.messages.values())
-        return StreamState(len(found.messages), size, first, found.last_seq)
+        return StreamState(len(found.messages), size, first, found.last_seq, str(found.created))
 
     async def get(self, key: str) -> Entry | None:
         """See `Engine`."""

@@ -1,6 +1,7 @@
 """Real nats-servers on loopback, with JetStream, one or three of them, each with a directory and a life of its own."""
 
 import asyncio
+import dataclasses
 import os
 import signal
 import socket
@@ -85,6 +86,9 @@ class NatsServer:
             self.process = None
 
 
+ALL_STREAMS = (names.EVENTS, names.LEDGER, names.DEAD, f"KV_{names.STATE}", f"OBJ_{names.SNAPSHOTS}")
+
+
 class NatsCluster:
     """Several servers that know each other, or one alone."""
 
@@ -122,10 +126,10 @@ class NatsCluster:
         for server in self.servers:
             server.kill()
 
-    async def remove(self) -> None:
-        """Remove what a fleet needs, with all that is in it."""
+    async def remove(self, streams: Sequence[str] = ALL_STREAMS) -> None:
+        """Remove streams, with all that is in them."""
         engine = self.engine()
-        for name in (names.EVENTS, names.LEDGER, names.DEAD, f"KV_{names.STATE}", f"OBJ_{names.SNAPSHOTS}"):
+        for name in streams:
             await engine.ask(partial(JetStreamContext.delete_stream, name=name))
         await engine.aclose()
 
@@ -133,6 +137,15 @@ class NatsCluster:
         """Remove what a fleet needs, and set it up again."""
         await self.remove()
         await self.ready(teams)
+
+    async def fill(self, stream: str) -> None:
+        """Leave no room in a stream."""
+        engine = self.engine()
+        found = await engine.ask(lambda made: made.stream_info(stream))
+        assert found is not None
+        config = dataclasses.replace(found.config, max_bytes=max(found.state.bytes, 1))
+        await engine.ask(lambda made: made.update_stream(config))
+        await engine.aclose()
 
     async def ready(self, teams: Sequence[str] = (), sizes: Sizes = SMALL, credentials: Path | None = None) -> None:
         """Return when JetStream works and what a fleet needs is set up."""

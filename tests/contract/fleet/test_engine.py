@@ -1,12 +1,13 @@
 """What the fleet may count on, whatever engine carries it: real JetStream and the fake in memory behave alike."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
 from agent.fleet import names
-from agent.fleet.engine import ConflictError, Engine, EngineError, MessageTooLargeError
+from agent.fleet.engine import ConflictError, Engine, EngineError, MessageTooLargeError, StreamFullError
 from tests.support.memory_engine import MemoryBroker, MemoryEngine
 from tests.support.nats import NatsCluster, nats_cluster
 from tests.support.waiting import HUNG_AFTER
@@ -34,10 +35,12 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsCluster]:
 
 @dataclass
 class World:
-    """An engine, and another one to the same streams."""
+    """An engine, and another one to the same streams; what fills a stream, and what makes all of them anew."""
 
     engine: Engine
     other: Engine
+    fill: Callable[[str], Awaitable[None]]
+    renew: Callable[[], Awaitable[None]]
 
 
 @pytest.fixture(params=["memory", "nats"])
@@ -51,11 +54,19 @@ async def world(cluster: NatsCluster | None) -> AsyncIterator[World]:
     """A fresh engine of each kind."""
     if cluster is None:
         broker = MemoryBroker()
-        yield World(MemoryEngine(broker), MemoryEngine(broker))
+
+        async def fill_memory(stream: str) -> None:
+            broker.full.add(stream)
+
+        async def renew_memory() -> None:
+            for name in broker.streams:
+                broker.renew(name)
+
+        yield World(MemoryEngine(broker), MemoryEngine(broker), fill_memory, renew_memory)
         return
     await cluster.renew(["web"])
     engine, other = cluster.engine(), cluster.engine()
-    yield World(engine, other)
+    yield World(engine, other, cluster.fill, partial(cluster.renew, ["web"]))
     await engine.aclose()
     await other.aclose()
 
@@ -175,6 +186,23 @@ async def test_a_message_that_is_too_large_with_its_headers_is_refused_and_costs
     with pytest.raises(MessageTooLargeError, match=f"the server takes {room} in a message"):
         await world.engine.publish(EVENTS, b"x" * (room - 40), {"AA-Queue": "q" * 40})
     assert await world.engine.publish(EVENTS, b"x" * (room - 200), {"AA-Queue": "q" * 40})
+
+
+async def test_a_stream_that_is_full_says_so_and_the_others_go_on(world: World) -> None:
+    dead = names.dead_subject("web")
+    await world.fill(names.DEAD)
+    with pytest.raises(StreamFullError, match="maximum bytes exceeded"):
+        await world.engine.publish(dead, b"1" * 1000, {})
+    assert await world.engine.publish(RECORDS, b"1", {})
+
+
+async def test_a_stream_is_told_from_one_that_was_made_anew(world: World) -> None:
+    await world.engine.publish(RECORDS, b"1", {})
+    one, same = await world.engine.stream_state(names.LEDGER), await world.other.stream_state(names.LEDGER)
+    assert one == same
+    await world.renew()
+    await world.engine.publish(RECORDS, b"1", {})
+    assert (await world.engine.stream_state(names.LEDGER)).created != one.created
 
 
 async def test_a_subject_of_no_stream_is_an_error(world: World) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from agent.fleet import accounting
 from agent.fleet.accounting import FleetLedger, Forgotten, LastSeen, QueueKey
 from agent.fleet.overview import InStream, account
-from agent.fleet.records import Intent, Part, Record, Released, Seen, Settled
+from agent.fleet.records import Intent, Part, QueueLedger, Record, Released, Seen, Settled
 from agent.queue.cursor import Ledger, Outcome, Span
 
 SUBJECT = "aa.e.web.linux"
@@ -23,6 +23,11 @@ OUTCOMES = (Outcome.DELIVERED, Outcome.DEAD_LETTERED, Outcome.EXPIRED)
 def part(start: int, stop: int, queue: str = "q1", subject: str = SUBJECT) -> Part:
     """Return events of a queue."""
     return Part(subject, queue, (Span(start, stop),))
+
+
+def seen(queue: str, ledger: Ledger, at: float) -> Seen:
+    """Return a record of one queue's ledger."""
+    return Seen((QueueLedger(SUBJECT, queue, ledger),), at)
 
 
 def fold(*records: Record | None) -> FleetLedger:
@@ -111,8 +116,8 @@ def test_open_requests_are_remembered_up_to_a_bound_and_counted_for_good(monkeyp
 def test_the_last_ledger_of_a_queue_counts_and_says_what_was_forwarded() -> None:
     early, late = (Ledger(accepted, 0, 0, {}, 0, forwarded=accepted) for accepted in (3, 9))
     ledger = fold(
-        Seen(SUBJECT, "q1", late, 20.0),
-        Seen(SUBJECT, "q1", early, 30.0),
+        seen("q1", late, 20.0),
+        seen("q1", early, 30.0),
         Settled(Outcome.DELIVERED, (part(1, 4), part(1, 6, "q2"))),
     )
     assert ledger.seen == {QueueKey(SUBJECT, "q1"): LastSeen(late, 20.0)}
@@ -134,7 +139,8 @@ def test_a_snapshot_that_is_damaged_or_of_another_version_is_none(monkeypatch: p
 
 def test_a_queue_that_is_silent_for_long_is_forgotten_but_for_its_sums() -> None:
     ledger = fold(
-        Seen(SUBJECT, "q1", Ledger(9, 0, 0, {"expired": 2}, 2, forwarded=5), 1.0), Settled(OUTCOMES[0], (part(1, 4),))
+        Seen((QueueLedger(SUBJECT, "q1", Ledger(9, 0, 0, {"expired": 2}, 2, forwarded=5)),), 1.0),
+        Settled(OUTCOMES[0], (part(1, 4),)),
     )
     hours = int(accounting.FORGET_SECONDS / accounting.MAX_STEP)
     for hour in range(hours + 2):
@@ -158,7 +164,10 @@ def test_while_nothing_is_settled_no_time_passes() -> None:
 
 
 def test_a_snapshot_of_before_queues_were_forgotten_is_gone_on_from() -> None:
-    ledger = fold(Settled(OUTCOMES[0], (part(1, 4),)), Seen(SUBJECT, "q2", Ledger(9, 0, 0, {}, 0, forwarded=9), 1.0))
+    ledger = fold(
+        Settled(OUTCOMES[0], (part(1, 4),)),
+        seen("q2", Ledger(9, 0, 0, {}, 0, forwarded=9), 1.0),
+    )
     body = msgspec.msgpack.encode(msgspec.msgpack.decode(ledger.encode()[4:])[:9])
     again = FleetLedger.decode(zlib.crc32(body).to_bytes(4, "big") + body)
     assert again is not None
@@ -166,7 +175,10 @@ def test_a_snapshot_of_before_queues_were_forgotten_is_gone_on_from() -> None:
 
 
 def test_a_snapshot_whose_times_are_not_those_of_its_queues_is_of_no_use() -> None:
-    ledger = fold(Settled(OUTCOMES[0], (part(1, 4),)), Seen(SUBJECT, "q2", Ledger(9, 0, 0, {}, 0, forwarded=9), 1.0))
+    ledger = fold(
+        Settled(OUTCOMES[0], (part(1, 4),)),
+        seen("q2", Ledger(9, 0, 0, {}, 0, forwarded=9), 1.0),
+    )
     fields = msgspec.msgpack.decode(ledger.encode()[4:])
     at = next(index for index, value in enumerate(fields) if index > 8 and isinstance(value, list) and len(value) == 2)
     body = msgspec.msgpack.encode([*fields[:at], fields[at][:1], *fields[at + 1 :]])
@@ -230,7 +242,7 @@ of_one_queue = st.lists(
     st.tuples(
         st.builds(Settled, st.sampled_from(OUTCOMES), spans.map(lambda each: (Part(SUBJECT, "", each),)))
         | st.builds(
-            lambda count: Seen(SUBJECT, "", Ledger(count, 0, 0, {"quota": 1}, 0, forwarded=count), 1.0),
+            lambda count: seen("", Ledger(count, 0, 0, {"quota": 1}, 0, forwarded=count), 1.0),
             st.integers(0, 40),
         ),
         st.floats(0.0, 2 * accounting.MAX_STEP),
@@ -254,7 +266,7 @@ def test_what_is_forgotten_changes_no_sum_wherever_a_snapshot_is_taken(
                 if isinstance(each, Settled):
                     record = Settled(each.outcome, (Part(SUBJECT, str(number), each.parts[0].spans),))
                 else:
-                    record = Seen(SUBJECT, str(number), each.ledger, each.at)
+                    record = seen(str(number), each.ledgers[0].ledger, each.at)
                 now += seconds
                 whole.apply(record, whole.seq + 1)
                 forgetful.apply(record, whole.seq, now)

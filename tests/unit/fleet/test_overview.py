@@ -9,7 +9,7 @@ from agent.events import Context, encode_events
 from agent.fleet import message, names
 from agent.fleet.accounting import FleetLedger
 from agent.fleet.overview import Counts, Overview, look
-from agent.fleet.records import Intent, Part, Seen, Settled, encode_record
+from agent.fleet.records import Intent, Part, QueueLedger, Seen, Settled, encode_record
 from agent.queue.cursor import Ledger, Outcome, Span
 from tests.support import virtual_time
 from tests.support.memory_engine import MemoryBroker, MemoryEngine
@@ -84,7 +84,7 @@ async def test_what_was_forwarded_and_is_nowhere_is_lost() -> None:
     fleet = Fleet()
     fleet.record(
         settled(Outcome.DELIVERED, LINUX, "q1", Span(1, 6)),
-        Seen(LINUX, "q1", forwarded(9), NOW),
+        Seen((QueueLedger(LINUX, "q1", forwarded(9)),), NOW),
         settled(Outcome.DELIVERED, MAC, "q1", Span(1, 6)),  # of another pool: another queue, whatever its id
     )
     found = await fleet.look()
@@ -126,9 +126,12 @@ async def test_a_snapshot_shortens_the_reading_and_changes_nothing() -> None:
     assert (await fleet.look(b"rubbish")).counts == Counts(9, 9)
 
 
-async def test_a_snapshot_of_a_ledger_that_was_made_anew_since_says_nothing() -> None:
+@pytest.mark.parametrize("records", [1, 20], ids=["shorter than before", "longer than before"])
+async def test_what_was_settled_stays_so_when_the_ledger_is_made_anew(records: int) -> None:
     fleet, before = Fleet(), FleetLedger()
+    before.begin(await MemoryEngine(fleet.broker).stream_state(names.LEDGER))
     for seq in range(1, 10):
         before.apply(settled(Outcome.DELIVERED, MAC, "old", Span(seq, seq + 1)), seq)
-    fleet.record(settled(Outcome.DELIVERED, LINUX, "q1", Span(1, 4)))
-    assert (await fleet.look(before.encode())).counts == Counts(3, 3)
+    fleet.broker.renew(names.LEDGER)
+    fleet.record(*(settled(Outcome.DELIVERED, LINUX, "q1", Span(seq, seq + 1)) for seq in range(1, records + 1)))
+    assert (await fleet.look(before.encode())).counts == Counts(9 + records, 9 + records)

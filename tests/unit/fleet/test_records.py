@@ -2,7 +2,18 @@
 
 import pytest
 
-from agent.fleet.records import Intent, Part, Record, Released, Seen, Settled, decode_record, encode_record, event_count
+from agent.fleet.records import (
+    Intent,
+    Part,
+    QueueLedger,
+    Record,
+    Released,
+    Seen,
+    Settled,
+    decode_record,
+    encode_record,
+    event_count,
+)
 from agent.queue.cursor import Ledger, Outcome, Span
 
 PARTS = (Part("aa.e.web.linux", "q1", (Span(1, 4), Span(9, 10))), Part("aa.e.web.mac", "q2", (Span(1, 2),)))
@@ -15,7 +26,7 @@ PARTS = (Part("aa.e.web.linux", "q1", (Span(1, 4), Span(9, 10))), Part("aa.e.web
         Released("i1"),
         Settled(Outcome.DELIVERED, PARTS, "i1"),
         Settled(Outcome.EXPIRED, PARTS),
-        Seen("aa.e.web.linux", "q1", Ledger(3, 2, 0, {"expired": 1}, 0), 1_750_000_000.0),
+        Seen((QueueLedger("aa.e.web.linux", "q1", Ledger(3, 2, 0, {"expired": 1}, 0)),), 1_750_000_000.0),
     ],
     ids=lambda record: type(record).__name__,
 )

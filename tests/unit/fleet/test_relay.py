@@ -11,18 +11,18 @@ from agent.delivery.batching import BatchOptions
 from agent.delivery.policy import DeliverySettings
 from agent.delivery.transport import Kind, Verdict
 from agent.events import Context
-from agent.fleet import dead, following, names
+from agent.fleet import dead, following, message, names
 from agent.fleet.accounting import FleetLedger
-from agent.fleet.engine import Message
+from agent.fleet.engine import EngineError, Message
 from agent.fleet.following import LedgerFollower, snapshot_name
 from agent.fleet.held import HeldMessages
 from agent.fleet.message import Events
-from agent.fleet.records import Intent, Part, Released, Seen, Settled
+from agent.fleet.records import Intent, Part, QueueLedger, Released, Seen, Settled
 from agent.queue.cursor import Ledger, Outcome, Span
 from agent.queue.dead_letters import decode_dead_letter
 from tests.support import virtual_time
 from tests.support.fake_transport import ACCEPTED, LOST, UNREACHED, reject
-from tests.support.memory_engine import ACK_WAIT, MemoryEngine
+from tests.support.memory_engine import ACK_WAIT, MAX_ACK_PENDING, MemoryEngine
 from tests.support.pipelines import EPOCH, numbered
 from tests.support.relays import SUBJECT, TEAM, Fleet, fleet
 
@@ -205,7 +205,7 @@ async def test_a_message_that_no_agent_wrote_is_moved_aside_and_holds_nobody_up(
 
 async def test_while_no_dead_letter_is_taken_what_can_be_delivered_is() -> None:
     async with fleet() as f:
-        f.broker.full = {names.DEAD}
+        f.broker.denied = {names.dead_subject(TEAM)}
         f.settings = DeliverySettings(max_events=1, concurrency=2, initial_delay=0.1)
         f.transport.rule = reject("bad")
         await f.publish("a")
@@ -218,12 +218,30 @@ async def test_while_no_dead_letter_is_taken_what_can_be_delivered_is() -> None:
         await f.publish("c")
         await f.transport.wait_until(lambda api: api.taken == ["a", "b", "c"])
         await anyio.sleep(300)
-        assert life.relay.backlog.storage_error == "maximum bytes exceeded"
+        assert life.relay.backlog.storage_error is not None
         assert (f.waiting, life.relay.backlog.unreadable) == (2, 0)
-        f.broker.full = set()
+        f.broker.denied = set()
         await f.settled()
-        assert life.relay.backlog.unreadable == 1
+        assert (life.relay.backlog.unreadable, life.relay.backlog.dead_not_kept) == (1, 0)
         assert len(f.broker.bodies(names.DEAD)) == 2
+
+
+async def test_a_refused_event_for_which_there_is_no_room_is_said_and_counted_and_nobody_waits_for_it() -> None:
+    async with fleet() as f:
+        f.broker.full = {names.DEAD}
+        f.settings = DeliverySettings(max_events=1, concurrency=1, initial_delay=0.1)
+        f.transport.rule = reject("bad")
+        await f.publish("bad")
+        await f.publish("a")
+        with capture_logs() as logs:
+            life = await f.start()
+            await f.settled()
+        assert f.transport.taken == ["a"]
+        assert f.ledger.sums == {"delivered": 1, "dead_lettered": 1}
+        assert (life.relay.backlog.dead_not_kept, life.relay.backlog.storage_error) == (1, None)
+        (said,) = [each for each in logs if each["event"] == "event_dead_lettered"]
+        assert '"bad"' in said["sent"]
+        assert [each["error"] for each in logs if each["event"] == "dead_letters_full"] == ["maximum bytes exceeded"]
 
 
 async def test_a_message_that_leaves_no_room_for_a_reason_is_cut() -> None:
@@ -236,14 +254,26 @@ async def test_a_message_that_leaves_no_room_for_a_reason_is_cut() -> None:
         assert (len(kept.body), kept.headers[dead.TRUNCATED]) == (4096, "8150")
 
 
-async def test_a_message_of_a_later_version_is_left_to_others() -> None:
+@pytest.mark.parametrize("full", [set(), {names.DEAD}], ids=["kept", "no room"])
+async def test_messages_that_say_nothing_hold_nobody_up_however_many_there_are(full: set[str]) -> None:
+    """More than the engine gives out without an acknowledgement."""
     async with fleet() as f:
-        await MemoryEngine(f.broker).publish(SUBJECT, b"later", {"AA-Version": "2"})
+        f.broker.full = full
+        for _ in range(MAX_ACK_PENDING + 100):
+            await MemoryEngine(f.broker).publish(SUBJECT, b"later", {"AA-Version": "2"})
         await f.publish("a")
-        await f.start()
-        await anyio.sleep(3600)
+        life = await f.start()
+        await f.settled()
         assert f.transport.taken == ["a"]
-        assert (f.waiting, f.broker.bodies(names.DEAD)) == (1, [])
+        backlog, count = life.relay.backlog, MAX_ACK_PENDING + 100
+        assert (backlog.unreadable, backlog.dead_not_kept) == (count, count if full else 0)
+        assert len(f.broker.bodies(names.DEAD)) == (0 if full else count)
+
+
+async def test_what_a_later_release_publishes_stays_with_its_runner() -> None:
+    async with fleet() as f:
+        with pytest.raises(EngineError):
+            await MemoryEngine(f.broker).publish("aa.e2.web.linux", b"later", {"AA-Version": "2"})
 
 
 async def test_the_ledger_of_a_runner_is_written_down_before_its_message_goes() -> None:
@@ -253,7 +283,43 @@ async def test_the_ledger_of_a_runner_is_written_down_before_its_message_goes() 
         await f.start()
         await f.settled()
         seen = [each for each in f.records if isinstance(each, Seen)]
-        assert [(each.subject, each.queue, each.ledger) for each in seen] == [(SUBJECT, "q1", ledger)]
+        assert [each.ledgers for each in seen] == [(QueueLedger(SUBJECT, "q1", ledger),)]
+
+
+async def test_ledgers_that_come_together_are_one_record_and_what_is_known_is_none() -> None:
+    async with fleet() as f:
+        ledger = Ledger(5, 0, 0, {}, 0, forwarded=5)
+        for number in range(40):
+            await MemoryEngine(f.broker).publish(SUBJECT, b"", message.encode_ledger(f"q{number % 20}", ledger))
+        await f.start()
+        await f.settled()
+        seen = [each for each in f.records if isinstance(each, Seen)]
+        assert [len(each.ledgers) for each in seen] == [20]
+        assert (len(f.ledger.seen), f.ledger.forwarded) == (20, 100)
+
+
+@pytest.mark.parametrize("records", [0, 40], ids=["shorter than before", "longer than before"])
+async def test_relays_go_on_with_a_ledger_that_is_made_anew_under_them(records: int) -> None:
+    """What was settled before is not sent again by them, nor by one that starts later, and all read the new records."""
+    async with fleet() as f:
+        lives = [await f.start(), await f.start()]
+        await f.publish(*numbered(9))
+        await f.settled()
+        f.broker.renew(names.LEDGER)
+        for _ in range(records):
+            await MemoryEngine(f.broker).publish(names.ledger_subject(TEAM), b'{"type":"released","id":"x"}', {})
+        f.broker.forget_ids()
+        await f.publish(*numbered(9), first=1)
+        await f.publish("new")
+        await f.settled()
+        await anyio.sleep(10)
+        lives.append(await f.start())
+        f.broker.forget_ids()
+        await f.publish("new", first=10)
+        await f.settled()
+        assert f.transport.taken == [*numbered(9), "new"]
+        assert [life.relay.follower.ledger.sums for life in lives] == [{"delivered": 10}] * 3
+        assert [life.relay.follower.ledger.seq for life in lives] == [f.broker.streams[names.LEDGER].last_seq] * 3
 
 
 async def test_a_relay_that_is_killed_repeats_at_most_what_is_in_doubt() -> None:
