@@ -24,7 +24,8 @@ _OUTCOMES = (Outcome.DELIVERED, Outcome.DEAD_LETTERED, Outcome.EXPIRED, Outcome.
 def render(relay: Relay) -> bytes:
     """Return every counter and gauge of a relay; those of requests have the names that they have on one machine."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(Fixed([*_own(relay), *_of_fleet(relay), *measured({DEFAULT: relay.measures})]))
+    families = [*_own(relay), *_of_fleet(relay), *_of_engine(relay), *measured({DEFAULT: relay.measures})]
+    registry.register(Fixed(families))
     ProcessCollector(registry=registry)
     return generate_latest(registry)
 
@@ -54,14 +55,49 @@ def _own(relay: Relay) -> Iterator[Metric]:
 
 
 def _of_fleet(relay: Relay) -> Iterator[Metric]:
+    if relay.worker is None:  # the ledger is not read yet: counters would begin below what they were
+        return
     ledger = relay.follower.ledger
     text = (
         "Events of the team that are settled, by outcome, whichever relay did it; forwarded are all that are known of."
     )
-    events = CounterMetricFamily(_PREFIX + "fleet_events", text, labels=["outcome"])
+    events = CounterMetricFamily(_PREFIX + "fleet_events", text, labels=["team", "outcome"])
     for outcome in _OUTCOMES:
-        events.add_metric([outcome], ledger.sums[outcome])
-    events.add_metric(["forwarded"], ledger.forwarded)
+        events.add_metric([relay.team, outcome], ledger.sums[outcome])
+    events.add_metric([relay.team, "forwarded"], ledger.forwarded)
     yield events
     text = "Events that may have been delivered a second time; of requests that are under way, all."
-    yield GaugeMetricFamily(_PREFIX + "fleet_events_in_doubt", text, value=ledger.in_doubt)
+    yield _of_team(relay, GaugeMetricFamily(_PREFIX + "fleet_events_in_doubt", text, labels=["team"]), ledger.in_doubt)
+    if relay.max_requests_per_minute is not None:
+        text = "How many requests all relays of the team may begin in a minute; absent without a limit."
+        limit = GaugeMetricFamily(_PREFIX + "fleet_max_requests_per_minute", text, labels=["team"])
+        yield _of_team(relay, limit, relay.max_requests_per_minute)
+
+
+def _of_engine(relay: Relay) -> Iterator[Metric]:
+    """Yield what the engine said last of what waits in it; nothing while it does not answer."""
+    levels = relay.gauges.levels
+    if levels is None:
+        return
+    text = "Messages of the team that wait in the engine, and no relay holds."
+    waiting = GaugeMetricFamily(_PREFIX + "fleet_messages_waiting", text, labels=["team"])
+    yield _of_team(relay, waiting, levels.consumer.waiting)
+    text = "Messages of the team that relays hold, or held when they ended, if nobody else has taken them."
+    held = GaugeMetricFamily(_PREFIX + "fleet_messages_held", text, labels=["team"])
+    yield _of_team(relay, held, levels.consumer.held)
+    text = "How long ago the events of the team's first message in the engine were accepted; 0 when nothing waits."
+    oldest = GaugeMetricFamily(_PREFIX + "fleet_oldest_event_age_seconds", text, labels=["team"])
+    yield _of_team(relay, oldest, levels.oldest_age)
+    size = GaugeMetricFamily(_PREFIX + "fleet_stream_bytes", "Bytes of a stream, of all teams.", labels=["stream"])
+    text = "The most bytes that a stream may have; absent without a limit."
+    limit = GaugeMetricFamily(_PREFIX + "fleet_stream_limit_bytes", text, labels=["stream"])
+    for name, state in levels.streams.items():
+        size.add_metric([name], state.bytes)
+        if state.max_bytes:
+            limit.add_metric([name], state.max_bytes)
+    yield from (size, limit)
+
+
+def _of_team(relay: Relay, family: GaugeMetricFamily, value: float) -> GaugeMetricFamily:
+    family.add_metric([relay.team], value)
+    return family

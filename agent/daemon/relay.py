@@ -62,6 +62,7 @@ async def _run(config: Config, environ: Mapping[str, str], connect: Callable[[Co
             tasks.start_soon(logging.report_held_back)
             if bound:
                 tasks.start_soon(ScrapeListener(bound, _routes(relay)).serve)
+                tasks.start_soon(relay.gauges.run)
             log.info("started", version=__version__, pid=os.getpid(), api=api.url, relay=name)
             notifier.enter("Waiting for the engine")
             if token is None:

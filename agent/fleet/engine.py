@@ -50,13 +50,31 @@ class Entry(NamedTuple):
 
 
 class StreamState(NamedTuple):
-    """How much a stream holds. `created` tells it from one that had its name before, and counted from 1, too."""
+    """How much a stream holds; `max_bytes` is the most that it may, 0 without a limit.
+
+    `created` tells it from one that had its name before, and counted from 1, too.
+    """
 
     messages: int
     bytes: int
     first_seq: int
     last_seq: int
     created: str
+    max_bytes: int = 0
+
+
+class ConsumerState(NamedTuple):
+    """The messages of a durable consumer: `waiting` were never given out, `held` were, and are not acknowledged.
+
+    What somebody held who ended counts as held until somebody else takes it.
+    `asking` is how many calls of `fetch` wait for one now. `taken_at` is when one was given out last, in seconds since the epoch
+    by the server's clock; None is never.
+    """
+
+    waiting: int
+    held: int
+    asking: int
+    taken_at: float | None
 
 
 class Reader(Protocol):
@@ -87,6 +105,9 @@ class Engine(Protocol):
 
     async def fetch(self, stream: str, consumer: str, *, most: int, seconds: float) -> Sequence[Message]:
         """Take the next messages of a durable consumer, at most so many; none if there are none within `seconds`."""
+
+    async def consumer_state(self, stream: str, consumer: str) -> ConsumerState:
+        """Return what a durable consumer has to give out, and to whom."""
 
     async def ack(self, message: Message) -> None:
         """Let the work queue forget a message. It may be lost: then the message comes again."""

@@ -9,7 +9,7 @@ from nats.js import JetStreamContext
 
 from agent.events import decode_event
 from agent.fleet import dead, names
-from agent.fleet.engine import Message
+from agent.fleet.engine import ConsumerState, Message
 from agent.fleet.following import snapshot_name
 from agent.fleet.nats_engine import NatsEngine
 from agent.fleet.overview import Overview, look
@@ -21,9 +21,10 @@ from agent.timestamps import iso
 
 
 class TeamStatus(NamedTuple):
-    """How a team is doing: where its events are, and why nothing is delivered, if so."""
+    """How a team is doing: where its events are, who takes them, and why nothing is delivered, if so."""
 
     overview: Overview
+    consumer: ConsumerState
     pause: Pause | None
 
     def to_json(self) -> dict[str, object]:
@@ -36,6 +37,10 @@ class TeamStatus(NamedTuple):
             if pause is None
             else {"reason": pause.reason, "message": pause.message, "since": iso(pause.since), "probes": pause.probes},
             "messages": found.messages,
+            "messages_waiting": self.consumer.waiting,
+            "messages_held": self.consumer.held,
+            "relays_asking": self.consumer.asking,
+            "last_taken_at": _iso(self.consumer.taken_at),
             "unreadable_messages": found.unreadable,
             "whole": found.is_whole,
             "oldest_event_at": _iso(found.oldest_event_at),
@@ -48,10 +53,13 @@ class TeamStatus(NamedTuple):
 
 async def team_status(engine: NatsEngine, team: str) -> TeamStatus:
     """Return how a team is doing. Raises EngineError."""
+    consumer = await engine.consumer_state(
+        names.EVENTS, names.consumer(team)
+    )  # first: it is there once the team is set up
     snapshot = await engine.load(snapshot_name(team))
     overview = await look(engine, team, snapshot)
     pause = await engine.get(names.pause_key(team))
-    return TeamStatus(overview, decode_pause(pause.value) if pause is not None else None)
+    return TeamStatus(overview, consumer, decode_pause(pause.value) if pause is not None else None)
 
 
 async def dead_messages(engine: NatsEngine, team: str) -> list[Message]:

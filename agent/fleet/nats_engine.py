@@ -15,7 +15,16 @@ from nats.js import JetStreamContext, api
 from nats.js import errors as js_errors
 
 from agent.fleet import names
-from agent.fleet.engine import ConflictError, EngineError, Entry, Message, MessageTooLargeError, Reader, StreamState
+from agent.fleet.engine import (
+    ConflictError,
+    ConsumerState,
+    EngineError,
+    Entry,
+    Message,
+    MessageTooLargeError,
+    Reader,
+    StreamState,
+)
 from agent.fleet.nats_connection import Connection, Dialer, Link
 from agent.fleet.nats_errors import NotFoundError, WrongLastSequenceError
 from agent.fleet.nats_reader import NatsReader, message_of
@@ -92,6 +101,19 @@ class NatsEngine:
             link.pulls[stream, consumer] = pull
         return [message_of(each) for each in await link.pull(pull, most, seconds)]
 
+    async def consumer_state(self, stream: str, consumer: str) -> ConsumerState:
+        """See `Engine`."""
+        link = await self._linked()
+        subject = f"$JS.API.CONSUMER.INFO.{stream}.{consumer}"
+        found = await link.call(link.stream.consumer_info(stream, consumer), subject)
+        taken_at = found.delivered.last_active if found.delivered is not None else None
+        return ConsumerState(
+            found.num_pending or 0,
+            found.num_ack_pending or 0,
+            found.num_waiting or 0,
+            taken_at.timestamp() if taken_at is not None else None,
+        )
+
     async def ack(self, message: Message) -> None:
         """See `Engine`."""
         await self._answer(message, Msg.Ack.Ack)
@@ -131,7 +153,8 @@ class NatsEngine:
         link = await self._linked()
         found = await link.call(link.stream.stream_info(stream))
         state, created = found.state, found.created.isoformat() if found.created is not None else ""
-        return StreamState(state.messages, state.bytes, state.first_seq, state.last_seq, created)
+        limit = max(found.config.max_bytes or 0, 0)
+        return StreamState(state.messages, state.bytes, state.first_seq, state.last_seq, created, limit)
 
     # Keys
 

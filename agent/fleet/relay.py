@@ -13,6 +13,7 @@ from agent.delivery.worker import Worker
 from agent.fleet.backlog import MAX_HELD_EVENTS, StreamBacklog
 from agent.fleet.engine import Engine, EngineError
 from agent.fleet.following import LedgerFollower
+from agent.fleet.gauges import FleetGauges
 from agent.fleet.relay_transport import RelayTransport
 from agent.fleet.shared import SharedTurns
 from agent.fleet.writing import FleetWriter
@@ -37,17 +38,24 @@ class Relay:
         options: BatchOptions,
         runtime: Runtime,
     ) -> None:
+        self.team = team
         self.turns = SharedTurns(engine, team, name, settings.requests_per_minute)
         self.follower = LedgerFollower(engine, team)
         most = max(MAX_HELD_EVENTS, 2 * settings.max_events * settings.concurrency)
         writer = FleetWriter(engine, team, name)
         self.backlog = StreamBacklog(writer, self.follower, self.turns, options, runtime, most)
+        self.gauges = FleetGauges(engine, team, runtime.wall_clock)
         self.worker: Worker | None = None
         self._transport = RelayTransport(transport, self.backlog)
         self._settings = settings
         self._runtime = runtime
         self._scope = anyio.CancelScope()
         self._ended = anyio.Event()
+
+    @property
+    def max_requests_per_minute(self) -> int | None:
+        """How many requests all relays of the team may begin in a minute; None is any number."""
+        return self._settings.requests_per_minute
 
     @property
     def measures(self) -> Measures:

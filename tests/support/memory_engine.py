@@ -1,5 +1,6 @@
 """An engine in memory: the fake of agent.fleet.engine, and the broker that several of them share."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ import anyio.lowlevel
 from agent.fleet import names
 from agent.fleet.engine import (
     ConflictError,
+    ConsumerState,
     EngineError,
     Entry,
     Message,
@@ -60,7 +62,9 @@ class MemoryBroker:
         self.denied: set[str] = set()
         self.lose_answers = 0
         self.changed = Broadcast()
+        self.asking: Counter[str] = Counter()
         self._delivered: dict[str, dict[int, Delivered]] = {}
+        self._taken_at: dict[str, float] = {}
         self._revision = 0
 
     def forget_ids(self) -> None:
@@ -121,7 +125,17 @@ class MemoryBroker:
                 count = 1 if before is None else before.count + 1
                 delivered[seq] = Delivered(count, now + ACK_WAIT)
                 found.append(message._replace(deliveries=count, reply=f"{consumer} {seq}"))
+        if found:
+            self._taken_at[consumer] = _EPOCH + now
         return found
+
+    def consumer_state(self, stream: str, consumer: str) -> ConsumerState:
+        """See `Engine.consumer_state`."""
+        self.check()
+        held, wanted = self._delivered.get(consumer, {}), f"aa.e.{consumer.removeprefix('relay-')}."
+        seqs = [seq for seq, each in self.streams[stream].messages.items() if each.subject.startswith(wanted)]
+        waiting = sum(seq not in held for seq in seqs)
+        return ConsumerState(waiting, len(held), self.asking[consumer], self._taken_at.get(consumer))
 
     def next_due(self, consumer: str) -> float:
         """Return when the next message comes again."""
@@ -209,13 +223,22 @@ class MemoryEngine:
         """See `Engine`."""
         await anyio.lowlevel.checkpoint()
         until = anyio.current_time() + seconds
-        while not (found := self.broker.take(stream, consumer, most)):
-            now = anyio.current_time()
-            if now >= until:
-                break
-            seen = self.broker.changed.count
-            await self.broker.changed.wait(seen=seen, seconds=min(until, self.broker.next_due(consumer)) - now)
+        self.broker.asking[consumer] += 1
+        try:
+            while not (found := self.broker.take(stream, consumer, most)):
+                now = anyio.current_time()
+                if now >= until:
+                    break
+                seen = self.broker.changed.count
+                await self.broker.changed.wait(seen=seen, seconds=min(until, self.broker.next_due(consumer)) - now)
+        finally:
+            self.broker.asking[consumer] -= 1
         return found
+
+    async def consumer_state(self, stream: str, consumer: str) -> ConsumerState:
+        """See `Engine`."""
+        await anyio.lowlevel.checkpoint()
+        return self.broker.consumer_state(stream, consumer)
 
     async def ack(self, message: Message) -> None:
         """See `Engine`."""

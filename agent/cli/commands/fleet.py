@@ -26,6 +26,7 @@ DECLINED = 1
 UNREACHABLE = 4
 
 
+_AS_RELAY = "this takes credentials of relays of the team: see `fleet permissions`"
 _AS_ADMIN = "this takes credentials that may do anything in the account, as those of `fleet init`"
 
 
@@ -221,7 +222,7 @@ def _relay(path: Path | None) -> "RelayConfig":
     return relay
 
 
-def _ask(relay: "RelayConfig", question: Callable[["NatsEngine"], Awaitable[T]], denied: str = "") -> T:
+def _ask(relay: "RelayConfig", question: Callable[["NatsEngine"], Awaitable[T]], denied: str = _AS_RELAY) -> T:
     """Return the engine's answer; `denied` says what to do if it is not permitted. Raises EngineUnreachableError."""
     import anyio
 
@@ -238,6 +239,6 @@ def _ask(relay: "RelayConfig", question: Callable[["NatsEngine"], Awaitable[T]],
     try:
         return anyio.run(run)
     except EngineError as error:
-        if denied and isinstance(error, NotPermittedError):
+        if isinstance(error, NotPermittedError):
             raise EngineUnreachableError(f"{error}: {denied}") from None
         raise EngineUnreachableError(f"the engine cannot be asked: {error}") from None

@@ -9,6 +9,7 @@ from rich.text import Text
 from agent.cli.views.rendered import rendered
 from agent.cli.views.tables import Column, FittedTable
 from agent.cli.views.words import PROGRAM, amount, duration
+from agent.fleet.engine import ConsumerState
 from agent.fleet.inspection import TeamStatus
 from agent.fleet.names import pool_of
 from agent.fleet.nats_setup import Found
@@ -40,6 +41,9 @@ def found_lines(found: Found) -> Iterator[str]:
         yield f"  {each}{f': `{PROGRAM} fleet init --update` changes it' if can_be else ''}"
 
 
+SILENT_SECONDS = 60.0
+"""If nobody has taken a message for so long, and nobody asks for one, perhaps no relay runs."""
+
 _LISTED = ("number", "subject", "queue", "seq", "rejected_at", "status", "message")
 
 
@@ -59,6 +63,7 @@ def dead_letter_table(found: Sequence[Mapping[str, object]]) -> RenderableType:
 def _notes(status: TeamStatus, now: float) -> Iterator[Text]:
     found, pause = status.overview, status.pause
     yield rendered(f"{amount(found.messages, 'message')} in the stream{_oldest(found.oldest_event_at, now)}")
+    yield _relays(status.consumer, now)
     if found.in_doubt:
         yield rendered(f"{amount(found.in_doubt, 'event')} in doubt: under way, or delivered perhaps once more")
     if pause is not None:
@@ -69,6 +74,17 @@ def _notes(status: TeamStatus, now: float) -> Iterator[Text]:
         yield rendered(f"{amount(found.unreadable, 'message')} that no agent wrote", style="yellow")
     if not found.is_whole:
         yield rendered("the stream holds more than was looked at: the sums are too low", style="yellow")
+
+
+def _relays(consumer: ConsumerState, now: float) -> Text:
+    given = f"{consumer.waiting:,} wait, {consumer.held:,} held by relays"
+    last = (
+        "none was taken yet" if consumer.taken_at is None else f"the last one was taken {_age(consumer.taken_at, now)}"
+    )
+    asking = f"{amount(consumer.asking, 'relay')} asking for more"
+    is_idle = consumer.taken_at is None or now - consumer.taken_at > SILENT_SECONDS
+    left_alone = consumer.waiting + consumer.held > 0 and not consumer.asking and is_idle
+    return rendered(f"{given}; {last}; {asking}", style="yellow" if left_alone else "")
 
 
 def _oldest(at: float | None, now: float) -> str:

@@ -4,10 +4,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+import anyio
 import pytest
 
 from agent.fleet import names
-from agent.fleet.engine import ConflictError, Engine, EngineError, MessageTooLargeError, StreamFullError
+from agent.fleet.engine import ConflictError, ConsumerState, Engine, EngineError, MessageTooLargeError, StreamFullError
 from tests.support.memory_engine import MemoryBroker, MemoryEngine
 from tests.support.nats import NatsCluster, nats_cluster
 from tests.support.waiting import HUNG_AFTER
@@ -121,6 +122,30 @@ async def test_a_message_is_released_for_later(world: World) -> None:
     (message,) = await world.engine.fetch(names.EVENTS, CONSUMER, most=1, seconds=HUNG_AFTER)
     await world.engine.release(message, 3600.0)
     assert await taken(world.engine, seconds=SOON) == []
+
+
+async def test_a_consumer_says_what_waits_what_is_held_and_who_asks(world: World) -> None:
+    async def state() -> ConsumerState:
+        return await world.other.consumer_state(names.EVENTS, CONSUMER)
+
+    assert await state() == (0, 0, 0, None)
+    for body in (b"1\n", b"2\n", b"3\n"):
+        await world.engine.publish(EVENTS, body, {})
+    found = await world.engine.fetch(names.EVENTS, CONSUMER, most=2, seconds=HUNG_AFTER)
+    waiting, held, asking, taken_at = await state()
+    assert (waiting, held, asking) == (1, 2, 0)
+    assert taken_at is not None
+    assert taken_at > 1_750_000_000 - 1
+    await world.engine.ack(found[0])
+    assert await taken(world.engine) == [b"3\n"]
+    assert (await state())[:2] == (0, 2)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(world.engine.fetch, names.EVENTS, CONSUMER, most=1, seconds=HUNG_AFTER))
+        with anyio.fail_after(HUNG_AFTER):
+            while (await state()).asking != 1:  # noqa: ASYNC110 - a server says so
+                await anyio.sleep(0.01)
+        await world.other.publish(EVENTS, b"4\n", {})
+    assert (await state())[:3] == (0, 3, 0)
 
 
 async def test_what_a_stream_holds_can_be_looked_at_without_taking_it(world: World) -> None:

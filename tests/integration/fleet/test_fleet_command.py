@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from agent.delivery.batching import Batch
 from agent.events import Context, encode_events
 from agent.fleet import dead, message, names
 from agent.fleet.nats_engine import NatsEngine
-from agent.fleet.permissions import of_relays
+from agent.fleet.permissions import of_pool, of_relays
 from agent.fleet.records import Part, Settled, encode_record
 from agent.queue.cursor import Ledger, Outcome, Span
 from agent.queue.dead_letters import DeadLetter
@@ -22,6 +23,7 @@ from tests.support.command import problems, run_command
 from tests.support.nats import NatsCluster
 from tests.support.nats_credentials import Realm
 from tests.support.pipelines import event
+from tests.support.waiting import HUNG_AFTER
 
 LINUX = names.events_subject("web", "linux")
 GITHUB = Context("GITHUB_ACTIONS", 0)
@@ -83,6 +85,12 @@ async def _with_engine(cluster: NatsCluster) -> None:
     refused = (Part(LINUX, QUEUE, (Span(5, 6),)),)
     await engine.publish(names.ledger_subject("web"), encode_record(Settled(Outcome.DEAD_LETTERED, refused)), {})
     await _refuse(engine, 5)
+    await engine.aclose()
+
+
+async def _take(cluster: NatsCluster) -> None:
+    engine = cluster.engine()
+    await engine.fetch(names.EVENTS, names.consumer("web"), most=1, seconds=HUNG_AFTER)
     await engine.aclose()
 
 
@@ -191,6 +199,8 @@ def test_the_status_says_where_every_event_is(config: Path, cluster: NatsCluster
         **dict.fromkeys(("forwarded", "delivered", "dead_lettered", "expired", "in_stream", "lost"), 0),
         **dict.fromkeys(("queued", "dropped", "in_doubt", "messages", "unreadable_messages"), 0),
         "pause": None,
+        **dict.fromkeys(("messages_waiting", "messages_held", "relays_asking"), 0),
+        "last_taken_at": None,
         "oldest_event_at": None,
         "whole": True,
         "pools": {},
@@ -212,6 +222,12 @@ def test_the_status_says_where_every_event_is(config: Path, cluster: NatsCluster
     assert code == 0
     assert "team web" in said
     assert "1 message in the stream" in said
+    assert "1 wait, 0 held by relays; none was taken yet; 0 relays asking for more" in said
+    assert (found["messages_waiting"], found["messages_held"], found["last_taken_at"]) == (1, 0, None)
+    asyncio.run(_take(cluster))
+    found = status(config)
+    assert (found["messages_waiting"], found["messages_held"]) == (0, 1)
+    assert found["last_taken_at"] is not None
 
 
 def test_dead_letters_are_listed_exported_and_removed(config: Path, cluster: NatsCluster) -> None:
@@ -297,6 +313,40 @@ def test_what_takes_an_administrator_says_so_to_a_relays_credentials(
         cluster.kill()
 
 
+@pytest.mark.parametrize(
+    ("whose", "said"),
+    [
+        ("a pool", "permissions violation for publish"),
+        ("another team", "permissions violation for"),
+        ("nobody", "Authorization Violation"),
+        ("no file", "wrong.creds: No such file or directory"),
+    ],
+)
+def test_credentials_that_may_not_look_are_said_in_one_line(tmp_path: Path, whose: str, said: str) -> None:
+    realm = Realm()
+    admin, file = tmp_path / "init.creds", tmp_path / "wrong.creds"
+    realm.issue(admin)
+    if whose == "a pool":
+        realm.issue(file, of_pool("web", "linux"))
+    elif whose == "another team":
+        realm.issue(file, of_relays("other"))
+    elif whose == "nobody":
+        Realm().issue(file)
+    cluster = NatsCluster(tmp_path / "servers", options=realm.options)
+    cluster.start()
+    try:
+        asyncio.run(cluster.ready(["web"], credentials=admin))
+        config = written(tmp_path / "relay.toml", cluster.urls[0], credentials=file)
+        for arguments in (("status",), ("dead-letters", "ls")):
+            done = run_command("fleet", *arguments, "--config", config)
+            (problem,) = problems(done.stderr)
+            assert done.returncode == 4
+            assert problem.endswith(": this takes credentials of relays of the team: see `fleet permissions`")
+            assert said in problem
+    finally:
+        cluster.kill()
+
+
 async def _refused(cluster: NatsCluster, credentials: Path) -> None:
     engine = cluster.engine(credentials)
     await _refuse(engine, 1)
@@ -332,6 +382,52 @@ def test_a_server_without_a_fleet_is_said_in_one_line(config: Path) -> None:
         assert done.returncode == 4
         assert problem.endswith(": run `artifacts-agent fleet init`")
         assert "None" not in problem
+
+
+def test_teams_on_one_engine_do_not_see_each_other_and_each_needs_an_init(
+    config: Path, cluster: NatsCluster, tmp_path: Path
+) -> None:
+    fleet(config, "init")
+    asyncio.run(_with_engine(cluster))
+    other = tmp_path / "other.toml"
+    other.write_text(config.read_text().replace('"web"', '"other"'))
+    done = run_command("fleet", "status", "--config", other)
+    (problem,) = problems(done.stderr)
+    assert (done.returncode, problem) == (
+        4,
+        "the engine cannot be asked: consumer not found: run `artifacts-agent fleet init`",
+    )
+    code, said = fleet(other, "init")
+    assert (code, said.splitlines()) == (
+        0,
+        [f"{name}: there" for name in THINGS[:5]] + ["consumer relay-other: created"],
+    )
+    code, said = fleet(other, "status", "--json")
+    (team, found), *_ = json.loads(said)["teams"].items()
+    assert (code, team, found["forwarded"], found["messages"], found["messages_waiting"]) == (0, "other", 0, 0, 0)
+    assert status(config)["forwarded"] == 10
+
+
+@pytest.mark.parametrize("arguments", [("init",), ("status",), ("dead-letters", "ls")], ids=" ".join)
+def test_an_engine_that_does_not_answer_is_said_in_one_line(
+    config: Path, cluster: NatsCluster, arguments: tuple[str, ...]
+) -> None:
+    fleet(config, "init")
+    cluster.servers[0].signal(signal.SIGSTOP)
+    try:
+        done = run_command("fleet", *arguments, "--config", config)
+    finally:
+        cluster.servers[0].signal(signal.SIGCONT)
+    (problem,) = problems(done.stderr)
+    assert done.returncode == 4
+    assert problem.startswith("the engine cannot be asked: ")
+
+
+def test_one_server_of_several_is_enough_to_be_asked(config: Path, cluster: NatsCluster, tmp_path: Path) -> None:
+    fleet(config, "init")
+    both = tmp_path / "both.toml"
+    both.write_text(config.read_text().replace('servers = ["', f'servers = ["{NOWHERE}", "'))
+    assert status(both)["messages"] == 0
 
 
 def test_permissions_are_those_of_a_pool_or_of_relays(config: Path) -> None:

@@ -256,10 +256,15 @@ def test_a_relay_says_what_it_does_to_prometheus(tmp_path: Path) -> None:
     with world(tmp_path, f'[metrics]\nlisten = "127.0.0.1:{port}"\n') as w:
         w.relays[0].start()
         asyncio.run(_delivers_one(w))
-        text = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+
+        def scraped() -> str:
+            return httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+
+        text = eventually(scraped, lambda found: "fleet_stream_limit_bytes" in found)
         assert 'artifacts_agent_relay_events_settled_total{outcome="delivered"} 1.0' in text
         assert 'artifacts_agent_relay_state{state="running"} 1.0' in text
-        assert "artifacts_agent_fleet_events_in_doubt 0.0" in text
+        assert 'artifacts_agent_fleet_events_in_doubt{team="web"} 0.0' in text
+        assert 'artifacts_agent_fleet_stream_limit_bytes{stream="AA_DEAD"} 1.6777216e+07' in text
         assert 'artifacts_agent_responses_total{destination="default",status="200"} 1.0' in text
 
 
