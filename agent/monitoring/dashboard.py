@@ -5,15 +5,15 @@ from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
 
 _WHERE = '{job=~"$job",instance=~"$instance"}'
-_WIDTH, _HEIGHT = 24, 8
+_WIDTH, _HEIGHT, _ROW_HEIGHT = 24, 8, 1
 
 
 class Panel(NamedTuple):
-    """A panel: `queries` are expressions with the legends of their series; `width` is out of 24."""
+    """A panel: `queries` are expressions with the legends of their series; `width` is out of 24. A row is a title alone."""
 
     title: str
     about: str
-    kind: Literal["stat", "timeseries", "state-timeline"]
+    kind: Literal["stat", "timeseries", "state-timeline", "row"]
     unit: str
     queries: Mapping[str, str]
     width: int = 12
@@ -46,6 +46,16 @@ def _quantile(share: float, metric: str) -> str:
     return f"histogram_quantile({share}, sum by (le) (rate(artifacts_agent_{metric}_bucket{_WHERE}[$__rate_interval])))"
 
 
+def _of_team(metric: str, by: str = "team") -> str:
+    """Return what each relay of a team says of all: once."""
+    return f"max by ({by}) (artifacts_agent_fleet_{metric}{_WHERE})"
+
+
+# By team: only what is said of a fleet has the label.
+_REQUESTS = (
+    f"60 * sum by (team) (rate(artifacts_agent_responses_total{_WHERE}[$__rate_interval])"
+    f" * on (job, instance) group_left (team) (artifacts_agent_fleet_events_in_doubt{_WHERE} >= bool 0))"
+)
 _TASKS_ARE = "A task counts once, with the best answer that it got."
 PANELS = (
     Panel(
@@ -200,6 +210,86 @@ PANELS = (
     ),
 )
 
+FLEET = (
+    Panel("Fleet", "What relays deliver for runners that forward.", "row", "short", {}, _WIDTH),
+    Panel(
+        "Lag",
+        "Messages that no relay has taken yet, and those that relays hold.",
+        "timeseries",
+        "short",
+        {"{{team}} waiting": _of_team("messages_waiting"), "{{team}} held": _of_team("messages_held")},
+    ),
+    Panel(
+        "Oldest event in the engine",
+        "How long ago the events of the first message were accepted.",
+        "timeseries",
+        "s",
+        {"{{team}}": _of_team("oldest_event_age_seconds")},
+    ),
+    Panel(
+        "Events of the fleet",
+        "What came to the engine, and what has become of it.",
+        "timeseries",
+        "cps",
+        {
+            "{{team}} {{outcome}}": "max by (team, outcome)"
+            f" (rate(artifacts_agent_fleet_events_total{_WHERE}[$__rate_interval]))"
+        },
+    ),
+    Panel(
+        "Requests in a minute",
+        "Of all relays of a team, with events.",
+        "timeseries",
+        "short",
+        {"{{team}}": _REQUESTS, "{{team}} at most": _of_team("max_requests_per_minute")},
+    ),
+    Panel(
+        "Events in doubt",
+        "Under way, or delivered perhaps once more.",
+        "timeseries",
+        "short",
+        {"{{team}}": _of_team("events_in_doubt")},
+    ),
+    Panel(
+        "Streams",
+        "In proportion to their limits.",
+        "timeseries",
+        "percentunit",
+        {"{{stream}}": f"{_of_team('stream_bytes', 'stream')} / {_of_team('stream_limit_bytes', 'stream')}"},
+    ),
+    Panel(
+        "Relays",
+        "The state of each; all relays of a team are paused together.",
+        "state-timeline",
+        "short",
+        {"{{instance}} {{state}}": _gauge("relay_state", "instance, state")},
+    ),
+    Panel(
+        "Engine",
+        "1 while it refuses a relay something, or does not answer.",
+        "state-timeline",
+        "short",
+        {"{{instance}}": _gauge("relay_engine_failing", "instance")},
+    ),
+    Panel(
+        "Held by relays",
+        "Events that a relay has taken and not settled.",
+        "timeseries",
+        "short",
+        {"{{instance}}": _gauge("relay_events_held", "instance")},
+    ),
+    Panel(
+        "Unreadable, and not kept",
+        "Messages that no agent wrote, and dead letters for which AA_DEAD has no room.",
+        "timeseries",
+        "cps",
+        {
+            "unreadable": _rate("relay_messages_unreadable_total", "job"),
+            "not kept": _rate("relay_dead_letters_not_kept_total", "job"),
+        },
+    ),
+)
+
 
 def render() -> str:
     """Return the dashboard as JSON, fit for Grafana's import."""
@@ -242,9 +332,11 @@ def _variable(name: str, query: str) -> dict[str, object]:
 def _panels() -> Iterator[dict[str, object]]:
     source = {"type": "prometheus", "uid": "${datasource}"}
     x = y = 0
-    for number, panel in enumerate(PANELS, 1):
+    height = _HEIGHT
+    for number, panel in enumerate((*PANELS, *FLEET), 1):
         if x + panel.width > _WIDTH:
-            x, y = 0, y + _HEIGHT
+            x, y = 0, y + height
+        height = _ROW_HEIGHT if panel.kind == "row" else _HEIGHT
         targets = [
             {
                 "refId": chr(ord("A") + index),
@@ -254,13 +346,15 @@ def _panels() -> Iterator[dict[str, object]]:
             }
             for index, (legend, expression) in enumerate(panel.queries.items())
         ]
+        row = {"collapsed": False, "panels": []} if panel.kind == "row" else {}
         yield {
+            **row,
             "id": number,
             "type": panel.kind,
             "title": panel.title,
             "description": panel.about,
             "datasource": source,
-            "gridPos": {"x": x, "y": y, "w": panel.width, "h": _HEIGHT},
+            "gridPos": {"x": x, "y": y, "w": panel.width, "h": height},
             "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
             "targets": targets,
         }

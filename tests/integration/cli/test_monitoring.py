@@ -1,9 +1,11 @@
 """What `monitoring` prints, tried with Prometheus itself: rules, scrape configuration, each query of the dashboard."""
 
+import asyncio
 import json
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,11 +13,17 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
-from agent.monitoring.dashboard import PANELS
+from agent.delivery.batching import Batch
+from agent.events import Context, encode_events
+from agent.fleet import message, names
+from agent.monitoring.dashboard import FLEET, PANELS, Panel
+from agent.queue.cursor import Span
 from tests.support.api_server import ApiServer
 from tests.support.command import run_command
-from tests.support.daemon import Daemon
+from tests.support.daemon import Daemon, clean_environment
 from tests.support.documents import code, read, rows, section
+from tests.support.nats import NatsCluster, free_port, nats_cluster
+from tests.support.pipelines import event
 from tests.support.process import running
 from tests.support.source import metric_names
 from tests.support.tools import require_tool
@@ -58,6 +66,21 @@ def _cache(local_misses: str, remote_hits: str, remote_misses: str, local_hits: 
     }
 
 
+def _stream(size: int) -> Mapping[str, str]:
+    """Return what two relays say of a stream, one of them no more."""
+    return {
+        OF_STREAM % ("stream_bytes", "a"): "99x2 _x20",
+        OF_STREAM % ("stream_bytes", "b"): f"{size}x20",
+        OF_STREAM % ("stream_limit_bytes", "a"): "100x2 _x20",
+        OF_STREAM % ("stream_limit_bytes", "b"): "100x20",
+    }
+
+
+def _relays(*samples: str) -> Mapping[str, str]:
+    """Return what relays say of a team, as long as they say something."""
+    return {OF_TEAM % ("events_in_doubt", f"i{index}"): each for index, each in enumerate(samples)}
+
+
 def _queue(size: int) -> Mapping[str, str]:
     return {
         'artifacts_agent_queue_bytes{job="j",instance="i"}': f"{size}x20",
@@ -72,6 +95,9 @@ PAUSED = 'artifacts_agent_delivery_state{job="j",instance="i",destination="defau
 OLDEST = 'artifacts_agent_oldest_event_age_seconds{job="j",instance="i",destination="default"}'
 RELAY_PAUSED = 'artifacts_agent_relay_state{job="j",instance="i",state="paused"}'
 ENGINE = 'artifacts_agent_relay_engine_failing{job="j",instance="i"}'
+OF_TEAM = 'artifacts_agent_fleet_%s{job="j",instance="%s",team="web"}'
+OF_STREAM = 'artifacts_agent_fleet_%s{job="j",instance="%s",stream="AA_DEAD"}'
+NOT_KEPT = 'artifacts_agent_relay_dead_letters_not_kept_total{job="j",instance="i"}'
 UP = 'up{job="artifacts-agent",instance="i"}'
 # A week and a half: 10 tasks in 5 minutes, 8 of them hits, until on the last day only 2 of them are.
 HALF = "0+2x2160 4322+8x600"
@@ -100,6 +126,17 @@ CASES = (
     Case("RelaysPaused", False, 10, {RELAY_PAUSED: "1x20"}),
     Case("RelayEngineFailing", True, 30, {ENGINE: "1x20"}),
     Case("RelayEngineFailing", False, 30, {ENGINE: "1x1 0x20"}),
+    Case("NoRelay", True, 120, _relays("0x10", "0x15")),
+    Case("NoRelay", False, 120, _relays("0x10", "0x40")),
+    Case("NoRelay", False, 120, _relays("0x10", "0x18 _x4 0x10")),
+    Case("NoRelay", False, 40 * 60, _relays("0x10")),
+    Case("NoRelay", False, 120, {UP: "1x40"}),
+    Case("FleetOldestEvent", True, 30, {OF_TEAM % ("oldest_event_age_seconds", "a"): "3700x20"}),
+    Case("FleetOldestEvent", False, 30, {OF_TEAM % ("oldest_event_age_seconds", "a"): "3500x20"}),
+    Case("FleetStreamAbove80Percent", True, 40, _stream(81)),
+    Case("FleetStreamAbove80Percent", False, 40, _stream(79)),
+    Case("DeadLettersNotKept", True, 40, {NOT_KEPT: "0x5 7x20"}),
+    Case("DeadLettersNotKept", False, 40, {NOT_KEPT: "7x20"}),
     Case("Down", True, 30, {UP: "0x20"}),
     Case("Down", False, 30, {UP: "1x20"}),
 )
@@ -139,7 +176,7 @@ def test_rules_and_dashboard_are_about_metrics_that_there_are() -> None:
 
 def test_the_dashboard_is_one_that_grafana_imports() -> None:
     dashboard = json.loads(printed("dashboard"))
-    assert [panel["title"] for panel in dashboard["panels"]] == [panel.title for panel in PANELS]
+    assert [panel["title"] for panel in dashboard["panels"]] == [panel.title for panel in (*PANELS, *FLEET)]
     places = [panel["gridPos"] for panel in dashboard["panels"]]
     assert all(place["x"] + place["w"] <= 24 for place in places)
     assert len({(place["x"], place["y"]) for place in places}) == len(places)
@@ -195,15 +232,45 @@ def test_prometheus_scrapes_an_agent_and_every_query_of_the_dashboard_has_an_ans
                 uses = ((b"LOCAL", b"MISS"), (b"REMOTE", b"HIT"), (b"LOCAL", b"HIT"), (b"REMOTE", b"MISS"))
                 client.send(b"".join(EVENT % use for use in uses))
                 client.wait_settled(4)
-            for expression in (query for panel in PANELS for query in panel.queries.values()):
-                filled = re.sub(r"\$(job|instance)\b", ".*", expression)
-                filled = filled.replace("$__rate_interval", "1m").replace("$__range", "1h")
-                eventually(lambda asked=filled: server.query(asked), bool)  # type: ignore[misc]
+            _all_answered(server, PANELS)
             groups = server.ask("rules")["groups"]
-            assert len(groups) == 2
+            assert len(groups) == 3
             assert not [rule["lastError"] for group in groups for rule in group["rules"] if rule.get("lastError")]
             saved = "sum(artifacts_agent_cache_time_saved_seconds_total)"
             eventually(lambda: server.query(saved), lambda rows: float(rows[0]["value"][1]) == 0.01)
+
+
+def _all_answered(server: Prometheus, panels: Sequence[Panel]) -> None:
+    for expression in (query for panel in panels for query in panel.queries.values()):
+        filled = re.sub(r"\$(job|instance)\b", ".*", expression)
+        filled = filled.replace("$__rate_interval", "1m").replace("$__range", "1h")
+        eventually(lambda asked=filled: server.query(asked), bool)  # type: ignore[misc]
+
+
+def test_prometheus_scrapes_a_relay_and_every_query_of_a_fleet_has_an_answer(
+    tmp_path: Path, api_server: ApiServer
+) -> None:
+    target = f"127.0.0.1:{free_port()}"
+    with nats_cluster(tmp_path / "nats") as cluster:
+        config = tmp_path / "relay.toml"
+        config.write_text(
+            f'[relay]\nservers = "{cluster.urls[0]}"\nteam = "web"\n[metrics]\nlisten = "{target}"\n'
+            f'[api]\nurl = "{api_server.url}"\nmax_requests_per_minute = 600\n[batch]\nmax_delay = "50ms"\n'
+        )
+        command: list[str | Path] = [sys.executable, "-m", "agent.cli", "relay", "--config", config]
+        with running(command, clean_environment()) as relay, prometheus(tmp_path, target) as server:
+            relay.wait_for_line("(connected)")
+            asyncio.run(_publish(cluster))
+            _all_answered(server, FLEET)
+            delivered = 'artifacts_agent_fleet_events_total{team="web",outcome="delivered"}'
+            eventually(lambda: server.query(delivered), lambda rows: bool(rows) and rows[0]["value"][1] == "1")
+
+
+async def _publish(cluster: NatsCluster) -> None:
+    batch = Batch(Context(), encode_events([event("h")]), (Span(1, 2),))
+    engine = cluster.engine()
+    await engine.publish(names.events_subject("web", "linux"), batch.lines, message.encode(batch, "q"))
+    await engine.aclose()
 
 
 @pytest.mark.parametrize("what", ["alerts", "dashboard", "scrape"])
