@@ -9,10 +9,14 @@ A relay writes a request down before it makes it, so that events are delivered t
 
 Short-lived machines leave a queue each. One of which nothing was heard for FORGET_SECONDS is forgotten but for its sums. What
 counts is time in which events are settled, by the stream's own clock: none passes while the account is blocked, or no relay runs.
+
+Whoever holds the credential of a pool chooses its queues and the gaps in them, so what is kept of a subject is bounded as well:
+when it is more than MAX_KEPT, the queue of which was heard longest ago is forgotten. Events of a forgotten queue that come again
+count as new, and are delivered again: those of that subject alone.
 """
 
 import zlib
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -20,6 +24,7 @@ import msgspec
 from agent.fleet.engine import StreamState
 from agent.fleet.records import Intent, Part, Record, Released, Seen, Settled, event_count
 from agent.queue.cursor import Cursor, CursorState, Ledger, Outcome, Span, is_possible
+from agent.queue.record import MAX_SEQ
 
 MAX_OPEN_INTENTS = 10_000
 """Of so many it is known whether something closes them yet; what is older is in doubt for good."""
@@ -32,6 +37,13 @@ FORGET_SECONDS = (7 + 8) * DAY
 """Nothing of a queue comes again after `queue.max_age`, as it is unless set, and the age of the ledger stream's records.
 
 A queue that goes on after that counts as a new one, and what it had forwarded before as lost.
+"""
+
+MAX_KEPT = 60_000
+"""How much is kept of a subject: a queue counts one, a span that is settled beyond a gap one, 64 bytes of reasons for drops one.
+
+Of these a queue takes the most memory, 1.8 kB, so that a subject takes at most 110 MB. 4,000 short-lived machines a day fit. All
+relays have to fold by the same number: by another one they would forget other queues.
 """
 
 MAX_STEP = 3600.0
@@ -56,19 +68,42 @@ class LastSeen(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Forgotten(msgspec.Struct, array_like=True):
-    """The sums of the forgotten queues of a subject: settled events by outcome, what they forwarded, and dropped themselves."""
+    """The sums of the forgotten queues of a subject: settled events by outcome, what they forwarded, and dropped themselves.
+
+    `early` of them were forgotten because there was more than MAX_KEPT of the subject, the others because they were silent.
+    """
 
     queues: int = 0
     counts: dict[str, int] = {}
     forwarded: int = 0
     dropped: int = 0
     seen_at: float | None = None  # when the last of them gave a ledger
+    early: int = 0
+
+
+class _Kept:
+    """How much is kept of a subject, and of each of its queues: that of which was heard last comes last."""
+
+    __slots__ = ("queues", "size")
+
+    def __init__(self) -> None:
+        self.queues: OrderedDict[QueueKey, int] = OrderedDict()
+        self.size = 0
+
+    def set(self, key: QueueKey, size: int) -> None:
+        self.remove(key)
+        self.queues[key] = size
+        self.size += size
+
+    def remove(self, key: QueueKey) -> None:
+        self.size -= self.queues.pop(key, 0)
 
 
 class _Snapshot(msgspec.Struct, frozen=True, array_like=True):
     """Everything that a fold knows. What is added comes last and has a default.
 
-    `heard` has the times of the queues in `queues`, and then of those that are in `seen` alone.
+    `queues` are in the order in which was heard of them, and `heard` has the times. An older one has some in `seen` alone, whose
+    times come last.
     """
 
     version: int
@@ -106,7 +141,8 @@ class FleetLedger:
         self.forgotten: dict[str, Forgotten] = {}
         self._clock = 0.0  # seconds in which events were settled
         self._settled_at = 0.0  # the stream's time of the last record that settled some
-        self._heard: dict[QueueKey, float] = {}  # by the clock, what was heard of last comes last
+        self._heard: OrderedDict[QueueKey, float] = OrderedDict()  # by the clock, what was heard of last comes last
+        self._kept: dict[str, _Kept] = {}  # by subject
         self._cursors: dict[QueueKey, Cursor] = {}
         self._intents: dict[str, int] = {}
         self._doubted = 0
@@ -165,9 +201,8 @@ class FleetLedger:
         return sum(map(self._forwarded, self._heard)) + sum(each.forwarded for each in self.forgotten.values())
 
     def _forwarded(self, key: QueueKey) -> int:
-        cursor, seen = self._cursors.get(key), self.seen.get(key)
-        settled = cursor.next_seq - 1 - cursor.queued if cursor is not None else 0
-        return max(settled, seen.ledger.forwarded if seen is not None else 0)
+        cursor, seen = self._cursors[key], self.seen.get(key)
+        return max(cursor.next_seq - 1 - cursor.queued, seen.ledger.forwarded if seen is not None else 0)
 
     @property
     def queues(self) -> Sequence[QueueKey]:
@@ -189,7 +224,7 @@ class FleetLedger:
 
     def encode(self) -> bytes:
         """Return a snapshot of everything, to be continued from with the records behind `seq`."""
-        queues = [(key, cursor.state()) for key, cursor in self._cursors.items()]
+        queues = [(key, self._cursors[key].state()) for key in self._heard]
         state = _Snapshot(
             _VERSION,
             self.seq,
@@ -202,7 +237,7 @@ class FleetLedger:
             list(self.seen.items()),
             self._clock,
             self._settled_at,
-            [self._heard[key] for key in self._in_snapshot()],
+            list(self._heard.values()),
             self.forgotten,
             self._stream,
         )
@@ -230,27 +265,25 @@ class FleetLedger:
         found._intents = dict(state.intents)
         found._closed = dict.fromkeys(state.closed)
         found._clock, found._settled_at, found.forgotten = state.clock, state.settled_at, dict(state.forgotten)
-        keys = found._in_snapshot()
-        heard = state.heard or [state.clock] * len(keys)  # an older one has no times
-        if len(heard) != len(keys):
+        for key in found.seen:
+            found._cursors.setdefault(key, Cursor())
+        heard = state.heard or [state.clock] * len(found._cursors)  # an older one has no times
+        if len(heard) != len(found._cursors):
             return None
-        found._heard = dict(sorted(zip(keys, heard, strict=True), key=lambda each: each[1]))
+        found._heard.update(sorted(zip(found._cursors, heard, strict=True), key=lambda each: each[1]))
+        for key in list(found._heard):
+            found._measure(key)
         return found
-
-    def _in_snapshot(self) -> list[QueueKey]:
-        return [*self._cursors, *[key for key in self.seen if key not in self._cursors]]
 
     def _settle(self, record: Settled) -> None:
         fresh = 0
         for part in record.parts:
             key = QueueKey(part.subject, part.queue)
-            self._hear(key)
-            cursor = self._cursors.get(key)
-            if cursor is None:
-                cursor = self._cursors[key] = Cursor()
+            cursor = self._hear(key)
             if part.spans:
                 cursor.next_seq = max(cursor.next_seq, part.spans[-1].stop)
                 fresh += cursor.settle(part.spans, record.outcome)
+            self._measure(key)
         self.sums[record.outcome] += fresh
         if record.id is None:
             return
@@ -279,10 +312,26 @@ class FleetLedger:
             before = self.seen.get(key)
             if before is None or before.ledger.accepted <= each.ledger.accepted:
                 self.seen[key] = LastSeen(each.ledger, record.at)
+            self._measure(key)
 
-    def _hear(self, key: QueueKey) -> None:
-        self._heard.pop(key, None)
+    def _hear(self, key: QueueKey) -> Cursor:
         self._heard[key] = self._clock
+        self._heard.move_to_end(key)
+        cursor = self._cursors.get(key)
+        if cursor is None:
+            cursor = self._cursors[key] = Cursor()
+        return cursor
+
+    def _measure(self, key: QueueKey) -> None:
+        """Note how much is kept of a queue of which was just heard, and forget what is too much for its subject."""
+        size = 1 + self._cursors[key].settled_beyond
+        if key in self.seen:
+            size += len(_encode(self.seen[key].ledger.dropped)) // 64
+        kept = self._kept.setdefault(key.subject, _Kept())
+        kept.set(key, size)
+        while kept.size > MAX_KEPT:
+            self._forget(key if size > MAX_KEPT else next(iter(kept.queues)))
+            self.forgotten[key.subject].early += 1
 
     def _pass_time(self, now: float) -> None:
         """Let time pass up to a record that settles events, and forget the queues of which nothing was heard for too long."""
@@ -296,12 +345,13 @@ class FleetLedger:
         """Keep no more of a queue than its sums."""
         into = self.forgotten.setdefault(key.subject, Forgotten())
         into.queues += 1
-        into.forwarded += self._forwarded(key)
+        # What queues say of themselves may be anything, and a snapshot takes no larger numbers.
+        into.forwarded = min(into.forwarded + self._forwarded(key), MAX_SEQ)
         for outcome, count in self.counts(key).items():
             into.counts[outcome] = into.counts.get(outcome, 0) + count
         seen = self.seen.pop(key, None)
         if seen is not None:
-            into.dropped += sum(seen.ledger.dropped.values())
+            into.dropped = min(into.dropped + sum(seen.ledger.dropped.values()), MAX_SEQ)
             into.seen_at = seen.at if into.seen_at is None else max(into.seen_at, seen.at)
-        self._cursors.pop(key, None)
-        del self._heard[key]
+        self._kept[key.subject].remove(key)
+        del self._cursors[key], self._heard[key]

@@ -45,7 +45,12 @@ class TeamStatus(NamedTuple):
             "whole": found.is_whole,
             "oldest_event_at": _iso(found.oldest_event_at),
             "pools": {
-                subject: {**vars(pool.counts), "queues": pool.queues, "seen_at": _iso(pool.seen_at)}
+                subject: {
+                    **vars(pool.counts),
+                    "queues": pool.queues,
+                    "forgotten_early": pool.forgotten_early,
+                    "seen_at": _iso(pool.seen_at),
+                }
                 for subject, pool in found.pools.items()
             },
         }

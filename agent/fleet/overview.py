@@ -6,20 +6,30 @@ What a runner forwarded is known from the ledger that it sends now and then, so 
 sent the next one.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from msgspec.msgpack import encode
 
 from agent.fleet import names
 from agent.fleet.accounting import FleetLedger, Forgotten, QueueKey
 from agent.fleet.engine import Engine, EngineError
 from agent.fleet.message import Events, InvalidMessageError, decode
 from agent.fleet.records import Part, decode_record
-from agent.queue.cursor import Cursor, Ledger, Outcome
+from agent.queue.cursor import Ledger, Outcome, Span, union
 
 READ_RECORDS = 1000
 READ_SECONDS = 5.0
 MAX_MESSAGES = 100_000
 """So many messages of the stream are looked at; of more, `Overview.is_whole` says that there are."""
+
+MAX_SPANS = 250_000
+"""At most so many spans of a subject's messages are looked at, 40 MB: whoever has a pool's credential can publish any number.
+
+A message counts as one more, and 64 bytes of the ledger that it brings as one.
+"""
 
 
 @dataclass
@@ -43,10 +53,14 @@ class Counts:
 
 @dataclass
 class Pool:
-    """The runners that publish on one subject: how many queues were seen, and when the last one said how it is doing."""
+    """The runners that publish on one subject: how many queues were seen, and when the last one said how it is doing.
+
+    `forgotten_early` of the queues relays have forgotten, as there was too much to be kept of the subject.
+    """
 
     counts: Counts = field(default_factory=Counts)
     queues: int = 0
+    forgotten_early: int = 0
     seen_at: float | None = None
 
 
@@ -64,56 +78,70 @@ class Overview:
 
 
 class InStream:
-    """The events that messages in the stream hold, each once, whoever published it how often."""
+    """What messages in the stream say: their events, each once, whoever published it how often.
+
+    Of a subject that says too much `is_whole` is False, and its further messages are only counted.
+    """
 
     def __init__(self) -> None:
         self.messages = 0
         self.unreadable = 0
-        self.oldest_event_at: float | None = None
         self.seen: dict[QueueKey, Ledger] = {}
-        self._cursors: dict[QueueKey, Cursor] = {}
+        self.is_whole = True
+        self._said: list[tuple[Part, float | None]] = []
+        self._sizes: Counter[str] = Counter()
 
-    def add(self, subject: str, events: Events | None, ledger: FleetLedger) -> None:
-        """Take a message, None for one that says nothing; what `ledger` has as settled is not in the stream any more."""
+    def add(self, subject: str, events: Events | None) -> None:
+        """Take a message, None for one that says nothing."""
         self.messages += 1
         if events is None:
             self.unreadable += 1
             return
+        size = 1 + len(events.spans) + (len(encode(events.ledger)) // 64 if events.ledger is not None else 0)
+        if self._sizes[subject] + size > MAX_SPANS:
+            self.is_whole = False
+            return
+        self._sizes[subject] += size
         key = QueueKey(subject, events.queue)
         before = self.seen.get(key)
         if events.ledger is not None and (before is None or before.accepted <= events.ledger.accepted):
             self.seen[key] = events.ledger
-        left = ledger.unsettled(Part(subject, events.queue, events.spans))
-        if not left:
-            return
-        cursor = self._cursors.setdefault(key, Cursor())
-        cursor.next_seq = max(cursor.next_seq, left[-1].stop)
-        cursor.settle(left, Outcome.FORWARDED)
-        if events.enqueued_at is not None:
-            self.oldest_event_at = min(self.oldest_event_at or events.enqueued_at, events.enqueued_at)
+        self._said.append((Part(subject, events.queue, events.spans), events.enqueued_at))
 
-    @property
-    def queues(self) -> Sequence[QueueKey]:
-        """The queues of which there are events or ledgers."""
-        return sorted(self._cursors.keys() | self.seen.keys())
+    def left(self, ledger: FleetLedger) -> "Left":
+        """Return which events there are: what `ledger` has as settled is not in the stream any more."""
+        spans: dict[QueueKey, list[Span]] = {}
+        times: list[float] = []
+        for part, enqueued_at in self._said:
+            found = ledger.unsettled(part)
+            if found:
+                spans.setdefault(QueueKey(part.subject, part.queue), []).extend(found)
+                times += [enqueued_at] if enqueued_at is not None else []
+        counts = {key: sum([span.length for span in union(each)]) for key, each in spans.items()}
+        return Left(counts, min(times, default=None))
 
-    def count(self, key: QueueKey) -> int:
-        """Return how many events of a queue there are."""
-        cursor = self._cursors.get(key)
-        return 0 if cursor is None else cursor.state().counts.get(Outcome.FORWARDED, 0)
+
+class Left(NamedTuple):
+    """How many events of each queue are in the stream, and when the oldest was enqueued, in seconds since the epoch."""
+
+    counts: dict[QueueKey, int]
+    oldest_event_at: float | None
 
 
 def account(ledger: FleetLedger, stream: InStream) -> Overview:
     """Return where the events are that a ledger and a stream know of."""
+    left = stream.left(ledger)
     found = Overview(
         in_doubt=ledger.in_doubt,
         messages=stream.messages,
         unreadable=stream.unreadable,
-        oldest_event_at=stream.oldest_event_at,
+        oldest_event_at=left.oldest_event_at,
+        is_whole=stream.is_whole,
     )
-    for key in sorted({*ledger.queues, *stream.queues}):
+    for key in sorted({*ledger.queues, *left.counts, *stream.seen}):
         pool = found.pools.setdefault(key.subject, Pool())
-        counts, seen = _counts(key, ledger, stream), ledger.seen.get(key)
+        seen, in_stream = ledger.seen.get(key), left.counts.get(key, 0)
+        counts = _counts(ledger.counts(key), in_stream, seen.ledger if seen is not None else None, stream.seen.get(key))
         pool.queues += 1
         pool.counts.add(counts)
         found.counts.add(counts)
@@ -123,6 +151,7 @@ def account(ledger: FleetLedger, stream: InStream) -> Overview:
         pool = found.pools.setdefault(subject, Pool())
         counts = _forgotten_counts(forgotten)
         pool.queues += forgotten.queues
+        pool.forgotten_early = forgotten.early
         pool.counts.add(counts)
         found.counts.add(counts)
         if forgotten.seen_at is not None:
@@ -142,12 +171,10 @@ def _forgotten_counts(forgotten: Forgotten) -> Counts:
     )
 
 
-def _counts(key: QueueKey, ledger: FleetLedger, stream: InStream) -> Counts:
-    settled, in_stream = ledger.counts(key), stream.count(key)
+def _counts(settled: Mapping[str, int], in_stream: int, *said: Ledger | None) -> Counts:
+    """Return the numbers of a queue, which has said these things of itself."""
     known = sum(settled.values()) + in_stream
-    last = ledger.seen.get(key)
-    said = [each for each in (last.ledger if last is not None else None, stream.seen.get(key)) if each is not None]
-    own = max(said, key=lambda each: each.accepted, default=None)
+    own = max([each for each in said if each is not None], key=lambda each: each.accepted, default=None)
     forwarded = max(known, own.forwarded if own is not None else 0)
     return Counts(
         forwarded=forwarded,
@@ -165,30 +192,27 @@ def _counts(key: QueueKey, ledger: FleetLedger, stream: InStream) -> Counts:
 async def look(engine: Engine, team: str, snapshot: bytes | None) -> Overview:
     """Return how a team is doing: reads its ledger from a snapshot on, and the stream. Raises EngineError."""
     # The stream first: what is settled meanwhile is in the ledger. And once more: what came meanwhile may be in a ledger, too.
-    messages, after = await _read_stream(engine, team, 0)
-    ledger = await read_ledger(engine, team, snapshot)
-    newer, _ = await _read_stream(engine, team, after)
     stream = InStream()
-    for subject, events in (*messages, *newer):
-        stream.add(subject, events, ledger)
+    after = await _read_stream(engine, team, stream, 0)
+    ledger = await read_ledger(engine, team, snapshot)
+    await _read_stream(engine, team, stream, after)
     overview = account(ledger, stream)
-    overview.is_whole = len(messages) < MAX_MESSAGES
+    overview.is_whole &= stream.messages < MAX_MESSAGES
     return overview
 
 
-async def _read_stream(engine: Engine, team: str, after: int) -> tuple[list[tuple[str, Events | None]], int]:
-    """Return what the messages behind a number say, without their lines, and the number of the last one."""
-    found: list[tuple[str, Events | None]] = []
-    while len(found) < MAX_MESSAGES and (
+async def _read_stream(engine: Engine, team: str, stream: InStream, after: int) -> int:
+    """Take the messages behind a number, and return that of the last one."""
+    while stream.messages < MAX_MESSAGES and (
         message := await engine.next_stored(names.EVENTS, names.team_events(team), after)
     ):
         try:
-            events = decode(message.headers, message.body)._replace(lines=b"")
+            events = decode(message.headers, message.body)
         except InvalidMessageError:
             events = None
-        found.append((message.subject, events))
+        stream.add(message.subject, events)
         after = message.seq
-    return found, after
+    return after
 
 
 async def read_ledger(engine: Engine, team: str, snapshot: bytes | None) -> FleetLedger:

@@ -70,6 +70,10 @@ def _notes(status: TeamStatus, now: float) -> Iterator[Text]:
         yield rendered(f"paused for {duration(now - pause.since)}: {pause.message or pause.reason}", style="yellow")
     if found.counts.lost:
         yield rendered(f"{amount(found.counts.lost, 'event')} lost in the engine", style="bold red")
+    for subject, pool in sorted(found.pools.items()):
+        if pool.forgotten_early:
+            text = f"{_pool(subject)} had too much to be kept: {amount(pool.forgotten_early, 'queue')} forgotten early"
+            yield rendered(text, style="yellow")
     if found.unreadable:
         yield rendered(f"{amount(found.unreadable, 'message')} that no agent wrote", style="yellow")
     if not found.is_whole:

@@ -13,7 +13,8 @@ from agent.fleet import accounting
 from agent.fleet.accounting import FleetLedger, Forgotten, LastSeen, QueueKey
 from agent.fleet.overview import InStream, account
 from agent.fleet.records import Intent, Part, QueueLedger, Record, Released, Seen, Settled
-from agent.queue.cursor import Ledger, Outcome, Span
+from agent.queue.cursor import DROP_REASONS, Ledger, Outcome, Span
+from agent.queue.record import MAX_SEQ
 
 SUBJECT = "aa.e.web.linux"
 EPOCH = 1_750_000_000.0
@@ -152,6 +153,48 @@ def test_a_queue_that_is_silent_for_long_is_forgotten_but_for_its_sums() -> None
     again = FleetLedger.decode(ledger.encode())
     assert again is not None
     assert (again.forgotten, again.queues, again.encode()) == (ledger.forgotten, ledger.queues, ledger.encode())
+
+
+def test_what_forgotten_queues_claimed_fits_into_a_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accounting, "MAX_KEPT", 1)
+    claim = Ledger(MAX_SEQ, 0, 0, {"a": MAX_SEQ, "b": MAX_SEQ}, 0, forwarded=MAX_SEQ)
+    ledger = fold(*[seen(queue, claim, 1.0) for queue in "abcd"])
+    assert ledger.forgotten == {SUBJECT: Forgotten(3, {}, MAX_SEQ, MAX_SEQ, 1.0, early=3)}
+    again = FleetLedger.decode(ledger.encode())
+    assert again is not None
+    assert again.forgotten == ledger.forgotten
+
+
+def gaps(queue: str, count: int, subject: str = SUBJECT) -> Settled:
+    """Return a record that leaves so many spans beyond a gap."""
+    return Settled(OUTCOMES[0], (Part(subject, queue, tuple(Span(at, at + 1) for at in range(2, 2 + 2 * count, 2))),))
+
+
+def test_of_too_many_queues_of_a_subject_those_are_forgotten_of_which_was_heard_longest_ago(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(accounting, "MAX_KEPT", 10)
+    ledger = fold(*[gaps(queue, 2) for queue in "abcad"], *[gaps(queue, 8, "aa.e.web.mac") for queue in "a"])
+    assert ledger.queues == [*[QueueKey(SUBJECT, queue) for queue in "acd"], QueueKey("aa.e.web.mac", "a")]
+    assert ledger.forgotten == {SUBJECT: Forgotten(1, {"delivered": 2}, 2, 0, None, early=1)}
+    assert ledger.sums == {"delivered": 4 * 2 + 8}
+
+
+def test_a_queue_of_too_many_gaps_is_forgotten_and_no_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accounting, "MAX_KEPT", 10)
+    ledger = fold(gaps("a", 2), gaps("b", 2), gaps("c", 10))
+    assert ledger.queues == [QueueKey(SUBJECT, queue) for queue in "ab"]
+    ledger.apply(gaps("c", 2), 4)
+    assert ledger.unsettled(part(1, 4, "c")) == [Span(1, 2), Span(3, 4)]
+    assert ledger.sums == {"delivered": 2 + 2 + 10 + 2}  # it counts as a new one
+
+
+def test_a_ledger_of_many_reasons_counts_as_several_queues(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accounting, "MAX_KEPT", 10)
+    many = Ledger(9, 0, 0, {f"reason {number}": 1 for number in range(100)}, 0)
+    assert fold(seen("q1", many, 1.0)).queues == []
+    few = Ledger(9, 0, 0, dict.fromkeys(DROP_REASONS[:4], 1), 0)
+    assert len(fold(*[seen(queue, few, 1.0) for queue in "abcdefghij"]).queues) == 10
 
 
 def test_while_nothing_is_settled_no_time_passes() -> None:
@@ -306,3 +349,51 @@ def test_no_interleaving_of_relays_and_no_repeat_of_records_changes_the_sums(
     assert ledger.sums["delivered"] == len(times)
     repeats = sum(count - 1 for count in times.values())
     assert ledger.in_doubt >= repeats
+
+
+class Kept:
+    """What is kept of subjects, event by event: the bound of `accounting.MAX_KEPT`."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.queues: list[tuple[str, str]] = []  # that of which was heard last comes last
+        self.settled: dict[tuple[str, str], set[int]] = {}
+
+    def size(self, key: tuple[str, str]) -> int:
+        """Return what a queue counts: itself, and its runs of settled events but for the one that begins with the first."""
+        events = self.settled[key]
+        return 1 + sum(number - 1 not in events for number in events if number > 1)
+
+    def apply(self, record: Settled) -> None:
+        """Settle what the record settles, and forget what is too much."""
+        for each in record.parts:
+            key = each.subject, each.queue
+            self.settled.setdefault(key, set()).update(number for span in each.spans for number in range(*span))
+            self.queues = [*(other for other in self.queues if other != key), key]
+            while sum(map(self.size, of := [other for other in self.queues if other[0] == each.subject])) > self.most:
+                gone = key if self.size(key) > self.most else of[0]
+                self.queues.remove(gone)
+                del self.settled[gone]
+
+
+@given(
+    st.lists(st.builds(Settled, st.sampled_from(OUTCOMES), parts), max_size=20), st.integers(1, 6), st.integers(0, 20)
+)
+def test_what_is_forgotten_for_being_too_much_is_of_its_subject_wherever_a_snapshot_is_taken(
+    stream: Sequence[Settled], most: int, taken_at: int
+) -> None:
+    naive, ledger = Kept(most), FleetLedger()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(accounting, "MAX_KEPT", most)
+        for seq, record in enumerate(stream, 1):
+            naive.apply(record)
+            ledger.apply(record, seq, EPOCH + seq // 3)
+            if seq == taken_at:
+                again = FleetLedger.decode(ledger.encode())
+                assert again is not None
+                ledger = again
+    assert [(key.subject, key.queue) for key in ledger.queues] == sorted(naive.queues)
+    for key in ledger.queues:
+        left = [number for span in ledger.unsettled(part(1, 40, key.queue, key.subject)) for number in range(*span)]
+        assert left == [number for number in range(1, 40) if number not in naive.settled[key.subject, key.queue]]
+    assert ledger.forwarded == ledger.sums.total()

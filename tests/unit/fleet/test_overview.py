@@ -3,11 +3,15 @@
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from agent.cli.views.fleet import fleet_screen
 from agent.delivery.batching import Batch
 from agent.events import Context, encode_events
-from agent.fleet import message, names
+from agent.fleet import accounting, message, names, overview
 from agent.fleet.accounting import FleetLedger
+from agent.fleet.engine import ConsumerState
+from agent.fleet.inspection import TeamStatus
 from agent.fleet.overview import Counts, Overview, look
 from agent.fleet.records import Intent, Part, QueueLedger, Seen, Settled, encode_record
 from agent.queue.cursor import Ledger, Outcome, Span
@@ -135,3 +139,39 @@ async def test_what_was_settled_stays_so_when_the_ledger_is_made_anew(records: i
     fleet.broker.renew(names.LEDGER)
     fleet.record(*(settled(Outcome.DELIVERED, LINUX, "q1", Span(seq, seq + 1)) for seq in range(1, records + 1)))
     assert (await fleet.look(before.encode())).counts == Counts(9 + records, 9 + records)
+
+
+async def test_a_pool_that_publishes_too_much_is_looked_at_up_to_a_bound_and_costs_others_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(overview, "MAX_SPANS", 9)
+    fleet = Fleet()
+    for number in range(1, 9):
+        fleet.publish(LINUX, f"q{number}", Span(1, 6))  # each counts two
+        fleet.publish(MAC, "q1", Span(10 * number, 10 * number + 1)) if number <= 4 else None
+    found = await fleet.look()
+    assert (found.messages, found.is_whole) == (12, False)
+    assert (found.pools[LINUX].queues, found.pools[LINUX].counts) == (4, Counts(forwarded=20, in_stream=20))
+    assert found.pools[MAC].counts == Counts(forwarded=4, in_stream=4)
+
+
+async def test_ledgers_of_many_reasons_count_as_more_than_a_span(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overview, "MAX_SPANS", 9)
+    fleet = Fleet()
+    many = Ledger(9, 0, 0, {f"a reason {number}": 1 for number in range(40)}, 0, forwarded=9)
+    fleet.publish(LINUX, "q1", Span(1, 6), many)
+    found = await fleet.look()
+    assert (found.pools, found.is_whole) == ({}, False)
+
+
+async def test_it_is_said_that_queues_of_a_pool_were_forgotten_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accounting, "MAX_KEPT", 2)
+    fleet = Fleet()
+    fleet.record(*[settled(Outcome.DELIVERED, LINUX, f"q{number}", Span(1, 3)) for number in range(5)])
+    found = await fleet.look()
+    assert (found.pools[LINUX].queues, found.pools[LINUX].forgotten_early) == (5, 3)
+    assert found.counts == Counts(forwarded=10, delivered=10)
+    console = Console(width=200)
+    with console.capture() as said:
+        console.print(fleet_screen("web", TeamStatus(found, ConsumerState(0, 0, 1, None), None), NOW))
+    assert "linux had too much to be kept: 3 queues forgotten early" in said.get()
