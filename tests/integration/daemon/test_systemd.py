@@ -25,6 +25,7 @@ from agent.ingest import sockets
 from tests.support import seccomp, units
 from tests.support.api_server import Answer, ApiServer, error
 from tests.support.daemon import TOKEN
+from tests.support.documents import blocks, read
 from tests.support.recordings import encode
 from tests.support.service_manager import ManagedDaemon, Notifications
 from tests.support.tools import missing, require_tool
@@ -39,6 +40,15 @@ WATCHDOG_SECONDS = 3.0
 
 def test_systemd_has_nothing_to_say_about_the_units() -> None:
     result = units.analyze("verify", units.SERVICE, units.SOCKET)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["page", "relay"])
+def test_systemd_has_nothing_to_say_about_the_services_that_the_page_describes(tmp_path: Path, index: int) -> None:
+    described = blocks(read("systemd/README.md"), "ini")[index]
+    unit = tmp_path / "described.service"
+    unit.write_text(described.replace("/usr/local/bin/artifacts-agent", "/bin/true"))
+    result = units.analyze("verify", unit)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
