@@ -21,34 +21,19 @@ from agent.delivery.batching import Batch, BatchOptions, Piece
 from agent.delivery.ready import ReadyBatches
 from agent.delivery.sampling import find_sample
 from agent.delivery.transport import Kind, Verdict
-from agent.fleet import dead, message, names
-from agent.fleet.accounting import QueueKey
+from agent.fleet import dead
 from agent.fleet.engine import EngineError, Message
+from agent.fleet.fetching import MAX_HELD_EVENTS, Fetcher
 from agent.fleet.following import LedgerFollower
-from agent.fleet.held import Held, HeldMessages
-from agent.fleet.message import Events, InvalidMessageError
-from agent.fleet.records import Intent, Part, QueueLedger, Released, Seen, Settled, encode_record
+from agent.fleet.held import Held
+from agent.fleet.records import Intent, Part, Released, Settled, encode_record
 from agent.fleet.shared import SharedTurns
-from agent.fleet.writing import LOG_INTERVAL, RETRY_SECONDS, FleetWriter
+from agent.fleet.writing import FleetWriter
 from agent.queue.cursor import Outcome, Pause, Span
 from agent.queue.dead_letters import DeadLetter
-from agent.runtime import Broadcast, Runtime, Wakeup
-from agent.throttle import Throttle
+from agent.runtime import Runtime, Wakeup
 
-FETCH_MESSAGES = 32
-FETCH_SECONDS = 1.0
-EXTEND_SECONDS = 10.0
-ACK_WAIT = 30.0
-"""After so many seconds without an answer the engine gives a message to somebody else: a setting of the consumer."""
-
-SAFE_SECONDS = 5.0
-"""So many seconds before that a message counts as lost to others."""
-
-MAX_HELD_EVENTS = 4000
 INTENT_SECONDS = 10.0
-LATER_SECONDS = 60.0
-COPY_SECONDS = 10.0
-STOP_SECONDS = 3.0
 MAX_SHOWN_BYTES = 300
 _RECORD_MARGIN = 1024  # what a record may grow by until its request is settled
 
@@ -63,7 +48,7 @@ class _Request(NamedTuple):
 class StreamBacklog:
     """The events of a team that wait in the engine; see `agent.delivery.backlog.Backlog`. It fetches while `run` runs.
 
-    `settled` counts what this relay has settled, by outcome, `unreadable` the messages that said nothing.
+    `settled` counts what this relay has settled, by outcome.
     """
 
     def __init__(
@@ -80,24 +65,16 @@ class StreamBacklog:
         self._follower = follower
         self._turns = turns
         self._runtime = runtime
-        self._max_held = max_held
+        self._fetcher = Fetcher(writer, follower, runtime, max_held)
+        self._held = self._fetcher.held
         self._log = structlog.get_logger("agent.fleet")
-        self._throttle = Throttle(LOG_INTERVAL)
-        self._held = HeldMessages()
         self._ready = ReadyBatches(options)
-        self._fresh: deque[Held] = deque()  # not in batches yet
         self._expired: deque[Held] = deque()  # to be settled as that
         self._done: deque[Message] = deque()  # to be acknowledged
         self._tending = Wakeup()
         self._requests: dict[int, _Request] = {}  # by the first number of the batch that is under way
-        self._stopping = False
-        self._fetching = False
-        self._idle = False
-        self._fetched_at = float("-inf")
-        self._per_message = 1.0
-        self.changed = Broadcast()
+        self.changed = self._fetcher.changed
         self.settled: Counter[str] = Counter()
-        self.unreadable = 0
 
     @property
     def storage_error(self) -> str | None:
@@ -112,6 +89,11 @@ class StreamBacklog:
     def remember(self, pause: Pause | None) -> None:
         """See `Backlog`: for all relays."""
         self._turns.remember(pause)
+
+    @property
+    def unreadable(self) -> int:
+        """How many messages said nothing."""
+        return self._fetcher.unreadable
 
     @property
     def dead_not_kept(self) -> int:
@@ -129,10 +111,10 @@ class StreamBacklog:
         """See `Backlog`."""
         await anyio.lowlevel.checkpoint()
         now = anyio.current_time()
-        self._let_lapsed_go(now)
+        self._fetcher.let_lapsed_go(now)
         self._ready.raise_limit(limit)
-        while self._fresh and not self._ready:
-            self._form(self._fresh.popleft(), now)
+        while self._fetcher.fresh and not self._ready:
+            self._form(self._fetcher.fresh.popleft(), now)
         if not self._ready:
             self._ready.close_filled(limit)
             self._ready.close_due(now, at_once=at_once)
@@ -146,9 +128,9 @@ class StreamBacklog:
         """See `Backlog`. What is held comes in question."""
         await anyio.lowlevel.checkpoint()
         now = anyio.current_time()
-        self._let_lapsed_go(now)
-        while self._fresh:
-            self._form(self._fresh.popleft(), now)
+        self._fetcher.let_lapsed_go(now)
+        while self._fetcher.fresh:
+            self._form(self._fetcher.fresh.popleft(), now)
         self._ready.close_due(now, at_once=True)
         found = find_sample(self._ready.newest_first(), refused)
         if found is None:
@@ -160,7 +142,7 @@ class StreamBacklog:
     @property
     def due_at(self) -> float:
         """See `Backlog`."""
-        return float("-inf") if self._ready or self._fresh else self._ready.due_at
+        return float("-inf") if self._ready or self._fetcher.fresh else self._ready.due_at
 
     def put_back(self, *batches: Batch) -> None:
         """See `Backlog`."""
@@ -168,13 +150,13 @@ class StreamBacklog:
 
     def holds(self, batch: Batch) -> bool:
         """See `Backlog`: a message whose time has run out may be somebody else's."""
-        self._let_lapsed_go(anyio.current_time())
+        self._fetcher.let_lapsed_go(anyio.current_time())
         return self._held.holds(batch.spans)
 
     def rewind(self) -> None:
         """See `Backlog`: begins again with what is held."""
         self._ready.clear()
-        self._fresh = deque([held for held in self._held if held.checked])
+        self._fetcher.fresh = deque([held for held in self._held if held.checked])
 
     def _form(self, held: Held, now: float) -> None:
         """Put what nothing has settled of a message into batches; have it end if nothing is left, and expire if it is too old."""
@@ -206,12 +188,6 @@ class StreamBacklog:
             Piece(held.events.context, None, span, held.lines(span), held.events.enqueued_at)
             for held, span in self._held.pieces(spans)
         ]
-
-    def _let_lapsed_go(self, now: float) -> None:
-        for held in self._held:
-            if now - held.kept_at > ACK_WAIT - SAFE_SECONDS:
-                self._held.drop(held)
-                self._complain("message_held_too_long", seq=held.message.seq)
 
     # Requests
 
@@ -263,12 +239,8 @@ class StreamBacklog:
     async def _forget(self, spans: Sequence[Span]) -> None:
         """Settle these numbers here, and acknowledge the messages of which nothing is left."""
         for held in self._held.settle(spans):
-            await self._ack(held.message)
+            await self._writer.ack(held.message)
         self.changed.notify_all()
-
-    async def _ack(self, found: Message) -> None:
-        with suppress(EngineError):  # it comes again, and the ledger says that it is settled
-            await self._engine.ack(found)
 
     async def keep_dead_letter(self, batch: Batch, verdict: Verdict) -> None:
         """See `Backlog`: it goes to AA_DEAD."""
@@ -284,165 +256,49 @@ class StreamBacklog:
     async def purge(self) -> int:
         """See `Backlog`: also what is fetched meanwhile, until nothing comes."""
         count = 0
-        while len(self._held) or not self._idle:
+        while len(self._held) or not self._fetcher.idle:
             for held in self._held:
                 left = self._held.unsettled(held.span)
                 await self._settle(self._held.parts(left), Outcome.PURGED)
                 count += sum([span.length for span in left])
                 await self._forget([held.span])
-            if not len(self._held) and not self._idle:
+            if not len(self._held) and not self._fetcher.idle:
                 await self.changed.wait()
         self.rewind()
         return count
 
-    # Fetching
+    # Running
 
     async def run(self) -> None:
         """Fetch, and keep what is held, until cancelled."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._fetch)
-            tasks.start_soon(self._extend)
+            tasks.start_soon(self._fetcher.run)
             tasks.start_soon(self._tend)
 
     async def release(self) -> None:
         """Fetch no more, and let others have at once what is held; nothing may be under way."""
-        self._stopping = True
-        self.changed.notify_all()
-        with anyio.move_on_after(STOP_SECONDS):
-            while self._fetching:
-                await self.changed.wait()
+        await self._fetcher.stop()
         for held in self._held:
             self._held.drop(held)
             with suppress(EngineError):  # then they have it when its time has run out
                 await self._engine.release(held.message)
         self.rewind()
 
-    async def _fetch(self) -> None:
-        consumer = names.consumer(self._writer.team)
-        self._fetching = True
-        while not self._stopping:
-            room = self._max_held - self._held.event_count
-            if room <= 0:
-                await self.changed.wait(seconds=FETCH_SECONDS)
-                continue
-            most = min(FETCH_MESSAGES, max(int(room / self._per_message), 1))
-            try:
-                found = await self._engine.fetch(names.EVENTS, consumer, most=most, seconds=FETCH_SECONDS)
-            except EngineError as error:
-                self._writer.note_error("a fetch", str(error))
-                await anyio.sleep(RETRY_SECONDS)
-                continue
-            self._writer.note_success("a fetch")
-            await self._take_in(found, anyio.current_time())
-            self._idle = not found
-            self.changed.notify_all()
-        self._fetching = False
-        self.changed.notify_all()
-
-    async def _take_in(self, found: Sequence[Message], now: float) -> None:
-        """Hold messages that came at `now`, once the ledger says what of them is settled."""
-        if now - self._fetched_at > SAFE_SECONDS:  # some may have waited on this side of the connection
-            for each in found:
-                await self._more_time(each)
-        self._fetched_at = now
-        readable = [(each, events) for each in found if (events := await self._read(each)) is not None]
-        await self._write_ledgers(readable)
-        new = [held for each, events in readable if (held := await self._hold(each, events, now)) is not None]
-        if new:
-            await self._follower.catch_up()
-        for held in new:
-            held.checked = True
-            self._fresh.append(held)
-
-    async def _read(self, found: Message) -> Events | None:
-        """Return what a message says; None if it is held, or says nothing."""
-        known = self._held.at(found.seq)
-        if known is not None and known.message[:3] == found[:3]:  # more time was asked for in vain
-            known.message, known.kept_at = found, anyio.current_time()
-            return None
-        if known is not None:  # the stream was made anew, and counts from 1 again: that one is gone from it
-            self._held.drop(known)
-        try:
-            return message.decode(found.headers, found.body)
-        except InvalidMessageError as error:
-            await self._put_aside(found, str(error))
-            return None
-
-    async def _write_ledgers(self, found: Sequence[tuple[Message, Events]]) -> None:
-        """Write down what queues say of themselves, all in one record, before their messages can go."""
-        ledgers = {QueueKey(each.subject, events.queue): events.ledger for each, events in found if events.ledger}
-        known = self._follower.ledger.seen
-        new = [
-            QueueLedger(key.subject, key.queue, ledger)
-            for key, ledger in ledgers.items()
-            if key not in known or known[key].ledger != ledger
-        ]
-        if new:
-            record, name = Seen(tuple(new), self._runtime.wall_clock()), self._writer.new_id()
-            await self._writer.insist("a ledger", partial(self._writer.write, record, name))
-
-    async def _hold(self, found: Message, events: Events, now: float) -> Held | None:
-        """Hold a message that came at `now`; None if there is nothing to be delivered, or not now."""
-        if not events.event_count:
-            await self._ack(found)
-            return None
-        if self._held.overlaps(Part(found.subject, events.queue, events.spans)):
-            with suppress(EngineError):  # a copy: it comes again when these are settled
-                await self._engine.release(found, COPY_SECONDS)
-            return None
-        self._per_message += 0.1 * (events.event_count - self._per_message)
-        return self._held.add(found, events, now)
-
-    async def _put_aside(self, found: Message, error: str) -> None:
-        """Move a message that says nothing to AA_DEAD, or let it come again if the engine fails: nobody waits for it."""
-        self._complain("message_unreadable", seq=found.seq, subject=found.subject, error=error)
-        try:
-            await self._writer.keep_dead(*dead.of_message(found, error, self._engine.max_payload))
-        except EngineError as failure:
-            self._writer.note_error("a dead letter", str(failure))
-            with suppress(EngineError):
-                await self._engine.release(found, LATER_SECONDS)
-            return
-        self._writer.note_success("a dead letter")
-        self.unreadable += 1
-        await self._ack(found)
-
-    async def _extend(self) -> None:
-        while True:
-            await anyio.sleep(EXTEND_SECONDS)
-            for held in self._held:
-                now = anyio.current_time()
-                if held in self._held and await self._more_time(held.message):
-                    held.kept_at = now
-
-    async def _more_time(self, found: Message) -> bool:
-        try:
-            await self._engine.extend(found)
-        except EngineError as error:
-            self._complain("message_not_extended", error=str(error))
-            return False
-        return True
-
     async def _tend(self) -> None:
         """Acknowledge messages of which nothing is left, and settle those that are too old."""
         while True:
             await self._tending.wait()
             while self._done:
-                await self._ack(self._done.popleft())
+                await self._writer.ack(self._done.popleft())
             while self._expired:
                 held = self._expired.popleft()
                 if held not in self._held:
                     continue
                 if self._settle_as_elsewhere(held):
-                    await self._ack(held.message)
+                    await self._writer.ack(held.message)
                     continue
                 left = self._held.unsettled(held.span)
                 await self._settle(self._held.parts(left), Outcome.EXPIRED)
                 count = sum([span.length for span in left])
-                self._complain("events_expired", events=count, queue=held.events.queue)
+                self._writer.warn("events_expired", events=count, queue=held.events.queue)
                 await self._forget([held.span])
-
-    def _complain(self, event: str, **facts: object) -> None:
-        held_back = self._throttle.allow(event, anyio.current_time())
-        if held_back is not None:
-            self._log.warning(event, **facts, suppressed=held_back)

@@ -21,7 +21,6 @@ DAY: Final = 86400.0
 OLDEST_SERVER: Final = (2, 10, 27)
 """The first nats-server whose work queues and key buckets keep what they have acknowledged in all cases that we know of."""
 
-ACK_WAIT: Final = 30.0
 MAX_ACK_PENDING: Final = 1000
 
 

@@ -10,8 +10,9 @@ from agent.delivery.measures import Measures
 from agent.delivery.policy import DeliverySettings
 from agent.delivery.transport import Transport
 from agent.delivery.worker import Worker
-from agent.fleet.backlog import MAX_HELD_EVENTS, StreamBacklog
+from agent.fleet.backlog import StreamBacklog
 from agent.fleet.engine import Engine, EngineError
+from agent.fleet.fetching import MAX_HELD_EVENTS
 from agent.fleet.following import LedgerFollower
 from agent.fleet.gauges import FleetGauges
 from agent.fleet.relay_transport import RelayTransport

@@ -1,13 +1,14 @@
 """What a relay writes into the engine: records and dead letters; and what it says while the engine does not take them."""
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import TypeVar
 
 import anyio
 import structlog
 
 from agent.fleet import names
-from agent.fleet.engine import Engine, EngineError, StreamFullError
+from agent.fleet.engine import Engine, EngineError, Message, StreamFullError
 from agent.fleet.records import Record, encode_record
 from agent.throttle import Throttle
 
@@ -77,6 +78,17 @@ class FleetWriter:
             else:
                 self.note_success(what)
                 return result
+
+    async def ack(self, message: Message) -> None:
+        """Let the work queue forget a message; if that fails it comes again, and the ledger says that it is settled."""
+        with suppress(EngineError):
+            await self.engine.ack(message)
+
+    def warn(self, event: str, **facts: object) -> None:
+        """Say something in the log, as often as is good for people."""
+        held_back = self._throttle.allow(event, anyio.current_time())
+        if held_back is not None:
+            self._log.warning(event, **facts, suppressed=held_back)
 
     def note_error(self, what: str, error: str) -> None:
         """Say that something does not work now."""
