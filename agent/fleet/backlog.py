@@ -300,5 +300,5 @@ class StreamBacklog:
                 left = self._held.unsettled(held.span)
                 await self._settle(self._held.parts(left), Outcome.EXPIRED)
                 count = sum([span.length for span in left])
-                self._writer.warn("events_expired", events=count, queue=held.events.queue)
+                self._writer.log_throttled("events_expired", events=count, queue=held.events.queue)
                 await self._forget([held.span])

@@ -79,7 +79,7 @@ class Fetcher:
         for held in self.held:
             if now - held.kept_at > ACK_WAIT - SAFE_SECONDS:
                 self.held.drop(held)
-                self._writer.warn("message_held_too_long", seq=held.message.seq)
+                self._writer.log_throttled("message_held_too_long", seq=held.message.seq)
 
     async def _fetch(self) -> None:
         consumer = names.consumer(self._writer.team)
@@ -159,7 +159,7 @@ class Fetcher:
 
     async def _put_aside(self, found: Message, error: str) -> None:
         """Move a message that says nothing to AA_DEAD, or let it come again if the engine fails: nobody waits for it."""
-        self._writer.warn("message_unreadable", seq=found.seq, subject=found.subject, error=error)
+        self._writer.log_throttled("message_unreadable", seq=found.seq, subject=found.subject, error=error)
         try:
             await self._writer.keep_dead(*dead.of_message(found, error, self._engine.max_payload))
         except EngineError as failure:
@@ -183,6 +183,6 @@ class Fetcher:
         try:
             await self._engine.extend(found)
         except EngineError as error:
-            self._writer.warn("message_not_extended", error=str(error))
+            self._writer.log_throttled("message_not_extended", error=str(error))
             return False
         return True

@@ -13,6 +13,7 @@ from nats.js import JetStreamContext, api
 
 from agent.fleet import names
 from agent.fleet.engine import EngineError, NotPermittedError
+from agent.fleet.fetching import ACK_WAIT
 from agent.fleet.nats_engine import NatsEngine
 
 MINUTE: Final = 60.0

@@ -84,7 +84,7 @@ class FleetWriter:
         with suppress(EngineError):
             await self.engine.ack(message)
 
-    def warn(self, event: str, **facts: object) -> None:
+    def log_throttled(self, event: str, **facts: object) -> None:
         """Say something in the log, as often as is good for people."""
         held_back = self._throttle.allow(event, anyio.current_time())
         if held_back is not None:

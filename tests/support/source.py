@@ -51,8 +51,9 @@ def logged_events() -> dict[str, set[str]]:
                     case _:
                         raise ValueError(f"{path}, line {event.lineno}: which event is logged here?")
         for wrapper in wrappers:
-            for name in _given_to(tree, wrapper):
-                found[name].add(wrapper.level)
+            for where in [tree] if wrapper.name.startswith("_") else trees().values():
+                for name in _given_to(where, wrapper):
+                    found[name].add(wrapper.level)
     return dict(found)
 
 

@@ -21,7 +21,7 @@ from agent.fleet import message
 from agent.fleet.accounting import FleetLedger
 from agent.fleet.backlog import StreamBacklog
 from agent.fleet.following import LedgerFollower
-from agent.fleet.names import DEAD, LEDGER, events_subject
+from agent.fleet.names import DEAD, LEDGER, dead_subject, events_subject, ledger_subject
 from agent.fleet.records import decode_record
 from agent.fleet.shared import SharedTurns
 from agent.fleet.writing import FleetWriter
@@ -203,10 +203,10 @@ class InStream:
         await self._fetched()
 
     def refuse(self) -> None:
-        self._broker.full = {LEDGER, DEAD}
+        self._broker.denied = {ledger_subject(TEAM), dead_subject(TEAM)}
 
     def heal(self) -> None:
-        self._broker.full = set()
+        self._broker.denied = set()
 
     async def crash(self) -> None:
         await self._turns.write()

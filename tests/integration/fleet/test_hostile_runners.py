@@ -38,6 +38,8 @@ async def _made_anew(w: World) -> None:
     engine = w.cluster.engine()
     for relay in w.relays:
         relay.start()
+    for relay in w.relays:
+        await asyncio.to_thread(eventually, relay.log.read_text, lambda said: "connected" in said)
     await w.publish(engine, "q", [f"h{number}" for number in range(20)])
     await w.drained(engine)
     await w.cluster.remove([names.LEDGER])

@@ -305,6 +305,8 @@ async def test_relays_go_on_with_a_ledger_that_is_made_anew_under_them(records: 
         lives = [await f.start(), await f.start()]
         await f.publish(*numbered(9))
         await f.settled()
+        for life in lives:
+            await life.relay.follower.catch_up()
         f.broker.renew(names.LEDGER)
         for _ in range(records):
             await MemoryEngine(f.broker).publish(names.ledger_subject(TEAM), b'{"type":"released","id":"x"}', {})
@@ -317,6 +319,8 @@ async def test_relays_go_on_with_a_ledger_that_is_made_anew_under_them(records: 
         f.broker.forget_ids()
         await f.publish("new", first=10)
         await f.settled()
+        for life in lives:
+            await life.relay.follower.catch_up()
         assert f.transport.taken == [*numbered(9), "new"]
         assert [life.relay.follower.ledger.sums for life in lives] == [{"delivered": 10}] * 3
         assert [life.relay.follower.ledger.seq for life in lives] == [f.broker.streams[names.LEDGER].last_seq] * 3
