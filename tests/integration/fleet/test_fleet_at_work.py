@@ -27,9 +27,10 @@ def test_the_demo_of_a_fleet_ends_with_accounts_that_are_exact() -> None:
 @pytest.mark.timeout(900)
 def test_a_fleet_under_faults_loses_nothing_and_repeats_only_what_is_in_doubt() -> None:
     server_program()
-    sizes = ["--seconds", "15", "--runners", "40", "--agents", "2", "--relays", "2", "--rate", "400"]
+    sizes = ["--seconds", "20", "--outage", "5", "--runners", "40", "--agents", "2", "--relays", "2", "--rate", "400"]
     command = [sys.executable, "-m", "tests.fleet", *sizes]
     done = subprocess.run(command, capture_output=True, text=True, timeout=7 * HUNG_AFTER, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "lost 0" in done.stdout
     assert "faults: " in done.stdout
+    assert re.search(r"agents accepted [1-9][\d,]* events meanwhile", done.stdout)

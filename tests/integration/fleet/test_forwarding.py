@@ -5,23 +5,22 @@ import json
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from agent.control.schema import DestinationStatus
 from agent.fleet import names, permissions
 from agent.fleet.message import Events, decode
 from agent.queue.cursor import Ledger
 from tests.support.api_server import ApiServer
 from tests.support.command import run_command
 from tests.support.daemon import Daemon
+from tests.support.forwarding import NOWHERE, forwarded, forwarding, hashes, lines, send
 from tests.support.nats import SMALL, NatsCluster, nats_cluster
 from tests.support.nats_credentials import Realm
 
-NOWHERE = "http://127.0.0.1:1"
 SUBJECT = names.events_subject("web", "ci")
 
 
@@ -30,30 +29,6 @@ def cluster(tmp_path: Path) -> Iterator[NatsCluster]:
     """One server that anybody may publish to."""
     with nats_cluster(tmp_path / "nats") as found:
         yield found
-
-
-def forwarding(cluster: NatsCluster, credentials: Path | None = None) -> dict[str, Mapping[str, object]]:
-    """Return the sections of a runner without a token."""
-    file = None if credentials is None else str(credentials)
-    to = {"servers": list(cluster.urls), "team": "web", "pool": "ci", "credentials": file}
-    return {"forward": to, "api": {"token_file": None}}
-
-
-def lines(first: int, count: int) -> list[bytes]:
-    """Return that many events, numbered in their hashes."""
-    event = {"sessionId": "s", "source": "LOCAL", "event": "HIT", "duration": 7}
-    return [json.dumps({**event, "hash": f"{number:016x}"}).encode() + b"\n" for number in range(first, first + count)]
-
-
-def send(daemon: Daemon, events: list[bytes]) -> None:
-    """Send events and return when they are durable."""
-    with daemon.connect() as conversation:
-        conversation.send(b"".join(events))
-        assert conversation.wait_settled(len(events))["durable"] == len(events)
-
-
-def hashes(bodies: list[bytes]) -> Counter[str]:
-    return Counter(json.loads(line)["hash"] for body in bodies for line in body.splitlines())
 
 
 def kept(cluster: NatsCluster, credentials: Path | None = None) -> list[Events]:
@@ -79,11 +54,6 @@ async def take(cluster: NatsCluster) -> Counter[str]:
             await engine.ack(message)
     await engine.aclose()
     return found
-
-
-def forwarded(count: int) -> Callable[[DestinationStatus], bool]:
-    """Return what tells whether so many events were forwarded."""
-    return lambda found: found.ledger.forwarded == count
 
 
 def test_events_reach_the_engine_whole_and_no_token_is_needed(tmp_path: Path, cluster: NatsCluster) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from agent.fleet import names
 from agent.fleet.nats_setup import MAX_ACK_PENDING
-from tests.integration.fleet.test_relays import SUBJECT, World, world
+from tests.support.relay_process import SUBJECT, World, world
 from tests.support.waiting import eventually
 
 

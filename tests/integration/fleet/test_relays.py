@@ -2,13 +2,10 @@
 
 import asyncio
 import random
-import signal
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,113 +15,17 @@ import pytest
 from agent.delivery.batching import Batch
 from agent.events import Context, encode_events
 from agent.fleet import message, names
-from agent.fleet.accounting import FleetLedger
 from agent.fleet.engine import Engine
-from agent.fleet.records import decode_record
 from agent.queue.cursor import Span
-from tests.support.api_server import ApiServer, error
+from tests.support.api_server import error
 from tests.support.daemon import clean_environment
-from tests.support.nats import NatsCluster, free_port, nats_cluster
+from tests.support.nats import free_port
 from tests.support.pipelines import event
+from tests.support.relay_process import SUBJECT, RelayProcess, World, world
 from tests.support.waiting import HUNG_AFTER, eventually
 
-SUBJECT = names.events_subject("web", "linux")
 BLOCKED = error(402, "payment_required", "Payment Required")
 SEED = 16
-
-
-class RelayProcess:
-    """A relay on a directory of its own, with its configuration and its log."""
-
-    def __init__(self, directory: Path, cluster: NatsCluster, api_url: str, more: str = "") -> None:
-        directory.mkdir()
-        servers = ", ".join(f'"{url}"' for url in cluster.urls)
-        self.log = directory / "log"
-        self._config = directory / "config.toml"
-        self._config.write_text(
-            f'[relay]\nservers = [{servers}]\nteam = "web"\nreplicas = 1\n[api]\nurl = "{api_url}"\ntimeout = "2s"\n'
-            f'[retry]\ninitial_delay = "20ms"\nmax_delay = "200ms"\n[batch]\nmax_delay = "50ms"\nmax_events = 50\n'
-            f'[log]\nlevel = "debug"\n{more}'
-        )
-        self.process: subprocess.Popen[bytes] | None = None
-        self._begun_at = 0
-
-    def start(self) -> None:
-        """Start it."""
-        command = [sys.executable, "-m", "agent.cli", "relay", "--config", str(self._config)]
-        with self.log.open("ab") as log:
-            self._begun_at = log.tell()
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=clean_environment()
-            )
-
-    def kill(self) -> None:
-        """SIGKILL, and wait for the end."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait(HUNG_AFTER)
-            self.process = None
-
-    def terminate(self) -> int:
-        """SIGTERM, once it has begun; return the exit code."""
-        assert self.process is not None
-        eventually(lambda: self.log.read_bytes()[self._begun_at :], lambda said: b"started" in said)
-        self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(HUNG_AFTER)
-        self.process = None
-        return code
-
-
-class World:
-    """An engine with two relays, and the API that they deliver to."""
-
-    def __init__(self, directory: Path, cluster: NatsCluster, api: ApiServer, more: str = "") -> None:
-        self.cluster = cluster
-        self.api = api
-        self.relays = [RelayProcess(directory / f"r{index}", cluster, api.url, more) for index in range(2)]
-        self._numbers = Counter[str]()
-
-    async def publish(
-        self, engine: Engine, queue: str, hashes: Sequence[str], enqueued_at: float | None = None
-    ) -> None:
-        """Publish events of a runner, which are numbered on."""
-        first = self._numbers[queue] + 1
-        self._numbers[queue] += len(hashes)
-        lines = encode_events([event(name) for name in hashes])
-        batch = Batch(Context(), lines, (Span(first, first + len(hashes)),), enqueued_at=enqueued_at)
-        await engine.publish(SUBJECT, lines, message.encode(batch, queue))
-
-    async def ledger(self, engine: Engine) -> FleetLedger:
-        """Return the accounts of the team."""
-        ledger, last = FleetLedger(), await engine.last_seq(names.LEDGER, names.ledger_subject("web"))
-        reader = engine.reader(names.LEDGER, names.ledger_subject("web"), 0)
-        while ledger.seq < last:
-            for each in await reader.read(1000, 1.0):
-                ledger.apply(decode_record(each.body), each.seq)
-        await reader.aclose()
-        return ledger
-
-    async def drained(self, engine: Engine) -> None:
-        """Return when the work queue is empty."""
-        async with asyncio.timeout(2 * HUNG_AFTER):
-            while (await engine.stream_state(names.EVENTS)).messages:  # noqa: ASYNC110 - of another process
-                await asyncio.sleep(0.05)
-
-    def taken(self) -> Counter[str]:
-        """Return how often the API took each event."""
-        return Counter(str(each["hash"]) for each in self.api.accepted_events())
-
-
-@contextmanager
-def world(directory: Path, more: str = "") -> Iterator[World]:
-    """Yield one; what still runs at the end is killed."""
-    with nats_cluster(directory / "nats") as cluster, ApiServer() as api:
-        made = World(directory, cluster, api, more)
-        try:
-            yield made
-        finally:
-            for each in made.relays:
-                each.kill()
 
 
 def test_two_relays_deliver_everything_while_they_are_killed_at_random(tmp_path: Path) -> None:
