@@ -1,17 +1,23 @@
 """The messages that a relay holds, with numbers of its own for their events: batches are of these numbers.
 
 A number counts from 1 and is never used again. What the fleet calls an event is (subject, queue, number of the queue).
+
+Whoever may publish chooses how many spans a message has, and which of its events are settled: nothing here looks at all spans of
+a message for each of some others.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
+from operator import attrgetter
 
-from agent.events import split_lines
 from agent.fleet.engine import Message
 from agent.fleet.message import Events
 from agent.fleet.records import Part
 from agent.queue.cursor import Cursor, Outcome, Span, union
+
+_start, _stop = attrgetter("start"), attrgetter("stop")
 
 
 @dataclass(eq=False, slots=True)
@@ -26,11 +32,18 @@ class Held:
     first: int
     kept_at: float
     checked: bool = False
+    _firsts: list[int] = field(init=False)  # the local number of each span's first event, and the one behind the last
+    _edges: list[int] = field(
+        init=False, default_factory=list
+    )  # where each line begins and the last ends, once asked for
+
+    def __post_init__(self) -> None:
+        self._firsts = list(accumulate([span.length for span in self.events.spans], initial=self.first))
 
     @property
     def span(self) -> Span:
         """The local numbers of its events."""
-        return Span(self.first, self.first + self.events.event_count)
+        return Span(self.first, self._firsts[-1])
 
     @property
     def part(self) -> Part:
@@ -41,26 +54,26 @@ class Held:
         """Return some of its events, by local numbers."""
         if span == self.span:
             return self.events.lines
-        return split_lines(split_lines(self.events.lines, span.start - self.first)[1], span.length)[0]
+        if not self._edges:
+            lengths = [len(line) + 1 for line in self.events.lines.split(b"\n")]
+            self._edges = list(accumulate(lengths[:-1], initial=0))
+        return self.events.lines[self._edges[span.start - self.first] : self._edges[span.stop - self.first]]
 
     def theirs(self, local: Span) -> Iterator[Span]:
-        """Return local numbers as numbers of the queue."""
-        first = self.first
-        for span in self.events.spans:
-            low, high = max(local.start, first), min(local.stop, first + span.length)
-            if low < high:
-                yield Span(span.start + low - first, span.start + high - first)
-            first += span.length
+        """Return local numbers of its own as numbers of the queue."""
+        for index in range(bisect_right(self._firsts, local.start) - 1, bisect_left(self._firsts, local.stop)):
+            offset = self.events.spans[index].start - self._firsts[index]
+            low, high = max(local.start, self._firsts[index]), min(local.stop, self._firsts[index + 1])
+            yield Span(low + offset, high + offset)
 
-    def ours(self, theirs: Sequence[Span]) -> Iterator[Span]:
-        """Return numbers of the queue, in order, as local ones."""
-        first = self.first
-        for span in self.events.spans:
-            for each in theirs:
-                low, high = max(each.start, span.start), min(each.stop, span.stop)
-                if low < high:
-                    yield Span(first + low - span.start, first + high - span.start)
-            first += span.length
+    def ours(self, theirs: Iterable[Span]) -> Iterator[Span]:
+        """Return numbers of the queue as local ones, without those of other messages."""
+        spans = self.events.spans
+        for each in theirs:
+            first = bisect_right(spans, each.start, key=_stop)
+            for index in range(first, bisect_left(spans, each.stop, first, key=_start)):
+                offset = self._firsts[index] - spans[index].start
+                yield Span(max(each.start, spans[index].start) + offset, min(each.stop, spans[index].stop) + offset)
 
 
 class HeldMessages:
@@ -136,7 +149,7 @@ class HeldMessages:
 
     def _forget(self, held: Held) -> None:
         if self._held.pop(held.first, None) is not None:
-            self._firsts.remove(held.first)
+            del self._firsts[bisect_left(self._firsts, held.first)]
             self._by_seq.pop(held.message.seq, None)
             queue = held.message.subject, held.events.queue
             self._by_queue[queue].remove(held)
@@ -147,9 +160,7 @@ class HeldMessages:
         """Return the messages that these local numbers are of, and which are whose; without those that are held no more."""
         for span in spans:
             index = max(bisect_right(self._firsts, span.start) - 1, 0)
-            for first in self._firsts[index:]:
-                if first >= span.stop:
-                    break
+            for first in self._firsts[index : bisect_left(self._firsts, span.stop, index)]:
                 held = self._held[first]
                 low, high = max(span.start, first), min(span.stop, held.span.stop)
                 if low < high:
@@ -157,11 +168,6 @@ class HeldMessages:
 
 
 def _meet(some: Sequence[Span], others: Sequence[Span]) -> bool:
-    """Whether a number is in both; each is in order. In one pass: whoever may publish chooses how many spans there are."""
-    index = 0
-    for span in some:
-        while index < len(others) and others[index].stop <= span.start:
-            index += 1
-        if index < len(others) and others[index].start < span.stop:
-            return True
-    return False
+    """Whether a number is in both; each is in order."""
+    few, many = sorted((some, others), key=len)
+    return any(bisect_right(many, span.start, key=_stop) < bisect_left(many, span.stop, key=_start) for span in few)
