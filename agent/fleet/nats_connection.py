@@ -120,6 +120,13 @@ class Link:
         except (nats.errors.Error, OSError, ValueError) as error:
             raise engine_error(error) from None
 
+    async def tell(self, subject: str, text: bytes) -> None:
+        """Send what nobody answers: it is on its way soon, and may be lost. Raises EngineError."""
+        try:
+            await self.client.publish(subject, text)  # into a buffer, which has no limit: there is nothing to wait for
+        except nats.errors.Error as error:
+            raise engine_error(error) from None
+
     async def close(self) -> None:
         """Close it, whatever state it is in."""
         await self._note_closed()

@@ -129,7 +129,7 @@ class NatsEngine:
 
     async def _answer(self, message: Message, text: bytes) -> None:
         link = await self._linked()
-        await link.call(link.client.publish(message.reply, text))
+        await link.tell(message.reply, text)
 
     # Reading
 
