@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.delivery.batching import Batch
-from agent.events import Context, encode_events
+from agent.events import MAX_LINE_BYTES, Context, encode_events
 from agent.fleet import message
 from agent.fleet.message import InvalidMessageError, format_spans, parse_spans
 from agent.queue.cursor import Ledger, Span
@@ -113,3 +113,19 @@ def test_what_no_agent_wrote_is_refused_in_words(
     headers = {**message.encode(batch, QUEUE), **change}
     with pytest.raises(InvalidMessageError, match=reason):
         message.decode({name: value for name, value in headers.items() if value is not None}, body or batch.lines)
+
+
+@pytest.mark.parametrize("before", [0, 1, 1000])
+@pytest.mark.parametrize("after", [0, 1, 1000])
+def test_an_event_may_be_as_long_as_one_on_a_machine_wherever_it_stands(before: int, after: int) -> None:
+    others = before + after + 1
+    headers = message.encode(Batch(Context(), lines(others), (Span(1, 1 + others),)), QUEUE)
+    short = len(encode_events([event("")])) - 1
+
+    def body(size: int) -> bytes:
+        long = encode_events([event("h" * (size - short))])
+        return (lines(before) if before else b"") + long + (lines(after) if after else b"")
+
+    assert message.decode(headers, body(MAX_LINE_BYTES)).event_count == others
+    with pytest.raises(InvalidMessageError, match="longer than 65536"):
+        message.decode(headers, body(MAX_LINE_BYTES + 1))
