@@ -15,9 +15,10 @@ from msgspec.msgpack import encode
 
 from agent.fleet import names
 from agent.fleet.accounting import FleetLedger, Forgotten, QueueKey
-from agent.fleet.engine import Engine, EngineError
+from agent.fleet.engine import Engine, EngineError, Message
 from agent.fleet.message import Events, InvalidMessageError, decode
 from agent.fleet.records import Part, decode_record
+from agent.fleet.stored import read_stored
 from agent.queue.cursor import Ledger, Outcome, Span, union
 
 READ_RECORDS = 1000
@@ -193,26 +194,29 @@ async def look(engine: Engine, team: str, snapshot: bytes | None) -> Overview:
     """Return how a team is doing: reads its ledger from a snapshot on, and the stream. Raises EngineError."""
     # The stream first: what is settled meanwhile is in the ledger. And once more: what came meanwhile may be in a ledger, too.
     stream = InStream()
-    after = await _read_stream(engine, team, stream, 0)
+    last = await _read_stream(engine, team, stream, 0)
     ledger = await read_ledger(engine, team, snapshot)
-    await _read_stream(engine, team, stream, after)
+    await _read_stream(engine, team, stream, last)
     overview = account(ledger, stream)
     overview.is_whole &= stream.messages < MAX_MESSAGES
     return overview
 
 
 async def _read_stream(engine: Engine, team: str, stream: InStream, after: int) -> int:
-    """Take the messages behind a number, and return that of the last one."""
-    while stream.messages < MAX_MESSAGES and (
-        message := await engine.next_stored(names.EVENTS, names.team_events(team), after)
-    ):
+    """Take the messages behind a number, and return that of the last one of all teams."""
+
+    def take(found: Message) -> bool:
         try:
-            events = decode(message.headers, message.body)
+            events = decode(found.headers, found.body)
         except InvalidMessageError:
             events = None
-        stream.add(message.subject, events)
-        after = message.seq
-    return after
+        stream.add(found.subject, events)
+        return stream.messages < MAX_MESSAGES
+
+    last = (await engine.stream_state(names.EVENTS)).last_seq
+    if stream.messages < MAX_MESSAGES:
+        await read_stored(engine, names.EVENTS, names.team_events(team), after, last, take)
+    return last
 
 
 async def read_ledger(engine: Engine, team: str, snapshot: bytes | None) -> FleetLedger:
