@@ -234,7 +234,7 @@ class Cursor:
         for done in self._settled[first : bisect_left(self._settled, span.stop, first, key=_start)]:
             if start < done.start:
                 parts.append(Span(start, done.start))
-            start = max(start, done.stop)
+            start = done.stop
         if start < span.stop:
             parts.append(Span(start, span.stop))
         return parts
@@ -247,9 +247,7 @@ class Cursor:
     @property
     def queued(self) -> int:
         """How many durable events are not settled."""
-        return (
-            self.next_seq - self._origin - sum(self._counts.values())
-        )  # each settled one is counted: see `is_possible`
+        return self.next_seq - self._origin - sum(self._counts.values())  # all settled are counted: `is_possible`
 
     @property
     def counts(self) -> dict[str, int]:

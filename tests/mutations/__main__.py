@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tests.mutations.accounts import ACCOUNTS
 from tests.mutations.finder import Mutation, find_in_tree
 from tests.mutations.orders import EXCEPTIONS, ORDERS
 from tests.mutations.rewriting import StaleOrderError, mutations
@@ -48,7 +49,7 @@ def main() -> int:
 
 def every_mutation(root: Path) -> list[Mutation]:
     """Return all that is found in the tree and all that is listed. Raises StaleOrderError."""
-    return [*find_in_tree(root), *mutations(root, ORDERS)]
+    return [*find_in_tree(root), *mutations(root, (*ORDERS, *ACCOUNTS))]
 
 
 def try_all(wanted: Sequence[Mutation], jobs: int) -> Iterator[Trial]:

@@ -58,6 +58,8 @@ TESTS = (
 FIRST = {
     "agent/queue/cursor_file.py": ("tests/unit/queue/test_cursor_file.py",),
     "agent/queue/cursor.py": ("tests/unit/queue/test_cursor.py",),
+    "agent/fleet/accounting.py": ("tests/unit/fleet/test_accounting.py",),
+    "agent/fleet/held.py": ("tests/unit/fleet/test_held.py",),
     "agent/queue/record.py": ("tests/unit/queue/test_record.py",),
     "agent/queue/segment.py": ("tests/unit/queue/test_segment.py",),
     "agent/queue/quarantine.py": ("tests/unit/queue/test_quarantine.py",),
