@@ -105,6 +105,8 @@ class Link:
             self._raise_if_denied_since(denials)
             await self._close_if_deaf()
             raise EngineError(f"no answer within {self._connection.timeout:g} s") from None
+        except nats.errors.ConnectionClosedError:
+            raise EngineError(self._why_closed) from None
         except (nats.errors.Error, OSError, ValueError) as error:
             raise engine_error(error) from None
 
@@ -117,6 +119,8 @@ class Link:
         except TimeoutError:  # nothing came, or the server is gone, which the next ping will show
             self._raise_if_denied_since(denials)
             return []
+        except nats.errors.ConnectionClosedError:
+            raise EngineError(self._why_closed) from None
         except (nats.errors.Error, OSError, ValueError) as error:
             raise engine_error(error) from None
 
@@ -146,14 +150,22 @@ class Link:
                 return task.result()
             if denied.done():
                 raise NotPermittedError(self._denied)
-            raise EngineError(self.error)
+            raise EngineError(self._why_closed)
         finally:
-            task.cancel()
+            if not task.done():
+                task.add_done_callback(_retrieve_error)
+                task.cancel()
             waiting = self._waiting.get(subject, [])
             if denied in waiting:
                 waiting.remove(denied)
             if not waiting:
                 self._waiting.pop(subject, None)
+
+    @property
+    def _why_closed(self) -> str:
+        """Why the connection is closed: by the server's last word, of which nats-py tells no callback, if it said one."""
+        found = self.client.last_error
+        return text_of(found) if type(found) is nats.errors.Error else self.error
 
     def _raise_if_denied_since(self, denials: int) -> None:
         """Raise NotPermittedError if the server has denied something since: it says so, but not to which call."""
@@ -179,6 +191,12 @@ class Link:
     async def _note_closed(self) -> None:
         if not self._broken.done():
             self._broken.set_result(None)
+
+
+def _retrieve_error(task: asyncio.Future[Any]) -> None:
+    """Ask a call that was given up for its error, so that asyncio does not report it as one that nobody has seen."""
+    if not task.cancelled():
+        task.exception()
 
 
 class Dialer:

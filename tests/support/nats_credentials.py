@@ -45,6 +45,10 @@ class Realm:
         self._operator = Key(nkeys.PREFIX_BYTE_OPERATOR)
         self._account = Key(nkeys.PREFIX_BYTE_ACCOUNT)
         self._system = Key(nkeys.PREFIX_BYTE_ACCOUNT)
+        claims = {"type": "operator", "system_account": self._system.public}
+        self._operator_token = self._operator.token(
+            self._operator.public, "operator", claims
+        )  # no reload may change it
         self._revoked: dict[str, int] = {}
 
     @property
@@ -54,11 +58,8 @@ class Realm:
         storage = {"mem_storage": _UNLIMITED, "disk_storage": _UNLIMITED, "streams": _UNLIMITED, "consumer": _UNLIMITED}
         account = {"type": "account", "limits": {**limits, "wildcards": True, **storage}, "revocations": self._revoked}
         system = {"type": "account", "limits": {**limits, "wildcards": True}}
-        operator = self._operator.token(
-            self._operator.public, "operator", {"type": "operator", "system_account": self._system.public}
-        )
         return (
-            f"operator: {operator}\nsystem_account: {self._system.public}\nresolver: MEMORY\nresolver_preload {{\n"
+            f"operator: {self._operator_token}\nsystem_account: {self._system.public}\nresolver: MEMORY\nresolver_preload {{\n"
             f"  {self._account.public}: {self._operator.token(self._account.public, 'fleet', account)}\n"
             f"  {self._system.public}: {self._operator.token(self._system.public, 'system', system)}\n}}\n"
         )

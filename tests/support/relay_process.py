@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import httpx
+
 from agent.delivery.batching import Batch
 from agent.events import Context, encode_events
 from agent.fleet import message, names
@@ -140,6 +142,12 @@ class World:
     def taken(self) -> Counter[str]:
         """Return how often the API took each event."""
         return Counter(str(each["hash"]) for each in self.api.accepted_events())
+
+
+def readiness(port: int) -> tuple[int, str | None]:
+    """Return what a relay with metrics on that port answers to who asks whether it is ready: the status and the problem."""
+    answer = httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False)
+    return answer.status_code, answer.json()["problem"]
 
 
 @contextmanager

@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import httpx
 import pytest
 
 from agent.config.schema import RelayConfig
@@ -23,7 +22,7 @@ from tests.support.forwarding import NOWHERE, forwarded, forwarding, hashes, lin
 from tests.support.http_connection import HttpConnection
 from tests.support.nats import SMALL, NatsCluster, free_port, nats_cluster
 from tests.support.nats_limits import quota, set_quota, set_size
-from tests.support.relay_process import World
+from tests.support.relay_process import World, readiness
 from tests.support.waiting import eventually
 
 Change = Callable[[NatsCluster, NatsEngine], Awaitable[None]]
@@ -148,12 +147,6 @@ def test_a_relay_that_cannot_write_down_its_requests_makes_none_and_goes_on_when
         assert [relay.terminate() for relay in w.relays[:1]] == [0]
 
 
-def _ready(port: int) -> tuple[int, str | None]:
-    """Return what a relay answers to who asks whether it is ready."""
-    answer = httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False)
-    return answer.status_code, answer.json()["problem"]
-
-
 async def _holds_up(w: World, port: int, fill: Change, make_room: Change, said: str) -> None:
     engine, relay = w.cluster.engine(), w.relays[0]
     for number in range(5):
@@ -161,7 +154,7 @@ async def _holds_up(w: World, port: int, fill: Change, make_room: Change, said: 
     await fill(w.cluster, engine)
     relay.start()
     eventually(relay.log.read_text, lambda log: "engine_refuses" in log and "what='an intent'" in log and said in log)
-    assert _ready(port) == (503, said)
+    assert readiness(port) == (503, said)
     # It has given the request up by now, and waits before it tries again.
     eventually(relay.log.read_text, lambda log: "delivery_backing_off" in log and "the engine takes no record" in log)
     assert (w.api.posts(), relay.has_ended) == ([], False)

@@ -1,6 +1,7 @@
 """Servers that die, hang, are full or turn a credential away: each is one error in words, and passes by itself."""
 
 import asyncio
+import gc
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -148,6 +149,33 @@ async def test_a_publisher_cannot_speak_as_the_server(tmp_path: Path) -> None:
         assert [(each.seq, "Status" in each.headers) for each in found] == [(seq, False) for seq in (1, 2, 3, 4)]
 
 
+async def test_a_fetch_ends_without_a_word_when_the_connection_breaks_under_it(tmp_path: Path) -> None:
+    said: list[object] = []
+    loop = asyncio.get_running_loop()
+    before, handler = asyncio.all_tasks(), loop.get_exception_handler()
+    loop.set_exception_handler(lambda _, context: said.append(context))
+    try:
+        async with running(tmp_path) as cluster, connected(cluster) as engine, connected(cluster) as other:
+
+            async def is_under_way() -> bool:
+                found = await other.ask(lambda context: context.consumer_info(names.EVENTS, names.consumer("web")))
+                return found is not None and found.num_waiting == 1
+
+            fetch = asyncio.create_task(engine.fetch(names.EVENTS, names.consumer("web"), most=1, seconds=HUNG_AFTER))
+            await eventually(is_under_way)
+            cluster.kill()
+            with pytest.raises(EngineError):
+                await fetch
+        del fetch
+        async with asyncio.timeout(HUNG_AFTER):
+            while asyncio.all_tasks() - before:  # noqa: ASYNC110 - what the client has begun
+                await asyncio.sleep(0)
+        gc.collect()  # what nobody has asked for its error says so now
+        assert said == []
+    finally:
+        loop.set_exception_handler(handler)
+
+
 async def test_refused_calls_leave_nothing_behind(tmp_path: Path) -> None:
     async with running(tmp_path) as cluster, connected(cluster) as engine:
         await engine.publish(LINUX, b"1\n", {})
@@ -259,7 +287,9 @@ async def test_a_stolen_credential_of_a_pool_may_publish_for_that_pool_and_nothi
                 await client.publish(subject, body)
             for subject in LISTENED:
                 await client.subscribe(subject)
-            await client.flush()
+            async with asyncio.timeout(HUNG_AFTER):
+                while len(said) < len(STOLEN) + len(LISTENED):  # some denials come later than the answer
+                    await client.flush()
             allowed = [
                 what
                 for what, subject, _ in STOLEN

@@ -124,6 +124,29 @@ async def _once(w: World) -> None:
     await engine.aclose()
 
 
+def test_what_a_runner_publishes_again_after_the_engine_forgot_its_ids_is_delivered_once(tmp_path: Path) -> None:
+    with world(tmp_path) as w:
+        asyncio.run(_again(w))
+
+
+async def _again(w: World) -> None:
+    engine = w.cluster.engine()
+    lines = encode_events([event("a"), event("b")])
+    headers = message.encode(Batch(Context(), lines, (Span(1, 3),)), "q")
+    w.relays[0].start()
+    assert await engine.publish(SUBJECT, lines, headers)
+    assert not await engine.publish(SUBJECT, lines, headers)
+    await w.drained(engine)
+    w.cluster.kill()
+    w.cluster.start()
+    await w.cluster.ready(["web"])
+    assert await engine.publish(SUBJECT, lines, headers)  # to the engine it is a new one
+    await w.drained(engine)
+    ledger = await w.ledger(engine)
+    await engine.aclose()
+    assert (w.taken(), ledger.sums) == ({"a": 1, "b": 1}, {"delivered": 2})
+
+
 def test_a_relay_waits_for_an_engine_that_is_down_and_ends_when_it_is_told(tmp_path: Path) -> None:
     with world(tmp_path) as w:
         w.cluster.kill()
