@@ -155,6 +155,21 @@ def test_a_queue_that_is_silent_for_long_is_forgotten_but_for_its_sums() -> None
     assert (again.forgotten, again.queues, again.encode()) == (ledger.forgotten, ledger.queues, ledger.encode())
 
 
+def test_a_queue_that_goes_on_keeps_no_silent_one_from_being_forgotten() -> None:
+    ledger = fold(Settled(OUTCOMES[0], (part(1, 2, "q1"),)), Settled(OUTCOMES[0], (part(1, 2, "q2"),)))
+    for hour in range(int(accounting.FORGET_SECONDS / accounting.MAX_STEP) + 2):
+        ledger.apply(Settled(OUTCOMES[0], (part(hour + 2, hour + 3, "q1"),)), ledger.seq + 1, EPOCH + hour * 3600.0)
+    assert ledger.queues == [QueueKey(SUBJECT, "q1")]
+
+
+def test_behind_a_snapshot_the_same_queue_is_forgotten_as_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accounting, "MAX_KEPT", 9)
+    ledger = FleetLedger.decode(fold(*[gaps(queue, 2) for queue in "abca"]).encode())
+    assert ledger is not None
+    ledger.apply(gaps("d", 2), 5)
+    assert ledger.queues == [QueueKey(SUBJECT, queue) for queue in "acd"]
+
+
 def test_what_forgotten_queues_claimed_fits_into_a_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accounting, "MAX_KEPT", 1)
     claim = Ledger(MAX_SEQ, 0, 0, {"a": MAX_SEQ, "b": MAX_SEQ}, 0, forwarded=MAX_SEQ)
@@ -174,7 +189,7 @@ def test_of_too_many_queues_of_a_subject_those_are_forgotten_of_which_was_heard_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(accounting, "MAX_KEPT", 10)
-    ledger = fold(*[gaps(queue, 2) for queue in "abcad"], *[gaps(queue, 8, "aa.e.web.mac") for queue in "a"])
+    ledger = fold(gaps("a", 8, "aa.e.web.mac"), *[gaps(queue, 2) for queue in "abcad"])
     assert ledger.queues == [*[QueueKey(SUBJECT, queue) for queue in "acd"], QueueKey("aa.e.web.mac", "a")]
     assert ledger.forgotten == {SUBJECT: Forgotten(1, {"delivered": 2}, 2, 0, None, early=1)}
     assert ledger.sums == {"delivered": 4 * 2 + 8}
