@@ -46,6 +46,9 @@ Of these a queue takes the most memory, 1.8 kB, so that a subject takes at most 
 relays have to fold by the same number: by another one they would forget other queues.
 """
 
+MAX_RELAYS = 32
+"""Of so many relays it is kept when they made requests, those of which was heard last."""
+
 MAX_STEP = 3600.0
 """What passes at most, in seconds, between two records that settle events."""
 
@@ -79,6 +82,13 @@ class Forgotten(msgspec.Struct, array_like=True):
     dropped: int = 0
     seen_at: float | None = None  # when the last of them gave a ledger
     early: int = 0
+
+
+class RelaySeen(msgspec.Struct, frozen=True, array_like=True):
+    """When a relay wrote its first request down, and its last one, in seconds since the epoch by the stream's clock."""
+
+    first_at: float
+    last_at: float
 
 
 class _Kept:
@@ -120,6 +130,7 @@ class _Snapshot(msgspec.Struct, frozen=True, array_like=True):
     heard: list[float] = []
     forgotten: dict[str, Forgotten] = {}
     stream: str = ""
+    relays: dict[str, RelaySeen] = {}
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -129,7 +140,8 @@ _decode = msgspec.msgpack.Decoder(_Snapshot).decode
 class FleetLedger:
     """What has become of the events of a team, up to the record with the number `seq`; `records` is how many that were.
 
-    `sums` has the settled events by outcome, `seen` the last ledger of each queue that gave one. `forgotten` is by subject.
+    `sums` has the settled events by outcome, `seen` the last ledger of each queue that gave one. `forgotten` is by subject, and
+    `relays` by name, that of which was heard last at the end.
     """
 
     def __init__(self) -> None:
@@ -139,6 +151,7 @@ class FleetLedger:
         self.sums: Counter[str] = Counter()
         self.seen: dict[QueueKey, LastSeen] = {}
         self.forgotten: dict[str, Forgotten] = {}
+        self.relays: dict[str, RelaySeen] = {}
         self._clock = 0.0  # seconds in which events were settled
         self._settled_at = 0.0  # the stream's time of the last record that settled some
         self._heard: OrderedDict[QueueKey, float] = OrderedDict()  # by the clock, what was heard of last comes last
@@ -162,7 +175,7 @@ class FleetLedger:
             self._settle(record)
             self._pass_time(kept_at)
         elif isinstance(record, Intent):
-            self._open(record)
+            self._open(record, kept_at)
         elif isinstance(record, Released):
             if self._intents.pop(record.id, None) is not None:
                 self._note_closed(record.id)
@@ -194,6 +207,10 @@ class FleetLedger:
     def open_intents(self) -> int:
         """How many requests nothing has closed, those among them that are under way."""
         return len(self._intents)
+
+    def requests_of(self, relay: str) -> int:
+        """Return how many of the open intents are a relay's."""
+        return sum(each.rpartition("-")[0] == relay for each in self._intents)
 
     @property
     def forwarded(self) -> int:
@@ -240,6 +257,7 @@ class FleetLedger:
             list(self._heard.values()),
             self.forgotten,
             self._stream,
+            self.relays,
         )
         body = _encode(state)
         return zlib.crc32(body).to_bytes(_CRC_BYTES, "big") + body
@@ -258,7 +276,7 @@ class FleetLedger:
             return None
         found = cls()
         found.seq, found.records, found._doubted = state.seq, state.records, state.doubted
-        found._stream = state.stream
+        found._stream, found.relays = state.stream, dict(state.relays)
         found.sums.update(state.sums)
         found.seen.update(state.seen)
         found._cursors = {key: Cursor.from_state(each) for key, each in state.queues}
@@ -293,9 +311,13 @@ class FleetLedger:
             if record.outcome is Outcome.DELIVERED:
                 self._doubted += sent - fresh
 
-    def _open(self, record: Intent) -> None:
+    def _open(self, record: Intent, kept_at: float) -> None:
         if record.id in self._closed or record.id in self._intents:
             return
+        before = self.relays.pop(record.relay, None)
+        self.relays[record.relay] = RelaySeen(before.first_at if before is not None else kept_at, kept_at)
+        if len(self.relays) > MAX_RELAYS:
+            del self.relays[next(iter(self.relays))]
         self._intents[record.id] = event_count(record.parts)
         if len(self._intents) > MAX_OPEN_INTENTS:
             self._doubted += self._intents.pop(next(iter(self._intents)))

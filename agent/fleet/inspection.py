@@ -53,14 +53,21 @@ class TeamStatus(NamedTuple):
                 }
                 for subject, pool in found.pools.items()
             },
+            "relays": {
+                name: {
+                    "first_request_at": iso(relay.first_at),
+                    "last_request_at": iso(relay.last_at),
+                    "open_requests": relay.open_requests,
+                }
+                for name, relay in found.relays.items()
+            },
         }
 
 
 async def team_status(engine: NatsEngine, team: str) -> TeamStatus:
     """Return how a team is doing. Raises EngineError."""
-    consumer = await engine.consumer_state(
-        names.EVENTS, names.consumer(team)
-    )  # first: it is there once the team is set up
+    # The consumer first: it is there once the team is set up.
+    consumer = await engine.consumer_state(names.EVENTS, names.consumer(team))
     snapshot = await engine.load(snapshot_name(team))
     overview = await look(engine, team, snapshot)
     pause = await engine.get(names.pause_key(team))

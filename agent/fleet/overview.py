@@ -65,9 +65,20 @@ class Pool:
     seen_at: float | None = None
 
 
+class RelayAtWork(NamedTuple):
+    """When a relay began its first request, and its last one, and how many nothing has closed: under way, or in doubt."""
+
+    first_at: float
+    last_at: float
+    open_requests: int
+
+
 @dataclass
 class Overview:
-    """How a team is doing. Times are in seconds since the epoch. `pools` are by subject, `unreadable` messages of nobody."""
+    """How a team is doing. Times are in seconds since the epoch. `pools` are by subject, `unreadable` messages of nobody.
+
+    `relays` are by name, that which made a request last at the end; only so many are known.
+    """
 
     counts: Counts = field(default_factory=Counts)
     in_doubt: int = 0
@@ -76,6 +87,7 @@ class Overview:
     oldest_event_at: float | None = None
     is_whole: bool = True
     pools: dict[str, Pool] = field(default_factory=dict)
+    relays: dict[str, RelayAtWork] = field(default_factory=dict)
 
 
 class InStream:
@@ -138,6 +150,10 @@ def account(ledger: FleetLedger, stream: InStream) -> Overview:
         unreadable=stream.unreadable,
         oldest_event_at=left.oldest_event_at,
         is_whole=stream.is_whole,
+        relays={
+            name: RelayAtWork(each.first_at, each.last_at, ledger.requests_of(name))
+            for name, each in ledger.relays.items()
+        },
     )
     for key in sorted({*ledger.queues, *left.counts, *stream.seen}):
         pool = found.pools.setdefault(key.subject, Pool())

@@ -28,7 +28,7 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Intent(msgspec.Struct, frozen=True, tag="intent"):
-    """A request that `relay` is about to make; `id` is of this request alone."""
+    """A request that `relay` is about to make; `id` is of this request alone: the relay's name, "-" and a number."""
 
     id: str
     relay: str

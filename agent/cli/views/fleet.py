@@ -13,6 +13,7 @@ from agent.fleet.engine import ConsumerState
 from agent.fleet.inspection import TeamStatus
 from agent.fleet.names import pool_of
 from agent.fleet.nats_setup import Found
+from agent.fleet.overview import RelayAtWork
 
 _NUMBERS = ("forwarded", "delivered", "dead_lettered", "expired", "in_stream", "lost", "queued", "dropped")
 
@@ -41,6 +42,9 @@ def found_lines(found: Found) -> Iterator[str]:
         yield f"  {each}{f': `{PROGRAM} fleet init --update` changes it' if can_be else ''}"
 
 
+DAY = 86400.0
+SHOWN_RELAYS = 10
+
 SILENT_SECONDS = 60.0
 """If nobody has taken a message for so long, and nobody asks for one, perhaps no relay runs."""
 
@@ -63,7 +67,8 @@ def dead_letter_table(found: Sequence[Mapping[str, object]]) -> RenderableType:
 def _notes(status: TeamStatus, now: float) -> Iterator[Text]:
     found, pause = status.overview, status.pause
     yield rendered(f"{amount(found.messages, 'message')} in the stream{_oldest(found.oldest_event_at, now)}")
-    yield _relays(status.consumer, now)
+    yield _consumer(status.consumer, now)
+    yield from _relays(found.relays, now)
     if found.in_doubt:
         yield rendered(f"{amount(found.in_doubt, 'event')} in doubt: under way, or delivered perhaps once more")
     if pause is not None:
@@ -80,7 +85,7 @@ def _notes(status: TeamStatus, now: float) -> Iterator[Text]:
         yield rendered("the stream holds more than was looked at: the sums are too low", style="yellow")
 
 
-def _relays(consumer: ConsumerState, now: float) -> Text:
+def _consumer(consumer: ConsumerState, now: float) -> Text:
     given = f"{consumer.waiting:,} wait, {consumer.held:,} held by relays"
     last = (
         "none was taken yet" if consumer.taken_at is None else f"the last one was taken {_age(consumer.taken_at, now)}"
@@ -89,6 +94,14 @@ def _relays(consumer: ConsumerState, now: float) -> Text:
     is_idle = consumer.taken_at is None or now - consumer.taken_at > SILENT_SECONDS
     left_alone = consumer.waiting + consumer.held > 0 and not consumer.asking and is_idle
     return rendered(f"{given}; {last}; {asking}", style="yellow" if left_alone else "")
+
+
+def _relays(relays: Mapping[str, RelayAtWork], now: float) -> Iterator[Text]:
+    """Yield what is known of the relays that made a request within the day, the last one first."""
+    for name, each in [*relays.items()][: -SHOWN_RELAYS - 1 : -1]:
+        if now - each.last_at < DAY:
+            text = f"relay {name}: first request {_age(each.first_at, now)}, last one {_age(each.last_at, now)}"
+            yield rendered(f"{text}, {each.open_requests} under way or in doubt")
 
 
 def _oldest(at: float | None, now: float) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import signal
 from collections.abc import Iterator
 from functools import partial
@@ -16,7 +17,7 @@ from agent.events import Context, encode_events
 from agent.fleet import dead, message, names
 from agent.fleet.nats_engine import NatsEngine
 from agent.fleet.permissions import of_pool, of_relays
-from agent.fleet.records import Part, Settled, encode_record
+from agent.fleet.records import Intent, Part, Settled, encode_record
 from agent.queue.cursor import Ledger, Outcome, Span
 from agent.queue.dead_letters import DeadLetter
 from tests.support.command import problems, run_command
@@ -81,6 +82,7 @@ async def _with_engine(cluster: NatsCluster) -> None:
     batch = Batch(Context(), encode_events(events), (Span(1, 11),))
     await engine.publish(LINUX, batch.lines, message.encode(batch, QUEUE, ledger))
     parts = (Part(LINUX, QUEUE, (Span(1, 5),)),)
+    await engine.publish(names.ledger_subject("web"), encode_record(Intent("vm-1-7", "vm-1", parts)), {})
     await engine.publish(names.ledger_subject("web"), encode_record(Settled(Outcome.DELIVERED, parts)), {})
     refused = (Part(LINUX, QUEUE, (Span(5, 6),)),)
     await engine.publish(names.ledger_subject("web"), encode_record(Settled(Outcome.DEAD_LETTERED, refused)), {})
@@ -204,6 +206,7 @@ def test_the_status_says_where_every_event_is(config: Path, cluster: NatsCluster
         "oldest_event_at": None,
         "whole": True,
         "pools": {},
+        "relays": {},
     }
     asyncio.run(_with_engine(cluster))
     found = status(config)
@@ -221,6 +224,11 @@ def test_the_status_says_where_every_event_is(config: Path, cluster: NatsCluster
     code, said = fleet(config, "status")
     assert code == 0
     assert "team web" in said
+    ((name, relay),) = found["relays"].items()
+    assert (name, relay["open_requests"], relay["first_request_at"]) == ("vm-1", 1, relay["last_request_at"])
+    assert "relay vm-1: first request 0 s ago, last one 0 s ago, 1 under way or in doubt" in re.sub(
+        r"\d s ago", "0 s ago", said
+    )
     assert "1 message in the stream" in said
     assert "1 wait, 0 held by relays; none was taken yet; 0 relays asking for more" in said
     assert (found["messages_waiting"], found["messages_held"], found["last_taken_at"]) == (1, 0, None)
