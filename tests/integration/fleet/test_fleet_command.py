@@ -21,7 +21,7 @@ from agent.fleet.records import Intent, Part, Settled, encode_record
 from agent.queue.cursor import Ledger, Outcome, Span
 from agent.queue.dead_letters import DeadLetter
 from tests.support.command import problems, run_command
-from tests.support.nats import NatsCluster
+from tests.support.nats import NatsCluster, nats_cluster
 from tests.support.nats_credentials import Realm
 from tests.support.pipelines import event
 from tests.support.waiting import HUNG_AFTER
@@ -183,6 +183,18 @@ def test_a_stream_takes_the_sizes_that_are_configured_and_loses_nothing_by_it(
     config.write_text(f"{text}events_max_bytes = 1048576\npool_max_messages = 12\n")
     assert of_events(config, "--update")[0] == 0
     assert asyncio.run(_stored(cluster, names.EVENTS)) == 6
+
+
+def test_replicas_of_all_streams_are_changed_where_there_are_servers_for_them(tmp_path: Path) -> None:
+    with nats_cluster(tmp_path / "servers", count=3) as cluster:
+        config = written(tmp_path / "config.toml", cluster.urls[0], replicas=3)
+        code, said = fleet(config, "init", "--update", "--json")
+        found = json.loads(said)["found"]
+        assert [(each["name"], [key["key"] for key in each["updated"]][-1:]) for each in found] == [
+            *((name, ["num_replicas"]) for name in THINGS[:5]),
+            ("consumer relay-web", []),
+        ]
+        assert (code, fleet(config, "init")[0]) == (0, 0)
 
 
 def test_what_the_server_refuses_is_left_with_its_reason(config: Path, cluster: NatsCluster) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -190,6 +191,9 @@ def test_a_relay_says_what_it_does_to_prometheus(tmp_path: Path) -> None:
         assert 'artifacts_agent_fleet_events_in_doubt{team="web"} 0.0' in text
         assert 'artifacts_agent_fleet_stream_limit_bytes{stream="AA_DEAD"} 1.6777216e+07' in text
         assert 'artifacts_agent_responses_total{destination="default",status="200"} 1.0' in text
+        for server in w.cluster.servers:
+            server.signal(signal.SIGSTOP)  # it hangs
+        eventually(scraped, lambda found: "artifacts_agent_relay_engine_failing 1.0" in found)
 
 
 def test_a_relay_lives_but_is_not_ready_while_there_is_no_engine(tmp_path: Path) -> None:
