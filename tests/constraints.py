@@ -15,7 +15,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / ".ci" / "constraints.txt"
-SOURCE_ONLY = {"nkeys": "pynacl"}  # has no wheel, and what it needs: pip asks another Python's packages of wheels alone
 HEADER = "# Exact versions of all that the tests need, for `pip install -c`. Renew: python -m tests.constraints\n"
 
 
@@ -35,20 +34,10 @@ def requirements(project: Mapping[str, object], extras: Mapping[str, list[str]])
 
 def resolve(python: str, wanted: Iterable[str]) -> dict[str, str]:
     """Return the version of each package that pip would install on that Python. CalledProcessError if none fit together."""
-    lines = list(wanted)
-    with_source = [line for line in lines if line.startswith(tuple(SOURCE_ONLY))]
-    wheels = [line for line in lines if line not in with_source] + list(SOURCE_ONLY.values())
-    return {
-        **_resolve(python, "--only-binary=:all:", *wheels),
-        **(_resolve(python, "--no-deps", *with_source) if with_source else {}),
-    }
-
-
-def _resolve(python: str, *arguments: str) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as directory:
         command = [sys.executable, "-m", "pip", "install", "-q", "--dry-run", "--ignore-installed", "--report=-"]
-        target = [f"--python-version={python}", f"--target={directory}"]
-        done = subprocess.run([*command, *target, *arguments], stdout=subprocess.PIPE, check=True)
+        target = ["--only-binary=:all:", f"--python-version={python}", f"--target={directory}"]
+        done = subprocess.run([*command, *target, *wanted], stdout=subprocess.PIPE, check=True)
     found = (each["metadata"] for each in json.loads(done.stdout)["install"])
     return {re.sub(r"[-_.]+", "-", each["name"]).lower(): each["version"] for each in found}
 

@@ -11,11 +11,12 @@ from random import SystemRandom
 from typing import Any, Final, TypeVar
 
 import nats.errors
-from nats.aio.client import Client, RawCredentials
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext, api
 
 from agent.fleet.engine import EngineError, NotPermittedError
+from agent.fleet.nats_credentials import Credentials, read_credentials
 from agent.fleet.nats_errors import engine_error, is_denied, text_of
 
 T = TypeVar("T")
@@ -69,13 +70,14 @@ class Link:
         self._denied = ""  # what the server has said last that it does not permit
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
 
-    async def open(self, url: str, credentials: RawCredentials | None) -> None:
+    async def open(self, url: str, credentials: Credentials | None) -> None:
         """Connect to one server. Raises errors of nats-py's, TimeoutError, OSError, ValueError."""
         await self.client.connect(
             [url],
             name=self._connection.name,
             inbox_prefix=self._connection.inbox,
-            user_credentials=credentials,
+            user_jwt_cb=None if credentials is None else lambda: credentials.token,
+            signature_cb=None if credentials is None else credentials.sign,
             tls=ssl.create_default_context() if url.startswith("tls://") else None,
             allow_reconnect=False,
             max_reconnect_attempts=1,  # without it, and with no reconnecting, nats-py tries for ever
@@ -231,7 +233,7 @@ class Dialer:
         """Try each server once, beginning with the next one. Raises EngineError."""
         error: EngineError = EngineError("no server is configured")
         file = self._connection.credentials
-        credentials = _read_credentials(file) if file is not None else None  # each time: it may have been renewed
+        credentials = _credentials(file) if file is not None else None  # each time: it may have been renewed
         for _ in self._connection.servers:
             url, link = next(self._servers), Link(self._connection)
             try:
@@ -253,17 +255,14 @@ class Dialer:
             await link.close()
 
 
-def _read_credentials(file: Path) -> RawCredentials:
+def _credentials(file: Path) -> Credentials:
     """Return what is in a file of credentials. Raises NotPermittedError, which says what is wrong with it."""
     try:
-        text = file.read_text(encoding="ascii")
+        return read_credentials(file)
     except OSError as error:
         raise NotPermittedError(f"{file}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        text = ""
-    if not all(f"BEGIN {part}" in text and f"END {part}" in text for part in ("NATS USER JWT", "USER NKEY SEED")):
-        raise NotPermittedError(f"{file}: no credentials of NATS: a file as `nsc generate creds` makes it is wanted")
-    return RawCredentials(text)
+    except ValueError as error:
+        raise NotPermittedError(f"{file}: {error}") from None
 
 
 def _without_password(url: str) -> str:

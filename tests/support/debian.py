@@ -12,7 +12,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-from tests.constraints import SOURCE_ONLY
 from tests.support.cache import cached
 from tests.support.documents import ROOT
 from tests.support.tools import require_root, require_tool, unavailable
@@ -51,16 +50,12 @@ def wheelhouse(root: Path) -> Path:
     extras = project["project"]["optional-dependencies"]
     for_sbom = (each for each in extras["dev"] if each.startswith("cyclonedx-bom"))
     needed = [*project["build-system"]["requires"], *project["project"]["dependencies"], *extras["fleet"], *for_sbom]
-    source_only = [each for each in needed if each.startswith(tuple(SOURCE_ONLY))]  # their wheels fit every Python
-    wanted = [each for each in needed if each not in source_only] + list(SOURCE_ONLY.values())
     constraints = ROOT / ".ci/constraints.txt"
 
     def make(target: Path) -> None:
-        pip = [sys.executable, "-m", "pip"]
-        fetch = [*pip, "download", "-qq", "--only-binary=:all:", f"--python-version={python}", f"--dest={target}"]
-        build = [*pip, "wheel", "-qq", "--no-deps", f"--wheel-dir={target}"]
-        for command in ([*fetch, *wanted], [*build, *source_only]):
-            subprocess.run([*command, f"--constraint={constraints}"], check=True)
+        pip = [sys.executable, "-m", "pip", "download", "-qq", "--only-binary=:all:"]
+        options = [f"--python-version={python}", f"--dest={target}", f"--constraint={constraints}"]
+        subprocess.run([*pip, *options, *needed], check=True)
 
     return cached(f"wheels-{python}", repr((needed, constraints.read_text())), make)
 

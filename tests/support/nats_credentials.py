@@ -1,27 +1,28 @@
 """Credentials of NATS as nsc makes them: an operator, an account, and users with permissions, in files of their own."""
 
 import base64
+import binascii
 import hashlib
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
-import nkeys
+from nacl.signing import SigningKey
 
 from agent.fleet.permissions import Permissions
 
 _UNLIMITED = -1
+_OPERATOR, _ACCOUNT, _USER, _SEED = 14 << 3, 0, 20 << 3, 18 << 3  # what a key is of, or its seed: O, A, U, S in base32
 
 
 class Key:
     """A key pair of one kind: `public` names it."""
 
-    def __init__(self, prefix: int) -> None:
-        self.seed = nkeys.encode_seed(os.urandom(32), prefix)
-        self._pair = nkeys.from_seed(bytearray(self.seed))
-        self.public: str = self._pair.public_key.decode()
+    def __init__(self, kind: int) -> None:
+        self._key = SigningKey.generate()
+        self.public = _encoded(bytes([kind]) + bytes(self._key.verify_key))
+        self.seed = _encoded(bytes([_SEED | kind >> 5, (kind & 31) << 3]) + bytes(self._key))
 
     def token(self, subject: str, name: str, claims: dict[str, Any], expires: float | None = None) -> str:
         """Return a signed token that says `claims` of the key `subject`; `expires` is in seconds since the epoch."""
@@ -35,16 +36,16 @@ class Key:
             **({} if expires is None else {"exp": int(expires)}),
         }
         signed = f"{_part({'typ': 'JWT', 'alg': 'ed25519-nkey'})}.{_part(body)}"
-        return f"{signed}.{_base64(self._pair.sign(signed.encode()))}"
+        return f"{signed}.{_base64(self._key.sign(signed.encode()).signature)}"
 
 
 class Realm:
     """An operator with one account of JetStream and a system account, as servers are told of them by `options`."""
 
     def __init__(self) -> None:
-        self._operator = Key(nkeys.PREFIX_BYTE_OPERATOR)
-        self._account = Key(nkeys.PREFIX_BYTE_ACCOUNT)
-        self._system = Key(nkeys.PREFIX_BYTE_ACCOUNT)
+        self._operator = Key(_OPERATOR)
+        self._account = Key(_ACCOUNT)
+        self._system = Key(_ACCOUNT)
         claims = {"type": "operator", "system_account": self._system.public}
         self._operator_token = self._operator.token(
             self._operator.public, "operator", claims
@@ -66,7 +67,7 @@ class Realm:
 
     def issue(self, file: Path, permissions: Permissions | None = None, expires: float | None = None) -> str:
         """Write a user's credentials to a file, and return the user's key; without permissions it may do anything."""
-        user = Key(nkeys.PREFIX_BYTE_USER)
+        user = Key(_USER)
         claims: dict[str, Any] = {"type": "user", **dict.fromkeys(("subs", "data", "payload"), _UNLIMITED)}
         if permissions is not None:
             claims["pub"] = {"allow": list(permissions.publish)}
@@ -74,7 +75,7 @@ class Realm:
         token = self._account.token(user.public, file.stem, claims, expires)
         file.write_text(
             f"-----BEGIN NATS USER JWT-----\n{token}\n------END NATS USER JWT------\n\n"
-            f"-----BEGIN USER NKEY SEED-----\n{user.seed.decode()}\n------END USER NKEY SEED------\n"
+            f"-----BEGIN USER NKEY SEED-----\n{user.seed}\n------END USER NKEY SEED------\n"
         )
         file.chmod(0o600)
         return user.public
@@ -82,6 +83,11 @@ class Realm:
     def revoke(self, user: str) -> None:
         """Let servers that read `options` anew turn a user away, whatever was issued so far."""
         self._revoked[user] = int(time.time()) + 1
+
+
+def _encoded(key: bytes) -> str:
+    checksum = binascii.crc_hqx(key, 0).to_bytes(2, "little")
+    return base64.b32encode(key + checksum).rstrip(b"=").decode()
 
 
 def _part(value: dict[str, Any]) -> str:

@@ -130,16 +130,16 @@ def _engine(title: str, engine: str, file: Path | None, key: str) -> CheckResult
     where = f"to {engine}" if key == "forward.servers" else engine
     if file is None:
         return CheckResult(title, True, f"{where}, without credentials")
+    from agent.fleet.nats_credentials import read_credentials
+
     try:
-        found = file.read_bytes()
+        read_credentials(file)
     except OSError as error:
         return CheckResult(
             title, False, f"{file}: cannot read the credentials: {error.strerror}: let this user read them"
         )
-    if b"BEGIN NATS USER JWT" not in found or b"SEED" not in found:
-        return CheckResult(
-            title, False, f"{file}: no credentials of NATS: it should be a .creds file, as nsc makes them"
-        )
+    except ValueError as error:
+        return CheckResult(title, False, f"{file}: {error}")
     return CheckResult(title, True, f"{where}, with the credentials in {file}")
 
 

@@ -15,6 +15,7 @@ from nats.aio.client import Client
 from agent.config.schema import RelayConfig
 from agent.fleet import names, permissions
 from agent.fleet.engine import EngineError, NotPermittedError
+from agent.fleet.nats_credentials import read_credentials
 from agent.fleet.nats_engine import NatsEngine
 from tests.support.nats import SMALL, NatsCluster
 from tests.support.nats_credentials import Realm
@@ -279,9 +280,14 @@ async def test_a_stolen_credential_of_a_pool_may_publish_for_that_pool_and_nothi
         async def note(error: Exception) -> None:
             said.append(str(error).lower())
 
-        client, inbox = Client(), permissions.inbox_of_pool("web", "linux")
-        servers = list(cluster.urls)
-        await client.connect(servers, user_credentials=str(file), inbox_prefix=inbox, error_cb=note)
+        client, inbox, stolen = Client(), permissions.inbox_of_pool("web", "linux"), read_credentials(file)
+        await client.connect(
+            list(cluster.urls),
+            user_jwt_cb=lambda: stolen.token,
+            signature_cb=stolen.sign,
+            inbox_prefix=inbox,
+            error_cb=note,
+        )
         try:
             for _, subject, body in STOLEN:
                 await client.publish(subject, body)

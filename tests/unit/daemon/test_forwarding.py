@@ -14,7 +14,7 @@ def run(code: str, *args: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("module", ["nats", "nkeys"])
+@pytest.mark.parametrize("module", ["nats", "nacl"])
 def test_without_the_engines_client_it_is_said_what_to_install(module: str) -> None:
     code = (
         _WITHOUT
@@ -34,5 +34,5 @@ def test_who_forwards_everything_loads_no_client_of_the_api() -> None:
 
 
 def test_nothing_of_it_is_loaded_where_nothing_is_forwarded() -> None:
-    code = "import sys, agent.daemon.app, agent.control.metrics, agent.cli.main; print({'nats', 'nkeys'} & sys.modules.keys())"
+    code = "import sys, agent.daemon.app, agent.control.metrics, agent.cli.main; print({'nats', 'nacl'} & sys.modules.keys())"
     assert run(code) == "set()\n"
