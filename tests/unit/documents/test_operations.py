@@ -17,6 +17,9 @@ from agent.cli.main import cli
 from agent.config import KEYS, load
 from agent.control.schema import StatusReport
 from agent.fleet import names, permissions
+from agent.fleet.engine import ConsumerState
+from agent.fleet.inspection import TeamStatus
+from agent.fleet.overview import Overview
 from agent.queue.cursor import DROP_REASONS
 from agent.rules import Sender, dead_rules
 from tests.support.documents import blocks, code, documents, read, rows, section
@@ -165,6 +168,13 @@ def test_every_field_of_the_status_is_documented_and_there_is_no_other() -> None
     fields, table = set(_fields(StatusReport)), section(OPERATIONS, "Status fields")
     assert fields - {name for span in code(table) for name in span.split(".")} == set()
     assert {name.partition(".")[0] for name in first_cells("Status fields")} <= fields
+
+
+def test_every_field_of_a_fleets_status_is_documented_and_there_is_no_other() -> None:
+    status = TeamStatus(Overview(), ConsumerState(0, 0, 0, None), None).to_json()
+    tables = rows(section(OPERATIONS, "One agent per host, or a fleet"))
+    documented = [name for row in tables for name in code(row[0]) if re.fullmatch("[a-z_]+", name)]
+    assert sorted(documented) == sorted(status)
 
 
 def test_every_metric_is_documented_and_there_is_no_other() -> None:
