@@ -131,10 +131,17 @@ def _routes(relay: Relay) -> list[Route]:
         problem = relay.backlog.storage_error
         if problem is None and relay.worker is None:
             problem = "the ledger of the fleet is being read"
+        if problem is None and (refused := relay.turns.refused_alone) is not None:
+            problem = f"the API refuses this relay alone: {refused}"
         return Response.json({"ready": problem is None, "problem": problem}, 200 if problem is None else 503)
 
     return [
         Route("GET", "/metrics", metrics, "What the relay does, as Prometheus text"),
         Route("GET", "/healthz", healthz, "200 from a relay that answers at all"),
-        Route("GET", "/readyz", readyz, "200 only while the engine does what the relay needs of it, else 503"),
+        Route(
+            "GET",
+            "/readyz",
+            readyz,
+            "200 only while it could deliver, as far as the engine and its own token go; else 503",
+        ),
     ]

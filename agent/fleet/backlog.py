@@ -65,7 +65,7 @@ class StreamBacklog:
         self._follower = follower
         self._turns = turns
         self._runtime = runtime
-        self._fetcher = Fetcher(writer, follower, runtime, max_held)
+        self._fetcher = Fetcher(writer, follower, runtime, max_held, lambda: turns.may_hold)
         self._held = self._fetcher.held
         self._log = structlog.get_logger("agent.fleet")
         self._ready = ReadyBatches(options)
@@ -83,11 +83,11 @@ class StreamBacklog:
 
     @property
     def pause(self) -> Pause | None:
-        """See `Backlog`: that of all relays."""
+        """See `Backlog`: that of all relays, or of this one alone."""
         return self._turns.pause
 
     def remember(self, pause: Pause | None) -> None:
-        """See `Backlog`: for all relays."""
+        """See `Backlog`: for all relays, unless it is this one alone that is refused."""
         self._turns.remember(pause)
 
     @property
@@ -213,6 +213,7 @@ class StreamBacklog:
     async def note_answer(self, batch: Batch, verdict: Verdict, *, took_nothing: bool) -> None:
         """Say what came of a request that was written down; one that was accepted is closed by `settle`."""
         if verdict.kind is Kind.ACCEPTED:
+            self._turns.note_accepted()
             return
         request = self._requests.pop(batch.spans[0].start, None)
         if request is not None and took_nothing:
@@ -278,10 +279,7 @@ class StreamBacklog:
     async def release(self) -> None:
         """Fetch no more, and let others have at once what is held; nothing may be under way."""
         await self._fetcher.stop()
-        for held in self._held:
-            self._held.drop(held)
-            with suppress(EngineError):  # then they have it when its time has run out
-                await self._engine.release(held.message)
+        await self._fetcher.let_go()
         self.rewind()
 
     async def _tend(self) -> None:

@@ -6,7 +6,7 @@ A message that says nothing is moved aside. One that may be somebody else's mean
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -41,15 +41,24 @@ class Fetcher:
     """Fetches while `run` runs, until `stop`, as long as fewer than `max_held` events are `held`.
 
     `fresh` are those messages of which the ledger says what is settled, and which nobody has taken from there yet. `idle` says
-    that the last fetch brought nothing, `unreadable` counts the messages that said nothing.
+    that the last fetch brought nothing, `unreadable` counts the messages that said nothing. While `may_hold` says no, others
+    have what is held.
     """
 
-    def __init__(self, writer: FleetWriter, follower: LedgerFollower, runtime: Runtime, max_held: int) -> None:
+    def __init__(
+        self,
+        writer: FleetWriter,
+        follower: LedgerFollower,
+        runtime: Runtime,
+        max_held: int,
+        may_hold: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._writer = writer
         self._engine = writer.engine
         self._follower = follower
         self._runtime = runtime
         self._max_held = max_held
+        self._may_hold = may_hold
         self._stopping = False
         self._fetching = False
         self._fetched_at = float("-inf")
@@ -74,6 +83,13 @@ class Fetcher:
             while self._fetching:
                 await self.changed.wait()
 
+    async def let_go(self) -> None:
+        """Let others have at once what is held."""
+        for held in self.held:
+            self.held.drop(held)
+            with suppress(EngineError):  # then they have it when its time has run out
+                await self._engine.release(held.message)
+
     def let_lapsed_go(self, now: float) -> None:
         """Hold no message any more for which nobody could ask for more time."""
         for held in self.held:
@@ -85,6 +101,10 @@ class Fetcher:
         consumer = names.consumer(self._writer.team)
         self._fetching = True
         while not self._stopping:
+            if not self._may_hold():
+                await self.let_go()
+                await self.changed.wait(seconds=FETCH_SECONDS)
+                continue
             room = self._max_held - self.held.event_count
             if room <= 0:
                 await self.changed.wait(seconds=FETCH_SECONDS)

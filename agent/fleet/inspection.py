@@ -13,7 +13,7 @@ from agent.fleet.engine import ConsumerState, Message
 from agent.fleet.following import snapshot_name
 from agent.fleet.nats_engine import NatsEngine
 from agent.fleet.overview import Overview, look
-from agent.fleet.shared import decode_pause
+from agent.fleet.shared_pause import decode_pause
 from agent.queue.cursor import Pause
 from agent.queue.dead_letters import decode_dead_letter
 from agent.queue.maintenance.browse import Origin

@@ -45,6 +45,7 @@ class Relay:
         most = max(MAX_HELD_EVENTS, 2 * settings.max_events * settings.concurrency)
         writer = FleetWriter(engine, team, name)
         self.backlog = StreamBacklog(writer, self.follower, self.turns, options, runtime, most)
+        self.turns.has_events = lambda: self.backlog.held_events > 0
         self.gauges = FleetGauges(engine, team, runtime.wall_clock)
         self.worker: Worker | None = None
         self._transport = RelayTransport(transport, self.backlog)

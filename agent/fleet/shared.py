@@ -1,131 +1,116 @@
 """What the relays of a team agree on, in keys that are changed by compare-and-set: the pause, the rate, and who probes.
 
-No relay goes by another one's clock. A key changes its revision with each use, and what a relay measures is for how long, on
-its own steady clock, it has seen the same one: who takes the next turn has seen the last one's revision for the whole interval
-between two, and who takes a lease over has seen it unused for longer than it holds. So clocks may differ as they like. Of a
-pause the time of the next probe is the wall clock's of who wrote it: that is when others ask for the lease, no more.
+No relay goes by another one's clock. A key says something else with each use, and what a relay measures is for how long, on
+its own steady clock, it has seen the same. So clocks may differ as they like. Of a pause the time of the next probe is the wall
+clock's of who wrote it: that is when others ask for the lease, no more.
+
+A relay that is refused where others are accepted stops nobody but itself: in a pause others probe before those that were
+refused in it, and who is refused again after another one has ended the pause pauses alone.
 """
 
 from collections.abc import Callable
 from typing import Final
 
 import anyio
-import msgspec
 import structlog
 
 from agent.fleet import names
-from agent.fleet.engine import ConflictError, Engine, EngineError, Entry
+from agent.fleet.engine import Engine, EngineError
+from agent.fleet.shared_lease import Lease
+from agent.fleet.shared_pause import SharedPause
+from agent.fleet.shared_rate import SharedRate
 from agent.queue.cursor import Pause
 from agent.runtime import Wakeup
 from agent.throttle import Throttle
 
-POLL_SECONDS = 1.0
-RETRY_SECONDS = 1.0
-LEASE_SECONDS = 90.0
-LEASE_MARGIN = 30.0
-"""So long before its end a lease is not used for a request any more."""
+POLL_SECONDS: Final = 1.0
+RETRY_SECONDS: Final = 1.0
+YIELD_SECONDS: Final = 10.0
+"""For so long a relay that was refused lets others hold events and probe: for longer than clocks differ, as a rule."""
 
-LOG_INTERVAL = 60.0
-_NEVER: Final = float("inf")
-
-
-class PauseKey(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The value of the key of a pause: see `Pause`; `probe_at` None is never, `relay` wrote it."""
-
-    reason: str
-    message: str
-    since: float
-    probe_at: float | None
-    probes: int
-    relay: str = ""
-
-    @property
-    def pause(self) -> Pause:
-        """The pause."""
-        until = self.probe_at if self.probe_at is not None else _NEVER
-        return Pause(self.reason, self.message, self.since, until, self.probes)
-
-
-_encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(PauseKey).decode
-
-
-def encode_pause(pause: Pause, relay: str) -> bytes:
-    """Return the value of the key of a pause."""
-    probe_at = pause.probe_at if pause.probe_at != _NEVER else None
-    return _encode(PauseKey(pause.reason, pause.message, pause.since, probe_at, pause.probes, relay))
-
-
-def decode_pause(value: bytes) -> Pause:
-    """Return the pause that a key holds; one that cannot be read is a pause all the same."""
-    try:
-        return _decode(value).pause
-    except ValueError:  # msgspec's errors are ValueErrors
-        return Pause("blocked", "the key of the pause cannot be read", 0.0, 0.0, 1)
-
-
-class _Seen:
-    """The revision of a key, 0 for one that is not there, and since when it has been seen (steady clock)."""
-
-    def __init__(self) -> None:
-        self.revision = 0
-        self.since = float("-inf")
-
-    def note(self, entry: Entry | None) -> None:
-        self.set(entry.revision if entry is not None else 0)
-
-    def set(self, revision: int) -> None:
-        if revision != self.revision:
-            self.revision, self.since = revision, anyio.current_time()
+LOG_INTERVAL: Final = 60.0
+_HINT: Final = "others were accepted: compare api.token_file, api.team_id and api.url of the relays"
 
 
 class SharedTurns:
     """See `agent.delivery.turns.Turns`; keeps up with the others while `run` runs.
 
-    `on_pause` is called with the pause that another relay has written, or None when another one has ended it; `unwritten` says
-    that what was remembered last is not written down yet.
+    `on_pause` is called with the pause that another relay has written, or None when another one has ended it. `has_events` says
+    whether there is an event at hand: a relay without one finds nothing out for the others, and does not probe.
     """
 
     def __init__(self, engine: Engine, team: str, relay: str, requests_per_minute: int | None) -> None:
-        self._engine = engine
-        self._pause_key = names.pause_key(team)
-        self._rate_key = names.rate_key(team)
-        self._probe_key = names.probe_key(team)
+        self._pause = SharedPause(engine, names.pause_key(team), relay)
+        self._pause.on_change = self._note_change
+        self._rate = SharedRate(engine, names.rate_key(team), relay)
+        self._lease = Lease(engine, names.probe_key(team), relay)
         self._log = structlog.get_logger("agent.fleet")
         self._throttle = Throttle(LOG_INTERVAL)
-        self._interval = 0.0
-        self._known: Pause | None = None
-        self._revision = 0  # of the key of the pause that is known
-        self.unwritten = False
-        self._writing = anyio.Lock()
         self._wakeup = Wakeup()
-        self._rate = _Seen()
-        self._taking = anyio.Lock()
-        self._lease = _Seen()
-        self._own_lease = 0
         self._closed = False
-        self.relay = relay
+        self._was_refused = False  # in the pause that is known
+        self._was_overruled = False  # refused, and then others ended the pause; nothing was accepted here since
+        self._refused_at = float("-inf")
+        self._due_since: float | None = None  # since when this relay has wanted to probe
+        self.alone: Pause | None = None
+        """The pause of this relay alone, which others are not told of."""
+        self.refused_alone: str | None = None
+        """What the API says to this relay where it accepts others; until it accepts this one, too."""
         self.error: str | None = None
         self.on_pause: Callable[[Pause | None], None] = lambda _: None
+        self.has_events: Callable[[], bool] = lambda: True
         self.reconfigure(requests_per_minute)
 
     # The pause
 
     @property
     def pause(self) -> Pause | None:
-        """The pause, as far as is known."""
-        return self._known
+        """The pause, as far as is known: that of all, or else of this relay alone."""
+        return self._pause.known or self.alone
 
     def remember(self, pause: Pause | None) -> None:
         """Write a pause down, or that it is over, soon; if others were faster, theirs counts."""
-        self._known, self.unwritten = pause, True
+        self._due_since = None
+        if pause is not None:
+            self._refused_at = anyio.current_time()
+        if pause is None and self.alone is not None:
+            self.alone = None
+            return
+        if pause is not None and self._was_overruled and self._pause.known is None:
+            if self.refused_alone is None:
+                self._log.warning("relay_refused_alone", reason=pause.reason, message=pause.message, hint=_HINT)
+            self.alone, self.refused_alone = pause, pause.message
+            return
+        self._was_refused = pause is not None
+        self._pause.remember(pause)
         self._wakeup.set()
+
+    @property
+    def may_hold(self) -> bool:
+        """Whether events are as well held here as by others: not while this relay alone is refused, nor after a refusal.
+
+        Others have them then, and can find out by them whether they are refused, too.
+        """
+        return self.alone is None and anyio.current_time() >= self._refused_at + YIELD_SECONDS
+
+    def note_accepted(self) -> None:
+        """Say that the API has taken events of this relay."""
+        self._was_overruled, self.refused_alone = False, None
+
+    def _note_change(self, pause: Pause | None) -> None:
+        self._due_since = None
+        if pause is None:
+            self._was_overruled = self._was_overruled or self._was_refused
+            self._was_refused = False
+        else:
+            self.alone = None
+        self.on_pause(pause)
 
     async def load(self) -> None:
         """Return when it is known whether there is a pause."""
         while True:
             try:
-                await self._look()
+                await self._pause.look()
             except EngineError as error:
                 await self._wait_after(error)
             else:
@@ -135,68 +120,29 @@ class SharedTurns:
         """Keep up with the others until cancelled."""
         while True:
             try:
-                await self.write()
-                await self._look()
-                if self._interval:
-                    self._rate.note(await self._engine.get(self._rate_key))
+                await self._pause.write()
+                await self._pause.look()
+                if self._rate.interval:
+                    await self._rate.look()
                 self.error = None
             except EngineError as error:
                 await self._wait_after(error)
             await self._wakeup.wait(POLL_SECONDS)
 
-    async def _look(self) -> None:
-        entry = await self._engine.get(self._pause_key)
-        if not self.unwritten:
-            self._follow(entry)
-
-    def _follow(self, entry: Entry | None) -> None:
-        """Take over what the key says, if somebody has changed it."""
-        revision = entry.revision if entry is not None else 0
-        if revision != self._revision:
-            self._revision = revision
-            self._known = decode_pause(entry.value) if entry is not None else None
-            self.on_pause(self._known)
-
     async def write(self) -> None:
         """Write down what is to be remembered. Raises EngineError."""
-        async with self._writing:
-            while self.unwritten:
-                wanted = self._known
-                value = encode_pause(wanted, self.relay) if wanted is not None else None
-                try:
-                    revision = await self._set(value)
-                except ConflictError:
-                    entry = await self._engine.get(self._pause_key)
-                    if self._known is not wanted:
-                        continue
-                    if entry is None and value is not None:  # somebody has ended the pause before
-                        self._revision = 0
-                    elif entry is not None and entry.value == value:  # it was written, and the answer was lost
-                        self._revision, self.unwritten = entry.revision, False
-                    else:
-                        self.unwritten = False
-                        self._follow(entry)
-                else:
-                    self._revision = revision
-                    self.unwritten = self._known is not wanted
-
-    async def _set(self, value: bytes | None) -> int:
-        if value is not None:
-            return await self._engine.put(self._pause_key, value, self._revision)
-        if self._revision:
-            await self._engine.delete(self._pause_key, self._revision)
-        return 0
+        await self._pause.write()
 
     # Turns
 
     @property
     def next_at(self) -> float:
         """See `Turns`."""
-        return self._rate.since + self._interval if self._interval and self._rate.revision else float("-inf")
+        return self._rate.next_at
 
     def reconfigure(self, requests_per_minute: int | None) -> None:
         """See `Turns`."""
-        self._interval = 60 / requests_per_minute if requests_per_minute is not None else 0.0
+        self._rate.interval = 60 / requests_per_minute if requests_per_minute is not None else 0.0
 
     def note_begun(self) -> None:
         """See `Turns`: what counts is the turn that is taken."""
@@ -209,65 +155,43 @@ class SharedTurns:
         """See `Turns`. While the engine does not answer nobody has a turn."""
         while not self._closed:
             try:
-                if self._interval and not await self._take_turn():
+                if self._rate.interval and not await self._rate.take(self._is_open):
                     return False
                 return await self._may_begin(probing=probing)
-            except ConflictError:
-                continue
             except EngineError as error:
                 await self._wait_after(error)
         return False
 
-    async def _take_turn(self) -> bool:
-        """Return when the next request may begin; False if there will be none. Raises EngineError."""
-        async with self._taking:
-            while not self._closed:
-                if self._known is not None and self.unwritten:
-                    return False
-                self._rate.note(await self._engine.get(self._rate_key))
-                wait = self.next_at - anyio.current_time()
-                if wait <= 0:
-                    value, revision = self.relay.encode(), self._rate.revision
-                    self._rate.set(await self._engine.put(self._rate_key, value, revision))
-                    return True
-                await anyio.sleep(min(wait, POLL_SECONDS))
-        return False
+    def _is_open(self) -> bool:
+        """Whether a request may come to be at all."""
+        return not self._closed and not (self._pause.known is not None and self._pause.unwritten)
 
     async def _may_begin(self, *, probing: bool) -> bool:
         """Whether there is no pause but that which is probed. Raises EngineError."""
-        if self.unwritten:
-            return self._known is None and not probing
-        entry = await self._engine.get(self._pause_key)
-        if self.unwritten:
+        pause = self._pause
+        if pause.unwritten:
+            return pause.known is None and not probing
+        was_changed = await pause.look()
+        if pause.unwritten:
             return False
-        revision = self._revision
-        self._follow(entry)
-        if not probing:
-            return entry is None
-        return entry is not None and entry.revision == revision and self._has_lease
+        if pause.known is None:
+            return probing is (self.alone is not None)
+        return probing and not was_changed and self._lease.is_ours
 
     # Probes
 
-    @property
-    def _has_lease(self) -> bool:
-        used = anyio.current_time() - self._lease.since
-        return self._own_lease != 0 and self._own_lease == self._lease.revision and used < LEASE_SECONDS - LEASE_MARGIN
-
     async def may_probe(self) -> float:
         """See `Turns`."""
+        if self.alone is not None:
+            return 0.0
+        if self._pause.unwritten or not self.has_events() or self._gives_way():
+            return POLL_SECONDS
         try:
-            if self.unwritten:
+            if not await self._lease.take():
                 return POLL_SECONDS
-            entry = await self._engine.get(self._probe_key)
-            self._lease.note(entry)
-            if entry is not None and anyio.current_time() - self._lease.since < LEASE_SECONDS:
-                return POLL_SECONDS
-            self._own_lease = await self._engine.put(self._probe_key, self.relay.encode(), self._lease.revision)
-            self._lease.set(self._own_lease)
             # Only now: who had the lease before has written down first what came of it.
-            before = self._revision
-            await self._look()
-            if self._revision != before or self.unwritten:
+            was_changed = await self._pause.look()
+            if was_changed or self._pause.unwritten:
                 await self.end_probe()
                 return POLL_SECONDS
         except EngineError as error:
@@ -275,15 +199,20 @@ class SharedTurns:
             return RETRY_SECONDS
         return 0.0
 
+    def _gives_way(self) -> bool:
+        """Whether others are to probe first, who were not refused."""
+        now = anyio.current_time()
+        if self._due_since is None:
+            self._due_since = now
+        return (self._was_refused or self._was_overruled) and now < self._due_since + YIELD_SECONDS
+
     async def end_probe(self) -> None:
         """See `Turns`. What cannot be given back is taken over by others later."""
         try:
-            await self.write()
-            if self._own_lease:
-                await self._engine.delete(self._probe_key, self._own_lease)
+            await self._pause.write()
+            await self._lease.give_back()
         except EngineError as error:
             self._note_error(error)
-        self._own_lease = 0
 
     async def _wait_after(self, error: EngineError) -> None:
         self._note_error(error)

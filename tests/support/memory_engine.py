@@ -1,7 +1,8 @@
 """An engine in memory: the fake of agent.fleet.engine, and the broker that several of them share."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import anyio
@@ -49,7 +50,7 @@ class MemoryBroker:
     """What all engines of a test share. What is set here holds from the next call on.
 
     `down` refuses everything; `full` every publish to these streams; `denied` subjects are not permitted. `lose_answers` of
-    publishes that are kept all the same.
+    publishes that are kept all the same, `lose_key_answers` of keys that are set or removed.
     """
 
     def __init__(self, max_payload: int = 1024 * 1024) -> None:
@@ -61,6 +62,7 @@ class MemoryBroker:
         self.full: set[str] = set()
         self.denied: set[str] = set()
         self.lose_answers = 0
+        self.lose_key_answers = 0
         self.changed = Broadcast()
         self.asking: Counter[str] = Counter()
         self._delivered: dict[str, dict[int, Delivered]] = {}
@@ -173,6 +175,9 @@ class MemoryBroker:
             self.keys.pop(key, None)
         else:
             self.keys[key] = Entry(value, self._revision)
+        if self.lose_key_answers:
+            self.lose_key_answers -= 1
+            raise EngineError("no answer")
         return self._revision
 
 
@@ -200,10 +205,11 @@ class MemoryReader:
 
 
 class MemoryEngine:
-    """See `agent.fleet.engine.Engine`."""
+    """See `agent.fleet.engine.Engine`. A call about a key takes `latency` seconds."""
 
-    def __init__(self, broker: MemoryBroker) -> None:
+    def __init__(self, broker: MemoryBroker, latency: float = 0.0) -> None:
         self.broker = broker
+        self._latency = latency
         self.closed = False
 
     @property
@@ -281,19 +287,28 @@ class MemoryEngine:
 
     async def get(self, key: str) -> Entry | None:
         """See `Engine`."""
-        await anyio.lowlevel.checkpoint()
-        self.broker.check()
-        return self.broker.keys.get(key)
+        async with self._on_the_way():
+            self.broker.check()
+            return self.broker.keys.get(key)
 
     async def put(self, key: str, value: bytes, revision: int = 0) -> int:
         """See `Engine`."""
-        await anyio.lowlevel.checkpoint()
-        return self.broker.put(key, value, revision)
+        async with self._on_the_way():
+            return self.broker.put(key, value, revision)
 
     async def delete(self, key: str, revision: int) -> None:
         """See `Engine`."""
-        await anyio.lowlevel.checkpoint()
-        self.broker.put(key, None, revision)
+        async with self._on_the_way():
+            self.broker.put(key, None, revision)
+
+    @asynccontextmanager
+    async def _on_the_way(self) -> AsyncIterator[None]:
+        """Take time to get there and back."""
+        await anyio.sleep(self._latency / 2)
+        try:
+            yield
+        finally:
+            await anyio.sleep(self._latency / 2)
 
     async def load(self, name: str) -> bytes | None:
         """See `Engine`."""

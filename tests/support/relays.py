@@ -52,13 +52,13 @@ class Fleet:
     published: int = 0
     started: int = 0
 
-    async def start(self, skew: float = 0.0, *, ready: bool = True) -> Life:
-        """Start a relay; with `ready`, return when it delivers."""
+    async def start(self, skew: float = 0.0, *, ready: bool = True, transport: FakeTransport | None = None) -> Life:
+        """Start a relay, maybe with a transport of its own; with `ready`, return when it delivers."""
         self.started += 1
         runtime = Runtime(inline, lambda: EPOCH + anyio.current_time() + skew, lambda: 0.5)
         engine = MemoryEngine(self.broker)
         name = f"r{self.started}"
-        relay = Relay(engine, self.transport, TEAM, name, self.settings, self.options, runtime)
+        relay = Relay(engine, transport or self.transport, TEAM, name, self.settings, self.options, runtime)
         life = Life(relay, anyio.CancelScope(), anyio.Event())
         self.lives.append(life)
         self.tasks.start_soon(self._run, life)

@@ -19,7 +19,7 @@ from agent.fleet.accounting import FleetLedger, QueueKey
 from agent.fleet.following import snapshot_name
 from agent.fleet.message import Events
 from agent.fleet.records import Intent, Part, QueueLedger, Record, Released, Seen, Settled, decode_record, encode_record
-from agent.fleet.shared import decode_pause, encode_pause
+from agent.fleet.shared_pause import decode_pause, encode_pause
 from agent.queue.cursor import Ledger, Outcome, Pause, Span
 from agent.queue.dead_letters import DeadLetter, decode_dead_letter
 from tests.support import virtual_time
