@@ -166,7 +166,7 @@ def test_a_stream_takes_the_sizes_that_are_configured_and_loses_nothing_by_it(
     async def publish() -> None:
         engine = cluster.engine()
         for number in range(6):
-            await engine.publish(LINUX, b"x" * 1000, {"Nats-Msg-Id": str(number)})
+            await engine.publish(LINUX, b"x" * 250_000, {"Nats-Msg-Id": str(number)})  # more than 1 MiB
         await engine.aclose()
 
     text = config.read_text()
