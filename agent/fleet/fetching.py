@@ -9,8 +9,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import NamedTuple
 
 import anyio
+from anyio.streams.memory import MemoryObjectReceiveStream
 
 from agent.fleet import dead, message, names
 from agent.fleet.accounting import QueueKey
@@ -35,6 +37,13 @@ MAX_HELD_EVENTS = 4000
 LATER_SECONDS = 60.0
 COPY_SECONDS = 10.0
 STOP_SECONDS = 3.0
+
+
+class _Fetched(NamedTuple):
+    """Messages, and when they came (steady clock)."""
+
+    messages: Sequence[Message]
+    at: float
 
 
 class Fetcher:
@@ -63,6 +72,7 @@ class Fetcher:
         self._fetching = False
         self._fetched_at = float("-inf")
         self._per_message = 1.0
+        self._coming = 0  # messages that came and are not held yet
         self.held = HeldMessages()
         self.fresh: deque[Held] = deque()
         self.changed = Broadcast()
@@ -98,51 +108,70 @@ class Fetcher:
                 self._writer.log_throttled("message_held_too_long", seq=held.message.seq)
 
     async def _fetch(self) -> None:
-        consumer = names.consumer(self._writer.team)
+        """Fetch; what came is taken in while the next fetch is under way."""
         self._fetching = True
-        while not self._stopping:
-            if not self._may_hold():
-                await self.let_go()
-                await self.changed.wait(seconds=FETCH_SECONDS)
-                continue
-            room = self._max_held - self.held.event_count
-            if room <= 0:
-                await self.changed.wait(seconds=FETCH_SECONDS)
-                continue
-            most = min(FETCH_MESSAGES, max(int(room / self._per_message), 1))
-            try:
-                found = await self._engine.fetch(names.EVENTS, consumer, most=most, seconds=FETCH_SECONDS)
-            except EngineError as error:
-                self._writer.note_error("a fetch", str(error))
-                await anyio.sleep(RETRY_SECONDS)
-                continue
-            self._writer.note_success("a fetch")
-            await self._take_in(found, anyio.current_time())
-            self.idle = not found
-            self.changed.notify_all()
+        came, to_take_in = anyio.create_memory_object_stream[_Fetched](0)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._take_in_all, to_take_in)
+            with came:
+                while not self._stopping:
+                    found = await self._fetch_once()
+                    if found is not None:
+                        await came.send(found)
         self._fetching = False
         self.changed.notify_all()
 
-    async def _take_in(self, found: Sequence[Message], now: float) -> None:
-        """Hold messages that came at `now`, once the ledger says what of them is settled."""
+    async def _fetch_once(self) -> _Fetched | None:
+        """Return what came; None if nothing can be asked for now, after a while."""
+        if not self._may_hold():
+            await self.let_go()
+            await self.changed.wait(seconds=FETCH_SECONDS)
+            return None
+        room = self._max_held - self.held.event_count - int(self._coming * self._per_message)
+        if room <= 0:
+            await self.changed.wait(seconds=FETCH_SECONDS)
+            return None
+        most = min(FETCH_MESSAGES, max(int(room / self._per_message), 1))
+        consumer = names.consumer(self._writer.team)
+        try:
+            found = await self._engine.fetch(names.EVENTS, consumer, most=most, seconds=FETCH_SECONDS)
+        except EngineError as error:
+            self._writer.note_error("a fetch", str(error))
+            await anyio.sleep(RETRY_SECONDS)
+            return None
+        self._writer.note_success("a fetch")
+        now = anyio.current_time()
         if now - self._fetched_at > SAFE_SECONDS:  # some may have waited on this side of the connection
             for each in found:
                 await self._more_time(each)
         self._fetched_at = now
-        readable = [(each, events) for each in found if (events := await self._read(each)) is not None]
+        self._coming += len(found)
+        return _Fetched(found, now)
+
+    async def _take_in_all(self, fetched: MemoryObjectReceiveStream[_Fetched]) -> None:
+        with fetched:
+            async for found, now in fetched:
+                await self._take_in(found, now)
+                self.idle = not found
+                self.changed.notify_all()
+
+    async def _take_in(self, found: Sequence[Message], now: float) -> None:
+        """Hold messages that came at `now`, once the ledger says what of them is settled."""
+        readable = [(each, events) for each in found if (events := await self._read(each, now)) is not None]
         await self._write_ledgers(readable)
         new = [held for each, events in readable if (held := await self._hold(each, events, now)) is not None]
+        self._coming -= len(found)
         if new:
             await self._follower.catch_up()
         for held in new:
             held.checked = True
             self.fresh.append(held)
 
-    async def _read(self, found: Message) -> Events | None:
-        """Return what a message says; None if it is held, or says nothing."""
+    async def _read(self, found: Message, now: float) -> Events | None:
+        """Return what a message says that came at `now`; None if it is held, or says nothing."""
         known = self.held.at(found.seq)
         if known is not None and known.message[:3] == found[:3]:  # more time was asked for in vain
-            known.message, known.kept_at = found, anyio.current_time()
+            known.message, known.kept_at = found, now
             return None
         if known is not None:  # the stream was made anew, and counts from 1 again: that one is gone from it
             self.held.drop(known)
