@@ -259,7 +259,7 @@ FLEET = (
     ),
     Panel(
         "Relays",
-        "The state of each; all relays of a team are paused together.",
+        "The state of each. All of a team are paused together, but for one whose token alone is wrong.",
         "state-timeline",
         "short",
         {"{{instance}} {{state}}": _gauge("relay_state", "instance, state")},
