@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import anyio
+import anyio.lowlevel
 import structlog
 
 from agent.fleet import names
@@ -72,9 +73,7 @@ class LedgerFollower:
         while True:
             reader, begun = self._engine.reader(names.LEDGER, self._subject, self.ledger.seq), self._begun
             while begun == self._begun:
-                found = await self._read(reader)
-                if begun == self._begun:
-                    await self._apply(found)
+                await self._fold(await self._read(reader), begun)
             await reader.aclose()
             await self._save()  # for those who start later, and cannot read what was read here
 
@@ -89,9 +88,12 @@ class LedgerFollower:
         self.error = None
         return found
 
-    async def _apply(self, found: Sequence[Message]) -> None:
+    async def _fold(self, found: Sequence[Message], begun: int) -> None:
         for message in found:
+            if begun != self._begun:  # it is of a stream that is gone
+                return
             self.ledger.apply(decode_record(message.body), message.seq, message.kept_at)
+            await anyio.lowlevel.checkpoint()  # a record may have a thousand gaps: others have a turn
         if found:
             if self._unsaved_since is None:
                 self._unsaved_since = found[0].kept_at
