@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from agent.control.schema import NotReady
-from agent.delivery.pipeline import PipelineStatus
+from agent.delivery.pipeline_status import PipelineStatus
 
 LONG_BACKOFF_SECONDS = 60.0
 

@@ -17,7 +17,8 @@ from agent.control.schema import (
     QueueStatus,
     StatusReport,
 )
-from agent.delivery.pipeline import Pipeline, PipelineStatus
+from agent.delivery.pipeline import Pipeline
+from agent.delivery.pipeline_status import PipelineStatus
 from agent.spools.adoption import AdoptionReport
 from agent.timestamps import iso
 

@@ -27,7 +27,8 @@ from agent.daemon.settings import (
     refuse_to_swap,
 )
 from agent.daemon.wiring import delivery_config
-from agent.delivery.pipeline import DeliveryConfig, Pipeline, QueueFiles, keep_house, open_files
+from agent.delivery.opening import DeliveryConfig, QueueFiles, open_files
+from agent.delivery.pipeline import Pipeline, keep_house
 from agent.errors import ConfigError, QueueLockedError, StorageError
 from agent.queue.committer import NO_ANSWER
 from agent.queue.filesystem import Filesystem, Lock

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 from agent.config import ForwardConfig
-from agent.delivery.pipeline import Source
+from agent.delivery.opening import Source
 from agent.delivery.transport import Transport
 from agent.fleet.installed import require_client
 from agent.fleet.names import events_subject

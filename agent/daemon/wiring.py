@@ -8,7 +8,7 @@ from agent.config import Config, DestinationConfig
 from agent.daemon.settings import Settings, account_of, queue_directory
 from agent.delivery import policy
 from agent.delivery.batching import BatchOptions
-from agent.delivery.pipeline import DeliveryConfig, Source
+from agent.delivery.opening import DeliveryConfig, Source
 from agent.delivery.transport import NoTransport, Transport
 from agent.ingest.http_events import AccessPolicy, Policies
 from agent.runtime import Runtime

@@ -1,24 +1,23 @@
 """One destination, whole: its queue, its delivery worker and its ledger, from opening to drain."""
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
 
 from agent.delivery import policy
-from agent.delivery.batching import BatchOptions
 from agent.delivery.disk_backlog import DiskBacklog
 from agent.delivery.measures import Measures
+from agent.delivery.opening import DeliveryConfig, QueueFiles, Source, open_files
+from agent.delivery.pipeline_status import PipelineStatus
 from agent.delivery.recent_jobs import RecentJobs
-from agent.delivery.refusals import OverQuota, Refusals
+from agent.delivery.refusals import Refusals
 from agent.delivery.storage_health import StorageHealth
-from agent.delivery.transport import Transport
 from agent.delivery.worker import Worker
 from agent.errors import StorageError
 from agent.events import Block, session_prefix
@@ -34,7 +33,7 @@ from agent.queue.shares import NOBODY, UNNAMED, SharedDisk
 from agent.queue.snapshot import LogSnapshot, snapshot_of
 from agent.queue.store import Committed, Limits, Store
 from agent.queue.writer import Writer
-from agent.runtime import Broadcast, Errand, RunBlocking, Runtime
+from agent.runtime import Broadcast, Errand, Runtime
 
 T = TypeVar("T")
 B = TypeVar("B", bound=Barrier)
@@ -43,71 +42,6 @@ HOUSEKEEPING_SECONDS = 30.0
 THOROUGH_ROUNDS = 120  # of so many times that house is kept it is once also where nothing waits
 SYNC_SECONDS = 1.0
 ANSWER_SECONDS = 1.0  # so long a status waits for the disk
-
-
-@dataclass
-class Source:
-    """The queue that transports are for, one after another.
-
-    `is_new` if its counting began when it was opened, as it had none, or had lost it; until somebody has taken note of that.
-    """
-
-    directory: Path
-    ledger: Callable[[], Ledger]
-    run_blocking: RunBlocking
-    is_new: bool
-
-
-@dataclass(frozen=True)
-class DeliveryConfig:
-    """How to deliver: everything about it that can be changed while the queue stays open.
-
-    `connect` returns the transport of the one queue that it is used for.
-    """
-
-    connect: Callable[[Source], Transport]
-    settings: policy.DeliverySettings = field(default_factory=policy.DeliverySettings)
-    options: BatchOptions = field(default_factory=BatchOptions)
-
-
-@dataclass(frozen=True)
-class PipelineStatus:
-    """How a pipeline is doing. Times are in seconds since the epoch, sizes in bytes."""
-
-    state: Literal["running", "backing_off", "paused"]
-    reason: str | None
-    until: float | None
-    since: float | None
-    ledger: Ledger
-    oldest_event_at: float | None
-    last_delivery_at: float | None
-    last_answer_at: float | None
-    last_answer: str | None
-    requests: int
-    queue_bytes: int
-    queue_limit: int
-    segments: int
-    quarantined: int
-    quarantine_lost: int
-    dead_letters: int | None
-    dead_letters_discarded: int
-    storage_error: str | None
-    batch_limit: policy.BatchLimit
-    over_quota: Sequence[OverQuota]
-
-
-class QueueFiles(NamedTuple):
-    """The files of an open queue."""
-
-    writer: Writer
-    dead_letters: DeadLetters
-
-
-def open_files(fs: Filesystem, directory: Path, limits: Limits) -> QueueFiles:
-    """Open the queue in `directory` and recover it; it blocks, in any thread. Raises StorageError."""
-    files = QueueFiles(Writer(fs, directory, limits), DeadLetters.beside(fs, directory, limits))
-    files.dead_letters.count()
-    return files
 
 
 class Pipeline:

@@ -16,6 +16,8 @@ from agent.delivery.batch_size import Size
 from agent.delivery.batching import Batch
 from agent.delivery.measures import Measures
 from agent.delivery.policy import Action, Decision, DeliverySettings, DeliveryState, Paused, Reason
+from agent.delivery.remembered_pause import is_known, paused_by, to_remember
+from agent.delivery.state_log import log_pause, log_trouble
 from agent.delivery.suspects import Suspects
 from agent.delivery.transport import Kind, Transport, Verdict
 from agent.delivery.turns import LocalTurns, Turns
@@ -24,7 +26,6 @@ from agent.queue.cursor import Outcome, Pause
 from agent.runtime import Runtime, TaskPool
 
 _FOREVER = float("inf")
-_REASONS = frozenset(Reason)
 
 # What a probe's answer must be for an event to be tried: "enabled", or no clear answer at all.
 _WORTH_A_TRY = {Kind.ACCEPTED, Kind.REJECTED, Kind.TOO_LARGE, Kind.MISCONFIGURED}
@@ -314,17 +315,7 @@ class Worker:
         if new is old:
             return decision.action
         self._enter(new)
-        now = anyio.current_time()
-        before, after = policy.is_in_trouble(old), policy.is_in_trouble(new)
-        if after and not before:
-            self._log.warning("delivery_backing_off", error=new.last_failure, retry_in=round(new.retry_at - now, 1))
-        elif before and not after and new.paused is None:
-            self._log.info("delivery_recovered", failures=old.failures)
-        if new.sizes.bad != old.sizes.bad:
-            most, limit = (policy.batch_limit(state, self._settings, now) for state in (old, new))
-            if limit.events < most.events or limit.bytes < most.bytes:
-                facts = {"max_events": limit.events, "max_bytes": limit.bytes, "error": new.sizes.message}
-                self._log.warning("batches_too_large", **facts)
+        log_trouble(old, new, self._settings, anyio.current_time())
         return decision.action
 
     def _begin_request(self) -> None:
@@ -418,42 +409,24 @@ class Worker:
             self._stale = True
             if remember:
                 self._remember_pause(new)
-            self._log_pause(old.paused, new.paused)
+            log_pause(old.paused, new.paused, anyio.current_time())
         self._changed.notify_all()
 
     def _remember_pause(self, state: DeliveryState) -> None:
         """Let a pause survive a restart."""
-        if (paused := state.paused) is None:
-            self._backlog.remember(None)
-            return
-        now, before = self._runtime.wall_clock(), self._backlog.pause
-        probe_at = now + paused.until - anyio.current_time()
-        since = before.since if before is not None else now
-        self._backlog.remember(Pause(paused.reason, paused.message, since, probe_at, state.probes))
+        now, wall_clock = anyio.current_time(), self._runtime.wall_clock()
+        self._backlog.remember(to_remember(state, self._backlog.pause, now=now, wall_clock=wall_clock))
 
     def _restored(self) -> DeliveryState:
         """Return the state in which an earlier process left delivery."""
         pause = self._backlog.pause
         if pause is None:
             return DeliveryState()
-        if pause.reason not in _REASONS:  # a later version's: the next answer tells whether to pause
+        if not is_known(pause):  # a later version's: the next answer tells whether to pause
             self._backlog.remember(None)
             return DeliveryState()
         return self._paused(DeliveryState(), pause)
 
     def _paused(self, state: DeliveryState, pause: Pause) -> DeliveryState:
-        """Return the state with a pause that was written down."""
-        wait = pause.probe_at - self._runtime.wall_clock()
-        if pause.reason != Reason.OPERATOR:
-            # A clock that was set back must not make it wait longer than it ever should.
-            wait = min(max(wait, 0.0), self._settings.max_probe_interval)
-        reason = Reason(pause.reason) if pause.reason in _REASONS else Reason.BLOCKED
-        paused = Paused(reason, pause.message, anyio.current_time() + wait)
-        return replace(state, paused=paused, doubt=None, probes=pause.probes, slots=1, failures=0)
-
-    def _log_pause(self, old: Paused | None, new: Paused | None) -> None:
-        if new is not None:
-            wait = round(new.until - anyio.current_time(), 1) if new.until != _FOREVER else None
-            self._log.warning("delivery_paused", reason=new.reason, message=new.message, probe_in=wait)
-        elif old is not None:
-            self._log.info("delivery_resumed", after=old.reason)
+        now, wall_clock = anyio.current_time(), self._runtime.wall_clock()
+        return paused_by(state, pause, self._settings, now=now, wall_clock=wall_clock)

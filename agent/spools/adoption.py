@@ -14,7 +14,8 @@ import anyio
 import msgspec
 import structlog
 
-from agent.delivery.pipeline import DeliveryConfig, Pipeline
+from agent.delivery.opening import DeliveryConfig
+from agent.delivery.pipeline import Pipeline
 from agent.errors import StorageError
 from agent.queue.cursor import Ledger
 from agent.queue.filesystem import Filesystem

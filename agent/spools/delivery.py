@@ -4,7 +4,8 @@ from pathlib import Path
 
 import anyio
 
-from agent.delivery.pipeline import DeliveryConfig, Pipeline, keep_house
+from agent.delivery.opening import DeliveryConfig
+from agent.delivery.pipeline import Pipeline, keep_house
 from agent.queue.filesystem import Filesystem
 from agent.queue.store import Limits
 from agent.runtime import Runtime

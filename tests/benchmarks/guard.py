@@ -28,7 +28,8 @@ import msgspec
 
 from agent.daemon import logging as logs
 from agent.delivery.http_transport import Endpoint, HttpTransport
-from agent.delivery.pipeline import DeliveryConfig, Pipeline
+from agent.delivery.opening import DeliveryConfig
+from agent.delivery.pipeline import Pipeline
 from agent.events import MAX_LINE_BYTES
 from agent.ingest.framing import LineFramer
 from agent.ingest.intake import ClientState, Intake

@@ -11,7 +11,8 @@ import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from agent.delivery.batching import Batch, BatchOptions
-from agent.delivery.pipeline import DeliveryConfig, Pipeline, keep_house
+from agent.delivery.opening import DeliveryConfig
+from agent.delivery.pipeline import Pipeline, keep_house
 from agent.delivery.policy import DeliverySettings
 from agent.delivery.transport import Transport
 from agent.events import Block, Context, Event, encode_events

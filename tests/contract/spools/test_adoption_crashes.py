@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 import pytest
 
-from agent.delivery.pipeline import DeliveryConfig
+from agent.delivery.opening import DeliveryConfig
 from agent.events import Context, decode_events, encode_events
 from agent.queue.cursor import Ledger
 from agent.queue.lock import LOCK

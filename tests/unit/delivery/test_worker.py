@@ -10,7 +10,8 @@ import anyio.lowlevel
 import pytest
 
 from agent.delivery.batching import BatchOptions
-from agent.delivery.pipeline import DeliveryConfig, Pipeline
+from agent.delivery.opening import DeliveryConfig
+from agent.delivery.pipeline import Pipeline
 from agent.delivery.policy import DeliverySettings
 from agent.delivery.transport import Kind, Verdict
 from agent.queue.store import Limits

@@ -6,7 +6,8 @@ from typing import Any
 import anyio
 import pytest
 
-from agent.delivery.pipeline import DeliveryConfig, Pipeline
+from agent.delivery.opening import DeliveryConfig
+from agent.delivery.pipeline import Pipeline
 from agent.delivery.policy import DeliverySettings
 from agent.delivery.transport import Kind, Verdict
 from agent.errors import DeadlineError, StorageError
