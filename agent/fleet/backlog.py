@@ -204,7 +204,7 @@ class StreamBacklog:
         if not written:
             return Verdict(Kind.TRANSIENT, f"the engine takes no record: {self._writer.error}")
         self._requests[batch.spans[0].start] = request
-        if self._held.holds(batch.spans):
+        if self.holds(batch):
             return None
         lapsed = Verdict(Kind.TRANSIENT, "the engine may have given the events to another relay")
         await self.note_answer(batch, lapsed, took_nothing=True)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tests.mutations.accounts import ACCOUNTS
 from tests.mutations.finder import Mutation, find_in_tree
+from tests.mutations.fleets import FLEETS
 from tests.mutations.orders import EXCEPTIONS, ORDERS
 from tests.mutations.rewriting import StaleOrderError, mutations
 from tests.mutations.trial import BrokenTrialError, Tree, Trial
@@ -49,7 +50,7 @@ def main() -> int:
 
 def every_mutation(root: Path) -> list[Mutation]:
     """Return all that is found in the tree and all that is listed. Raises StaleOrderError."""
-    return [*find_in_tree(root), *mutations(root, (*ORDERS, *ACCOUNTS))]
+    return [*find_in_tree(root), *mutations(root, (*ORDERS, *ACCOUNTS, *FLEETS))]
 
 
 def try_all(wanted: Sequence[Mutation], jobs: int) -> Iterator[Trial]:

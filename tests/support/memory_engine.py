@@ -50,7 +50,8 @@ class MemoryBroker:
     """What all engines of a test share. What is set here holds from the next call on.
 
     `down` refuses everything; `full` every publish to these streams; `denied` subjects are not permitted. `lose_answers` of
-    publishes that are kept all the same, `lose_key_answers` of keys that are set or removed.
+    publishes that are kept all the same, `lose_key_answers` of keys that are set or removed. What readers read comes
+    `reading_lag` seconds late. With `no_more_time` no message is extended.
     """
 
     def __init__(self, max_payload: int = 1024 * 1024) -> None:
@@ -63,6 +64,8 @@ class MemoryBroker:
         self.denied: set[str] = set()
         self.lose_answers = 0
         self.lose_key_answers = 0
+        self.reading_lag = 0.0
+        self.no_more_time = False
         self.changed = Broadcast()
         self.asking: Counter[str] = Counter()
         self._delivered: dict[str, dict[int, Delivered]] = {}
@@ -198,6 +201,7 @@ class MemoryReader:
                 await self._broker.changed.wait()
         if found:
             self._after = found[-1].seq
+            await anyio.sleep(self._broker.reading_lag)
         return found
 
     async def aclose(self) -> None:
@@ -254,6 +258,8 @@ class MemoryEngine:
     async def extend(self, message: Message) -> None:
         """See `Engine`."""
         await anyio.lowlevel.checkpoint()
+        if self.broker.no_more_time:
+            raise EngineError("no answer")
         self.broker.answer(message.reply, ACK_WAIT)
 
     async def release(self, message: Message, seconds: float = 0.0) -> None:

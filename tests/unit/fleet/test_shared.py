@@ -248,6 +248,19 @@ async def test_who_probed_before_has_written_down_what_came_of_it() -> None:
     assert names.probe_key(TEAM) not in broker.keys
 
 
+async def test_a_lease_is_kept_until_what_came_of_the_probe_is_written() -> None:
+    broker = MemoryBroker()
+    await MemoryEngine(broker).put(KEY, encode_pause(PAUSE, "r9"))
+    turns = SharedTurns(MemoryEngine(broker), TEAM, "r1", None)
+    await turns.load()
+    assert await turns.may_probe() == 0.0
+    turns.remember(None)
+    broker.lose_key_answers = 1
+    await turns.end_probe()
+    assert names.probe_key(TEAM) in broker.keys
+    assert turns.error == "no answer"
+
+
 async def test_no_request_begins_but_the_probe_of_a_pause_that_is_known() -> None:
     broker = MemoryBroker()
     turns = SharedTurns(MemoryEngine(broker), TEAM, "r1", None)
@@ -321,9 +334,9 @@ async def test_the_only_event_goes_from_a_relay_that_is_refused_to_one_that_is_n
         await f.publish("a")
         await anyio.sleep(5)
         await f.start()
-        await f.settled()
+        with anyio.fail_after(400):
+            await f.settled()
         assert f.transport.taken == ["a"]
-        assert anyio.current_time() < 400
 
 
 async def test_a_relay_that_was_refused_alone_takes_part_again_once_it_is_accepted() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.mutations.accounts import ACCOUNTS
 from tests.mutations.finder import Mutation, find, find_in_tree
+from tests.mutations.fleets import FLEETS
 from tests.mutations.orders import EXCEPTIONS, ORDERS
 from tests.mutations.rewriting import Order, StaleOrderError, mutations
 from tests.mutations.trial import TESTS, likely_tests
@@ -83,7 +84,7 @@ def test_as_many_are_found_in_the_queue_as_a_search_for_words_finds(pattern: str
 
 
 def test_every_order_is_in_the_source_and_every_mutation_compiles() -> None:
-    every = [*find_in_tree(ROOT), *mutations(ROOT, (*ORDERS, *ACCOUNTS))]
+    every = [*find_in_tree(ROOT), *mutations(ROOT, (*ORDERS, *ACCOUNTS, *FLEETS))]
     assert len(every) > 70
     for mutation in every:
         compile(mutation.source, mutation.path, "exec")
@@ -96,7 +97,7 @@ def test_an_order_whose_lines_have_changed_is_an_error() -> None:
 
 
 def test_every_test_file_that_is_named_exists_and_every_exception_is_a_mutation() -> None:
-    every = [*find_in_tree(ROOT), *mutations(ROOT, (*ORDERS, *ACCOUNTS))]
+    every = [*find_in_tree(ROOT), *mutations(ROOT, (*ORDERS, *ACCOUNTS, *FLEETS))]
     named = {test for mutation in every for test in likely_tests(mutation.path)} | set(TESTS)
     assert [test for test in sorted(named) if not (ROOT / test).exists()] == []
     assert EXCEPTIONS.keys() <= {mutation.name for mutation in every}
