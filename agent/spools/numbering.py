@@ -7,6 +7,7 @@ under way comes twice.
 
 import socket
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -15,10 +16,15 @@ from agent.queue.cursor import Ledger
 from agent.queue.filesystem import Filesystem
 from agent.spools.identity import Numbering, SpoolIdentity, change_identity
 
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
-def place() -> str:
-    """Return what tells this boot of this machine, or container, from others."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+def place(boot_id: Path = _BOOT_ID) -> str:
+    """Return what tells this boot of this machine, or container, from others; nothing where that is hidden."""
+    try:
+        boot = boot_id.read_text().strip()
+    except OSError:  # as by ProcSubset=pid of systemd
+        return ""
     return f"{boot} {socket.gethostname()}"
 
 
@@ -27,14 +33,15 @@ def numbering_of(
 ) -> Numbering:
     """Return the id of a spool's queue, durably written down; a new one if it `is_new`, or has none of this place.
 
-    `ledger` is the queue's. Where it cannot be written, `new_id` is good until the end of the process.
+    `ledger` is the queue's. A `place` that is not known is none. Where the id cannot be written, `new_id` is good until the end
+    of the process.
     """
     new = Numbering(new_id, place, ledger)
 
     def numbered(found: SpoolIdentity | None) -> SpoolIdentity:
         if found is None:  # damaged, or never written: who opens the queue does that
             raise StorageError(f"{directory}: it is not known whose queue it is")
-        is_known = found.numbering is not None and found.numbering.place == place and not is_new
+        is_known = place != "" and found.numbering is not None and found.numbering.place == place and not is_new
         return found if is_known else msgspec.structs.replace(found, numbering=new)
 
     try:

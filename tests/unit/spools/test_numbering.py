@@ -53,6 +53,12 @@ def test_this_place_is_the_same_twice() -> None:
     assert len(place().split(" ")) == 2
 
 
+def test_where_the_boot_is_hidden_each_start_has_another_id(tmp_path: Path) -> None:
+    hidden, fs = place(tmp_path / "boot_id"), spool()
+    assert numbering_of(fs, HOME, hidden, EMPTY, "n1", is_new=False).id == "n1"
+    assert numbering_of(fs, HOME, hidden, EMPTY, "n2", is_new=False).id == "n2"
+
+
 def test_a_ledger_since_then_adds_up() -> None:
     now = Ledger(15, 3, 2, {"expired": 2, "purged": 1}, 2, 2, 5)
     since = ledger_since(now, LEDGER)
