@@ -111,7 +111,11 @@ def add_bill_of_materials(source: Source, output: Path) -> None:
     """Write what the agent is made of, by the versions that are tested."""
     project = tomllib.loads((source.tree / "pyproject.toml").read_text())["project"]
     pinned = dict(re.findall(r"^([\w.-]+)==([\w.]+)", (source.tree / ".ci/constraints.txt").read_text(), re.MULTILINE))
-    bill = bill_of_materials(source.version, project["dependencies"], pinned)
+    needed = [
+        *project["dependencies"],
+        *project["optional-dependencies"]["fleet"],
+    ]  # as the package and the image have it
+    bill = bill_of_materials(source.version, needed, pinned)
     (output / f"{NAME}-{source.version}.cdx.json").write_text(json.dumps(bill, indent=1, sort_keys=True) + "\n")
 
 

@@ -5,8 +5,8 @@
     build.py --wheelhouse DIR --output DIR    build the package from them, without a network; print its path
     build.py --output DIR                     both, with a wheelhouse that is thrown away
 
-The package holds the agent and its dependencies as `pip` installs them, and uses the distribution's Python. Extension modules
-are in there for every minor version in PYTHONS: their names tell them apart, and all else is the same.
+The package holds the agent and its dependencies as `pip` installs them, with those of EXTRAS, and uses the distribution's Python.
+Extension modules are in there for every minor version in PYTHONS: their names tell them apart, and all else is the same.
 """
 
 import argparse
@@ -30,6 +30,7 @@ ROOT = HERE.parents[1]
 NAME = "artifacts-agent"
 PYTHONS = ("3.11", "3.12", "3.13")  # of Debian 12, Ubuntu 24.04 and Debian 13, in this order
 AFTER = "3.14"  # the first version that the package has no extension modules for
+EXTRAS = ("fleet",)
 GLIBC = 28  # 2.28, the oldest that wheels may be made for
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 CONSTRAINTS = ROOT / ".ci/constraints.txt"
@@ -89,8 +90,10 @@ def _run_again_with_pip() -> int:
 
 def fetch(wheelhouse: Path, architecture: str) -> None:
     """Fill a directory with the wheels of all dependencies, for every Python, and of what builds the agent's own wheel."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    wanted = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = settings["project"]
+    extras = (line for extra in EXTRAS for line in project["optional-dependencies"][extra])
+    wanted = [*settings["build-system"]["requires"], *project["dependencies"], *extras]
     for version in PYTHONS:
         _pip("download", *_target(version, architecture), f"--dest={wheelhouse}", *wanted)
 
@@ -126,7 +129,7 @@ def _install(wheelhouse: Path, architecture: str, stage: Path, scratch: Path) ->
     for version in PYTHONS:
         one = scratch / version
         target = (f"--target={one}", "--no-compile", "--no-warn-script-location")
-        _pip("install", *offline, *_target(version, architecture), *target, str(wheel))
+        _pip("install", *offline, *_target(version, architecture), *target, f"{wheel}[{','.join(EXTRAS)}]")
         _merge(one, packages)
         (packages.parents[1] / f"python{version}").symlink_to("python3")
     shutil.rmtree(packages / "bin")
@@ -139,6 +142,7 @@ def _install(wheelhouse: Path, architecture: str, stage: Path, scratch: Path) ->
 
 def _merge(source: Path, target: Path) -> None:
     """Move all that is not there yet. Raises BuildError if a module is there, and is another one."""
+    target.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.rglob("*")):
         there = target / path.relative_to(source)
         if path.is_dir():

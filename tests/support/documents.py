@@ -59,7 +59,10 @@ def section(text: str, title: str) -> str:
     _, found, rest = text.partition(f" {title}\n")
     assert found, f"there is no heading {title!r}"
     level = re.findall(rf"^(#+) {re.escape(title)}$", text, re.MULTILINE)[0]
-    return re.split(rf"^#{{1,{len(level)}}} ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+    code = r"^```.*?^```$"  # in which # begins a comment
+    headings = re.sub(code, lambda block: block[0].replace("\n#", "\n "), rest, flags=re.MULTILINE | re.DOTALL)
+    end = re.search(rf"^#{{1,{len(level)}}} ", headings, re.MULTILINE)
+    return rest if end is None else rest[: end.start()]
 
 
 def rows(text: str) -> list[list[str]]:

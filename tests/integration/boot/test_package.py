@@ -3,6 +3,7 @@
 It is tried on this machine's own release, or on those that BOOT_RELEASES names.
 """
 
+import asyncio
 import os
 import shlex
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.fleet import permissions
 from tests.support.api_server import ApiServer
 from tests.support.booted import Machine, booted
 from tests.support.cache import cached
@@ -18,11 +20,14 @@ from tests.support.daemon import TOKEN
 from tests.support.debian import debian_root, releases
 from tests.support.documents import ROOT, blocks, read, section
 from tests.support.installed import CHECKOUT, CONFIG, PAGE, SERVICE, SOCKET, Installed, checkout
+from tests.support.nats import SMALL, NatsCluster
+from tests.support.nats_credentials import Realm
 from tests.support.tools import require_root, require_tool
 from tests.support.waiting import HUNG_AFTER, eventually
 
 HOME = "/usr/lib/artifacts-agent"
 STATE = "/var/lib/artifacts-agent"
+RELAY = "artifacts-agent-relay.service"
 SCRIPTS = ("postinst", "prerm", "postrm", "rtupdate")
 _FETCH, _BUILD = blocks(section(read(PAGE), "Build the package"), "sh")[0].splitlines()
 _FURTHER = (".ci/constraints.txt", "CHANGELOG.md")
@@ -95,6 +100,7 @@ def test_it_is_installed_upgraded_removed_and_purged(package: Path, release: str
         host = Installed(machine, api)
         before = named_after_it(machine)
         install(host, package)
+        forward(host, tmp_path)
         upgrade_under_builds(host, later)
         reinstall(host)
         remove(host)
@@ -131,6 +137,42 @@ def install(host: Installed, package: Path) -> None:
     host.wait_delivered("installed", 3)
     assert host.emit("stranger", user="stranger").returncode == 4
     assert host.machine.must("ls -A /usr/share/bash-completion/completions/artifacts-agent")
+
+
+def forward(host: Installed, directory: Path) -> None:
+    """Hand events to a fleet, from which a relay on the same host delivers them: the package has all that it takes."""
+    realm, admin, runner, relay = Realm(), *(directory / f"{name}.creds" for name in ("admin", "runner", "relay"))
+    realm.issue(admin)
+    realm.issue(runner, permissions.of_pool("web", "ci"))
+    realm.issue(relay, permissions.of_relays("web"))
+    cluster = NatsCluster(directory / "nats", options=realm.options)
+    cluster.start()
+    try:
+        asyncio.run(cluster.ready(["web"], SMALL, admin))
+        common = f'servers = ["{cluster.urls[0]}"]\nteam = "web"\n'
+        api = f'url = "{host.api.url}"\nslug = "my-team"\ntoken_file = "/etc/artifacts-agent/token"'
+        of_relay = f'[relay]\n{common}credentials = "relay.creds"\n[api]\n{api}\n[batch]\nmax_delay = "50ms"\n'
+        of_agent = f'\n[forward]\n{common}pool = "ci"\ncredentials = "runner.creds"\n'
+        files = {"relay.toml": of_relay.encode(), "token": TOKEN.encode()}
+        host.machine.write({**files, **{each.name: each.read_bytes() for each in (runner, relay)}}, CHECKOUT, "admin")
+        host.must("sudo install -o artifacts-agent -g root -m 0400 runner.creds /etc/artifacts-agent/")
+        host.must(f"sudo tee -a {CONFIG}", stdin=of_agent)
+        said = host.must(f"sudo artifacts-agent check --online --config {CONFIG}")
+        assert "with the credentials in /etc/artifacts-agent/runner.creds" in said
+        host.must(f"sudo systemctl reload {SERVICE}")
+        assert host.emit("forwarded", 3).returncode == 0
+        eventually(host.ledger, lambda ledger: (ledger["forwarded"], ledger["queued"]) == (3, 0))
+        page = section(read(PAGE), "A relay")
+        (unit,), (start,) = blocks(page, "ini"), blocks(page, "sh")
+        host.machine.write({RELAY: unit.encode()}, "/etc/systemd/system", "root")
+        host.must("sudo install -m 0644 relay.toml /etc/artifacts-agent/")
+        assert 'Status: "Delivering' in host.must(start)
+        host.wait_delivered("forwarded", 3)
+        host.must(f"sudo systemctl disable --now {RELAY}; sudo rm /etc/systemd/system/{RELAY}")
+        host.edit(r"/^\[forward\]/,$d")
+        host.must(f"sudo systemctl reload {SERVICE}")
+    finally:
+        cluster.kill()
 
 
 def upgrade_under_builds(host: Installed, later: Path) -> None:
