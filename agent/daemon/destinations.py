@@ -1,10 +1,8 @@
 """The destinations of a daemon, each with a queue, a worker and a lock of its own, and how they come and go with a reload."""
 
 import asyncio
-import contextlib
 import dataclasses
 import math
-import secrets
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
@@ -17,28 +15,25 @@ from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
 from agent.control.schema import ApiStatus, DestinationStatus, ForwardStatus, StatusReport
+from agent.daemon.opening import identify, open_queue, queues_left
 from agent.daemon.service import Apply, Service
 from agent.daemon.settings import (
     Settings,
     account_of,
-    destinations_directory,
     limits_of,
     queue_directory,
     refuse_to_swap,
 )
 from agent.daemon.wiring import delivery_config
-from agent.delivery.opening import DeliveryConfig, QueueFiles, open_files
+from agent.delivery.opening import DeliveryConfig, QueueFiles
 from agent.delivery.pipeline import Pipeline, keep_house
 from agent.errors import ConfigError, QueueLockedError, StorageError
 from agent.queue.committer import NO_ANSWER
 from agent.queue.filesystem import Filesystem, Lock
-from agent.queue.lock import lock_queue
 from agent.queue.shares import SharedDisk
-from agent.queue.snapshot import read_queue
 from agent.rules import DEFAULT
 from agent.runtime import Broadcast, Runtime, Threads, begin_in_thread
-from agent.spools import identity
-from agent.spools.identity import DESTINATION, Account, SpoolIdentity
+from agent.spools.identity import DESTINATION, Account
 
 THREADS = 8
 """How many blocking calls one destination may have under way: one whose disk hangs takes no threads from the others."""
@@ -147,27 +142,9 @@ class Destinations(Service):
 
     def _open_left(self) -> None:
         """Retire destinations that are configured no more, and in which events wait, where another one has the same account."""
-        config, parent = self._settings.config, destinations_directory(self._settings.config)
-        names = self._fs.names(parent) if self._fs.is_directory(parent) else []
-        heirs = {account_of(self._settings, name): name for name in reversed(config.accounts)}
-        left = sorted({*names} - config.accounts.keys())
-        looking = {name: begin_in_thread(partial(_look_into, self._fs, parent / name)) for name in left}
-        wait(looking.values(), OPEN_SECONDS)
-        accounts: dict[str, Account] = {}
-        for name, looked in looking.items():
-            try:
-                queued, found = looked.result(0)
-            except (StorageError, TimeoutError) as error:
-                self._log.warning("destination_left", destination=name, error=str(error) or NO_ANSWER)
-                continue
-            if queued and found is not None and found.account in heirs:
-                accounts[name] = found.account
-            elif queued:
-                hint = f"configure [destinations.{name}] again to have it delivered"
-                self._log.warning("destination_left", destination=name, queued=queued, hint=hint)
-        deliveries = {
-            name: delivery_config(self._settings, self._runtime, heirs[account]) for name, account in accounts.items()
-        }
+        left = queues_left(self._fs, self._settings, OPEN_SECONDS)
+        accounts = {name: account for name, (account, _) in left.items()}
+        deliveries = {name: delivery_config(self._settings, self._runtime, heir) for name, (_, heir) in left.items()}
         self._open_together(accounts, deliveries, OPEN_SECONDS)
         for name in accounts:
             self._retire(name)
@@ -177,7 +154,7 @@ class Destinations(Service):
     ) -> None:
         """Open queues, all at one time; `_opening` are then those whose disks have not answered within `seconds`."""
         begun = {
-            name: _Opening(account, begin_in_thread(partial(self._open_queue, name, account)))
+            name: _Opening(account, begin_in_thread(partial(open_queue, self._fs, self._settings, name, account)))
             for name, account in accounts.items()
         }
         wait([each.opened for each in begun.values()], seconds)
@@ -188,27 +165,8 @@ class Destinations(Service):
                 self._opening[name] = opening
                 self.failed[name] = f"{queue_directory(self._settings.config, name)}: {NO_ANSWER}"
 
-    def _open_queue(self, name: str, account: Account) -> tuple[Lock, QueueFiles]:
-        """Open a queue, and write down whose it is; it blocks, in any thread.
-
-        Raises StorageError or QueueLockedError, or ConfigError if what waits there is for the account of another destination.
-        """
-        settings = self._settings
-        directory, limits = queue_directory(settings.config, name), limits_of(settings.config)
-        if name != DEFAULT:
-            _refuse_link(self._fs, directory)
-        lock = lock_queue(self._fs, directory)
-        try:
-            _refuse_what_is_anothers(self._fs, directory, name, settings)
-            files = open_files(self._fs, directory / DESTINATION, limits)
-        except BaseException:
-            lock.release()
-            raise
-        self._identify(name, directory, account)
-        return lock, files
-
     def _take(self, name: str, delivery: DeliveryConfig, opening: _Opening) -> None:
-        """Take a queue that is open. Raises what `_open_queue` does for DEFAULT; others have failed then."""
+        """Take a queue that is open. Raises what `open_queue` does for DEFAULT; others have failed then."""
         try:
             self._take_opened(name, delivery, opening.account, *opening.opened.result())
         except (StorageError, QueueLockedError, ConfigError) as error:
@@ -271,22 +229,8 @@ class Destinations(Service):
         if self._disk is not None:  # the others have given way by then
             await self._commit_all(self.pipelines.values())
 
-    def _identify(self, name: str, directory: Path, account: Account) -> None:
-        """Write down whose the queue is, for whoever adopts it one day; say so if it has been another account's."""
-        before = None
-        with contextlib.suppress(StorageError):  # it is damaged, and made anew
-            before = identity.read_identity(self._fs, directory)
-        if before is not None and before.account.named != account.named:
-            was, now = str(before.account), str(account)
-            hint = "what waits goes there, too"
-            self._log.warning("account_changed", destination=name, was=was, now=now, hint=hint)
-        try:
-            identity.identify(self._fs, directory, account, secrets.token_hex(16))
-        except StorageError as error:
-            self._log.warning("identity_not_written", destination=name, error=str(error))
-
     async def _identify_in_thread(self, name: str, this: _Open) -> None:
-        await this.pipeline.run_blocking(partial(self._identify, name, this.directory, this.account))
+        await this.pipeline.run_blocking(partial(identify, self._fs, name, this.directory, this.account))
 
     async def _ask_for_room(self, name: str) -> bool:
         """Have each other one look at its disk: if that is full, too, its history goes before an event of this one does.
@@ -441,28 +385,3 @@ class Destinations(Service):
         for name, error in self._settings.refused_tokens.items():
             if name in report.destinations:
                 report.destinations[name] = replace(report.destinations[name], token_error=error)
-
-
-def _refuse_what_is_anothers(fs: Filesystem, directory: Path, name: str, settings: Settings) -> None:
-    """Raise ConfigError if events wait in a destination's directory that are for the account of another one."""
-    with contextlib.suppress(StorageError):  # it is damaged, and mended when it is opened
-        found = identity.read_identity(fs, directory)
-        if found is not None and name in settings.config.accounts and found.account != account_of(settings, name):
-            refuse_to_swap(settings, name, found.account, read_queue(fs, directory / DESTINATION).cursor.queued)
-
-
-def _look_into(fs: Filesystem, directory: Path) -> tuple[int, SpoolIdentity | None]:
-    """Return how many events wait in a queue directory, and whose it is. Raises StorageError."""
-    _refuse_link(fs, directory)
-    return read_queue(fs, directory / DESTINATION).cursor.queued, identity.read_identity(fs, directory)
-
-
-def _refuse_link(fs: Filesystem, directory: Path) -> None:
-    """Raise StorageError for a link in the place of a destination's directory: it would lead to another one's, or elsewhere."""
-    if (
-        not fs.is_directory(directory)
-        and fs.is_directory(directory.parent)
-        and directory.name in fs.names(directory.parent)
-    ):
-        what = "it is no directory of its own: move away what is in the way"
-        raise StorageError(f"{directory}: the queue directory cannot be used: {what}")

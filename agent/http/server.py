@@ -21,7 +21,8 @@ import structlog
 
 from agent.acceptor import Acceptor
 from agent.http.body_memory import BodyMemory
-from agent.http.connection import TURN_PIECES, ClientGoneError, HangUps, Http1Connection, Timeouts, timed_out
+from agent.http.connection import TURN_PIECES, ClientGoneError, Http1Connection, Timeouts, timed_out
+from agent.http.hang_ups import HangUps
 from agent.peers import Peer, Turns, groups_of, token_holders
 from agent.throttle import Throttle
 
