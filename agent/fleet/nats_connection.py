@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import SystemRandom
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import nats.errors
 from nats.aio.client import Client
@@ -16,8 +16,10 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext, api
 
 from agent.fleet.engine import EngineError, NotPermittedError
-from agent.fleet.nats_credentials import Credentials, read_credentials
 from agent.fleet.nats_errors import engine_error, is_denied, text_of
+
+if TYPE_CHECKING:
+    from agent.fleet.nats_credentials import Credentials
 
 T = TypeVar("T")
 
@@ -70,7 +72,7 @@ class Link:
         self._denied = ""  # what the server has said last that it does not permit
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
 
-    async def open(self, url: str, credentials: Credentials | None) -> None:
+    async def open(self, url: str, credentials: "Credentials | None") -> None:
         """Connect to one server. Raises errors of nats-py's, TimeoutError, OSError, ValueError."""
         await self.client.connect(
             [url],
@@ -255,9 +257,11 @@ class Dialer:
             await link.close()
 
 
-def _credentials(file: Path) -> Credentials:
+def _credentials(file: Path) -> "Credentials":
     """Return what is in a file of credentials. Raises NotPermittedError, which says what is wrong with it."""
     try:
+        from agent.fleet.nats_credentials import read_credentials  # here: whoever needs none need not load what signs
+
         return read_credentials(file)
     except OSError as error:
         raise NotPermittedError(f"{file}: {error.strerror}") from None

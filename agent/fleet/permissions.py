@@ -1,4 +1,8 @@
-"""What a credential may do: a pool's publishes to its own subject and nothing else; a team's relays do what relays do."""
+"""What a credential may do: a pool's publishes to its own subject and nothing else; a team's relays do what relays do.
+
+A server does not check where it is asked to answer to, so that a pool's credentials have to be of an account of their own, which
+imports the pool's subject from the fleet's as a service: in the fleet's own, an answer could be sent as a request.
+"""
 
 from typing import NamedTuple
 
@@ -23,7 +27,7 @@ def inbox_of_relays(team: str) -> str:
 
 
 def of_pool(team: str, pool: str) -> Permissions:
-    """Return what a runner may do."""
+    """Return what a runner may do, in the account of its pool."""
     return Permissions((names.events_subject(team, pool),), (f"{inbox_of_pool(team, pool)}.>",))
 
 

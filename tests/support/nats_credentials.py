@@ -1,4 +1,4 @@
-"""Credentials of NATS as nsc makes them: an operator, an account, and users with permissions, in files of their own."""
+"""Credentials of NATS as nsc makes them: an operator, accounts, and users with permissions, in files of their own."""
 
 import base64
 import binascii
@@ -10,6 +10,7 @@ from typing import Any
 
 from nacl.signing import SigningKey
 
+from agent.fleet import names
 from agent.fleet.permissions import Permissions
 
 _UNLIMITED = -1
@@ -39,12 +40,19 @@ class Key:
         return f"{signed}.{_base64(self._key.sign(signed.encode()).signature)}"
 
 
+POOLS = ("ci", "linux", "mac", "other")
+
+
 class Realm:
-    """An operator with one account of JetStream and a system account, as servers are told of them by `options`."""
+    """An operator, the account of a fleet, one for each pool of the team `web`, and a system account: `options` tell servers.
+
+    A pool's account reaches the fleet's by the subject of its events alone, which it imports as a service.
+    """
 
     def __init__(self) -> None:
         self._operator = Key(_OPERATOR)
         self._account = Key(_ACCOUNT)
+        self._pools = {names.events_subject("web", pool): Key(_ACCOUNT) for pool in POOLS}
         self._system = Key(_ACCOUNT)
         claims = {"type": "operator", "system_account": self._system.public}
         self._operator_token = self._operator.token(
@@ -57,22 +65,38 @@ class Realm:
         """The lines of a server's configuration."""
         limits = dict.fromkeys(("subs", "data", "payload", "imports", "exports", "conn", "leaf"), _UNLIMITED)
         storage = {"mem_storage": _UNLIMITED, "disk_storage": _UNLIMITED, "streams": _UNLIMITED, "consumer": _UNLIMITED}
-        account = {"type": "account", "limits": {**limits, "wildcards": True, **storage}, "revocations": self._revoked}
-        system = {"type": "account", "limits": {**limits, "wildcards": True}}
+        common: dict[str, Any] = {
+            "type": "account",
+            "limits": {**limits, "wildcards": True},
+            "revocations": self._revoked,
+        }
+        events = {"name": "events", "type": "service"}
+        fleet = {**common, "limits": {**limits, "wildcards": True, **storage}}
+        accounts: list[tuple[Key, dict[str, Any]]] = [
+            (self._account, {**fleet, "exports": [{**events, "subject": names.ALL_EVENTS}]}),
+            (self._system, common),
+        ]
+        for subject, pool in self._pools.items():
+            imported = {**events, "subject": subject, "local_subject": subject, "account": self._account.public}
+            accounts.append((pool, {**common, "imports": [imported]}))
+        preloaded = (f"  {each.public}: {self._operator.token(each.public, 'a', says)}\n" for each, says in accounts)
         return (
-            f"operator: {self._operator_token}\nsystem_account: {self._system.public}\nresolver: MEMORY\nresolver_preload {{\n"
-            f"  {self._account.public}: {self._operator.token(self._account.public, 'fleet', account)}\n"
-            f"  {self._system.public}: {self._operator.token(self._system.public, 'system', system)}\n}}\n"
+            f"operator: {self._operator_token}\nsystem_account: {self._system.public}\nresolver: MEMORY\n"
+            f"resolver_preload {{\n{''.join(preloaded)}}}\n"
         )
 
     def issue(self, file: Path, permissions: Permissions | None = None, expires: float | None = None) -> str:
-        """Write a user's credentials to a file, and return the user's key; without permissions it may do anything."""
+        """Write a user's credentials to a file, and return the user's key.
+
+        Without permissions it may do anything in the fleet's account; with those of a pool it is of the pool's account.
+        """
         user = Key(_USER)
         claims: dict[str, Any] = {"type": "user", **dict.fromkeys(("subs", "data", "payload"), _UNLIMITED)}
         if permissions is not None:
             claims["pub"] = {"allow": list(permissions.publish)}
             claims["sub"] = {"allow": list(permissions.subscribe)}
-        token = self._account.token(user.public, file.stem, claims, expires)
+        account = self._account if permissions is None else self._pools.get(permissions.publish[0], self._account)
+        token = account.token(user.public, file.stem, claims, expires)
         file.write_text(
             f"-----BEGIN NATS USER JWT-----\n{token}\n------END NATS USER JWT------\n\n"
             f"-----BEGIN USER NKEY SEED-----\n{user.seed}\n------END USER NKEY SEED------\n"

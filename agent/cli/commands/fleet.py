@@ -105,7 +105,8 @@ def permissions(path: Path | None, pool: str | None) -> int:
     \b
     artifacts-agent fleet permissions --pool linux
 
-    A credential that allows more lets whoever steals it do more.
+    A credential that allows more lets whoever steals it do more. That of a pool has to be of an account of its own, which
+    imports this subject from the fleet's account as a service, and nothing else.
     """
     from agent.fleet.names import check_token
     from agent.fleet.permissions import of_pool, of_relays

@@ -311,6 +311,39 @@ async def test_a_stolen_credential_of_a_pool_may_publish_for_that_pool_and_nothi
             assert await admin.get(names.pause_key("web")) is None
 
 
+ANSWERED = [
+    f"$KV.{names.STATE}.{names.pause_key('web')}",
+    f"$KV.{names.STATE}.{names.rate_key('other')}",
+    names.ledger_subject("web"),
+    names.dead_subject("web"),
+    names.events_subject("web", "mac"),
+    f"$JS.API.STREAM.PURGE.{names.EVENTS}",
+]
+"""Where a publisher might let the stream's acknowledgement go, as the server's own word."""
+
+
+async def test_a_stolen_credential_has_nothing_answered_into_the_fleet(tmp_path: Path) -> None:
+    """On servers that read requests laxly an acknowledgement, sent to be the request of a purge, removes what the stream has."""
+    realm, file, admin = Realm(), tmp_path / "linux.creds", tmp_path / "admin.creds"
+    realm.issue(admin)
+    realm.issue(file, permissions.of_pool("web", "linux"))
+    options = f"{realm.options}jetstream {{ strict: false }}\n"
+    async with running(tmp_path, options=options, credentials=admin) as cluster, connected(cluster, admin) as engine:
+        await engine.publish(LINUX, b"1\n", {})
+        client, stolen = Client(), read_credentials(file)
+        await client.connect(list(cluster.urls), user_jwt_cb=lambda: stolen.token, signature_cb=stolen.sign)
+        for reply in ANSWERED:
+            await client.publish(LINUX, b"2\n", reply=reply)
+        await client.flush()
+        inbox = permissions.inbox_of_pool("web", "linux")
+        async with connected(cluster, file, inbox) as own:
+            assert await own.publish(LINUX, b"3\n", {})  # it is answered behind the others
+        assert (await engine.stream_state(names.EVENTS)).messages == len(ANSWERED) + 2
+        assert [(await engine.stream_state(stream)).last_seq for stream in (names.LEDGER, names.DEAD)] == [0, 0]
+        assert [await engine.get(key("web")) for key in (names.pause_key, names.rate_key)] == [None, None]
+        await client.close()
+
+
 async def test_the_credential_of_relays_is_enough_for_all_that_relays_do(tmp_path: Path) -> None:
     realm, file = Realm(), tmp_path / "relay.creds"
     realm.issue(tmp_path / "admin.creds")

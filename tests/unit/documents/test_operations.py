@@ -224,6 +224,17 @@ def test_the_credentials_of_a_pool_allow_what_its_runners_need_and_nothing_else(
     }
 
 
+def test_the_account_of_a_pool_reaches_that_of_the_fleet_by_the_pool_s_subject_alone() -> None:
+    commands = [shlex.split(line) for line in code(OPERATIONS) if line.startswith(("nsc add export", "nsc add import"))]
+    exported, imported = [dict(pairwise(words)) for words in commands]
+    subject, account = names.events_subject("web", "ci"), imported["--account"]
+    assert (exported["--account"], exported["--subject"]) == ("fleet", names.ALL_EVENTS)
+    assert (imported["--remote-subject"], imported["--local-subject"]) == (subject, subject)
+    assert all(words[-1] == "--service" for words in commands)
+    (user,) = [shlex.split(line) for line in code(OPERATIONS) if line.startswith("nsc add user") and subject in line]
+    assert dict(pairwise(user))["--account"] == account != "fleet"
+
+
 @pytest.mark.parametrize("name", [str(path) for path in documents()])
 def test_every_subject_and_every_stream_in_a_document_is_one_of_a_fleet(name: str) -> None:
     text = "\n".join(code(read(name)))
