@@ -68,7 +68,7 @@ def init(path: Path | None, as_json: bool, dry_run: bool, update: bool) -> int:
     else:
         from agent.cli.views.fleet import found_lines
 
-        say(*(line for each in found for line in found_lines(each)))
+        say(*(line for each in found for line in found_lines(each, would_update=update and dry_run)))
     return DIFFERS if any(each.differences or each.state == "missing" for each in found) else 0
 
 
@@ -125,7 +125,8 @@ def permissions(path: Path | None, pool: str | None) -> int:
 def dead_letters() -> None:
     """Inspect the events that the API refused of all runners of the team.
 
-    To try them again: `fleet dead-letters export`, mend what was wrong, hand them to an agent with `emit`, and purge them.
+    To try them again: mend what was wrong, `fleet dead-letters export`, hand them to an agent with `emit --strict -`, and
+    purge them if its exit code is 0.
     """
 
 
@@ -149,7 +150,7 @@ def ls(path: Path | None, as_json: bool) -> int:
     return 0
 
 
-@dead_letters.command(short_help="Print the events of dead letters as lines that `emit` takes.")
+@dead_letters.command(short_help="Print the events of dead letters as lines that `emit --strict -` takes.")
 @config_option
 def export(path: Path | None) -> int:
     """Print the events themselves, one a line, and a context line where the context changes.

@@ -32,14 +32,15 @@ def fleet_screen(team: str, status: TeamStatus, now: float) -> RenderableType:
     return Group(rendered(f"team {team}"), FittedTable(*columns, Column("seen", seen)), *_notes(status, now))
 
 
-def found_lines(found: Found) -> Iterator[str]:
-    """Yield what `fleet init` says of one thing."""
+def found_lines(found: Found, *, would_update: bool) -> Iterator[str]:
+    """Yield what `fleet init` says of one thing; `would_update` is --update together with --dry-run."""
+    hint = "this would be changed" if would_update else f"`{PROGRAM} fleet init --update` changes it"
     yield f"{found.name}: {found.state}"
     for each in found.updated:
         yield f"  {each.key} was {each.found}, is {each.wanted}"
     for each in found.differences:
         can_be = each.updatable and each.reason is None
-        yield f"  {each}{f': `{PROGRAM} fleet init --update` changes it' if can_be else ''}"
+        yield f"  {each}{f': {hint}' if can_be else ''}"
 
 
 DAY = 86400.0

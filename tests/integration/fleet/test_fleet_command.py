@@ -153,6 +153,8 @@ def test_what_differs_is_named_with_both_values_and_sizes_are_changed_if_that_is
             "  duplicate_window is 60.0, not 600.0",
         ],
     )
+    said = fleet(config, "init", "--dry-run", "--update")[1]
+    assert said.splitlines()[1] == "  max_bytes is 10000000, not 10737418240: this would be changed"
     assert of_events(config, "--update") == (1, {"state": "updated", "differences": [WINDOW], "updated": [SIZE]})
     assert of_events(config) == (1, {"state": "there", "differences": [WINDOW], "updated": []})
     resize(cluster, max_bytes=10_000_000, duplicate_window=600.0)
