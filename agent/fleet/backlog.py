@@ -29,7 +29,7 @@ from agent.fleet.held import Held
 from agent.fleet.records import Intent, Part, Released, Settled, encode_record
 from agent.fleet.shared import SharedTurns
 from agent.fleet.writing import FleetWriter
-from agent.queue.cursor import Outcome, Pause, Span
+from agent.queue.cursor import Outcome, Pause, Span, without
 from agent.queue.dead_letters import DeadLetter
 from agent.runtime import Runtime, Wakeup
 
@@ -65,7 +65,7 @@ class StreamBacklog:
         self._follower = follower
         self._turns = turns
         self._runtime = runtime
-        self._fetcher = Fetcher(writer, follower, runtime, max_held, lambda: turns.may_hold)
+        self._fetcher = Fetcher(writer, follower, runtime, max_held, self._may_hold)
         self._held = self._fetcher.held
         self._log = structlog.get_logger("agent.fleet")
         self._ready = ReadyBatches(options)
@@ -75,6 +75,10 @@ class StreamBacklog:
         self._requests: dict[int, _Request] = {}  # by the first number of the batch that is under way
         self.changed = self._fetcher.changed
         self.settled: Counter[str] = Counter()
+
+    def _may_hold(self) -> bool:
+        """Whether to hold messages: also as long as the API is being asked to take some."""
+        return self._turns.may_hold or bool(self._requests)
 
     @property
     def storage_error(self) -> str | None:
@@ -156,7 +160,7 @@ class StreamBacklog:
     def rewind(self) -> None:
         """See `Backlog`: begins again with what is held."""
         self._ready.clear()
-        self._fetcher.fresh = deque([held for held in self._held if held.checked])
+        self._fetcher.fresh = deque(self._held)
 
     def _form(self, held: Held, now: float) -> None:
         """Put what nothing has settled of a message into batches; have it end if nothing is left, and expire if it is too old."""
@@ -167,20 +171,16 @@ class StreamBacklog:
             self._expired.append(held)
             self._tending.set()
             return
-        if self._settle_as_elsewhere(held):
-            self._done.append(held.message)
-            self._tending.set()
-            return
+        self._settle_as_elsewhere(held)
         self._ready.add(self._pieces(self._held.unsettled(held.span)), now)
 
-    def _settle_as_elsewhere(self, held: Held) -> bool:
-        """Settle here what the ledger says is settled of a message; tell whether nothing is left."""
-        at, settled = held.first, list[Span]()
-        for span in [*held.ours(self._follower.ledger.unsettled(held.part)), Span(held.span.stop, held.span.stop)]:
-            if at < span.start:
-                settled.append(Span(at, span.start))
-            at = span.stop
-        return held in self._held.settle(settled)
+    def _settle_as_elsewhere(self, held: Held) -> None:
+        """Settle here what the ledger says is settled of a message; what comes to its end by that is acknowledged soon."""
+        left = list(held.ours(self._follower.ledger.unsettled(held.part)))
+        done = self._held.settle(without(held.span, left))
+        if done:
+            self._done.extend([each.message for each in done])
+            self._tending.set()
 
     def _pieces(self, spans: Iterable[Span]) -> list[Piece]:
         """Return what is held of these numbers."""
@@ -290,12 +290,10 @@ class StreamBacklog:
                 await self._writer.ack(self._done.popleft())
             while self._expired:
                 held = self._expired.popleft()
-                if held not in self._held:
-                    continue
-                if self._settle_as_elsewhere(held):
-                    await self._writer.ack(held.message)
-                    continue
+                self._settle_as_elsewhere(held)
                 left = self._held.unsettled(held.span)
+                if held not in self._held or not left:
+                    continue
                 await self._settle(self._held.parts(left), Outcome.EXPIRED)
                 count = sum([span.length for span in left])
                 self._writer.log_throttled("events_expired", events=count, queue=held.events.queue)

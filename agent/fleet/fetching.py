@@ -34,8 +34,14 @@ SAFE_SECONDS = 5.0
 """So many seconds before that a message counts as lost to others."""
 
 MAX_HELD_EVENTS = 4000
+MAX_HELD_BYTES = 32 * 1024 * 1024
+"""Of bodies; two fetches of FETCH_MESSAGES may come on top before it shows that messages have become larger."""
+
 LATER_SECONDS = 60.0
 COPY_SECONDS = 10.0
+MAX_BLOCKERS = 16
+"""With more messages that stand for events of another one, that one comes again later: no agent makes so many copies."""
+
 STOP_SECONDS = 3.0
 
 
@@ -47,7 +53,7 @@ class _Fetched(NamedTuple):
 
 
 class Fetcher:
-    """Fetches while `run` runs, until `stop`, as long as fewer than `max_held` events are `held`.
+    """Fetches while `run` runs, until `stop`, as long as fewer than `max_held` events and MAX_HELD_BYTES are `held`.
 
     `fresh` are those messages of which the ledger says what is settled, and which nobody has taken from there yet. `idle` says
     that the last fetch brought nothing, `unreadable` counts the messages that said nothing. While `may_hold` says no, others
@@ -71,7 +77,8 @@ class Fetcher:
         self._stopping = False
         self._fetching = False
         self._fetched_at = float("-inf")
-        self._per_message = 1.0
+        self._per_message = 1.0  # events, and
+        self._bytes_per_message = 1.0
         self._coming = 0  # messages that came and are not held yet
         self.held = HeldMessages()
         self.fresh: deque[Held] = deque()
@@ -95,10 +102,10 @@ class Fetcher:
 
     async def let_go(self) -> None:
         """Let others have at once what is held."""
-        for held in self.held:
-            self.held.drop(held)
-            with suppress(EngineError):  # then they have it when its time has run out
-                await self._engine.release(held.message)
+        for each in self.held:
+            for held in self.held.drop(each):
+                with suppress(EngineError):  # then they have it when its time has run out
+                    await self._engine.release(held.message)
 
     def let_lapsed_go(self, now: float) -> None:
         """Hold no message any more for which nobody could ask for more time."""
@@ -127,11 +134,10 @@ class Fetcher:
             await self.let_go()
             await self.changed.wait(seconds=FETCH_SECONDS)
             return None
-        room = self._max_held - self.held.event_count - int(self._coming * self._per_message)
-        if room <= 0:
+        most = self._most()
+        if not most:
             await self.changed.wait(seconds=FETCH_SECONDS)
             return None
-        most = min(FETCH_MESSAGES, max(int(room / self._per_message), 1))
         consumer = names.consumer(self._writer.team)
         try:
             found = await self._engine.fetch(names.EVENTS, consumer, most=most, seconds=FETCH_SECONDS)
@@ -145,8 +151,19 @@ class Fetcher:
             for each in found:
                 await self._more_time(each)
         self._fetched_at = now
+        if found:
+            size = sum([len(each.body) for each in found]) / len(found)
+            self._bytes_per_message = max(size, 0.9 * self._bytes_per_message)
         self._coming += len(found)
         return _Fetched(found, now)
+
+    def _most(self) -> int:
+        """Return how many messages there is room for, if they are like those that came last; 0 for none."""
+        events = self._max_held - self.held.event_count - self._coming * self._per_message
+        size = MAX_HELD_BYTES - self.held.byte_count - self._coming * self._bytes_per_message
+        if events < 1 or size <= 0:
+            return 0
+        return min(FETCH_MESSAGES, max(int(min(events / self._per_message, size / self._bytes_per_message)), 1))
 
     async def _take_in_all(self, fetched: MemoryObjectReceiveStream[_Fetched]) -> None:
         with fetched:
@@ -159,13 +176,11 @@ class Fetcher:
         """Hold messages that came at `now`, once the ledger says what of them is settled."""
         readable = [(each, events) for each in found if (events := await self._read(each, now)) is not None]
         await self._write_ledgers(readable)
-        new = [held for each, events in readable if (held := await self._hold(each, events, now)) is not None]
-        self._coming -= len(found)
-        if new:
+        if readable:
             await self._follower.catch_up()
-        for held in new:
-            held.checked = True
-            self.fresh.append(held)
+        for each, events in readable:
+            await self._hold(each, events, now)
+        self._coming -= len(found)
 
     async def _read(self, found: Message, now: float) -> Events | None:
         """Return what a message says that came at `now`; None if it is held, or says nothing."""
@@ -194,17 +209,20 @@ class Fetcher:
             record, name = Seen(tuple(new), self._runtime.wall_clock()), self._writer.new_id()
             await self._writer.insist("a ledger", partial(self._writer.write, record, name))
 
-    async def _hold(self, found: Message, events: Events, now: float) -> Held | None:
-        """Hold a message that came at `now`; None if there is nothing to be delivered, or not now."""
-        if not events.event_count:
+    async def _hold(self, found: Message, events: Events, now: float) -> None:
+        """Hold a message that came at `now`, unless it is settled."""
+        part = Part(found.subject, events.queue, events.spans)
+        left = self._follower.ledger.unsettled(part)
+        if not left:
             await self._writer.ack(found)
-            return None
-        if self.held.overlaps(Part(found.subject, events.queue, events.spans)):
-            with suppress(EngineError):  # a copy: it comes again when these are settled
+            return
+        blockers = self.held.standing_for(part)
+        if len(blockers) > MAX_BLOCKERS:
+            with suppress(EngineError):
                 await self._engine.release(found, COPY_SECONDS)
-            return None
+            return
         self._per_message += 0.1 * (events.event_count - self._per_message)
-        return self.held.add(found, events, now)
+        self.fresh.append(self.held.add(found, events, now, left, blockers))
 
     async def _put_aside(self, found: Message, error: str) -> None:
         """Move a message that says nothing to AA_DEAD, or let it come again if the engine fails: nobody waits for it."""
@@ -223,6 +241,9 @@ class Fetcher:
     async def _extend(self) -> None:
         while True:
             await anyio.sleep(EXTEND_SECONDS)
+            self.let_lapsed_go(
+                anyio.current_time()
+            )  # this process may have been stopped: the engine takes it all the same
             for held in self.held:
                 now = anyio.current_time()
                 if held in self.held and await self._more_time(held.message):

@@ -7,6 +7,7 @@ a message for each of some others.
 """
 
 from bisect import bisect_left, bisect_right
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -15,7 +16,7 @@ from operator import attrgetter
 from agent.fleet.engine import Message
 from agent.fleet.message import Events
 from agent.fleet.records import Part
-from agent.queue.cursor import Cursor, Outcome, Span, union
+from agent.queue.cursor import Cursor, Outcome, Span, union, without
 
 _start, _stop = attrgetter("start"), attrgetter("stop")
 
@@ -24,14 +25,17 @@ _start, _stop = attrgetter("start"), attrgetter("stop")
 class Held:
     """A message, what it says, the local number of its first event, and when it was last known to be ours (steady clock).
 
-    It is `checked` when the ledger was read up to the moment at which it came.
+    Of its events it stands for those in `own`, by the numbers of the queue. Others are settled, or other messages stand for them,
+    its `blockers`: it comes to its end with the last of these.
     """
 
     message: Message
     events: Events
     first: int
     kept_at: float
-    checked: bool = False
+    own: Sequence[Span] = ()
+    blockers: "set[Held]" = field(default_factory=set)
+    dependents: "list[Held]" = field(default_factory=list)
     _firsts: list[int] = field(init=False)  # the local number of each span's first event, and the one behind the last
     _edges: list[int] = field(
         init=False, default_factory=list
@@ -85,6 +89,7 @@ class HeldMessages:
         self._firsts: list[int] = []
         self._by_seq: dict[int, Held] = {}
         self._by_queue: dict[tuple[str, str], list[Held]] = {}
+        self.byte_count = 0
 
     def __iter__(self) -> Iterator[Held]:
         return iter(list(self._held.values()))
@@ -101,17 +106,25 @@ class HeldMessages:
         """Return the message with that number in the stream, if it is held."""
         return self._by_seq.get(seq)
 
-    def overlaps(self, part: Part) -> bool:
-        """Whether a message that is held has some of these events."""
-        return any(_meet(held.events.spans, part.spans) for held in self._by_queue.get((part.subject, part.queue), ()))
+    def standing_for(self, part: Part) -> Sequence[Held]:
+        """Return the messages that stand for some of these events."""
+        return [held for held in self._by_queue.get((part.subject, part.queue), ()) if _meet(held.own, part.spans)]
 
-    def add(self, message: Message, events: Events, now: float) -> Held:
-        """Hold a message with at least one event."""
-        held = Held(message, events, self._cursor.next_seq, now)
+    def add(
+        self, message: Message, events: Events, now: float, left: Sequence[Span], blockers: Sequence[Held] = ()
+    ) -> Held:
+        """Hold a message of whose events `left` are not settled; `blockers` are those that stand for some of these."""
+        others = union(span for each in blockers for span in each.own)
+        own = tuple(part for span in left for part in without(span, others))
+        held = Held(message, events, self._cursor.next_seq, now, own, set(blockers))
+        for each in blockers:
+            each.dependents.append(held)
         self._cursor.next_seq = held.span.stop
         self._held[held.first] = self._by_seq[message.seq] = held
         self._firsts.append(held.first)
         self._by_queue.setdefault((message.subject, events.queue), []).append(held)
+        self.byte_count += len(message.body)
+        self._cursor.settle(without(held.span, list(held.ours(own))), Outcome.DELIVERED)
         return held
 
     def unsettled(self, span: Span) -> list[Span]:
@@ -134,21 +147,35 @@ class HeldMessages:
         return tuple(Part(subject, queue, tuple(union(theirs))) for (subject, queue), theirs in found.items())
 
     def settle(self, spans: Sequence[Span]) -> list[Held]:
-        """Settle local numbers; return the messages of which nothing is left, which are held no more."""
+        """Settle local numbers; return the messages that have come to their end, which are held no more."""
         touched = dict.fromkeys(held for held, _ in self.pieces(spans))
         self._cursor.settle(spans, Outcome.DELIVERED)  # here it matters only that they are settled
-        done = [held for held in touched if not self.unsettled(held.span)]
-        for held in done:
-            self._forget(held)
+        done, ending = list[Held](), deque(touched)
+        while ending:
+            held = ending.popleft()
+            if held in self and not held.blockers and not self.unsettled(held.span):
+                self._forget(held)
+                done.append(held)
+                for each in held.dependents:
+                    each.blockers.discard(held)
+                    ending.append(each)
         return done
 
-    def drop(self, held: Held) -> None:
-        """Hold a message no more: it is somebody else's, or will be."""
-        self._cursor.settle([held.span], Outcome.DELIVERED)
-        self._forget(held)
+    def drop(self, held: Held) -> list[Held]:
+        """Hold a message no more, nor those that wait for it: they are somebody else's, or will be. Return them all."""
+        dropped, dropping = list[Held](), deque([held])
+        while dropping:
+            each = dropping.popleft()
+            if each in self:
+                self._cursor.settle([each.span], Outcome.DELIVERED)
+                self._forget(each)
+                dropped.append(each)
+                dropping.extend(each.dependents)
+        return dropped
 
     def _forget(self, held: Held) -> None:
         if self._held.pop(held.first, None) is not None:
+            self.byte_count -= len(held.message.body)
             del self._firsts[bisect_left(self._firsts, held.first)]
             self._by_seq.pop(held.message.seq, None)
             queue = held.message.subject, held.events.queue

@@ -4,6 +4,7 @@ A connection that breaks is given up, and the next call makes another one to any
 sent again, nothing waits for a reconnection, and no subscription survives one deaf.
 """
 
+import base64
 import json
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,13 @@ T = TypeVar("T")
 DEFAULT_MAX_PAYLOAD: Final = 1024 * 1024
 
 _KEYS: Final = f"KV_{names.STATE}"
+_NO_OBJECT: Final = (
+    js_errors.ObjectNotFoundError,
+    js_errors.NotFoundError,
+    js_errors.ObjectDeletedError,
+    js_errors.BadObjectMetaError,
+    js_errors.LinkIsABucketError,
+)
 
 
 class NatsEngine:
@@ -187,7 +195,7 @@ class NatsEngine:
             store = await link.stream.object_store(names.SNAPSHOTS)
             try:
                 return (await store.get(name)).data
-            except (js_errors.ObjectNotFoundError, js_errors.NotFoundError, js_errors.ObjectDeletedError):
+            except _NO_OBJECT:
                 return None
             except nats.errors.Error as error:
                 if "digest" in str(error).lower():  # it is damaged
@@ -202,7 +210,12 @@ class NatsEngine:
 
         async def write() -> None:
             store = await link.stream.object_store(names.SNAPSHOTS)
-            await store.put(name, data)
+            try:
+                await store.put(name, data)
+            except js_errors.BadObjectMetaError:  # nats-py replaces none that it cannot read
+                meta = f"$O.{names.SNAPSHOTS}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
+                await link.stream.purge_stream(f"OBJ_{names.SNAPSHOTS}", subject=meta)
+                await store.put(name, data)
 
         await link.call(write())
 

@@ -68,6 +68,19 @@ def union(spans: Iterable[Span]) -> list[Span]:
 _start, _stop = attrgetter("start"), attrgetter("stop")
 
 
+def without(span: Span, others: Sequence[Span]) -> list[Span]:
+    """Return what of `span` is in none of `others`, which are in order and apart."""
+    start, parts = span.start, []
+    first = bisect_right(others, start, key=_stop)
+    for other in others[first : bisect_left(others, span.stop, first, key=_start)]:
+        if start < other.start:
+            parts.append(Span(start, other.start))
+        start = other.stop
+    if start < span.stop:
+        parts.append(Span(start, span.stop))
+    return parts
+
+
 class Pause(msgspec.Struct, frozen=True, array_like=True):
     """Why delivery is paused, since when, when to probe (seconds since the epoch), and how many probes there were."""
 
@@ -229,15 +242,7 @@ class Cursor:
 
     def unsettled(self, span: Span) -> list[Span]:
         """Return the parts of `span` that nothing has settled yet."""
-        start, parts = max(span.start, self.position), []
-        first = bisect_right(self._settled, start, key=_stop)
-        for done in self._settled[first : bisect_left(self._settled, span.stop, first, key=_start)]:
-            if start < done.start:
-                parts.append(Span(start, done.start))
-            start = done.stop
-        if start < span.stop:
-            parts.append(Span(start, span.stop))
-        return parts
+        return without(Span(max(span.start, self.position), span.stop), self._settled)
 
     @property
     def settled_beyond(self) -> int:

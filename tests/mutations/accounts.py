@@ -92,8 +92,8 @@ ACCOUNTS = (
     Order(
         "a message is acknowledged when some of its events are settled",
         HELD,
-        "done = [held for held in touched if not self.unsettled(held.span)]",
-        "done = list(touched)",
+        "if held in self and not held.blockers and not self.unsettled(held.span):",
+        "if held in self and not held.blockers:",
     ),
     Order(
         "a copy that meets what is held in its last event is held, too",

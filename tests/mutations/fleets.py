@@ -70,12 +70,11 @@ FLEETS = (
     ),
     # What was settled before, or is held by others
     Order(
-        "what the ledger says is settled is sent again",
-        BACKLOG,
+        "a message that the ledger says is settled is held",
+        FETCHING,
         """
-        if self._settle_as_elsewhere(held):
-            self._done.append(held.message)
-            self._tending.set()
+        if not left:
+            await self._writer.ack(found)
             return
         """,
         "",
@@ -84,7 +83,7 @@ FLEETS = (
         "events are used before the ledger is read up to them",
         FETCHING,
         """
-        if new:
+        if readable:
             await self._follower.catch_up()
         """,
         "",
@@ -92,8 +91,8 @@ FLEETS = (
     Order(
         "a copy of a message that is held is held, too",
         FETCHING,
-        "if self.held.overlaps(Part(found.subject, events.queue, events.spans)):",
-        "if False:",
+        "blockers = self.held.standing_for(part)",
+        "blockers: list[Held] = []",
     ),
     Order(
         "a message whose time has run out is used",
@@ -125,10 +124,16 @@ FLEETS = (
         FETCHING,
         """
         await self._write_ledgers(readable)
-        new = [held for each, events in readable if (held := await self._hold(each, events, now)) is not None]
+        if readable:
+            await self._follower.catch_up()
+        for each, events in readable:
+            await self._hold(each, events, now)
         """,
         """
-        new = [held for each, events in readable if (held := await self._hold(each, events, now)) is not None]
+        if readable:
+            await self._follower.catch_up()
+        for each, events in readable:
+            await self._hold(each, events, now)
         await self._write_ledgers(readable)
         """,
     ),
@@ -271,7 +276,7 @@ FLEETS = (
     Order(
         "a relay that is refused keeps what it holds from others",
         BACKLOG,
-        "self._fetcher = Fetcher(writer, follower, runtime, max_held, lambda: turns.may_hold)",
+        "self._fetcher = Fetcher(writer, follower, runtime, max_held, self._may_hold)",
         "self._fetcher = Fetcher(writer, follower, runtime, max_held)",
     ),
     # Dead letters

@@ -1,6 +1,7 @@
 """Servers that die, hang, are full or turn a credential away: each is one error in words, and passes by itself."""
 
 import asyncio
+import base64
 import gc
 import signal
 import time
@@ -309,6 +310,18 @@ async def test_a_stolen_credential_of_a_pool_may_publish_for_that_pool_and_nothi
             assert (await admin.stream_state(names.EVENTS)).messages == 0
             assert (await admin.stream_state(names.LEDGER)).messages == 0
             assert await admin.get(names.pause_key("web")) is None
+
+
+@pytest.mark.parametrize(
+    "meta", [b"", b"x", b"[]", b'{"stream":"AA_EVENTS","seq":1}', b'{"name":"web","nuid":1,"size":"x"}']
+)
+async def test_a_snapshot_whose_description_is_damaged_is_none_and_can_be_replaced(tmp_path: Path, meta: bytes) -> None:
+    async with running(tmp_path) as cluster, connected(cluster) as engine:
+        subject = f"$O.{names.SNAPSHOTS}.M.{base64.urlsafe_b64encode(b'web').decode()}"
+        await engine.publish(subject, meta, {})
+        assert await engine.load("web") is None
+        await engine.save("web", b"new")
+        assert await engine.load("web") == b"new"
 
 
 ANSWERED = [

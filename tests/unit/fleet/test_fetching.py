@@ -63,6 +63,22 @@ async def test_the_ledger_is_asked_while_the_next_messages_are(monkeypatch: pyte
         assert anyio.current_time() < 10 + 1 + 0.5
 
 
+async def test_what_is_held_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetching, "MAX_HELD_BYTES", 10_000)
+    monkeypatch.setattr(fetching, "FETCH_MESSAGES", 2)
+    async with fleet() as f:
+        for number in range(50):
+            await f.publish(f"{number:01000}")
+        engine = MemoryEngine(f.broker)
+        found = start(f, engine, 4000)
+        await anyio.sleep(60)
+        assert 10_000 <= found.held.byte_count < 10_000 + 2 * 2 * 1200
+        while f.waiting:
+            for held in found.held.settle([each.span for each in found.held]):
+                await engine.ack(held.message)
+            await found.changed.wait(seconds=1)
+
+
 async def test_what_came_and_is_not_held_yet_counts_as_held() -> None:
     async with fleet() as f:
         for number in range(20):

@@ -26,7 +26,8 @@ def events(spans: Sequence[tuple[int, int]], queue: str = "q1") -> Events:
 
 def hold(held: HeldMessages, *spans: tuple[int, int], subject: str = LINUX, queue: str = "q1", seq: int = 0) -> Held:
     """Hold a message with these spans; its number in the stream is one that no other has, unless it is given."""
-    return held.add(Message(subject, {}, b"", seq or len(held) + 1), events(spans, queue), 5.0)
+    found = events(spans, queue)
+    return held.add(Message(subject, {}, b"", seq or len(held) + 1), found, 5.0, found.spans)
 
 
 def part(*spans: tuple[int, int], subject: str = LINUX, queue: str = "q1") -> Part:
@@ -74,11 +75,42 @@ def test_events_that_are_held_are_known_by_subject_queue_and_number() -> None:
     held = HeldMessages()
     first = hold(held, (3, 5), (8, 9))
     for other in (part((1, 3), (5, 8), (9, 20)), part((3, 5), subject=MAC), part((3, 5), queue="q2"), part()):
-        assert not held.overlaps(other)
+        assert not held.standing_for(other)
     for same in (part((1, 4)), part((8, 9)), part((1, 2), (4, 5)), part((1, 30))):
-        assert held.overlaps(same)
+        assert held.standing_for(same)
     held.drop(first)
-    assert not held.overlaps(part((1, 30)))
+    assert not held.standing_for(part((1, 30)))
+
+
+def test_a_copy_ends_with_the_last_message_that_stands_for_its_events() -> None:
+    held = HeldMessages()
+    first, second = hold(held, (1, 3)), hold(held, (3, 5))
+    found = events(((1, 7),), "q1")
+    copy = held.add(Message(LINUX, {}, b"", 3), found, 5.0, found.spans, held.standing_for(part((1, 7))))
+    same = held.add(Message(LINUX, {}, b"", 4), found, 5.0, found.spans, held.standing_for(part((1, 7))))
+    assert (held.parts([copy.span]), held.parts(held.unsettled(same.span))) == ((part((1, 7)),), ())
+    assert (held.unsettled(copy.span), held.event_count) == ([Span(9, 11)], 6)
+    assert held.settle([Span(9, 11)]) == []
+    assert held.settle([Span(1, 3)]) == [first]
+    assert held.settle([Span(3, 5)]) == [second, copy, same]
+    assert (len(held), held.event_count) == (0, 0)
+
+
+def test_a_copy_goes_with_the_message_that_stands_for_its_events() -> None:
+    held = HeldMessages()
+    first, other = hold(held, (1, 3)), hold(held, (8, 9))
+    found = events(((1, 5),), "q1")
+    copy = held.add(Message(LINUX, {}, b"xx", 3), found, 5.0, found.spans, held.standing_for(part((1, 5))))
+    assert held.byte_count == 2
+    assert held.drop(first) == [first, copy]
+    assert (list(held), held.event_count, held.byte_count, held.at(3)) == ([other], 1, 0, None)
+
+
+def test_what_was_settled_before_a_message_came_is_not_held() -> None:
+    held, found = HeldMessages(), events(((1, 5), (9, 11)), "q1")
+    added = held.add(Message(LINUX, {}, b"", 1), found, 5.0, [Span(2, 3), Span(10, 11)])
+    assert held.parts(held.unsettled(added.span)) == (part((2, 3), (10, 11)),)
+    assert held.standing_for(part((1, 2), (3, 10))) == []
 
 
 def test_local_numbers_of_several_messages_become_one_part_for_each_queue() -> None:
@@ -134,7 +166,8 @@ def test_what_is_held_is_that_of_a_list_of_all_events(
     held, all_events, of_message = HeldMessages(), list[Event](), list[tuple[Held, set[int]]]()
     for subject, queue, each in found:
         mine = [(subject, queue, number) for span in each for number in range(*span)]
-        assert held.overlaps(part(*each, subject=subject, queue=queue)) == bool(set(mine) & set(all_events))
+        standing = held.standing_for(part(*each, subject=subject, queue=queue))
+        assert bool(standing) == bool(set(mine) & set(all_events))
         first = len(all_events) + 1
         all_events += mine
         of_message.append((hold(held, *each, subject=subject, queue=queue), set(range(first, first + len(mine)))))

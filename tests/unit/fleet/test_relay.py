@@ -7,10 +7,10 @@ import anyio
 import pytest
 from structlog.testing import capture_logs
 
-from agent.delivery.batching import BatchOptions
+from agent.delivery.batching import Batch, BatchOptions
 from agent.delivery.policy import DeliverySettings
 from agent.delivery.transport import Kind, Verdict
-from agent.events import Context
+from agent.events import Context, encode_events
 from agent.fleet import dead, following, message, names
 from agent.fleet.accounting import FleetLedger
 from agent.fleet.engine import EngineError, Message
@@ -23,7 +23,7 @@ from agent.queue.dead_letters import decode_dead_letter
 from tests.support import virtual_time
 from tests.support.fake_transport import ACCEPTED, LOST, UNREACHED, reject
 from tests.support.memory_engine import ACK_WAIT, MAX_ACK_PENDING, MemoryEngine
-from tests.support.pipelines import EPOCH, numbered
+from tests.support.pipelines import EPOCH, event, numbered
 from tests.support.relays import SUBJECT, TEAM, Fleet, fleet
 
 pytestmark = pytest.mark.anyio
@@ -96,6 +96,26 @@ async def test_a_copy_that_comes_while_the_first_is_held_waits_for_it() -> None:
         assert f.transport.taken == ["a"]
 
 
+@pytest.mark.parametrize("share", ["all", "one event"])
+async def test_copies_hold_nobody_up_however_many_there_are(share: str) -> None:
+    """More than the engine gives out without an acknowledgement, of the same events or with one in common."""
+    async with fleet() as f:
+        f.settings = DeliverySettings(max_events=100, initial_delay=0.1)
+        for number in range(MAX_ACK_PENDING + 200):
+            spans = (Span(1, 2),) if share == "all" else (Span(1, 2), Span(number + 2, number + 3))
+            lines = encode_events([event("copy")] * len(spans))
+            headers = message.encode(Batch(Context(), lines, spans), "stolen") | {"Nats-Msg-Id": f"{number}"}
+            await MemoryEngine(f.broker).publish(SUBJECT, lines, headers)
+        await f.publish("a")
+        life = await f.start()
+        begun = anyio.current_time()
+        await f.transport.wait_until(lambda api: "a" in api.taken)
+        assert anyio.current_time() - begun < 30
+        await f.settled()
+        assert f.ledger.sums == {"delivered": 2 if share == "all" else MAX_ACK_PENDING + 202}
+        assert (life.relay.backlog.held_events, f.ledger.in_doubt) == (0, 0)
+
+
 async def test_messages_of_a_stream_that_was_made_anew_are_not_taken_for_those_that_are_held() -> None:
     async with fleet() as f:
         f.transport.hold()
@@ -133,11 +153,11 @@ async def test_events_that_are_held_are_told_from_others_of_the_queue_whatever_t
         [Span(n, n + 1) for n in range(2, 99, 2)],
     )
     lines = b"{}\n" * len(odd)
-    held.add(Message(SUBJECT, {}, lines, 1), Events("q", tuple(odd), Context(), lines), 0.0)
-    assert not held.overlaps(Part(SUBJECT, "q", tuple(even)))
-    assert not held.overlaps(Part(SUBJECT, "other", tuple(odd)))
-    assert held.overlaps(Part(SUBJECT, "q", (*even[:-1], Span(97, 99))))
-    assert held.overlaps(Part(SUBJECT, "q", (Span(1, 2),)))
+    held.add(Message(SUBJECT, {}, lines, 1), Events("q", tuple(odd), Context(), lines), 0.0, odd)
+    assert not held.standing_for(Part(SUBJECT, "q", tuple(even)))
+    assert not held.standing_for(Part(SUBJECT, "other", tuple(odd)))
+    assert held.standing_for(Part(SUBJECT, "q", (*even[:-1], Span(97, 99))))
+    assert held.standing_for(Part(SUBJECT, "q", (Span(1, 2),)))
 
 
 async def test_an_answer_that_was_lost_leaves_its_events_in_doubt() -> None:
