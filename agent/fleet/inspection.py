@@ -14,6 +14,7 @@ from agent.fleet.following import snapshot_name
 from agent.fleet.nats_engine import NatsEngine
 from agent.fleet.overview import Overview, look
 from agent.fleet.shared_pause import decode_pause
+from agent.fleet.stored import read_stored
 from agent.queue.cursor import Pause
 from agent.queue.dead_letters import decode_dead_letter
 from agent.queue.maintenance.browse import Origin
@@ -77,11 +78,14 @@ async def team_status(engine: NatsEngine, team: str) -> TeamStatus:
 async def dead_messages(engine: NatsEngine, team: str) -> list[Message]:
     """Return the dead letters of a team, the oldest first. Raises EngineError."""
     found: list[Message] = []
-    after = 0
-    while message := await engine.next_stored(names.DEAD, names.dead_subject(team), after):
+
+    def take(message: Message) -> bool:
         found.append(message)
-        after = message.seq
-    return found
+        return True
+
+    last = (await engine.stream_state(names.DEAD)).last_seq
+    await read_stored(engine, names.DEAD, names.dead_subject(team), 0, last, take)
+    return sorted(found, key=lambda each: each.seq)
 
 
 async def purge_dead(engine: NatsEngine, team: str, up_to: int | None = None) -> int:
