@@ -12,13 +12,14 @@ import anyio
 import structlog
 
 from agent import __version__
-from agent.config import Config, read_token
+from agent.config import Config, read_token, token_files
 from agent.control.router import Route
 from agent.control.scrape import ScrapeListener
 from agent.daemon import logging
 from agent.daemon.journal import is_journal
 from agent.daemon.signals import Signals
 from agent.daemon.systemd import Notifier
+from agent.daemon.token_watch import TokenWatch
 from agent.delivery.batching import BatchOptions
 from agent.delivery.http_transport import Endpoint, HttpTransport
 from agent.delivery.policy import DeliverySettings
@@ -29,6 +30,7 @@ from agent.http.server import Request, Response
 from agent.ingest import sockets
 from agent.ingest.sockets import BoundSocket
 from agent.runtime import Runtime, run_in_thread
+from agent.secret import Secret
 
 RUNTIME = Runtime(run_blocking=run_in_thread, wall_clock=time.time, random=random.random)
 
@@ -41,12 +43,10 @@ def run(config: Config, environ: Mapping[str, str], connect: Callable[[Config], 
 async def _run(config: Config, environ: Mapping[str, str], connect: Callable[[Config], Engine]) -> None:
     if config.relay.team is None:
         raise ConfigError("relay.servers: there is no engine to deliver from: set relay.servers and relay.team")
+    watch = TokenWatch(token_files(config, environ))  # first: a token that is replaced meanwhile is read again later
     token = read_token(config, environ)
     logging.configure(config.log.level, config.log.format, to_journal=is_journal(environ))
     log, notifier, signals = structlog.get_logger("agent.daemon"), Notifier(environ), Signals(None)
-    api = config.api
-    secret = token.reveal() if token is not None else None
-    endpoint = Endpoint(url=api.url, token=secret, team_id=api.team_id, slug=api.slug, timeout=api.timeout)
     async with AsyncExitStack() as opened:
         bound = _open_metrics(config)
         for each in bound:
@@ -54,16 +54,31 @@ async def _run(config: Config, environ: Mapping[str, str], connect: Callable[[Co
         engine = connect(config)
         opened.push_async_callback(engine.aclose)
         name = f"{socket.gethostname().partition('.')[0][:32]}-{secrets.token_hex(4)}"
-        transport = HttpTransport(endpoint, wall_clock=RUNTIME.wall_clock)
+        transport = _transport(config, token)
         relay = Relay(engine, transport, config.relay.team, name, _settings(config), _options(config), RUNTIME)
         opened.push_async_callback(relay.aclose)
+
+        def renew_token() -> None:
+            try:
+                relay.replace_transport(_transport(config, read_token(config, environ)))
+            except ConfigError as error:
+                structlog.get_logger("agent.daemon").error("reload_refused", error=str(error))
+            else:
+                log.info("reloaded", changed=["token"])
+
+        async def watch_token() -> None:
+            while True:
+                await watch.replaced(config, environ)
+                renew_token()
+
         async with anyio.create_task_group() as tasks:
-            await tasks.start(signals.watch, lambda: None)
+            await tasks.start(signals.watch, renew_token)
+            tasks.start_soon(watch_token)
             tasks.start_soon(logging.report_held_back)
             if bound:
                 tasks.start_soon(ScrapeListener(bound, _routes(relay)).serve)
                 tasks.start_soon(relay.gauges.run)
-            log.info("started", version=__version__, pid=os.getpid(), api=api.url, relay=name)
+            log.info("started", version=__version__, pid=os.getpid(), api=config.api.url, relay=name)
             notifier.enter("Waiting for the engine")
             if token is None:
                 log.warning(
@@ -86,6 +101,12 @@ async def _deliver(relay: Relay, team: str, notifier: Notifier) -> None:
         await tasks.start(relay.run)
         structlog.get_logger("agent.daemon").info("connected", team=team)
         notifier.enter("Delivering", "READY=1")
+
+
+def _transport(config: Config, token: Secret | None) -> HttpTransport:
+    api, secret = config.api, token.reveal() if token is not None else None
+    endpoint = Endpoint(url=api.url, token=secret, team_id=api.team_id, slug=api.slug, timeout=api.timeout)
+    return HttpTransport(endpoint, wall_clock=RUNTIME.wall_clock)
 
 
 def _settings(config: Config) -> DeliverySettings:

@@ -6,21 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
 
-import anyio
 import structlog
 
 from agent import config
-from agent.config import Config, KeysError, token_files
+from agent.config import Config, KeysError
 from agent.control.schema import Reloaded
 from agent.daemon import logging
 from agent.daemon.journal import is_journal
 from agent.daemon.service import Service
 from agent.daemon.settings import Settings
 from agent.daemon.systemd import Notifier
+from agent.daemon.token_watch import TokenWatch
 from agent.delivery.pipeline import Pipeline
 from agent.errors import ConfigError
-
-TOKEN_POLL_SECONDS = 5.0
 
 
 class Reloader:
@@ -37,7 +35,7 @@ class Reloader:
         self._load = load
         self._environ = environ
         self.settings = settings
-        self._files = settings.token_files
+        self._watch = TokenWatch(settings.token_files)
         self._services = services
         self._notifier = notifier
         self._log = structlog.get_logger("agent.daemon")
@@ -54,12 +52,9 @@ class Reloader:
     async def watch_tokens(self) -> None:
         """Take new tokens over when their files are replaced; the configuration, which may be half edited, is not read."""
         while True:
-            await anyio.sleep(TOKEN_POLL_SECONDS)
-            found = {**self._files, **token_files(self.settings.config, self._environ)}
-            if found != self._files:
-                self._files = found
-                with contextlib.suppress(ConfigError):  # it is in the log
-                    self._reload(lambda: self.settings.config)
+            await self._watch.replaced(self.settings.config, self._environ)
+            with contextlib.suppress(ConfigError):  # it is in the log
+                self._reload(lambda: self.settings.config)
 
     def _reload(self, load: Callable[[], Config]) -> Reloaded:
         self._notifier.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
@@ -79,7 +74,7 @@ class Reloader:
         old, loaded = self.settings, load()
         new = Settings.read(_until_restart(old.config, loaded), self._environ, old)
         prepared = [service.reload(new) for service in self._services]
-        self.settings, self._files = new, new.token_files
+        self.settings, self._watch.known = new, new.token_files
         restart_needed = config.needs_restart(old.config, loaded)
         for key in restart_needed:
             self._log.warning("restart_needed", key=key)

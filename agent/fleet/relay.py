@@ -93,6 +93,12 @@ class Relay:
         finally:
             self._scope.cancel()
 
+    def replace_transport(self, transport: Transport) -> None:
+        """Make requests by another transport from now on; a pause ends, for all relays of the team."""
+        self._transport = RelayTransport(transport, self.backlog)
+        if self.worker is not None:  # else nothing was sent by the one before, and it has nothing open
+            self.worker.reconfigure(self._transport, self._settings)
+
     async def aclose(self) -> None:
-        """Close the transport, once `run` has returned."""
-        await self._transport.aclose()
+        """Close the transports, once `run` has returned."""
+        await (self.worker or self._transport).aclose()

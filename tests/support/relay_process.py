@@ -40,9 +40,10 @@ class RelayProcess:
         more: str = "",
         credentials: Path | None = None,
         api_timeout: str = "2s",
+        more_of_api: str = "",
     ) -> None:
         directory.mkdir()
-        timeout = f'timeout = "{api_timeout}"\n'
+        timeout = f'timeout = "{api_timeout}"\n{more_of_api}'
         file = f'credentials = "{credentials}"\n' if credentials is not None else ""
         servers = ", ".join(f'"{url}"' for url in cluster.urls)
         self.log = directory / "log"
@@ -97,11 +98,12 @@ class World:
         more: str = "",
         credentials: Path | None = None,
         api_timeout: str = "2s",
+        more_of_api: str = "",
     ) -> None:
         self.cluster = cluster
         self.api = api
         self.relays = [
-            RelayProcess(directory / f"r{index}", cluster, api.url, more, credentials, api_timeout)
+            RelayProcess(directory / f"r{index}", cluster, api.url, more, credentials, api_timeout, more_of_api)
             for index in range(2)
         ]
         self._numbers = Counter[str]()

@@ -18,9 +18,9 @@ from agent.events import Context, encode_events
 from agent.fleet import message, names
 from agent.fleet.engine import Engine
 from agent.queue.cursor import Span
-from tests.support.api_server import error
+from tests.support.api_server import ApiServer, error
 from tests.support.daemon import clean_environment
-from tests.support.nats import free_port
+from tests.support.nats import free_port, nats_cluster
 from tests.support.pipelines import event
 from tests.support.relay_process import SUBJECT, RelayProcess, World, world
 from tests.support.waiting import HUNG_AFTER, eventually
@@ -101,6 +101,37 @@ async def _pauses_together(w: World) -> None:
     assert len(w.taken()) == 401
     assert await engine.get(names.pause_key("web")) is None
     await engine.aclose()
+
+
+def test_a_relay_reads_its_token_again_when_the_file_is_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("wrong")
+    with (
+        nats_cluster(tmp_path / "nats") as cluster,
+        ApiServer(token="right") as api,
+        World(tmp_path, cluster, api, '[pause]\nprobe_interval = "1h"\n', more_of_api=f'token_file = "{file}"\n') as w,
+    ):
+        asyncio.run(_renews(w, file))
+
+
+async def _renews(w: World, file: Path) -> None:
+    engine, log = w.cluster.engine(), w.relays[0].log
+    w.relays[0].start()
+    await w.publish(engine, "q", ["a"])
+    await asyncio.to_thread(eventually, log.read_text, lambda said: "delivery_paused" in said)
+    _replace(file, "two words")
+    await asyncio.to_thread(eventually, log.read_text, lambda said: "reload_refused" in said)
+    assert w.taken() == {}
+    _replace(file, "right")
+    await w.drained(engine)
+    await engine.aclose()
+    assert w.taken() == {"a": 1}
+
+
+def _replace(file: Path, token: str) -> None:
+    new = file.with_suffix(".new")
+    new.write_text(token)
+    new.rename(file)
 
 
 def test_what_comes_twice_is_sent_once_and_what_is_old_expires(tmp_path: Path) -> None:

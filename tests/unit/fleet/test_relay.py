@@ -21,7 +21,7 @@ from agent.fleet.records import Intent, Part, QueueLedger, Released, Seen, Settl
 from agent.queue.cursor import Ledger, Outcome, Span
 from agent.queue.dead_letters import decode_dead_letter
 from tests.support import virtual_time
-from tests.support.fake_transport import ACCEPTED, LOST, UNREACHED, reject
+from tests.support.fake_transport import ACCEPTED, LOST, UNREACHED, FakeTransport, reject
 from tests.support.memory_engine import ACK_WAIT, MAX_ACK_PENDING, MemoryEngine
 from tests.support.pipelines import EPOCH, event, numbered
 from tests.support.relays import SUBJECT, TEAM, Fleet, fleet
@@ -460,6 +460,30 @@ async def test_after_one_402_no_relay_sends_events_and_one_at_a_time_probes() ->
         await f.settled()
         assert len(set(f.transport.taken)) == 151
         assert f.broker.keys.keys() == set()
+
+
+async def test_another_transport_ends_the_pause_of_all_and_is_used_from_then_on() -> None:
+    async with fleet() as f:
+        first, second, renewed = await f.start(), await f.start(), FakeTransport()
+        f.transport.rule = lambda *_: BLOCKED
+        await f.publish("a")
+        await f.transport.wait_until(lambda api: len(api.answered) == 1)
+        await anyio.sleep(5)
+        await second.kill()
+        first.relay.replace_transport(renewed)
+        with anyio.fail_after(200):  # the probe would be after 300 s; who was killed may hold the event for a while
+            await f.settled()
+        assert (len(f.transport.answered), renewed.taken) == (1, ["a"])
+        assert f.broker.keys.keys() == set()
+
+
+async def test_a_transport_that_is_replaced_before_the_relay_has_begun_is_not_used() -> None:
+    async with fleet() as f:
+        life, renewed = await f.start(ready=False), FakeTransport()
+        life.relay.replace_transport(renewed)
+        await f.publish("a")
+        await f.settled()
+        assert (f.transport.taken, renewed.taken) == ([], ["a"])
 
 
 async def test_a_relay_that_starts_while_the_account_is_blocked_sends_nothing() -> None:
