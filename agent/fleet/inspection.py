@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from math import isfinite
 from typing import NamedTuple
 
 import msgspec
@@ -9,11 +10,11 @@ from nats.js import JetStreamContext
 
 from agent.events import decode_event
 from agent.fleet import dead, names
-from agent.fleet.engine import ConsumerState, Message
+from agent.fleet.engine import ConsumerState, Engine, Message
 from agent.fleet.following import snapshot_name
 from agent.fleet.nats_engine import NatsEngine
 from agent.fleet.overview import Overview, look
-from agent.fleet.shared_pause import decode_pause
+from agent.fleet.shared_pause import SharedPause, decode_pause
 from agent.fleet.stored import read_stored
 from agent.queue.cursor import Pause
 from agent.queue.dead_letters import decode_dead_letter
@@ -36,11 +37,17 @@ class TeamStatus(NamedTuple):
             "in_doubt": found.in_doubt,
             "pause": None
             if pause is None
-            else {"reason": pause.reason, "message": pause.message, "since": iso(pause.since), "probes": pause.probes},
+            else {
+                "reason": pause.reason,
+                "message": pause.message,
+                "since": iso(pause.since),
+                "probes": pause.probes,
+                "next_probe_at": iso(pause.probe_at) if isfinite(pause.probe_at) else None,
+            },
             "messages": found.messages,
             "messages_waiting": self.consumer.waiting,
             "messages_held": self.consumer.held,
-            "relays_asking": self.consumer.asking,
+            "requests_for_more": self.consumer.asking,
             "last_taken_at": _iso(self.consumer.taken_at),
             "unreadable_messages": found.unreadable,
             "whole": found.is_whole,
@@ -73,6 +80,19 @@ async def team_status(engine: NatsEngine, team: str) -> TeamStatus:
     overview = await look(engine, team, snapshot)
     pause = await engine.get(names.pause_key(team))
     return TeamStatus(overview, consumer, decode_pause(pause.value) if pause is not None else None)
+
+
+async def probe_now(engine: Engine, team: str) -> Pause | None:
+    """Let the next probe of a team's pause be due; return the pause, or None if there is none. Raises EngineError.
+
+    It is not removed: relays would take that for the word of another one that was accepted.
+    """
+    shared = SharedPause(engine, names.pause_key(team), "fleet resume")
+    await shared.look()
+    while (pause := shared.known) is not None and pause.probe_at > pause.since:
+        shared.remember(msgspec.structs.replace(pause, probe_at=pause.since, probes=0))
+        await shared.write()  # if a relay was faster, what it has written is known now
+    return shared.known
 
 
 async def dead_messages(engine: NatsEngine, team: str) -> list[Message]:

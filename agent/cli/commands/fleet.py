@@ -36,7 +36,7 @@ class EngineUnreachableError(AgentError):
     exit_code = UNREACHABLE
 
 
-@click.group(short_help="Set up and inspect a fleet: init, status, permissions, dead-letters.")
+@click.group(short_help="Set up and inspect a fleet: init, status, resume, permissions, dead-letters.")
 def fleet() -> None:
     """Set up the NATS JetStream that agents forward to and relays deliver from, and see where every event is.
 
@@ -93,6 +93,25 @@ def status(path: Path | None, as_json: bool) -> int:
     from agent.cli.views.fleet import fleet_screen
 
     show(fleet_screen(team, found, time.time()))
+    return 0
+
+
+@fleet.command(short_help="Have the relays of a paused team try at once.")
+@config_option
+def resume(path: Path | None) -> int:
+    """Have the pause of the team probed at once, and not at the time that `fleet status` says.
+
+    A relay that holds an event tries, within seconds; if the API accepts it, all relays go on. This takes the credentials of
+    relays. A relay that the API refuses alone is not concerned: replace its token, or send it SIGHUP.
+    """
+    from agent.fleet.inspection import probe_now
+
+    relay = _relay(path)
+    team = relay.team or ""
+    if _ask(relay, lambda engine: probe_now(engine, team)) is None:
+        say(f"The team {team} is not paused.")
+    else:
+        say(f"A relay of the team {team} probes within seconds. To see how it goes: {PROGRAM} fleet status")
     return 0
 
 

@@ -14,6 +14,7 @@ from agent.fleet.inspection import TeamStatus
 from agent.fleet.names import pool_of
 from agent.fleet.nats_setup import Found
 from agent.fleet.overview import RelayAtWork
+from agent.queue.cursor import Pause
 
 _NUMBERS = ("forwarded", "delivered", "dead_lettered", "expired", "in_stream", "lost", "queued", "dropped")
 
@@ -43,7 +44,7 @@ def found_lines(found: Found, *, would_update: bool) -> Iterator[str]:
         yield f"  {each}{f': {hint}' if can_be else ''}"
 
 
-DAY = 86400.0
+HOUR = 3600.0
 SHOWN_RELAYS = 10
 
 SILENT_SECONDS = 60.0
@@ -73,7 +74,8 @@ def _notes(status: TeamStatus, now: float) -> Iterator[Text]:
     if found.in_doubt:
         yield rendered(f"{amount(found.in_doubt, 'event')} in doubt: under way, or delivered perhaps once more")
     if pause is not None:
-        yield rendered(f"paused for {duration(now - pause.since)}: {pause.message or pause.reason}", style="yellow")
+        said = f"paused for {duration(now - pause.since)}: {pause.message or pause.reason}; {_next_probe(pause, now)}"
+        yield rendered(said, style="yellow")
     if found.counts.lost:
         yield rendered(f"{amount(found.counts.lost, 'event')} lost in the engine", style="bold red")
     for subject, pool in sorted(found.pools.items()):
@@ -86,21 +88,29 @@ def _notes(status: TeamStatus, now: float) -> Iterator[Text]:
         yield rendered("the stream holds more than was looked at: the sums are too low", style="yellow")
 
 
+def _next_probe(pause: Pause, now: float) -> str:
+    if pause.probe_at == float("inf"):
+        return "it is not probed"
+    if pause.probe_at <= now:
+        return "a probe is due, or under way"
+    return f"the next probe is in {duration(pause.probe_at - now)}, or at once with `{PROGRAM} fleet resume`"
+
+
 def _consumer(consumer: ConsumerState, now: float) -> Text:
     given = f"{consumer.waiting:,} wait, {consumer.held:,} held by relays"
     last = (
         "none was taken yet" if consumer.taken_at is None else f"the last one was taken {_age(consumer.taken_at, now)}"
     )
-    asking = f"{amount(consumer.asking, 'relay')} asking for more"
+    asking = f"{amount(consumer.asking, 'request')} for more"
     is_idle = consumer.taken_at is None or now - consumer.taken_at > SILENT_SECONDS
     left_alone = consumer.waiting + consumer.held > 0 and not consumer.asking and is_idle
     return rendered(f"{given}; {last}; {asking}", style="yellow" if left_alone else "")
 
 
 def _relays(relays: Mapping[str, RelayAtWork], now: float) -> Iterator[Text]:
-    """Yield what is known of the relays that made a request within the day, the last one first."""
+    """Yield what is known of the relays that made a request within the hour, the last one first."""
     for name, each in [*relays.items()][: -SHOWN_RELAYS - 1 : -1]:
-        if now - each.last_at < DAY:
+        if now - each.last_at < HOUR:
             text = f"relay {name}: first request {_age(each.first_at, now)}, last one {_age(each.last_at, now)}"
             yield rendered(f"{text}, {each.open_requests} under way or in doubt")
 

@@ -18,7 +18,8 @@ from agent.fleet import dead, message, names
 from agent.fleet.nats_engine import NatsEngine
 from agent.fleet.permissions import of_pool, of_relays
 from agent.fleet.records import Intent, Part, Settled, encode_record
-from agent.queue.cursor import Ledger, Outcome, Span
+from agent.fleet.shared_pause import encode_pause
+from agent.queue.cursor import Ledger, Outcome, Pause, Span
 from agent.queue.dead_letters import DeadLetter
 from tests.support.command import problems, run_command
 from tests.support.nats import NatsCluster, nats_cluster
@@ -215,7 +216,7 @@ def test_the_status_says_where_every_event_is(config: Path, cluster: NatsCluster
         **dict.fromkeys(("forwarded", "delivered", "dead_lettered", "expired", "in_stream", "lost"), 0),
         **dict.fromkeys(("queued", "dropped", "in_doubt", "messages", "unreadable_messages"), 0),
         "pause": None,
-        **dict.fromkeys(("messages_waiting", "messages_held", "relays_asking"), 0),
+        **dict.fromkeys(("messages_waiting", "messages_held", "requests_for_more"), 0),
         "last_taken_at": None,
         "oldest_event_at": None,
         "whole": True,
@@ -244,12 +245,30 @@ def test_the_status_says_where_every_event_is(config: Path, cluster: NatsCluster
         r"\d s ago", "0 s ago", said
     )
     assert "1 message in the stream" in said
-    assert "1 wait, 0 held by relays; none was taken yet; 0 relays asking for more" in said
+    assert "1 wait, 0 held by relays; none was taken yet; 0 requests for more" in said
     assert (found["messages_waiting"], found["messages_held"], found["last_taken_at"]) == (1, 0, None)
     asyncio.run(_take(cluster))
     found = status(config)
     assert (found["messages_waiting"], found["messages_held"]) == (0, 1)
     assert found["last_taken_at"] is not None
+
+
+def test_a_pause_is_shown_with_its_next_probe_which_can_be_had_at_once(config: Path, cluster: NatsCluster) -> None:
+    fleet(config, "init")
+    assert fleet(config, "resume") == (0, "The team web is not paused.\n")
+    pause = Pause("blocked", "402 Payment Required", 1_750_000_000.0, 1_750_000_300.0, 2)
+
+    async def put() -> None:
+        engine = cluster.engine()
+        await engine.put(names.pause_key("web"), encode_pause(pause, "vm-1"))
+        await engine.aclose()
+
+    asyncio.run(put())
+    shown = {"reason": "blocked", "message": "402 Payment Required", "since": "2025-06-15T15:06:40.000Z"}
+    assert status(config)["pause"] == {**shown, "probes": 2, "next_probe_at": "2025-06-15T15:11:40.000Z"}
+    code, said = fleet(config, "resume")
+    assert (code, said.startswith("A relay of the team web probes within seconds.")) == (0, True)
+    assert status(config)["pause"] == {**shown, "probes": 0, "next_probe_at": shown["since"]}
 
 
 def test_dead_letters_are_listed_exported_and_removed(config: Path, cluster: NatsCluster) -> None:

@@ -10,7 +10,7 @@ from agent.fleet.engine import ConsumerState
 from agent.fleet.inspection import TeamStatus
 from agent.fleet.overview import InStream, RelayAtWork, account
 from agent.fleet.records import Intent, Part, Record, Released, Settled
-from agent.queue.cursor import Outcome, Span
+from agent.queue.cursor import Outcome, Pause, Span
 
 NOW = 1_750_000_000.0
 LINUX = names.events_subject("web", "linux")
@@ -64,10 +64,25 @@ def _shown(status: TeamStatus, now: float) -> str:
     return captured.get()
 
 
-def test_the_screen_has_those_of_the_day_and_says_when_nobody_takes_what_waits() -> None:
-    ledger = fold((intent("old", 1), NOW - 90_000), (intent("a", 1), NOW - 7200), (intent("a", 2), NOW - 120))
+@pytest.mark.parametrize(
+    ("probe_at", "said"),
+    [
+        (NOW + 125, "the next probe is in 2 min 5 s, or at once with `artifacts-agent fleet resume`"),
+        (NOW - 1, "a probe is due, or under way"),
+        (float("inf"), "it is not probed"),
+    ],
+)
+def test_the_screen_says_why_a_team_is_paused_and_when_it_is_probed(probe_at: float, said: str) -> None:
+    pause = Pause("blocked", "402 Payment Required", NOW - 60, probe_at, 1)
+    status = TeamStatus(account(FleetLedger(), InStream()), ConsumerState(0, 0, 0, None), pause)
+    assert f"paused for 1 min: 402 Payment Required; {said}" in _shown(status, NOW)
+
+
+def test_the_screen_has_those_of_the_hour_and_says_when_nobody_takes_what_waits() -> None:
+    ledger = fold((intent("old", 1), NOW - 3_700), (intent("a", 1), NOW - 7200), (intent("a", 2), NOW - 120))
     overview = account(ledger, InStream())
     text = _shown(TeamStatus(overview, ConsumerState(3, 2, 0, NOW - 120), None), NOW)
     assert "relay a: first request 2 h ago, last one 2 min ago, 2 under way or in doubt" in text
+    assert "paused" not in text
     assert "relay old" not in text
-    assert "3 wait, 2 held by relays; the last one was taken 2 min ago; 0 relays asking for more" in text
+    assert "3 wait, 2 held by relays; the last one was taken 2 min ago; 0 requests for more" in text

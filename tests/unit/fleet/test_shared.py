@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from agent.delivery.policy import DeliverySettings
 from agent.delivery.transport import Kind, Verdict
 from agent.fleet import names
+from agent.fleet.inspection import probe_now
 from agent.fleet.shared import YIELD_SECONDS, SharedTurns
 from agent.fleet.shared_lease import LEASE_MARGIN, LEASE_SECONDS, Lease
 from agent.fleet.shared_pause import SharedPause, decode_pause, encode_pause
@@ -372,3 +373,46 @@ async def test_an_account_that_is_blocked_again_pauses_all() -> None:
             assert [life.relay.turns.pause for life in lives] == [None, None]
         refused = len([sent for sent in f.transport.answered if sent.kind is Kind.BLOCKED])
         assert 3 * 4 <= refused <= 3 * 10
+
+
+@pytest.mark.parametrize("relays", [1, 2])
+async def test_an_operator_has_a_pause_probed_at_once_and_a_block_that_lasts_pauses_all_again(relays: int) -> None:
+    async with fleet() as f:
+        for _ in range(relays):
+            await f.start()
+        engine = MemoryEngine(f.broker)
+        assert await probe_now(engine, TEAM) is None
+        f.transport.rule = lambda *_: REFUSED
+        await f.publish("a")
+        await f.transport.wait_until(lambda api: len(api.answered) == 1)
+        await anyio.sleep(5)
+        assert await probe_now(engine, TEAM) is not None
+        with anyio.fail_after(100):  # by itself it would be probed after 300 s
+            await f.transport.wait_until(lambda api: len(api.answered) == 2)
+        await anyio.sleep(5)
+        found = await engine.get(KEY)
+        assert found is not None
+        assert decode_pause(found.value).probe_at > EPOCH + anyio.current_time() + 200
+        assert all(life.relay.turns.alone is None for life in f.lives)
+        f.transport.rule = lambda *_: ACCEPTED
+        await probe_now(engine, TEAM)
+        with anyio.fail_after(100):
+            await f.settled()
+        await anyio.sleep(1)  # until which the lease is given back
+        assert f.broker.keys.keys() == set()
+
+
+async def test_what_a_relay_writes_meanwhile_is_made_due_as_well() -> None:
+    broker = MemoryBroker()
+    engine = MemoryEngine(broker)
+    first = await engine.put(KEY, encode_pause(PAUSE, "r1"))
+
+    class Slow(MemoryEngine):
+        """One that is asked to write once a relay has written."""
+
+        async def put(self, key: str, value: bytes, revision: int = 0) -> int:
+            if revision == first:
+                await engine.put(KEY, encode_pause(LATER, "r1"), first)
+            return await super().put(key, value, revision)
+
+    assert await probe_now(Slow(broker), TEAM) == Pause("blocked", LATER.message, EPOCH, EPOCH, 0)
