@@ -11,11 +11,11 @@ from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import nats.errors
-from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js import JetStreamContext, api
+from nats.js import JetStreamContext
 
 from agent.fleet.engine import EngineError, NotPermittedError
+from agent.fleet.nats_client import CONNECT_SECONDS, NatsClient
 from agent.fleet.nats_errors import engine_error, is_denied, text_of
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-CONNECT_SECONDS: Final = 2.0
 REQUEST_SECONDS: Final = 5.0
 PING_SECONDS: Final = 10
 PULL_MARGIN_SECONDS: Final = 1.0  # what a fetch may take longer than it was asked to wait
@@ -44,27 +43,12 @@ class Connection:
     timeout: float = REQUEST_SECONDS
 
 
-class _Client(Client):
-    """nats-py's, which takes any message with a header `Status` for the server's own word: whoever publishes could write one.
-
-    What a consumer delivers has a reply of JetStream's, by which it is acknowledged; the server's own words have none.
-    """
-
-    def _build_message(
-        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
-    ) -> Msg:
-        if headers is not None and reply.startswith(b"$JS.ACK."):
-            headers.pop(api.Header.STATUS, None)
-        built: Msg = super()._build_message(sid, subject, reply, data, headers)
-        return built
-
-
 class Link:
     """One connection of nats-py, as long as it lives: it is not mended, and nothing is sent on it again."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self.client = _Client()
+        self.client = NatsClient()
         self.pulls: dict[tuple[str, str], JetStreamContext.PullSubscription] = {}
         self.error = "the connection is closed"  # or what the server has said last
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -117,9 +101,13 @@ class Link:
     async def pull(self, pull: JetStreamContext.PullSubscription, most: int, seconds: float) -> Sequence[Msg]:
         """Return what a consumer delivers next, at most so many; none if there are none within `seconds`. Raises EngineError."""
         denials = self._denials
-        call = asyncio.wait_for(pull.fetch(most, timeout=seconds), seconds + PULL_MARGIN_SECONDS)
+
+        async def fetched() -> Sequence[Msg]:
+            async with asyncio.timeout(seconds + PULL_MARGIN_SECONDS):
+                return await pull.fetch(most, timeout=seconds)
+
         try:
-            return await self._run(call)
+            return await self._run(fetched())
         except TimeoutError:  # nothing came, or the server is gone, which the next ping will show
             self._raise_if_denied_since(denials)
             return []
@@ -147,6 +135,7 @@ class Link:
         denied: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(subject, []).append(denied)
         task = asyncio.ensure_future(call)
+        task.add_done_callback(_retrieve_error)
         try:
             first: set[asyncio.Future[Any]] = {task, self._broken, denied}
             await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
@@ -156,9 +145,7 @@ class Link:
                 raise NotPermittedError(self._denied)
             raise EngineError(self._why_closed)
         finally:
-            if not task.done():
-                task.add_done_callback(_retrieve_error)
-                task.cancel()
+            task.cancel()
             waiting = self._waiting.get(subject, [])
             if denied in waiting:
                 waiting.remove(denied)
@@ -239,7 +226,8 @@ class Dialer:
         for _ in self._connection.servers:
             url, link = next(self._servers), Link(self._connection)
             try:
-                await asyncio.wait_for(link.open(url, credentials), 2 * CONNECT_SECONDS)
+                async with asyncio.timeout(2 * CONNECT_SECONDS):
+                    await link.open(url, credentials)
             except (TimeoutError, nats.errors.Error, OSError, ValueError) as failure:
                 said = text_of(failure)
                 if isinstance(failure, nats.errors.NoServersError | asyncio.TimeoutError):

@@ -1,5 +1,6 @@
 """What nats-py raises, as the errors of `agent.fleet.engine`, in words that say what to do."""
 
+import ssl
 from typing import Final
 
 import nats.errors
@@ -12,6 +13,7 @@ _NOT_SET_UP: Final = (10014, 10059)  # no such consumer, no such stream
 _TOO_LARGE: Final = (10054,)
 _STORE_FAILED: Final = (10077,)  # for whatever reason, which its text says
 _RUN_INIT: Final = "run `artifacts-agent fleet init`"
+_UNKNOWN_ISSUER: Final = (18, 19, 20, 21)  # of OpenSSL's X509_V_ERR: signed by itself, or by whom nobody here trusts
 _NOT_ALLOWED: Final = (nats.errors.AuthorizationError, nats.errors.InvalidUserCredentialsError)
 _AUTHENTICATION: Final = ("authorization", "authentication", "permissions violation", "revoked")
 
@@ -56,6 +58,9 @@ def _api_error(error: js_errors.APIError) -> EngineError:
 
 def text_of(error: BaseException) -> str:
     """Return what an error says, or else its kind."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        see = ": see SSL_CERT_FILE" if error.verify_code in _UNKNOWN_ISSUER else ""
+        return f"certificate verify failed: {error.verify_message.rstrip('.')}{see}"
     return str(error).removeprefix("nats: ") or type(error).__name__
 
 

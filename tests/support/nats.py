@@ -34,13 +34,17 @@ def server_program() -> Path:
 
 
 class NatsServer:
-    """One server. `options` are more lines of its configuration; it keeps its port from one life to the next."""
+    """One server. `options` are more lines of its configuration; it keeps its port from one life to the next.
 
-    def __init__(self, directory: Path, name: str, port: int, options: str = "") -> None:
+    `scheme` is that of the URL which clients are told, nats or tls.
+    """
+
+    def __init__(self, directory: Path, name: str, port: int, options: str = "", scheme: str = "nats") -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.name = name
         self.port = port
+        self.scheme = scheme
         self.config = directory / "nats.conf"
         self.log = directory / "nats.log"
         self.process: subprocess.Popen[bytes] | None = None
@@ -49,7 +53,7 @@ class NatsServer:
     @property
     def url(self) -> str:
         """Where it listens."""
-        return f"nats://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
     def configure(self, options: str) -> None:
         """Write its configuration, for the next start or `reload`."""
@@ -92,13 +96,13 @@ ALL_STREAMS = (names.EVENTS, names.LEDGER, names.DEAD, f"KV_{names.STATE}", f"OB
 class NatsCluster:
     """Several servers that know each other, or one alone."""
 
-    def __init__(self, directory: Path, count: int = 1, options: str = "") -> None:
+    def __init__(self, directory: Path, count: int = 1, options: str = "", scheme: str = "nats") -> None:
         names = [f"n{index}" for index in range(1, count + 1)]
         routes = [free_port() for _ in names]
         others = ", ".join(f'"nats://127.0.0.1:{port}"' for port in routes)
         self.options = options
         self.servers = [
-            NatsServer(directory / name, name, free_port(), self._cluster(name, route, others, count) + options)
+            NatsServer(directory / name, name, free_port(), self._cluster(name, route, others, count) + options, scheme)
             for name, route in zip(names, routes, strict=True)
         ]
 
