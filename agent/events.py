@@ -215,7 +215,7 @@ def decode_bare_events(text: bytes, session: Session) -> Block | None:
     except ValueError:  # msgspec's errors and UnicodeDecodeError are ValueErrors
         return None
     lines = encode_events(events)
-    plain = lines == text or (_is_one_a_line(text, events) and not _may_repeat_a_key(text, events))
+    plain = lines == text or (is_one_a_line(text, events) and not _may_repeat_a_key(text, events))
     if not plain or not events:
         return None
     return Block(session.context, len(events), lines, count_use(events), session.asks_for, session.durable_acks)
@@ -296,7 +296,7 @@ def has_line_count(text: bytes, count: int) -> bool:
     return text.endswith(b"\n") and text.count(b"\n") == count
 
 
-def _is_one_a_line(text: bytes, events: Sequence[Event]) -> bool:
+def is_one_a_line(text: bytes, events: Sequence[Event]) -> bool:
     """Tell whether each line is exactly one of `events`: what a line is must not depend on those that came with it.
 
     JSON's strings hold no line ends, so a brace before a line end is always the end of an event.

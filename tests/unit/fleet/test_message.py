@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.delivery.batching import Batch
-from agent.events import MAX_LINE_BYTES, Context, encode_events
+from agent.events import MAX_LINE_BYTES, Context, Event, encode_events
 from agent.fleet import message
 from agent.fleet.message import InvalidMessageError, format_spans, parse_spans
 from agent.queue.cursor import Ledger, Span
@@ -97,7 +97,18 @@ def test_a_ledger_travels_without_events() -> None:
         pytest.param(
             {"AA-Ledger": ledger_with(dropped={"x" * 1024: 1})}, None, "is longer than 1024", id="long ledger"
         ),
-        pytest.param({}, b"\n\n", "the body has 0 events, the spans 2", id="blank lines"),
+        pytest.param({"AA-Context": json.dumps(["x" * 51])}, None, "of length <= 50", id="long ci"),
+        pytest.param({"AA-Context": '["a\\n"]'}, None, "matching regex", id="a line end in ci"),
+        pytest.param({"AA-Context": '["a",2]'}, None, "a header cannot be read", id="interactive"),
+        pytest.param({}, b"\n\n", "lines are not one event each", id="blank lines"),
+        pytest.param({}, lines(1) + b"\n", "lines are not one event each", id="a blank line"),
+        pytest.param(
+            {}, lines(2).replace(b"}\n", b"}", 1) + b"\n", "lines are not one event each", id="two, and blank"
+        ),
+        pytest.param({}, lines(2).replace(b"}\n", b"\n}", 1), "lines are not one event each", id="cut within"),
+        pytest.param(
+            {}, lines(1).replace(b"\n", b"\r") + lines(1) + b"\n", "not one event each", id="another line end"
+        ),
         pytest.param({}, b"{}\n[]\n", "lines that are no events", id="no events"),
         pytest.param({}, b"[" * 50_000 + b"\n\n", "lines that are no events", id="deep body"),
         pytest.param({}, lines(1)[:-1] + b"," + lines(2), "lines that are no events", id="two in one line"),
@@ -113,6 +124,16 @@ def test_what_no_agent_wrote_is_refused_in_words(
     headers = {**message.encode(batch, QUEUE), **change}
     with pytest.raises(InvalidMessageError, match=reason):
         message.decode({name: value for name, value in headers.items() if value is not None}, body or batch.lines)
+
+
+def test_what_a_queue_may_hold_from_before_events_had_to_say_more_is_no_rubbish() -> None:
+    old = [
+        Event("", "LOCAL", "MISS", "h", -1),
+        Event("s", "REMOTE", "HIT", "", 0.5),
+        Event("s}\n{:", "LOCAL", "HIT", "h"),
+    ]
+    batch = Batch(Context(), encode_events(old), (Span(1, 4),))
+    assert message.decode(message.encode(batch, QUEUE), batch.lines).lines == batch.lines
 
 
 @pytest.mark.parametrize("before", [0, 1, 1000])
