@@ -129,14 +129,17 @@ class StreamBacklog:
         return None
 
     async def take_sample(self, refused: Sequence[Batch]) -> Batch | None:
-        """See `Backlog`. What is held comes in question."""
+        """See `Backlog`. What is held comes in question, first that of other pools: one alone must not have all pause."""
         await anyio.lowlevel.checkpoint()
         now = anyio.current_time()
         self._fetcher.let_lapsed_go(now)
         while self._fetcher.fresh:
             self._form(self._fetcher.fresh.popleft(), now)
         self._ready.close_due(now, at_once=True)
-        found = find_sample(self._ready.newest_first(), refused)
+        waiting = self._ready.newest_first()
+        pools = {held.message.subject for batch in refused for held, _ in self._held.pieces(batch.spans)}
+        theirs = [held.span for held in self._held if held.message.subject in pools]
+        found = find_sample(waiting, refused, theirs) or find_sample(waiting, refused)
         if found is None:
             return None
         sample, rest = found[0].take_out(found[1])

@@ -33,6 +33,13 @@ def test_the_newest_event_of_another_session_is_taken(refused: list[Batch], expe
     assert find_sample([NEW, OLD], refused) == expected
 
 
+def test_what_is_excepted_is_not_taken_though_it_is_of_another_session() -> None:
+    refused = [batch(1, "a")]
+    assert find_sample([NEW, OLD], refused, [Span(4, 6)]) == (OLD, 2)
+    assert find_sample([NEW, OLD], refused, [Span(3, 6)]) == (NEW, 2)
+    assert find_sample([NEW, OLD], refused, [Span(1, 7)]) is None
+
+
 def test_a_session_is_not_taken_for_one_whose_name_begins_alike() -> None:
     assert find_sample([batch(4, "ab")], [batch(1, "a")]) == (batch(4, "ab"), 0)
     assert find_sample([batch(4, "a", "ab", "a")], [batch(1, "a")]) == (batch(4, "a", "ab", "a"), 1)

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from agent.delivery.batching import Batch, BatchOptions
 from agent.delivery.policy import DeliverySettings
 from agent.delivery.transport import Kind, Verdict
-from agent.events import Context, encode_events
+from agent.events import Context, Event, encode_events
 from agent.fleet import dead, following, message, names
 from agent.fleet.accounting import FleetLedger
 from agent.fleet.engine import EngineError, Message
@@ -23,7 +23,7 @@ from agent.queue.dead_letters import decode_dead_letter
 from tests.support import virtual_time
 from tests.support.fake_transport import ACCEPTED, LOST, UNREACHED, FakeTransport, reject
 from tests.support.memory_engine import ACK_WAIT, MAX_ACK_PENDING, MemoryEngine
-from tests.support.pipelines import EPOCH, event, numbered
+from tests.support.pipelines import EPOCH, PLAIN, event, numbered
 from tests.support.relays import SUBJECT, TEAM, Fleet, fleet
 
 pytestmark = pytest.mark.anyio
@@ -37,6 +37,17 @@ UNHEARD = Verdict(Kind.TRANSIENT, "504 Gateway Timeout", 504)
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     """Both backends, with a clock that jumps."""
     return virtual_time.backend(request.param)
+
+
+BAD = tuple(f"bad{number}" for number in range(1, 61))
+OTHERS = names.events_subject(TEAM, "others")
+
+
+async def publish_bad(f: Fleet, first: int) -> None:
+    """Publish 30 of BAD, each of a session of its own."""
+    bad = [Event(name, "LOCAL", "HIT", name, 1) for name in BAD[first - 1 : first + 29]]
+    batch = Batch(PLAIN, encode_events(bad), (Span(first, first + 30),))
+    await MemoryEngine(f.broker).publish(SUBJECT, batch.lines, message.encode(batch, "bad"))
 
 
 def dead_letters(f: Fleet) -> list[tuple[str, str]]:
@@ -194,6 +205,34 @@ async def test_a_bad_event_alone_becomes_a_dead_letter_with_its_number_in_its_qu
         assert letter.headers["Nats-Msg-Id"] == "q1:8"
         assert (letter.headers[dead.SUBJECT], letter.headers[dead.QUEUE]) == (SUBJECT, "q1")
         assert f.ledger.sums == {"delivered": 5, "dead_lettered": 1}
+
+
+async def test_in_doubt_the_sample_is_of_another_pool_so_that_one_alone_pauses_nobody() -> None:
+    async with fleet() as f:
+        f.settings = DeliverySettings(max_events=10, initial_delay=0.1, requests_per_minute=60)
+        f.transport.rule = reject(*BAD)
+        await publish_bad(f, first=1)
+        await f.publish("good", subject=OTHERS)
+        await publish_bad(f, first=31)
+        life = await f.start()
+        await f.transport.wait_until(lambda api: api.taken == ["good"])
+        assert len(f.transport.answered) > f.settings.rejections_in_a_row
+        await anyio.sleep(0.1)
+        assert life.relay.worker is not None
+        assert (life.relay.worker.state.doubt, life.relay.worker.state.paused, life.relay.backlog.pause) == (None,) * 3
+
+
+async def test_where_all_pools_are_refused_relays_pause() -> None:
+    async with fleet() as f:
+        f.transport.rule = reject("good", *BAD)
+        await publish_bad(f, first=1)
+        await f.publish("good", subject=OTHERS)
+        await publish_bad(f, first=31)
+        life = await f.start()
+        while life.relay.backlog.pause is None:  # noqa: ASYNC110 - of virtual time
+            await anyio.sleep(1)
+        assert life.relay.backlog.pause.reason == "rejections"
+        assert ["good"] in [sent.hashes for sent in f.transport.answered]
 
 
 async def test_an_event_that_is_too_old_expires_by_name_and_is_not_sent() -> None:
