@@ -44,6 +44,11 @@ class Directories(NamedTuple):
         return cls(runtime_directory(environ, euid), state_directory(environ, euid))
 
     @classmethod
+    def of_system(cls) -> Self:
+        """Where the system's daemon has them: for what opens neither sockets nor a queue, and needs no place of its own."""
+        return cls(SYSTEM_RUNTIME_DIRECTORY, SYSTEM_STATE_DIRECTORY)
+
+    @classmethod
     def of_daemon(cls, environ: Mapping[str, str], euid: int) -> Self:
         """Where the daemon has them that this user can ask: the user's own if there is one, else the system's."""
         runtime, state = runtime_directory(environ, euid), state_directory(environ, euid)

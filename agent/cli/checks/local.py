@@ -10,7 +10,6 @@ import resource
 import socket
 import stat
 from collections.abc import Iterator, Mapping
-from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,9 +42,17 @@ class CheckResult(NamedTuple):
 
 
 def examine(path: Path | None, environ: Mapping[str, str], *, online: bool) -> Iterator[CheckResult]:
-    """Check everything; without a valid configuration there is nothing else to check."""
+    """Check everything; without a valid configuration there is nothing else to check.
+
+    With [relay] it is the configuration of a relay, which has no queue and no sockets but those of the metrics.
+    """
+    directories = config.Directories.own(environ, os.geteuid())
+    if (
+        directories.runtime is None or directories.state is None
+    ):  # as of a service: systemd gives them to the daemon alone
+        directories = config.Directories.of_daemon(environ, os.geteuid())
     try:
-        settings = config.load(path, environ)
+        settings = config.load(path, environ, directories=directories)
     except ConfigError as error:
         for line in str(error).split("\n"):
             yield CheckResult("configuration", False, line)
@@ -60,10 +67,19 @@ def examine(path: Path | None, environ: Mapping[str, str], *, online: bool) -> I
             yield _token(settings, environ, name)
     if settings.relay.servers:
         yield _relay(settings.relay)
-    yield from _rules(settings)
-    yield from _clients_token(settings, environ)
     for exposed in config.exposed_token_files(settings, environ):
         yield CheckResult("token file", True, f"{exposed}: every user can read it: chmod o-r", warning=True)
+    if settings.relay.servers:
+        yield from _metrics(settings, _bound_paths(), running=False)
+    else:
+        yield from _of_daemon(settings, environ)
+    if online:
+        yield from _online(settings, environ)
+
+
+def _of_daemon(settings: Config, environ: Mapping[str, str]) -> Iterator[CheckResult]:
+    yield from _rules(settings)
+    yield from _clients_token(settings, environ)
     daemon = _daemon(settings.listen.control)
     yield daemon
     yield from _sockets(settings, environ, daemon)
@@ -71,8 +87,6 @@ def examine(path: Path | None, environ: Mapping[str, str], *, online: bool) -> I
     yield from _open_files(settings)
     if (waiting := left_spools(settings, environ)) is not None:
         yield CheckResult("spools", True, waiting, warning=True)
-    if online:
-        yield from _online(settings, environ)
 
 
 def _online(settings: Config, environ: Mapping[str, str]) -> Iterator[CheckResult]:
@@ -211,33 +225,35 @@ def _bound_paths() -> set[str]:
 
 
 def _sockets(settings: Config, environ: Mapping[str, str], daemon: CheckResult) -> Iterator[CheckResult]:
-    listen, bound = settings.listen, _bound_paths()
-    keys = {
-        "stream": "listen.stream",
-        "datagram": "listen.datagram",
-        "control": "listen.control",
-        "HTTP": "http.socket",
-        "metrics": "metrics.socket",
-    }
-    for role, key in keys.items():
-        path: Path | None = attrgetter(key)(settings)
-        if path is None:
-            yield CheckResult(f"{role} socket", True, "turned off")
-        else:
-            problem = _socket_problem(path) or _directory_problem(path.parent, path.parent.parent, key)
-            problem = problem or sockets.shared_directory(path.parent)
-            running = daemon.message.startswith(_HOLDS_SOCKETS)
-            yield CheckResult(f"{role} socket", problem is None, problem or _socket_state(path, bound, running=running))
+    listen, bound, running = settings.listen, _bound_paths(), daemon.message.startswith(_HOLDS_SOCKETS)
+    yield _socket("stream", "listen.stream", listen.stream, bound, running=running)
+    yield _socket("datagram", "listen.datagram", listen.datagram, bound, running=running)
+    yield _socket("control", "listen.control", listen.control, bound, running=running)
+    yield _socket("HTTP", "http.socket", settings.http.socket, bound, running=running)
+    yield from _metrics(settings, bound, running=running)
     if settings.http.listen is not None:
-        yield _port("HTTP port", settings.http.listen, running=daemon.message.startswith(_HOLDS_SOCKETS))
-    if settings.metrics.listen is not None:
-        yield _port("metrics port", settings.metrics.listen, running=daemon.message.startswith(_HOLDS_SOCKETS))
+        yield _port("HTTP port", settings.http.listen, running=running)
     if settings.front.enabled:
         yield CheckResult("front", True, f"forwards all other requests to {settings.api.url}")
     if settings.front.enabled and settings.http.listen is not None:
         yield _proxy(settings.http.listen, environ)
     if listen.group is not None:
         yield _group(listen.group)
+
+
+def _metrics(settings: Config, bound: set[str], *, running: bool) -> Iterator[CheckResult]:
+    metrics = settings.metrics
+    yield _socket("metrics", "metrics.socket", metrics.socket, bound, running=running)
+    if metrics.listen is not None:
+        yield _port("metrics port", metrics.listen, running=running)
+
+
+def _socket(role: str, key: str, path: Path | None, bound: set[str], *, running: bool) -> CheckResult:
+    if path is None:
+        return CheckResult(f"{role} socket", True, "turned off")
+    problem = _socket_problem(path) or _directory_problem(path.parent, path.parent.parent, key)
+    problem = problem or sockets.shared_directory(path.parent)
+    return CheckResult(f"{role} socket", problem is None, problem or _socket_state(path, bound, running=running))
 
 
 def _socket_problem(path: Path) -> str | None:

@@ -29,6 +29,8 @@ def check(path: Path | None, online: bool, as_json: bool) -> int:
     it sends no event. A server that refuses the wrong one and lets the right one in has proven that the token is right. What it
     refuses, what is no such server, and what cannot be reached, is a problem. "not proven" is a warning: it gives everybody the
     same answers, and only a delivery shows more. With [relay] it asks the engine, too, for what a relay has to read.
+
+    With [relay] it is the configuration of a relay, which has neither sockets nor a queue: they are not looked at.
     """
     from agent.cli.checks import local
 

@@ -235,7 +235,7 @@ def _relay(path: Path | None) -> "RelayConfig":
     from agent.fleet.installed import require_client
 
     require_client("relay.servers")
-    relay = config.load(find_config(path), os.environ).relay
+    relay = config.load(find_config(path), os.environ, directories=config.Directories.of_system()).relay
     if not relay.servers:
         raise ConfigError(
             "relay.servers: is missing: it says which NATS carries the fleet, such as nats://nats.internal:4222"

@@ -25,10 +25,8 @@ def relay(path: Path | None) -> int:
     relays. A second one: stop at once.
     """
     from agent import config
-    from agent.config.directories import SYSTEM_RUNTIME_DIRECTORY, SYSTEM_STATE_DIRECTORY, Directories
 
-    nowhere = Directories(SYSTEM_RUNTIME_DIRECTORY, SYSTEM_STATE_DIRECTORY)  # a relay opens neither sockets nor a queue
-    loaded = config.load(find_config(path), os.environ, directories=nowhere)
+    loaded = config.load(find_config(path), os.environ, directories=config.Directories.of_system())
     from agent.daemon import relay as process
 
     process.run(loaded, os.environ, _connect)

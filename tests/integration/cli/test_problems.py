@@ -17,6 +17,7 @@ from tests.support.api_server import ApiServer
 from tests.support.command import COMMAND, environment, problems, run_command
 from tests.support.daemon import Daemon
 from tests.support.tools import require_tool
+from tests.support.users import NOBODY, as_user
 from tests.support.waiting import HUNG_AFTER
 
 COMMANDS = (
@@ -231,6 +232,15 @@ def test_a_check_says_what_is_missing_turned_off_or_does_not_answer(tmp_path: Pa
     assert findings["datagram socket"]["message"] == "turned off"
     assert findings["group"]["message"] == group
     assert findings["queue directory"]["message"] == f"{tmp_path}/queue: the daemon will create it"
+
+
+def test_a_check_by_a_user_without_places_of_its_own_is_about_the_daemon_of_the_system() -> None:
+    command = [*as_user(NOBODY), *COMMAND, "check", "--json"]
+    env = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "ARTIFACTS_AGENT_TOKEN": "t"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=HUNG_AFTER)
+    findings = {each["check"]: each for each in json.loads(done.stdout)["checks"]}
+    assert findings["configuration"]["ok"]
+    assert "/run/artifacts-agent" in findings["control socket"]["message"]
 
 
 # completion, help, output

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import os
 import re
 import signal
+import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -21,10 +23,11 @@ from agent.fleet.records import Intent, Part, Settled, encode_record
 from agent.fleet.shared_pause import encode_pause
 from agent.queue.cursor import Ledger, Outcome, Pause, Span
 from agent.queue.dead_letters import DeadLetter
-from tests.support.command import problems, run_command
+from tests.support.command import COMMAND, problems, run_command
 from tests.support.nats import NatsCluster, nats_cluster
 from tests.support.nats_credentials import Realm
 from tests.support.pipelines import event
+from tests.support.users import NOBODY, as_user
 from tests.support.waiting import HUNG_AFTER
 
 LINUX = names.events_subject("web", "linux")
@@ -493,3 +496,18 @@ def test_a_configuration_without_a_fleet_is_said_in_one_line(tmp_path: Path) -> 
     done = run_command("fleet", "status", "--config", tmp_path / "config.toml")
     (problem,) = problems(done.stderr)
     assert (done.returncode, "relay.servers" in problem) == (78, True)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("fleet", "status"), ("fleet", "init"), ("fleet", "permissions"), ("check",)], ids=" ".join
+)
+def test_a_user_of_a_service_needs_no_directories_for_what_opens_neither_sockets_nor_a_queue(
+    config: Path, arguments: tuple[str, ...]
+) -> None:
+    fleet(config, "init")
+    for each in (config, *config.parents[:3]):
+        each.chmod(0o755)
+    command = [*as_user(NOBODY), *COMMAND, *arguments, "--config", str(config)]
+    env = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "ARTIFACTS_AGENT_TOKEN": "t"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=HUNG_AFTER)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
