@@ -48,22 +48,17 @@ class _Transport(TcpTransport):
     async def connect_tls(
         self, uri: str | ParseResult, ssl_context: ssl.SSLContext, buffer_size: int, connect_timeout: int
     ) -> None:
-        """Go on with TLS; without it the connection ends at once."""
-        bare = self._io_writer
-        try:
-            await super().connect_tls(uri, ssl_context, buffer_size, connect_timeout)
-        finally:
-            if (
-                bare is not None and self._io_writer is bare
-            ):  # it failed; this writer never hears of the connection's end
-                bare.transport.abort()
-                self._io_writer = None
+        """Go on with TLS."""
+        await super().connect_tls(uri, ssl_context, buffer_size, connect_timeout)
         if self._io_writer is not None:  # for its flow control, and for its end without a warning of asyncio's
             transport = self._io_writer.transport
             transport.get_protocol().connection_made(transport)
 
     async def wait_closed(self) -> None:
-        """Wait until the connection is closed, but not as long as asyncio does for the farewell of a server that is gone."""
+        """Wait until the connection is closed, but not for long.
+
+        asyncio waits 30 s for the farewell of a server that is gone, and for ever where TLS could not be begun.
+        """
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
                 await super().wait_closed()  # type: ignore[no-untyped-call]

@@ -61,6 +61,8 @@ def text_of(error: BaseException) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         see = ": see SSL_CERT_FILE" if error.verify_code in _UNKNOWN_ISSUER else ""
         return f"certificate verify failed: {error.verify_message.rstrip('.')}{see}"
+    if isinstance(error, TimeoutError) and not str(error):
+        return "no answer in time"
     return str(error).removeprefix("nats: ") or type(error).__name__
 
 

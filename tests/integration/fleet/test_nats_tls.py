@@ -3,6 +3,8 @@
 import asyncio
 import json
 import re
+import signal
+from asyncio.constants import SSL_SHUTDOWN_TIMEOUT
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.fleet import names
 from agent.fleet.engine import EngineError
 from agent.fleet.nats_connection import Connection
 from agent.fleet.nats_engine import NatsEngine
@@ -69,9 +72,9 @@ def _certificate(directory: Path, names: str) -> Certificate:
     return make_certificate(directory, names)
 
 
-def _tls(certificate: Certificate) -> str:
+def _tls(certificate: Certificate, more: str = "") -> str:
     key = certificate.file.with_name("key.pem")
-    return f'tls {{ cert_file: "{certificate.file}", key_file: "{key}" }}\n'
+    return f'tls {{ cert_file: "{certificate.file}", key_file: "{key}"\n{more} }}\n'
 
 
 @pytest.fixture
@@ -164,6 +167,33 @@ def test_a_server_that_also_takes_clear_text_hears_none(tmp_path: Path, trusted:
         asyncio.run(found.ready(["web"], SMALL))
     finally:
         found.kill()
+
+
+def test_a_server_that_begins_with_tls_is_one_that_does_not_answer(tmp_path: Path, trusted: Trusted) -> None:
+    own = "handshake_first: true, timeout: 60"  # in seconds; by itself it hangs up when the client does
+    found = NatsCluster(tmp_path / "nats", options=_tls(trusted.certificate, own), scheme="tls")
+    found.start()
+    try:
+        eventually(found.servers[0].log.read_text, lambda said: "Server is ready" in said)
+        with pytest.raises(EngineError, match="no answer in time"):
+            asyncio.run(_version(found.urls[0]))
+    finally:
+        found.kill()
+
+
+def test_a_server_that_hangs_is_left_sooner_than_tls_would_have_it(cluster: NatsCluster) -> None:
+    asyncio.run(_leaves(cluster))
+
+
+async def _leaves(cluster: NatsCluster) -> None:
+    engine, (server,) = cluster.engine(timeout=1.0), cluster.servers
+    await engine.version()
+    server.signal(signal.SIGSTOP)
+    eventually(server.states, partial(eq, {"T"}))
+    async with asyncio.timeout(SSL_SHUTDOWN_TIMEOUT):
+        with pytest.raises(EngineError, match="no answer within 1 s"):
+            await engine.stream_state(names.EVENTS)
+        await engine.aclose()
 
 
 async def _version(url: str, credentials: Path | None = None) -> str:
