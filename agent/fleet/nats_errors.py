@@ -28,7 +28,7 @@ class WrongLastSequenceError(EngineError):
 
 def engine_error(error: Exception) -> EngineError:
     """Return what an error of nats-py's, or of the socket, means."""
-    if isinstance(error, nats.errors.NoRespondersError):
+    if isinstance(error, nats.errors.NoRespondersError | js_errors.NoStreamResponseError):
         return EngineError(f"nobody answers: it is starting, or electing, or there is no fleet yet: {_RUN_INIT}")
     if isinstance(error, nats.errors.MaxPayloadError):
         return MessageTooLargeError("the server takes no message as large as this one")

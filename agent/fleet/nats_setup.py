@@ -29,6 +29,21 @@ UPDATED: Final = ("max_bytes", "max_msgs_per_subject", "num_replicas")
 """The keys of streams that are changed to what is wanted, if that is asked for."""
 
 
+_SIZE_KEYS: Final = {
+    names.EVENTS: "relay.events_max_bytes",
+    names.LEDGER: "relay.ledger_max_bytes",
+    names.DEAD: "relay.dead_letters_max_bytes",
+}
+_NO_ROOM: Final = "insufficient storage"
+_SOON: Final = "just after a change of streams or servers this passes: try again in a minute"
+_ADVICE: Final = {
+    "replicas > 1 not supported": "set relay.replicas = 1, or make the servers a cluster",
+    "insufficient resources": _SOON,
+    "no suitable peers": f"relay.replicas may be more than there are servers; {_SOON}",
+}
+"""What to do, by what the server says."""
+
+
 class Sizes(Protocol):
     """How much the streams may hold, in bytes and messages, and how many servers keep each of them: see `RelayConfig`."""
 
@@ -184,8 +199,28 @@ async def _stream(
         return await _update(engine, name, found) if update else Found(name, "there", found)
     if not create:
         return Found(name, "missing")
-    await engine.ask(make)
+    try:
+        await engine.ask(make)
+    except NotPermittedError:
+        raise
+    except EngineError as error:
+        raise EngineError(f"{name}{_size(wanted)} cannot be created: {_with_advice(error, name)}") from None
     return Found(name, "created")
+
+
+def _size(wanted: api.StreamConfig) -> str:
+    return f" of {wanted.max_bytes} bytes" if wanted.max_bytes else ""
+
+
+def _with_advice(error: EngineError, name: str) -> str:
+    """Return why the server refused to create or change a stream, and what to do about it."""
+    text = str(error)
+    advice = [each for said, each in _ADVICE.items() if said in text]
+    if _NO_ROOM in text and name in _SIZE_KEYS:
+        advice.append(
+            f"give JetStream more room, with max_file_store on each server, or make {_SIZE_KEYS[name]} smaller"
+        )
+    return "; ".join([text, *advice])
 
 
 async def _update(engine: NatsEngine, name: str, found: Sequence[Difference]) -> Found:
@@ -216,7 +251,7 @@ async def _refusal(engine: NatsEngine, name: str, change: Difference) -> str | N
     except NotPermittedError:
         raise
     except EngineError as error:
-        return str(error)
+        return _with_advice(error, name)
     return None
 
 

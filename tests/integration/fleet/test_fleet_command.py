@@ -33,6 +33,7 @@ from tests.support.waiting import HUNG_AFTER
 LINUX = names.events_subject("web", "linux")
 GITHUB = Context("GITHUB_ACTIONS", 0)
 QUEUE = "0123456789abcdef"
+ALONE = "replicas > 1 not supported in non-clustered mode; set relay.replicas = 1, or make the servers a cluster"
 NOWHERE = "nats://127.0.0.1:1"
 THINGS = ["AA_EVENTS", "AA_LEDGER", "AA_DEAD", "KV_AA_STATE", "OBJ_AA_SNAPSHOTS", "consumer relay-web"]
 
@@ -209,8 +210,23 @@ def test_what_the_server_refuses_is_left_with_its_reason(config: Path, cluster: 
     code, said = fleet(config, "init", "--update")
     assert (code, said.splitlines()[:2]) == (
         1,
-        ["AA_EVENTS: there", "  num_replicas is 1, not 3: replicas > 1 not supported in non-clustered mode"],
+        ["AA_EVENTS: there", f"  num_replicas is 1, not 3: {ALONE}"],
     )
+
+
+def test_what_cannot_be_created_is_said_with_its_size_and_the_key_to_change(config: Path, cluster: NatsCluster) -> None:
+    config.write_text(config.read_text() + 'ledger_max_bytes = "8000TiB"\n')
+    done = run_command("fleet", "init", "--config", config)
+    (problem,) = problems(done.stderr)
+    assert done.returncode == 4
+    assert "AA_LEDGER of 8796093022208000 bytes cannot be created: insufficient storage" in problem
+    assert problem.endswith("max_file_store on each server, or make relay.ledger_max_bytes smaller")
+    written(config, cluster.urls[0], replicas=3)
+    asyncio.run(cluster.remove())
+    done = run_command("fleet", "init", "--config", config)
+    assert problems(done.stderr) == [
+        f"the engine cannot be asked: AA_EVENTS of 10737418240 bytes cannot be created: {ALONE}"
+    ]
 
 
 def test_the_status_says_where_every_event_is(config: Path, cluster: NatsCluster) -> None:
