@@ -9,8 +9,8 @@ from agent.config import ForwardConfig, RelayConfig
 from agent.daemon.forwarding import engine_of
 from agent.fleet.engine import EngineError, NotPermittedError
 from agent.fleet.inspection import team_status
-from agent.fleet.names import events_subject
-from agent.fleet.nats_engine import engine_for_relays
+from agent.fleet.names import EVENTS, consumer, events_subject
+from agent.fleet.nats_engine import NatsEngine, engine_for_relays
 
 _NO_STREAM = "AA_CHECK"
 _REFUSED = "expected stream does not match"
@@ -27,11 +27,23 @@ async def _ask(forward: ForwardConfig) -> tuple[bool, str]:
         return False, f"{error}: check forward.credentials, forward.team and forward.pool; forwarding would pause"
     except EngineError as error:
         if _REFUSED in str(error):
-            return True, f"nats-server {version} would take events on {subject}"
+            problem = await _problem_of_team(engine, forward)
+            return problem is None, problem or f"nats-server {version} would take events on {subject}"
         return False, f"{error}: check forward.servers and the engine; forwarding would try again"
     finally:
         await engine.aclose()
     return False, f"{subject} is kept by no stream of a fleet: `artifacts-agent fleet init` makes it"
+
+
+async def _problem_of_team(engine: NatsEngine, forward: ForwardConfig) -> str | None:
+    """Say why no relay could take events of the team. Credentials are of one team, and may not ask."""
+    if forward.credentials is not None:
+        return None
+    try:
+        await engine.consumer_state(EVENTS, consumer(forward.team or ""))
+    except EngineError as error:
+        return f"nobody takes events of the team {forward.team}: {error}, or check forward.team"
+    return None
 
 
 def ask_engine(forward: ForwardConfig) -> tuple[bool, str]:

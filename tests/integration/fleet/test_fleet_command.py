@@ -435,6 +435,25 @@ def test_a_check_says_whether_a_relay_can_read_what_its_team_has(config: Path) -
     assert "check relay.servers" in message
 
 
+def test_a_check_of_a_runner_says_what_is_missing_before_init_and_that_nobody_takes_the_events_of_its_team(
+    config: Path, cluster: NatsCluster, tmp_path: Path
+) -> None:
+    runner = tmp_path / "runner.toml"
+
+    def checked(team: str) -> tuple[bool, str]:
+        runner.write_text(f'[forward]\nservers = ["{cluster.urls[0]}"]\nteam = "{team}"\npool = "ci"\n')
+        done = run_command("check", "--online", "--json", "--config", runner)
+        (found,) = [each for each in json.loads(done.stdout)["checks"] if each["check"] == "server"]
+        return found["ok"], found["message"]
+
+    ok, message = checked("web")
+    assert (ok, "there is no fleet yet: run `artifacts-agent fleet init`" in message) == (False, True)
+    fleet(config, "init")
+    assert checked("web")[0]
+    ok, message = checked("wbe")
+    assert (ok, message.endswith("run `artifacts-agent fleet init`, or check forward.team")) == (False, True)
+
+
 def test_a_server_without_a_fleet_is_said_in_one_line(config: Path) -> None:
     for arguments in (("status",), ("dead-letters", "ls")):
         done = run_command("fleet", *arguments, "--config", config)
