@@ -131,6 +131,7 @@ class _Snapshot(msgspec.Struct, frozen=True, array_like=True):
     forgotten: dict[str, Forgotten] = {}
     stream: str = ""
     relays: dict[str, RelaySeen] = {}
+    passed: int = 0
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -140,12 +141,13 @@ _decode = msgspec.msgpack.Decoder(_Snapshot).decode
 class FleetLedger:
     """What has become of the events of a team, up to the record with the number `seq`; `records` is how many that were.
 
+    Up to `passed` the stream had no more of the team than was taken, as far as is known; that is `seq`, or behind it.
     `sums` has the settled events by outcome, `seen` the last ledger of each queue that gave one. `forgotten` is by subject, and
     `relays` by name, that of which was heard last at the end.
     """
 
     def __init__(self) -> None:
-        self.seq = 0
+        self.seq = self.passed = 0
         self.records = 0
         self._stream = ""  # which one `seq` is of
         self.sums: Counter[str] = Counter()
@@ -169,7 +171,7 @@ class FleetLedger:
         """
         if seq <= self.seq:
             return
-        self.seq = seq
+        self.seq, self.passed = seq, max(self.passed, seq)
         self.records += 1
         if isinstance(record, Settled):
             self._settle(record)
@@ -190,7 +192,7 @@ class FleetLedger:
         anew = self._stream not in ("", stream.created) or self.seq > stream.last_seq
         self._stream = stream.created
         if anew:
-            self.seq = 0
+            self.seq = self.passed = 0
         return anew
 
     def unsettled(self, part: Part) -> list[Span]:
@@ -258,6 +260,7 @@ class FleetLedger:
             self.forgotten,
             self._stream,
             self.relays,
+            self.passed,
         )
         body = _encode(state)
         return zlib.crc32(body).to_bytes(_CRC_BYTES, "big") + body
@@ -276,6 +279,7 @@ class FleetLedger:
             return None
         found = cls()
         found.seq, found.records, found._doubted = state.seq, state.records, state.doubted
+        found.passed = max(state.passed, state.seq)
         found._stream, found.relays = state.stream, dict(state.relays)
         found.sums.update(state.sums)
         found.seen.update(state.seen)

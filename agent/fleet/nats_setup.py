@@ -1,6 +1,6 @@
 """What a fleet needs of the engine: made where it is missing, compared where it is there. For `artifacts-agent fleet init`.
 
-Sizes and replicas can be changed later, because that takes nothing away; what else differs is left to an administrator.
+Sizes, replicas, and what goes when a stream is full can be changed later; what else differs is left to an administrator.
 """
 
 import re
@@ -25,8 +25,8 @@ OLDEST_SERVER: Final = (2, 10, 27)
 MAX_ACK_PENDING: Final = 1000
 
 
-UPDATED: Final = ("max_bytes", "max_msgs_per_subject", "num_replicas")
-"""The keys of streams that are changed to what is wanted, if that is asked for."""
+UPDATED: Final = ("discard", "max_bytes", "max_msgs_per_subject", "num_replicas")
+"""The keys of streams that are changed to what is wanted, if that is asked for: `discard` is what goes when a stream is full."""
 
 
 _SIZE_KEYS: Final = {
@@ -106,7 +106,10 @@ class Found(NamedTuple):
 
 
 def streams(sizes: Sizes) -> list[api.StreamConfig]:
-    """Return the streams. None of them drops anything by itself but what is older than anybody asks for."""
+    """Return the streams. None of them drops anything by itself but what is older than anybody asks for.
+
+    Of the ledger's records those are which a snapshot of each team has: see `agent.fleet.following`.
+    """
     common: dict[str, Any] = {"storage": api.StorageType.FILE, "num_replicas": sizes.replicas, "allow_direct": True}
     return [
         api.StreamConfig(
@@ -125,7 +128,7 @@ def streams(sizes: Sizes) -> list[api.StreamConfig]:
             name=names.LEDGER,
             subjects=[names.ALL_RECORDS],
             retention=api.RetentionPolicy.LIMITS,
-            discard=api.DiscardPolicy.NEW,
+            discard=api.DiscardPolicy.OLD,
             max_bytes=sizes.ledger_max_bytes,
             max_age=8 * DAY,
             **common,
@@ -158,7 +161,7 @@ def consumer(team: str) -> api.ConsumerConfig:
 async def set_up(
     engine: NatsEngine, teams: Sequence[str], sizes: Sizes, *, create: bool = True, update: bool = False
 ) -> list[Found]:
-    """Create what is missing, if `create`, and say what differs; if `update`, change sizes and replicas. Raises EngineError."""
+    """Create what is missing, if `create`, and say what differs; if `update`, change the keys UPDATED. Raises EngineError."""
     version = await engine.version()
     if _numbers(version) < OLDEST_SERVER:
         oldest = ".".join(map(str, OLDEST_SERVER))
@@ -171,7 +174,7 @@ async def set_up(
         (f"KV_{names.STATE}", lambda stream: stream.create_key_value(_bucket(sizes))),
         (f"OBJ_{names.SNAPSHOTS}", lambda stream: stream.create_object_store(names.SNAPSHOTS, _store(sizes))),
     ]
-    replicated = api.StreamConfig(num_replicas=sizes.replicas)
+    replicated = api.StreamConfig(num_replicas=sizes.replicas, discard=None)
     for name, make in made_of_streams:
         found.append(await _stream(engine, name, replicated, make, create=create, update=update))
     return [*found, *[await _consumer(engine, consumer(team), create=create) for team in teams]]
@@ -245,6 +248,10 @@ async def _refusal(engine: NatsEngine, name: str, change: Difference) -> str | N
         most = max((there.state.subjects or {}).values(), default=0)
         if most > change.wanted // 2:
             return f"a pool has {most} messages there, and none may be removed: it can be lowered to twice as many"
+    # The ledger's oldest records go at once, and snapshots may lack the newest ones.
+    least = there.state.bytes // 2 if name == names.LEDGER and change.key == "max_bytes" else 0
+    if isinstance(change.wanted, int) and change.wanted < least:
+        return f"it holds {there.state.bytes} bytes: it can be lowered to half of that at once"
     config = there.config.evolve(**{change.key: change.wanted})
     try:
         await engine.ask(lambda stream: stream.update_stream(config))
@@ -269,7 +276,10 @@ async def _consumer(engine: NatsEngine, wanted: api.ConsumerConfig, *, create: b
 def _differences(wanted: Any, found: Any) -> Iterator[Difference]:  # noqa: ANN401 - dataclasses of nats-py, of the same type
     for each in fields(wanted):
         value, other = getattr(wanted, each.name), getattr(found, each.name)
-        if value is not None and value != each.default and value != other and (value or other):
+        is_said = value is not None and (
+            value != each.default or each.name == "discard"
+        )  # its default is one that is wanted
+        if is_said and value != other and (value or other):
             updatable = isinstance(wanted, api.StreamConfig) and each.name in UPDATED
             yield Difference(each.name, _plain(other), _plain(value), updatable)
 

@@ -37,6 +37,11 @@ class Stream:
     last_seq: int = 0
     created: int = 1
 
+    @property
+    def bytes(self) -> int:
+        """How much it holds."""
+        return sum(len(message.body) for message in self.messages.values())
+
 
 @dataclass
 class Delivered:
@@ -51,7 +56,8 @@ class MemoryBroker:
 
     `down` refuses everything; `full` every publish to these streams; `denied` subjects are not permitted. `lose_answers` of
     publishes that are kept all the same, `lose_key_answers` of keys that are set or removed. What readers read comes
-    `reading_lag` seconds late. With `no_more_time` no message is extended.
+    `reading_lag` seconds late. With `no_more_time` no message is extended. With `no_objects` none is saved. AA_LEDGER drops its
+    oldest records above `ledger_max_bytes`, if that is not 0.
     """
 
     def __init__(self, max_payload: int = 1024 * 1024) -> None:
@@ -66,6 +72,8 @@ class MemoryBroker:
         self.lose_key_answers = 0
         self.reading_lag = 0.0
         self.no_more_time = False
+        self.no_objects = False
+        self.ledger_max_bytes = 0
         self.changed = Broadcast()
         self.asking: Counter[str] = Counter()
         self._delivered: dict[str, dict[int, Delivered]] = {}
@@ -110,6 +118,8 @@ class MemoryBroker:
         )
         if message_id is not None:
             stream.ids.add(message_id)
+        while name == names.LEDGER and 0 < self.ledger_max_bytes < stream.bytes:
+            del stream.messages[min(stream.messages)]
         self.changed.notify_all()
         if self.lose_answers:
             self.lose_answers -= 1
@@ -288,8 +298,8 @@ class MemoryEngine:
         self.broker.check()
         found = self.broker.streams[stream]
         first = min(found.messages, default=found.last_seq + 1)
-        size = sum(len(message.body) for message in found.messages.values())
-        return StreamState(len(found.messages), size, first, found.last_seq, str(found.created))
+        most = self.broker.ledger_max_bytes if stream == names.LEDGER else 0
+        return StreamState(len(found.messages), found.bytes, first, found.last_seq, str(found.created), most)
 
     async def get(self, key: str) -> Entry | None:
         """See `Engine`."""
@@ -326,6 +336,8 @@ class MemoryEngine:
         """See `Engine`."""
         await anyio.lowlevel.checkpoint()
         self.broker.check()
+        if self.broker.no_objects:
+            raise EngineError("no room for objects")
         self.broker.objects[name] = data
 
     async def aclose(self) -> None:

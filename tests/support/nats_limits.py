@@ -1,7 +1,6 @@
-"""What an engine may hold, and until when: an account's quota, in the server's configuration, and the bytes of a stream."""
+"""What an engine may hold: an account's quota, in the server's configuration."""
 
 import asyncio
-from dataclasses import replace
 
 from nats.js import JetStreamContext
 
@@ -35,11 +34,3 @@ async def _quota(engine: NatsEngine) -> int:
     except EngineError:
         return 0
     return found.limits.max_storage if found is not None else 0
-
-
-async def set_size(engine: NatsEngine, stream: str, most_bytes: int) -> None:
-    """Let a stream hold so many bytes."""
-    found = await engine.ask(lambda context: context.stream_info(stream))
-    assert found is not None
-    config = replace(found.config, max_bytes=most_bytes)
-    await engine.ask(lambda context: context.update_stream(config))

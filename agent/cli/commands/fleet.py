@@ -45,14 +45,17 @@ def fleet() -> None:
 
 
 @fleet.command(short_help="Create what is missing in the engine, and say what differs.")
-@click.option("--update", is_flag=True, help="Change sizes and replicas to what the configuration says.")
+@click.option(
+    "--update", is_flag=True, help="Change sizes, replicas and what goes when a stream is full to what is wanted."
+)
 @click.option("--dry-run", is_flag=True, help="Change and create nothing, only say what there is.")
 @config_option
 @json_option
 def init(path: Path | None, as_json: bool, dry_run: bool, update: bool) -> int:
     """Create the streams, the consumer and the buckets of a fleet where they are missing; what is there is compared.
 
-    What differs is named, with both values, and left as it is; --update changes sizes and replicas, and removes nothing by that.
+    What differs is named, with both values, and left as it is; --update changes sizes, replicas and what goes when a stream
+    is full, and removes no event by that.
     Exit code 1: something differs still, or is missing with --dry-run. The credentials in [relay] have to be ones that may do
     anything in the account: give it a configuration of its own.
     """

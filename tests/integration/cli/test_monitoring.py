@@ -66,13 +66,13 @@ def _cache(local_misses: str, remote_hits: str, remote_misses: str, local_hits: 
     }
 
 
-def _stream(size: int) -> Mapping[str, str]:
+def _stream(size: int, stream: str = "AA_DEAD") -> Mapping[str, str]:
     """Return what two relays say of a stream, one of them no more."""
     return {
-        OF_STREAM % ("stream_bytes", "a"): "99x2 _x20",
-        OF_STREAM % ("stream_bytes", "b"): f"{size}x20",
-        OF_STREAM % ("stream_limit_bytes", "a"): "100x2 _x20",
-        OF_STREAM % ("stream_limit_bytes", "b"): "100x20",
+        OF_STREAM % ("stream_bytes", "a", stream): "99x2 _x20",
+        OF_STREAM % ("stream_bytes", "b", stream): f"{size}x20",
+        OF_STREAM % ("stream_limit_bytes", "a", stream): "100x2 _x20",
+        OF_STREAM % ("stream_limit_bytes", "b", stream): "100x20",
     }
 
 
@@ -96,7 +96,7 @@ OLDEST = 'artifacts_agent_oldest_event_age_seconds{job="j",instance="i",destinat
 RELAY_PAUSED = 'artifacts_agent_relay_state{job="j",instance="i",state="paused"}'
 ENGINE = 'artifacts_agent_relay_engine_failing{job="j",instance="i"}'
 OF_TEAM = 'artifacts_agent_fleet_%s{job="j",instance="%s",team="web"}'
-OF_STREAM = 'artifacts_agent_fleet_%s{job="j",instance="%s",stream="AA_DEAD"}'
+OF_STREAM = 'artifacts_agent_fleet_%s{job="j",instance="%s",stream="%s"}'
 NOT_KEPT = 'artifacts_agent_relay_dead_letters_not_kept_total{job="j",instance="i"}'
 UP = 'up{job="artifacts-agent",instance="i"}'
 # A week and a half: 10 tasks in 5 minutes, 8 of them hits, until on the last day only 2 of them are.
@@ -135,6 +135,7 @@ CASES = (
     Case("FleetOldestEvent", False, 30, {OF_TEAM % ("oldest_event_age_seconds", "a"): "3500x20"}),
     Case("FleetStreamAbove80Percent", True, 40, _stream(81)),
     Case("FleetStreamAbove80Percent", False, 40, _stream(79)),
+    Case("FleetStreamAbove80Percent", False, 40, _stream(100, "AA_LEDGER")),
     Case("DeadLettersNotKept", True, 40, {NOT_KEPT: "0x5 7x20"}),
     Case("DeadLettersNotKept", False, 40, {NOT_KEPT: "7x20"}),
     Case("Down", True, 30, {UP: "0x20"}),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nats.js import JetStreamContext
+from nats.js import JetStreamContext, api
 
 from agent.delivery.batching import Batch
 from agent.events import Context, encode_events
@@ -116,12 +116,12 @@ def test_what_is_missing_is_created_and_what_is_there_is_left(config: Path) -> N
     assert (code, said.splitlines()) == (0, [f"{name}: there" for name in THINGS])
 
 
-def resize(cluster: NatsCluster, **values: object) -> None:
-    """Change the stream of events as `nats stream edit` does."""
+def resize(cluster: NatsCluster, stream: str = names.EVENTS, **values: object) -> None:
+    """Change a stream as `nats stream edit` does."""
 
     async def change() -> None:
         engine = cluster.engine()
-        found = await engine.ask(partial(JetStreamContext.stream_info, name=names.EVENTS))
+        found = await engine.ask(partial(JetStreamContext.stream_info, name=stream))
         assert found is not None
         await engine.ask(partial(JetStreamContext.update_stream, config=found.config.evolve(**values)))
         await engine.aclose()
@@ -190,6 +190,40 @@ def test_a_stream_takes_the_sizes_that_are_configured_and_loses_nothing_by_it(
     config.write_text(f"{text}events_max_bytes = 1048576\npool_max_messages = 12\n")
     assert of_events(config, "--update")[0] == 0
     assert asyncio.run(_stored(cluster, names.EVENTS)) == 6
+
+
+def test_a_full_ledger_that_refuses_records_is_said_and_made_to_drop_its_oldest_ones(
+    config: Path, cluster: NatsCluster
+) -> None:
+    fleet(config, "init")
+    resize(cluster, names.LEDGER, discard=api.DiscardPolicy.NEW)
+    said = "  discard is new, not old: `artifacts-agent fleet init --update` changes it"
+    code, found = fleet(config, "init")
+    assert (code, found.splitlines()[1:3]) == (1, ["AA_LEDGER: there", said])
+    code, found = fleet(config, "init", "--update")
+    assert (code, found.splitlines()[1:3]) == (0, ["AA_LEDGER: updated", "  discard was new, is old"])
+    assert fleet(config, "init")[0] == 0
+
+
+def test_a_ledger_is_not_made_so_small_at_once_that_records_go_which_no_snapshot_has(
+    config: Path, cluster: NatsCluster
+) -> None:
+    async def publish() -> None:
+        engine = cluster.engine()
+        for _ in range(20):
+            await engine.publish(names.ledger_subject("web"), b"x" * 250_000, {})
+        await engine.aclose()
+
+    text = config.read_text()
+    fleet(config, "init")
+    asyncio.run(publish())
+    config.write_text(f'{text}ledger_max_bytes = "2MiB"\n')
+    code, said = fleet(config, "init", "--update")
+    assert (code, "it can be lowered to half of that at once" in said) == (1, True)
+    assert asyncio.run(_stored(cluster, names.LEDGER)) == 20
+    config.write_text(f'{text}ledger_max_bytes = "3MiB"\n')
+    assert fleet(config, "init", "--update")[0] == 0
+    assert asyncio.run(_stored(cluster, names.LEDGER)) == 12
 
 
 def test_replicas_of_all_streams_are_changed_where_there_are_servers_for_them(tmp_path: Path) -> None:

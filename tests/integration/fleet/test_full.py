@@ -1,8 +1,11 @@
-"""What is full: an account's quota, the ledger, a pool's part of the stream. Delivery waits, and goes on when there is room."""
+"""What is full: an account's quota, a pool's part of the stream, the ledger.
+
+Delivery waits, and goes on when there is room. The ledger makes room for itself: its oldest records go, which snapshots have.
+"""
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +13,12 @@ import pytest
 
 from agent.config.schema import RelayConfig
 from agent.fleet import names
+from agent.fleet.accounting import FleetLedger
 from agent.fleet.engine import EngineError
+from agent.fleet.following import snapshot_name
 from agent.fleet.message import decode
 from agent.fleet.nats_engine import NatsEngine
+from agent.fleet.overview import read_ledger
 from agent.fleet.records import Released, encode_record
 from agent.queue.cursor import Ledger
 from tests.support.api_server import Answer, ApiServer
@@ -21,11 +27,9 @@ from tests.support.daemon import Daemon
 from tests.support.forwarding import NOWHERE, forwarded, forwarding, hashes, lines, send
 from tests.support.http_connection import HttpConnection
 from tests.support.nats import SMALL, NatsCluster, free_port, nats_cluster
-from tests.support.nats_limits import quota, set_quota, set_size
+from tests.support.nats_limits import quota, set_quota
 from tests.support.relay_process import World, readiness
-from tests.support.waiting import eventually
-
-Change = Callable[[NatsCluster, NatsEngine], Awaitable[None]]
+from tests.support.waiting import HUNG_AFTER, eventually
 
 KIB = 1024
 ROOM = 4096 * KIB
@@ -95,10 +99,11 @@ def test_a_pool_that_has_filled_its_part_of_the_stream_holds_no_other_one_up(tmp
 # --- relays ------------------------------------------------------------------------------------------------------
 
 
-async def _fill_ledger(engine: NatsEngine, said: str) -> None:
+async def _use_up_quota(cluster: NatsCluster, engine: NatsEngine) -> None:
     """Write records until not even the smallest one is taken: the first is of the largest kind."""
+    await set_quota(cluster, engine, 128 * KIB)
     for size in (64 * KIB, 4 * KIB, 256, 1):
-        assert said in await _refusal(engine, encode_record(Released("x" * size)))
+        assert EXCEEDED in await _refusal(engine, encode_record(Released("x" * size)))
 
 
 async def _refusal(engine: NatsEngine, record: bytes) -> str:
@@ -110,55 +115,29 @@ async def _refusal(engine: NatsEngine, record: bytes) -> str:
         return str(error)
 
 
-async def _use_up_quota(cluster: NatsCluster, engine: NatsEngine) -> None:
-    await set_quota(cluster, engine, 128 * KIB)
-    await _fill_ledger(engine, EXCEEDED)
-
-
-async def _raise_quota(cluster: NatsCluster, engine: NatsEngine) -> None:
-    await set_quota(cluster, engine, ROOM)
-
-
-async def _fill_stream(_: NatsCluster, engine: NatsEngine) -> None:
-    await set_size(engine, names.LEDGER, 128 * KIB)
-    await _fill_ledger(engine, "maximum bytes exceeded")
-
-
-async def _enlarge_stream(_: NatsCluster, engine: NatsEngine) -> None:
-    await set_size(engine, names.LEDGER, SIZES.ledger_max_bytes)
-
-
-FULL = pytest.mark.parametrize(
-    ("fill", "make_room", "said"),
-    [
-        pytest.param(_use_up_quota, _raise_quota, EXCEEDED, id="of the account"),
-        pytest.param(_fill_stream, _enlarge_stream, "maximum bytes exceeded", id="of the ledger"),
-    ],
-)
-
-
-@FULL
 def test_a_relay_that_cannot_write_down_its_requests_makes_none_and_goes_on_when_it_can(
-    tmp_path: Path, cluster: NatsCluster, fill: Change, make_room: Change, said: str
+    tmp_path: Path, cluster: NatsCluster
 ) -> None:
     port = free_port()
     with ApiServer() as api, World(tmp_path, cluster, api, f'[metrics]\nlisten = "127.0.0.1:{port}"\n') as w:
-        asyncio.run(_holds_up(w, port, fill, make_room, said))
+        asyncio.run(_holds_up(w, port))
         assert [relay.terminate() for relay in w.relays[:1]] == [0]
 
 
-async def _holds_up(w: World, port: int, fill: Change, make_room: Change, said: str) -> None:
+async def _holds_up(w: World, port: int) -> None:
     engine, relay = w.cluster.engine(), w.relays[0]
     for number in range(5):
         await w.publish(engine, f"q{number}", EVENTS[20 * number : 20 * (number + 1)])
-    await fill(w.cluster, engine)
+    await _use_up_quota(w.cluster, engine)
     relay.start()
-    eventually(relay.log.read_text, lambda log: "engine_refuses" in log and "what='an intent'" in log and said in log)
-    assert readiness(port) == (503, said)
+    eventually(
+        relay.log.read_text, lambda log: "engine_refuses" in log and "what='an intent'" in log and EXCEEDED in log
+    )
+    assert readiness(port) == (503, EXCEEDED)
     # It has given the request up by now, and waits before it tries again.
     eventually(relay.log.read_text, lambda log: "delivery_backing_off" in log and "the engine takes no record" in log)
     assert (w.api.posts(), relay.has_ended) == ([], False)
-    await make_room(w.cluster, engine)
+    await set_quota(w.cluster, engine, ROOM)
     await w.drained(engine)
     ledger = await w.ledger(engine)
     await engine.aclose()
@@ -178,29 +157,69 @@ class HoldingApi(ApiServer):
         return await super()._perform(wire, index, answer)
 
 
-@FULL
-def test_what_was_delivered_while_the_ledger_filled_up_is_settled_when_there_is_room(
-    tmp_path: Path, cluster: NatsCluster, fill: Change, make_room: Change, said: str
+def test_what_was_delivered_while_the_quota_was_used_up_is_settled_when_there_is_room(
+    tmp_path: Path, cluster: NatsCluster
 ) -> None:
     with HoldingApi() as api, World(tmp_path, cluster, api, api_timeout="60s") as w:
         try:
-            asyncio.run(_settles_later(w, api, fill, make_room, said))
+            asyncio.run(_settles_later(w, api))
         finally:
             api.go.set()
 
 
-async def _settles_later(w: World, api: HoldingApi, fill: Change, make_room: Change, said: str) -> None:
+async def _settles_later(w: World, api: HoldingApi) -> None:
     engine, relay = w.cluster.engine(), w.relays[0]
     relay.start()
     await w.publish(engine, "q", EVENTS[:20])
     await asyncio.to_thread(api.wait_for_posts, 1)
-    await fill(w.cluster, engine)
+    await _use_up_quota(w.cluster, engine)
     api.go.set()
-    eventually(relay.log.read_text, lambda log: "what='a settlement'" in log and said in log)
+    eventually(relay.log.read_text, lambda log: "what='a settlement'" in log and EXCEEDED in log)
     assert (await engine.stream_state(names.EVENTS)).messages == 1
-    await make_room(w.cluster, engine)
+    await set_quota(w.cluster, engine, ROOM)
     await w.drained(engine)
     ledger = await w.ledger(engine)
     await engine.aclose()
     assert w.taken() == dict.fromkeys(EVENTS[:20], 1)
     assert (ledger.sums, ledger.in_doubt) == ({"delivered": 20}, 0)
+
+
+@pytest.mark.parametrize("flooder", ["web", "other"])
+def test_a_ledger_that_is_full_drops_what_snapshots_have_and_holds_nobody_up(
+    tmp_path: Path, cluster: NatsCluster, flooder: str
+) -> None:
+    with ApiServer() as api, World(tmp_path, cluster, api) as w:
+        asyncio.run(_goes_on(w, flooder))
+        for relay in w.relays:
+            assert "ledger_records_gone" not in relay.log.read_text()
+            assert "engine_refuses" not in relay.log.read_text()
+
+
+async def _goes_on(w: World, flooder: str) -> None:
+    """Fill the ledger twice while a relay works; another one that starts then knows what has become of each event."""
+    engine = w.cluster.engine()
+    w.relays[0].start()
+    for number in range(3):
+        await w.publish(engine, f"q{number}", EVENTS[20 * number : 20 * (number + 1)])
+        await w.drained(engine)
+        behind = (await engine.stream_state(names.LEDGER)).last_seq
+        for _ in range(SIZES.ledger_max_bytes // (2 * 16 * KIB)):
+            await engine.publish(names.ledger_subject(flooder), encode_record(Released("x" * 16 * KIB)), {})
+        async with asyncio.timeout(HUNG_AFTER):
+            while (await _accounts(engine)).passed <= behind:  # noqa: ASYNC110 - of another process
+                await asyncio.sleep(0.05)
+    assert (await engine.stream_state(names.LEDGER)).first_seq > 8
+    w.relays[0].kill()
+    w.relays[1].start()
+    await w.publish(engine, "q0", EVENTS[60:])
+    await w.drained(engine)
+    found = await read_ledger(engine, "web", await engine.load(snapshot_name("web")))
+    await engine.aclose()
+    assert w.taken() == dict.fromkeys(EVENTS, 1)
+    assert (found.sums, found.in_doubt) == ({"delivered": 100}, 0)
+
+
+async def _accounts(engine: NatsEngine) -> FleetLedger:
+    """Return what the snapshot has."""
+    data = await engine.load(snapshot_name("web"))
+    return (FleetLedger.decode(data) if data is not None else None) or FleetLedger()
