@@ -4,9 +4,11 @@ A connection that breaks is given up, and the next call makes another one to any
 sent again, nothing waits for a reconnection, and no subscription survives one deaf.
 """
 
+import asyncio
 import base64
 import json
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -36,6 +38,9 @@ T = TypeVar("T")
 DEFAULT_MAX_PAYLOAD: Final = 1024 * 1024
 
 _KEYS: Final = f"KV_{names.STATE}"
+_READ_SECONDS: Final = (1, 2, 4, 8, 16, 32)
+"""An object is read again after so long: nats-py waits for ever for the parts of one that was replaced meanwhile."""
+
 _NO_OBJECT: Final = (
     js_errors.ObjectNotFoundError,
     js_errors.NotFoundError,
@@ -194,7 +199,12 @@ class NatsEngine:
         async def read() -> bytes | None:
             store = await link.stream.object_store(names.SNAPSHOTS)
             try:
-                return (await store.get(name)).data
+                for seconds in _READ_SECONDS:
+                    await store.get_info(name)  # there is one, and the server answers
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(seconds):
+                            return (await store.get(name)).data
+                raise TimeoutError
             except _NO_OBJECT:
                 return None
             except nats.errors.Error as error:

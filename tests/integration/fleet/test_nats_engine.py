@@ -8,10 +8,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from nats.aio.client import Client
+from nats.js import JetStreamContext
 
 from agent.config.schema import RelayConfig
 from agent.fleet import names, permissions
@@ -322,6 +324,19 @@ async def test_a_snapshot_whose_description_is_damaged_is_none_and_can_be_replac
         assert await engine.load("web") is None
         await engine.save("web", b"new")
         assert await engine.load("web") == b"new"
+
+
+async def test_a_snapshot_that_is_replaced_while_it_is_read_is_read_anew(tmp_path: Path) -> None:
+    async with running(tmp_path) as cluster, connected(cluster) as engine, asyncio.timeout(HUNG_AFTER):
+        await engine.save("web", b"old")
+        stream = f"OBJ_{names.SNAPSHOTS}"
+        await engine.ask(partial(JetStreamContext.purge_stream, name=stream, subject=f"$O.{names.SNAPSHOTS}.C.>"))
+        loading = asyncio.create_task(engine.load("web"))
+        await asyncio.sleep(0)
+        while not await engine.ask(partial(JetStreamContext.consumers_info, stream=stream)):  # noqa: ASYNC110 - of the server
+            await asyncio.sleep(0.01)
+        await engine.save("web", b"new")
+        assert await loading == b"new"
 
 
 ANSWERED = [
