@@ -1,6 +1,7 @@
 """What relays put into AA_DEAD: refused events, each as `agent.queue.dead_letters` has it, and messages that say nothing.
 
-An event's id is `<queue>:<seq>`, so that one that comes twice is kept once. A message that cannot be read is kept as it is.
+An event's id is `<subject>:<queue>:<seq>`, so that one that comes twice is kept once, and no pool's for another one's. A message
+that cannot be read is kept as it is.
 """
 
 import re
@@ -28,7 +29,7 @@ _is_name = re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch
 
 def of_event(subject: str, queue: str, letter: DeadLetter) -> tuple[bytes, dict[str, str]]:
     """Return the message of a refused event: `letter.seq` is its number in the queue that published it on `subject`."""
-    headers = {"Nats-Msg-Id": f"{queue}:{letter.seq}", KIND: EVENT, SUBJECT: subject, QUEUE: queue}
+    headers = {"Nats-Msg-Id": f"{subject}:{queue}:{letter.seq}", KIND: EVENT, SUBJECT: subject, QUEUE: queue}
     return encode_dead_letter(letter), headers
 
 

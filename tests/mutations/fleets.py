@@ -283,7 +283,7 @@ FLEETS = (
     Order(
         "two events of a name are one dead letter",
         DEAD,
-        'headers = {"Nats-Msg-Id": f"{queue}:{letter.seq}", KIND: EVENT, SUBJECT: subject, QUEUE: queue}',
+        'headers = {"Nats-Msg-Id": f"{subject}:{queue}:{letter.seq}", KIND: EVENT, SUBJECT: subject, QUEUE: queue}',
         'headers = {"Nats-Msg-Id": f"{queue}", KIND: EVENT, SUBJECT: subject, QUEUE: queue}',
     ),
     Order(

@@ -21,7 +21,7 @@ def test_a_refused_event_is_named_by_its_queue_and_number_and_kept_as_it_is_on_o
     letter = DeadLetter(7, EPOCH, 400, "400 Bad Request", Context("ci"), encode_events([event("a")]))
     body, headers = dead.of_event(SUBJECT, "q1", letter)
     assert decode_dead_letter(body) == letter
-    assert headers == {"Nats-Msg-Id": "q1:7", dead.KIND: dead.EVENT, dead.SUBJECT: SUBJECT, dead.QUEUE: "q1"}
+    assert headers == {"Nats-Msg-Id": f"{SUBJECT}:q1:7", dead.KIND: dead.EVENT, dead.SUBJECT: SUBJECT, dead.QUEUE: "q1"}
 
 
 def test_a_message_that_says_nothing_is_kept_with_its_headers_its_number_and_the_reason() -> None:

@@ -201,7 +201,7 @@ async def test_a_bad_event_alone_becomes_a_dead_letter_with_its_number_in_its_qu
         assert sorted(f.transport.taken) == ["a", "b", "h0", "h1", "h2"]
         assert dead_letters(f) == [("bad", "400 Bad Request: Invalid event bad")]
         (letter,) = f.broker.streams[names.DEAD].messages.values()
-        assert letter.headers["Nats-Msg-Id"] == "q1:8"
+        assert letter.headers["Nats-Msg-Id"] == f"{SUBJECT}:q1:8"
         assert (letter.headers[dead.SUBJECT], letter.headers[dead.QUEUE]) == (SUBJECT, "q1")
         assert f.ledger.sums == {"delivered": 5, "dead_lettered": 1}
 
