@@ -106,7 +106,7 @@ class MemoryBroker:
         self.check(subject)
         name = _STREAMS.get(subject[:5])
         if name is None:
-            raise EngineError("no response from stream")
+            raise EngineError("nobody answers: there is no fleet yet")
         stream, message_id = self.streams[name], headers.get("Nats-Msg-Id")
         if name in self.full:
             raise StreamFullError("maximum bytes exceeded")

@@ -231,5 +231,5 @@ async def test_a_stream_is_told_from_one_that_was_made_anew(world: World) -> Non
 
 
 async def test_a_subject_of_no_stream_is_an_error(world: World) -> None:
-    with pytest.raises(EngineError, match="no response from stream"):
+    with pytest.raises(EngineError, match="there is no fleet yet"):
         await world.engine.publish("elsewhere", b"1", {})
