@@ -29,7 +29,7 @@ from agent.fleet.held import Held
 from agent.fleet.records import Intent, Part, Released, Settled, encode_record
 from agent.fleet.shared import SharedTurns
 from agent.fleet.writing import FleetWriter
-from agent.queue.cursor import Outcome, Pause, Span, without
+from agent.queue.cursor import Outcome, Pause, Span
 from agent.queue.dead_letters import DeadLetter
 from agent.runtime import Runtime, Wakeup
 
@@ -163,7 +163,7 @@ class StreamBacklog:
     def rewind(self) -> None:
         """See `Backlog`: begins again with what is held."""
         self._ready.clear()
-        self._fetcher.fresh = deque(self._held)
+        self._fetcher.fresh = deque([held for held in self._held if held.checked])
 
     def _form(self, held: Held, now: float) -> None:
         """Put what nothing has settled of a message into batches; have it end if nothing is left, and expire if it is too old."""
@@ -179,8 +179,7 @@ class StreamBacklog:
 
     def _settle_as_elsewhere(self, held: Held) -> None:
         """Settle here what the ledger says is settled of a message; what comes to its end by that is acknowledged soon."""
-        left = list(held.ours(self._follower.ledger.unsettled(held.part)))
-        done = self._held.settle(without(held.span, left))
+        done = self._held.settle_but(held, self._follower.ledger.unsettled(held.part))
         if done:
             self._done.extend([each.message for each in done])
             self._tending.set()

@@ -176,11 +176,15 @@ class Fetcher:
         """Hold messages that came at `now`, once the ledger says what of them is settled."""
         readable = [(each, events) for each in found if (events := await self._read(each, now)) is not None]
         await self._write_ledgers(readable)
-        if readable:
-            await self._follower.catch_up()
-        for each, events in readable:
-            await self._hold(each, events, now)
+        new = [held for each, events in readable if (held := await self._hold(each, events, now)) is not None]
         self._coming -= len(found)
+        if new:  # only now: what was settled before these were held, and nobody stands for any more, is in the ledger
+            await self._follower.catch_up()
+        for held in new:
+            for done in self.held.settle_but(held, self._follower.ledger.unsettled(held.part)):
+                await self._writer.ack(done.message)
+            held.checked = True
+            self.fresh.append(held)
 
     async def _read(self, found: Message, now: float) -> Events | None:
         """Return what a message says that came at `now`; None if it is held, or says nothing."""
@@ -209,20 +213,18 @@ class Fetcher:
             record, name = Seen(tuple(new), self._runtime.wall_clock()), self._writer.new_id()
             await self._writer.insist("a ledger", partial(self._writer.write, record, name))
 
-    async def _hold(self, found: Message, events: Events, now: float) -> None:
-        """Hold a message that came at `now`, unless it is settled."""
-        part = Part(found.subject, events.queue, events.spans)
-        left = self._follower.ledger.unsettled(part)
-        if not left:
+    async def _hold(self, found: Message, events: Events, now: float) -> Held | None:
+        """Hold a message that came at `now`; None if there is nothing to be delivered, or not now."""
+        if not events.event_count:
             await self._writer.ack(found)
-            return
-        blockers = self.held.standing_for(part)
+            return None
+        blockers = self.held.standing_for(Part(found.subject, events.queue, events.spans))
         if len(blockers) > MAX_BLOCKERS:
             with suppress(EngineError):
                 await self._engine.release(found, COPY_SECONDS)
-            return
+            return None
         self._per_message += 0.1 * (events.event_count - self._per_message)
-        self.fresh.append(self.held.add(found, events, now, left, blockers))
+        return self.held.add(found, events, now, blockers)
 
     async def _put_aside(self, found: Message, error: str) -> None:
         """Move a message that says nothing to AA_DEAD, or let it come again if the engine fails: nobody waits for it."""

@@ -26,7 +26,8 @@ class Held:
     """A message, what it says, the local number of its first event, and when it was last known to be ours (steady clock).
 
     Of its events it stands for those in `own`, by the numbers of the queue. Others are settled, or other messages stand for them,
-    its `blockers`: it comes to its end with the last of these.
+    its `blockers`: it comes to its end with the last of these. It is `checked` once the ledger, read up to after it was held, was
+    asked what of it is settled.
     """
 
     message: Message
@@ -36,6 +37,7 @@ class Held:
     own: Sequence[Span] = ()
     blockers: "set[Held]" = field(default_factory=set)
     dependents: "list[Held]" = field(default_factory=list)
+    checked: bool = False
     _firsts: list[int] = field(init=False)  # the local number of each span's first event, and the one behind the last
     _edges: list[int] = field(
         init=False, default_factory=list
@@ -110,12 +112,10 @@ class HeldMessages:
         """Return the messages that stand for some of these events."""
         return [held for held in self._by_queue.get((part.subject, part.queue), ()) if _meet(held.own, part.spans)]
 
-    def add(
-        self, message: Message, events: Events, now: float, left: Sequence[Span], blockers: Sequence[Held] = ()
-    ) -> Held:
-        """Hold a message of whose events `left` are not settled; `blockers` are those that stand for some of these."""
+    def add(self, message: Message, events: Events, now: float, blockers: Sequence[Held] = ()) -> Held:
+        """Hold a message; `blockers` are those that stand for some of its events."""
         others = union(span for each in blockers for span in each.own)
-        own = tuple(part for span in left for part in without(span, others))
+        own = tuple(part for span in events.spans for part in without(span, others))
         held = Held(message, events, self._cursor.next_seq, now, own, set(blockers))
         for each in blockers:
             each.dependents.append(held)
@@ -160,6 +160,10 @@ class HeldMessages:
                     each.blockers.discard(held)
                     ending.append(each)
         return done
+
+    def settle_but(self, held: Held, left: Sequence[Span]) -> list[Held]:
+        """Settle what of a message is not in `left`, numbers of its queue; return as `settle` does."""
+        return self.settle(without(held.span, list(held.ours(left))))
 
     def drop(self, held: Held) -> list[Held]:
         """Hold a message no more, nor those that wait for it: they are somebody else's, or will be. Return them all."""

@@ -70,28 +70,21 @@ FLEETS = (
     ),
     # What was settled before, or is held by others
     Order(
-        "a message that the ledger says is settled is held",
+        "what comes to its end by the ledger is not acknowledged",
         FETCHING,
-        """
-        if not left:
-            await self._writer.ack(found)
-            return
-        """,
-        "",
+        "await self._writer.ack(done.message)",
+        "pass",
     ),
     Order(
         "events are used before the ledger is read up to them",
         FETCHING,
-        """
-        if readable:
-            await self._follower.catch_up()
-        """,
-        "",
+        "await self._follower.catch_up()",
+        "pass",
     ),
     Order(
         "a copy of a message that is held is held, too",
         FETCHING,
-        "blockers = self.held.standing_for(part)",
+        "blockers = self.held.standing_for(Part(found.subject, events.queue, events.spans))",
         "blockers: list[Held] = []",
     ),
     Order(
@@ -124,16 +117,10 @@ FLEETS = (
         FETCHING,
         """
         await self._write_ledgers(readable)
-        if readable:
-            await self._follower.catch_up()
-        for each, events in readable:
-            await self._hold(each, events, now)
+        new = [held for each, events in readable if (held := await self._hold(each, events, now)) is not None]
         """,
         """
-        if readable:
-            await self._follower.catch_up()
-        for each, events in readable:
-            await self._hold(each, events, now)
+        new = [held for each, events in readable if (held := await self._hold(each, events, now)) is not None]
         await self._write_ledgers(readable)
         """,
     ),

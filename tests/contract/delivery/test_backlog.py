@@ -194,6 +194,7 @@ class InStream:
         """Return when the backlog has all that waits."""
         while self.backlog.held_events < self.outcomes()["queued"]:
             await self.backlog.changed.wait()
+        await anyio.sleep(0.01)  # of virtual time, in which the ledger is asked about what is held
 
     async def add(self, *names: str, context: Context = PLAIN, session: str = "s") -> None:
         lines = encode_events([event(name, session) for name in names])

@@ -27,7 +27,7 @@ def events(spans: Sequence[tuple[int, int]], queue: str = "q1") -> Events:
 def hold(held: HeldMessages, *spans: tuple[int, int], subject: str = LINUX, queue: str = "q1", seq: int = 0) -> Held:
     """Hold a message with these spans; its number in the stream is one that no other has, unless it is given."""
     found = events(spans, queue)
-    return held.add(Message(subject, {}, b"", seq or len(held) + 1), found, 5.0, found.spans)
+    return held.add(Message(subject, {}, b"", seq or len(held) + 1), found, 5.0)
 
 
 def part(*spans: tuple[int, int], subject: str = LINUX, queue: str = "q1") -> Part:
@@ -86,8 +86,8 @@ def test_a_copy_ends_with_the_last_message_that_stands_for_its_events() -> None:
     held = HeldMessages()
     first, second = hold(held, (1, 3)), hold(held, (3, 5))
     found = events(((1, 7),), "q1")
-    copy = held.add(Message(LINUX, {}, b"", 3), found, 5.0, found.spans, held.standing_for(part((1, 7))))
-    same = held.add(Message(LINUX, {}, b"", 4), found, 5.0, found.spans, held.standing_for(part((1, 7))))
+    copy = held.add(Message(LINUX, {}, b"", 3), found, 5.0, held.standing_for(part((1, 7))))
+    same = held.add(Message(LINUX, {}, b"", 4), found, 5.0, held.standing_for(part((1, 7))))
     assert (held.parts([copy.span]), held.parts(held.unsettled(same.span))) == ((part((1, 7)),), ())
     assert (held.unsettled(copy.span), held.event_count) == ([Span(9, 11)], 6)
     assert held.settle([Span(9, 11)]) == []
@@ -100,17 +100,19 @@ def test_a_copy_goes_with_the_message_that_stands_for_its_events() -> None:
     held = HeldMessages()
     first, other = hold(held, (1, 3)), hold(held, (8, 9))
     found = events(((1, 5),), "q1")
-    copy = held.add(Message(LINUX, {}, b"xx", 3), found, 5.0, found.spans, held.standing_for(part((1, 5))))
+    copy = held.add(Message(LINUX, {}, b"xx", 3), found, 5.0, held.standing_for(part((1, 5))))
     assert held.byte_count == 2
     assert held.drop(first) == [first, copy]
     assert (list(held), held.event_count, held.byte_count, held.at(3)) == ([other], 1, 0, None)
 
 
-def test_what_was_settled_before_a_message_came_is_not_held() -> None:
+def test_what_is_settled_elsewhere_is_held_no_more() -> None:
     held, found = HeldMessages(), events(((1, 5), (9, 11)), "q1")
-    added = held.add(Message(LINUX, {}, b"", 1), found, 5.0, [Span(2, 3), Span(10, 11)])
+    added = held.add(Message(LINUX, {}, b"", 1), found, 5.0)
+    copy = held.add(Message(LINUX, {}, b"", 2), found, 5.0, [added])
+    assert held.settle_but(added, [Span(2, 3), Span(10, 11)]) == []
     assert held.parts(held.unsettled(added.span)) == (part((2, 3), (10, 11)),)
-    assert held.standing_for(part((1, 2), (3, 10))) == []
+    assert held.settle_but(added, []) == [added, copy]
 
 
 def test_local_numbers_of_several_messages_become_one_part_for_each_queue() -> None:

@@ -163,7 +163,7 @@ async def test_events_that_are_held_are_told_from_others_of_the_queue_whatever_t
         [Span(n, n + 1) for n in range(2, 99, 2)],
     )
     lines = b"{}\n" * len(odd)
-    held.add(Message(SUBJECT, {}, lines, 1), Events("q", tuple(odd), Context(), lines), 0.0, odd)
+    held.add(Message(SUBJECT, {}, lines, 1), Events("q", tuple(odd), Context(), lines), 0.0)
     assert not held.standing_for(Part(SUBJECT, "q", tuple(even)))
     assert not held.standing_for(Part(SUBJECT, "other", tuple(odd)))
     assert held.standing_for(Part(SUBJECT, "q", (*even[:-1], Span(97, 99))))
