@@ -243,9 +243,8 @@ class Fetcher:
     async def _extend(self) -> None:
         while True:
             await anyio.sleep(EXTEND_SECONDS)
-            self.let_lapsed_go(
-                anyio.current_time()
-            )  # this process may have been stopped: the engine takes it all the same
+            # Before: this process may have been stopped, and the engine takes it all the same.
+            self.let_lapsed_go(anyio.current_time())
             for held in self.held:
                 now = anyio.current_time()
                 if held in self.held and await self._more_time(held.message):

@@ -38,10 +38,10 @@ class Held:
     blockers: "set[Held]" = field(default_factory=set)
     dependents: "list[Held]" = field(default_factory=list)
     checked: bool = False
-    _firsts: list[int] = field(init=False)  # the local number of each span's first event, and the one behind the last
-    _edges: list[int] = field(
-        init=False, default_factory=list
-    )  # where each line begins and the last ends, once asked for
+    # The local number of each span's first event, and the one behind the last.
+    _firsts: list[int] = field(init=False)
+    # Where each line begins and the last ends, once asked for.
+    _edges: list[int] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self._firsts = list(accumulate([span.length for span in self.events.spans], initial=self.first))

@@ -276,9 +276,8 @@ async def _consumer(engine: NatsEngine, wanted: api.ConsumerConfig, *, create: b
 def _differences(wanted: Any, found: Any) -> Iterator[Difference]:  # noqa: ANN401 - dataclasses of nats-py, of the same type
     for each in fields(wanted):
         value, other = getattr(wanted, each.name), getattr(found, each.name)
-        is_said = value is not None and (
-            value != each.default or each.name == "discard"
-        )  # its default is one that is wanted
+        # The default of `discard` is one that is wanted; others say nothing.
+        is_said = value is not None and (value != each.default or each.name == "discard")
         if is_said and value != other and (value or other):
             updatable = isinstance(wanted, api.StreamConfig) and each.name in UPDATED
             yield Difference(each.name, _plain(other), _plain(value), updatable)

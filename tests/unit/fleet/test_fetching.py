@@ -79,6 +79,19 @@ async def test_what_is_held_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch)
             await found.changed.wait(seconds=1)
 
 
+async def test_no_more_time_is_asked_for_what_ran_out_while_the_process_was_stopped() -> None:
+    """The engine would take it, though it has given the message to somebody else."""
+    async with fleet() as f:
+        await f.publish("a")
+        found = start(f, MemoryEngine(f.broker), 100)
+        while not found.fresh:
+            await found.changed.wait()
+        (held,) = found.held
+        held.kept_at -= fetching.ACK_WAIT
+        await anyio.sleep(fetching.EXTEND_SECONDS + 1)
+        assert (len(found.held), held.kept_at) == (0, -fetching.ACK_WAIT)
+
+
 async def test_what_came_and_is_not_held_yet_counts_as_held() -> None:
     async with fleet() as f:
         for number in range(20):

@@ -8,14 +8,14 @@ from structlog.testing import capture_logs
 
 from agent.delivery.batch_size import Size
 from agent.delivery.batching import BatchOptions
-from agent.delivery.transport import Kind
+from agent.delivery.transport import Kind, Verdict
 from agent.fleet import message, names
 from agent.fleet.backlog import StreamBacklog
 from agent.fleet.fetching import ACK_WAIT, SAFE_SECONDS
 from agent.fleet.following import LedgerFollower
 from agent.fleet.shared import SharedTurns
 from agent.fleet.writing import FleetWriter
-from agent.queue.cursor import Ledger
+from agent.queue.cursor import Ledger, Pause
 from agent.runtime import Runtime
 from tests.support import virtual_time
 from tests.support.memory_engine import MemoryEngine
@@ -72,6 +72,23 @@ async def test_a_message_is_held_no_longer_than_it_is_sure_to_be_nobody_elses() 
             assert not backlog.holds(batch)
         assert "message_held_too_long" in [each["event"] for each in logs]
         assert backlog.held_events == 0
+
+
+async def test_a_relay_that_is_refused_keeps_what_it_holds_until_no_request_is_under_way() -> None:
+    """Others would send it again, though it may be accepted here yet."""
+    async with fleet() as f:
+        backlog = await backlog_of(f)
+        await f.publish("a")
+        await anyio.sleep(1)
+        batch = await backlog.next_batch(ANY, at_once=True)
+        assert batch is not None
+        assert await backlog.write_intent(batch) is None
+        backlog.remember(Pause("blocked", "402 Payment Required", EPOCH, EPOCH + 300, 0))
+        await anyio.sleep(3)
+        assert backlog.holds(batch)
+        await backlog.note_answer(batch, Verdict(Kind.TRANSIENT, "503", 503), took_nothing=True)
+        await anyio.sleep(3)
+        assert not backlog.holds(batch)
 
 
 async def test_no_request_is_made_for_a_message_that_ran_out_while_its_record_was_written() -> None:
